@@ -12,7 +12,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from recloop.data.read import read_events, read_items, read_users
+from recloop.data.entities import read_items, read_users
+from recloop.data.read import read_events
 from recloop.data.rejected_rows import RejectedRow
 from recloop.errors import UserError
 from recloop.project import Project

@@ -41,7 +41,7 @@ def found(made: detect.InitResult, key: str) -> Any:
           "group_id": "basket_id", "quantity": "quantity", "value": "sales_value"}),
         ("InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country",
          {"user_id": "CustomerID", "item_id": "StockCode", "timestamp": "InvoiceDate", "group_id": "InvoiceNo",
-          "quantity": "Quantity", "value": "UnitPrice"}),
+          "quantity": "Quantity", "value": "UnitPrice", "name": "Description"}),
         ("userId,movieId,rating,timestamp",
          {"user_id": "userId", "item_id": "movieId", "timestamp": "timestamp", "value": "rating"}),
         ("event_time,event_type,product_id,category_code,brand,price,user_id,user_session",
@@ -91,12 +91,13 @@ def test_init_of_the_simulated_shop_detects_columns(detected_shop: tuple[Path, I
     assert made.columns == {
         "user_id": "user_id", "item_id": "item_id", "timestamp": "timestamp", "event_type": "event_type",
         "value": "value", "quantity": "quantity", "group_id": "group_id", "event_id": "event_id", "name": "name",
+        "anonymous_id": "", "time_offset": "",
     }  # fmt: skip
     assert made.time_unit == "iso"
     assert made.scenario == "content"
     assert set(made.to_json()) == {"columns", "time_unit", "scenario", "guesses", "rows", "next"}
     for guess in made.to_json()["guesses"]:
-        assert set(guess) == {"key", "value", "why"}
+        assert set(guess) == {"key", "value", "why", "confidence"}
         assert guess["why"]
 
 

@@ -9,7 +9,8 @@ import polars as pl
 import pytest
 
 from recloop.data.clean import clean
-from recloop.data.read import read_events, read_items
+from recloop.data.entities import read_items
+from recloop.data.read import read_events
 from recloop.project import open_project
 from recloop.records import DAY
 from recloop.simulation.browsing import TYPES, BrowsingSimulator

@@ -29,6 +29,7 @@ def init(
     file: Annotated[str, typer.Argument(help="read the log from this file")],
     items: Annotated[str, typer.Option(help="read the catalog from this file")] = "",
     users: Annotated[str, typer.Option(help="read user attributes from this file")] = "",
+    orders: Annotated[str, typer.Option(help="join the log with this file of orders")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="accept all guesses without asking")] = False,
     force: Annotated[bool, typer.Option("--force", help="overwrite an existing recloop.toml")] = False,
     as_json: Json = False,
@@ -36,7 +37,7 @@ def init(
     """Detect the columns of a log and write recloop.toml."""
     from recloop.init import detect
 
-    found = detect.init(file, items, users, CliContext.root, yes, force)
+    found = detect.init(file, items, users, CliContext.root, yes, force, orders, CliContext.sets)
     replaced, restart = _replaced()
     if restart:
         found = dataclasses.replace(found, next=found.next.replace("recloop update", "recloop update --restart"))

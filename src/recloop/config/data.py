@@ -39,7 +39,7 @@ class Columns(Section):
 
 
 class Fallback(Section):
-    """Further columns of a field, read in this order in rows where the earlier ones are blank."""
+    """Further columns of a field, for rows where the earlier ones are blank."""
 
     user_id: tuple[str, ...] = ()
     """Further columns with the user's id."""

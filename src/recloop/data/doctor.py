@@ -16,7 +16,8 @@ import rich.text
 from recloop.config import Config
 from recloop.data import rejected_rows
 from recloop.data.clean import CleanResult, clean
-from recloop.data.read import EntityTable, RawEvents, read_events, read_items, read_users
+from recloop.data.entities import EntityTable, read_items, read_users
+from recloop.data.read import RawEvents, read_events
 from recloop.data.split import split
 from recloop.errors import UserError
 from recloop.features.clock_rule import CLOCK

@@ -11,7 +11,8 @@ import rich.table
 import rich.text
 
 from recloop.data.clean import clean, describe_row
-from recloop.data.read import read_events, read_items, read_users
+from recloop.data.entities import read_items, read_users
+from recloop.data.read import read_events
 from recloop.features.dwell import DWELL, DWELL_PCT
 from recloop.features.labels import CLASS_NAMES, EventLabeler
 from recloop.files import JsonTree

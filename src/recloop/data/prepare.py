@@ -22,8 +22,9 @@ from recloop.data import new_files, rejected_rows
 from recloop.data.atomic_folder import AtomicFolder
 from recloop.data.clean import CleanResult, clean
 from recloop.data.doctor import Report, report
+from recloop.data.entities import EntityTable, read_items, read_users
 from recloop.data.posted_rows import PostedRows
-from recloop.data.read import EntityTable, read_events, read_items, read_users
+from recloop.data.read import read_events
 from recloop.data.rejected_rows import RejectedRow
 from recloop.data.sources import find, fingerprint
 from recloop.data.split import SplitFrames, split

@@ -10,16 +10,14 @@ from typing import Final
 import polars as pl
 
 from recloop.config import Columns, Data
-from recloop.data.attributes import attribute_texts, object_texts, typed_columns
+from recloop.data.attributes import object_texts
 from recloop.data.numbers import read_numbers
 from recloop.data.rejected_rows import RejectedRow
 from recloop.data.shape import input_columns, shape_log
 from recloop.data.sources import InputFile, find
-from recloop.data.tables import Table, read_objects, read_table
+from recloop.data.tables import Table, read_table
 from recloop.data.timestamps import ParsedTimestamps, parse_timestamps
 from recloop.errors import UserError
-from recloop.features.id_form import form_ids
-from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import (
     CONTEXT,
@@ -30,13 +28,11 @@ from recloop.records import (
     FILE_ROW,
     GROUP_ID,
     ITEM_ID,
-    ITEM_SCHEMA,
     QUANTITY,
     RECEIVED_AT,
     SEQ,
     TIMESTAMP,
     USER_ID,
-    USER_SCHEMA,
     VALUE,
 )
 
@@ -66,18 +62,6 @@ class RawEvents:
     sources: tuple[InputFile, ...]
     rows: Mapping[str, int] = field(default_factory=dict)
     left_out: int = 0
-
-
-@dataclass(frozen=True)
-class EntityTable:
-    """Items or users as read, in file order.
-
-    ``frame`` has ITEM_SCHEMA or USER_SCHEMA with seq 0.
-    """
-
-    frame: pl.DataFrame
-    rejects: list[RejectedRow]
-    sources: tuple[InputFile, ...]
 
 
 def read_events(project: Project) -> RawEvents:
@@ -153,7 +137,7 @@ def parse_events(
             frame = frame.with_columns(pl.coalesce(EVENT_ID, _row_ids(table, numbers)).alias(EVENT_ID))
             readable &= numbers >= first_record
         frames.append(frame.filter(readable))
-        rejects += _rejects(table, reasons, first_record)
+        rejects += rejected_rows_of(table, reasons, first_record)
     frame = pl.concat(frames)
     if since is None and not len(frame):
         first_reject = rejects[0]
@@ -171,7 +155,10 @@ def parse_events(
 
 
 def _row_ids(table: Table, records: pl.Series) -> pl.Series:
-    """event_id of each row by file and record number; further rows of one record get ``.1``, ``.2``."""
+    """event_id of each row by file and record number.
+
+    Further rows of one record get ``.1``, ``.2``.
+    """
     ids = pl.lit(f"{FILE_ROW}{table.source.name}:") + (records + 1).cast(pl.String)
     if table.records is None:
         return pl.select(ids).to_series()
@@ -288,7 +275,7 @@ def no_such_column(table: Table, key: str, name: str) -> None:
     )  # fmt: skip
 
 
-def _rejects(table: Table, reasons: pl.Series, first_record: int = 0) -> list[RejectedRow]:
+def rejected_rows_of(table: Table, reasons: pl.Series, first_record: int = 0) -> list[RejectedRow]:
     """Rejected and broken rows of one file in order, from ``first_record`` on."""
     rows = reasons.is_not_null().arg_true().to_list()
     reason_of = [*zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True), *table.broken.items()]
@@ -300,60 +287,3 @@ def _rejects(table: Table, reasons: pl.Series, first_record: int = 0) -> list[Re
         for record, reason in rejected
         for line, raw in (place_of[record],)
     ]
-
-
-def read_items(project: Project) -> EntityTable | None:
-    """Read the files of ``data.items``; None if not configured."""
-    data = project.config.data
-    return _read_entities(project, data.items, "data.items", ITEM_ID, data.item_key or data.columns.item_id)
-
-
-def read_users(project: Project) -> EntityTable | None:
-    """Read the files of ``data.users``; None if not configured."""
-    data = project.config.data
-    return _read_entities(project, data.users, "data.users", USER_ID, data.user_key or data.columns.user_id)
-
-
-def _read_entities(project: Project, text: str, key: str, id_column: str, name: str) -> EntityTable | None:
-    if not text:
-        return None
-    schema = ITEM_SCHEMA if id_column == ITEM_ID else USER_SCHEMA
-    sources = find(project.sources, text, key)
-    frames, rejects = [], []
-    for source in sources:
-        table, rows = read_rows(source, project.config.data)
-        if name not in table.columns:
-            no_such_column(table, f"data.columns.{id_column}", name)
-        ids = as_ids(table.frame[name], table, id_column)
-        ids = pl.select(form_ids(pl.lit(ids), project.config.data.id_form)).to_series()
-        reasons = pl.select(pl.when(ids.is_null()).then(pl.lit(f"no {id_column}"))).to_series()
-        rejects += _rejects(table, reasons)
-        frames.append(
-            pl.DataFrame(
-                {id_column: ids, "attributes": attribute_texts(rows, name)}, schema_overrides={"attributes": pl.String}
-            )
-        )
-    frame = pl.concat(frames)
-    if not len(frame.drop_nulls(id_column)):
-        raise UserError(key, text, f"rows with a {name}, found none", f"set {key}")
-    # imported versions have stamp 0 instead of an arrival time, so that equal files give equal bytes
-    fixed = {
-        SEQ: pl.lit(0, pl.Int64),
-        RECEIVED_AT: pl.lit(0, pl.Int64),
-        "hidden": pl.lit(False),
-        "deleted": pl.lit(False),
-    }
-    frame = (
-        frame.drop_nulls(id_column)
-        .with_columns(**{column: value for column, value in fixed.items() if column in schema})
-        .select(*schema)
-    )
-    return EntityTable(frame, rejects, tuple(sources))
-
-
-def read_rows(source: InputFile, data: Data) -> tuple[Table, list[JsonTree]]:
-    """Read a file with every row as an object of typed values."""
-    if source.kind == "csv":
-        table = read_table(source, data)
-        return table, typed_columns(table).to_dicts()
-    return read_objects(source, data)

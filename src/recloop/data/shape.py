@@ -60,7 +60,7 @@ def input_columns(data: Data) -> list[str]:
 
 
 def join_columns(on: str) -> tuple[str, str]:
-    """Names of the join column in the log and in the orders file: ``"a = b"``, or ``"a"`` for both."""
+    """Names of the join column in the log and in the orders: ``"a = b"`` or ``"a"``."""
     left, _, right = (part.strip() for part in on.partition("="))
     return left, right or left
 
@@ -124,7 +124,9 @@ def _same_columns(tables: Sequence[Table]) -> list[Table]:
 
 
 def join_orders(lines: pl.DataFrame, orders: pl.DataFrame, on: str) -> pl.DataFrame:
-    """Join order lines with their orders; ``found`` is false in a row without an order.
+    """Join order lines with their orders.
+
+    ``found`` is false in a row without an order.
 
     A column of the orders whose name the lines have too gets the prefix `ORDERS_PREFIX`.
     """
@@ -166,7 +168,7 @@ def _joined(table: Table, orders: pl.DataFrame, data: Data, source: Table) -> Ta
 
 
 def _filled(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
-    """Carry order fields down, fill blank cells from fallback columns, and give ids their form."""
+    """Carry order fields down, fill blank cells, and give ids their form."""
     group = data.columns.group_id
     if data.carry and group in frame.columns:
         carried = [name for name in data.carry if name in frame.columns]
@@ -217,14 +219,14 @@ def _expanded(frame: pl.DataFrame, records: pl.Series, data: Data) -> tuple[pl.D
 
 
 def expand_cells(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
-    """Expand the cells of ``data.cell.column``; a blank cell stays one row without an item."""
+    """Expand the cells of ``data.cell.column``; a blank cell stays one row."""
     cell = data.cell
     text = pl.col(cell.column).str.strip_chars()
     if cell.form == "count name":
         marked = text.str.replace_all(r",\s*(\d+(?:[.,]\d+)?\s*[x×*]\s)", ITEM_MARK + "${1}")
         parts = marked.str.split(ITEM_MARK)
     elif cell.separator == "json":
-        parts = text.str.replace_all("'", '"').str.json_decode(pl.List(pl.String))
+        parts = text.str.strip_chars("[]").str.replace_all("[\"']", "").str.split(",")
     elif cell.separator == " ":
         parts = text.str.replace_all(r"\s+", " ").str.split(" ")
     else:

@@ -66,7 +66,10 @@ class Table:
         return f"csv ({SEPARATOR_NAMES[self.separator]}), {recoded}" if self.kind == "csv" else f"jsonl, {recoded}"
 
     def record_of(self, rows: Sequence[int]) -> list[int]:
-        """Record numbers of rows of ``frame`` in ascending order; broken records are counted too."""
+        """Record numbers of rows of ``frame`` in ascending order.
+
+        Broken records are counted too.
+        """
         if self.records is not None:
             return list(self.records.gather(sorted(rows)).to_list())
         broken = sorted(self.broken)

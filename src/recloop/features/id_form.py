@@ -1,4 +1,4 @@
-"""Form of ids: the same id in two spellings becomes one text at every door (``data.id_form``)."""
+"""Form of ids (``data.id_form``): two spellings of one id become one text."""
 
 from __future__ import annotations
 

@@ -1,94 +1,59 @@
-"""Column detection for log files: by name, by content and by ids of other files."""
+"""Column detection for log files: values decide, names propose."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import polars as pl
 
 from recloop.data.numbers import read_numbers
 from recloop.features.timestamp_text import COMPACT_PATTERN, NUMBER_PATTERN, YEAR_FIRST_PATTERN, YEAR_LAST_PATTERN
+from recloop.init.event_names import Meaning, meaning_of
+from recloop.init.names import (
+    DEVICE_WORDS,
+    ORDER_NAMES,
+    OUTCOME_NAMES,
+    TITLE_NAMES,
+    leaf,
+    name_score,
+    normalize_name,
+    ranked,
+    words_of,
+)
 from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
-KNOWN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
-    USER_ID: (
-        "userid", "user", "customerid", "customer", "custid", "customernumber", "householdid", "household", "memberid",
-        "member", "clientid", "client", "accountid", "account", "visitorid", "visitor", "shopperid", "shopper",
-        "buyerid", "buyer", "reviewerid", "readerid", "subscriberid", "uid", "kundennummer", "kundenid", "kunde",
-        "用户id", "用户", "会员id", "会员", "email", "customeremail", "emailaddress", "deviceid", "cookieid", "cookie", "sessionid",
-    ),
-    ITEM_ID: (
-        "itemid", "item", "productid", "product", "sku", "skuid", "stockcode", "articleid", "article", "artikelnummer",
-        "artikel", "goodsid", "asin", "parentasin", "isbn", "movieid", "movie", "trackid", "track", "songid", "song",
-        "bookid", "book", "videoid", "video", "newsid", "contentid", "content", "offerid", "adid", "businessid",
-        "商品id", "商品", "iid",
-    ),
-    TIMESTAMP: (
-        "timestamp", "transactiontimestamp", "eventtime", "eventtimestamp", "datetime", "ts", "time", "createdat",
-        "occurredat", "invoicedate", "orderdate", "purchasedate", "purchasetime", "orderedat", "transactiondate",
-        "transactiontime", "unixreviewtime", "reviewtime", "date", "tdat", "day", "zeit", "zeitstempel", "datum",
-        "bestelldatum", "时间", "日期",
-    ),
-    GROUP_ID: (
-        "groupid", "basketid", "basket", "invoiceid", "invoiceno", "invoicenumber", "invoice", "orderid", "orderno",
-        "ordernumber", "order", "transactionid", "receiptid", "receipt", "ticketid", "cartid", "bonid", "bon",
-        "bestellnummer", "rechnung", "订单id", "订单", "impressionid", "pageviewid", "slateid",
-    ),
-    EVENT_TYPE: (
-        "eventtype", "eventname", "event", "action", "actiontype", "behavior", "behaviour", "behaviortype",
-        "behaviourtype", "interactiontype", "activity", "type", "verb",
-    ),
-    VALUE: (
-        "value", "rating", "stars", "score", "overall", "salesvalue", "amount", "revenue", "sales", "total", "price",
-        "unitprice", "preis", "betrag",
-    ),
-    QUANTITY: ("quantity", "qty", "units", "menge", "anzahl", "count", "数量"),
-    EVENT_ID: ("eventid", "eventuuid", "uuid", "id", "rowid", "transactionid"),
-}  # fmt: skip
-"""Known names by our column, most likely first, in `normalize_name` form."""
-
-NAME_PATTERNS: Final[Mapping[str, str]] = {
-    USER_ID: r"(user|customer|household|member|visitor|shopper).*(id|no|number|key)$",
-    ITEM_ID: r"(item|product|article|sku|movie|track).*(id|no|number|key|code)$|sku$",
-    TIMESTAMP: r"timestamp|datetime|date$|time$",
-}
-"""Patterns of column names that are not in the list of known names."""
-
-ORDER_NAMES: Final = ("pos", "position", "seq", "sequence", "order", "rank", "step", "index", "sessionposition")
-"""Columns with the number of a user's row, which replace a missing time."""
-
-OUTCOME_NAMES: Final = ("click", "clicked", "label", "purchased", "bought", "target", "conversion", "converted")
-"""Columns of 0 and 1 with the outcome of an impression."""
-
-TITLE_NAMES: Final = (
-    "name", "title", "productname", "itemname", "producttitle", "movietitle", "description", "productdescription",
-    "articlename", "label", "bezeichnung", "名称", "标题",
-)  # fmt: skip
-"""Known names of display columns."""
-
+ANONYMOUS_ID: Final = "anonymous_id"
 MAX_TYPES: Final = 50
-MAX_EMPTY_SHARE: Final = 0.1
-"""Share of empty rows above which another column of a known name is preferred."""
 MIN_UNIQUE_ROWS: Final = 50
 """Number of rows below which an item column may contain each item only once."""
 SAMPLE_ROWS: Final = 2_000
+MIN_CONFIDENCE: Final = 0.5
+"""Confidence below which `init` asks on a terminal and refuses in a script."""
+CLOSE_SCORE: Final = 0.04
+"""Difference of scores below which two columns are equally likely."""
 
 
 class ColumnGuess(NamedTuple):
-    """Detected column ("" for none) and the reason."""
+    """Detected column ("" for none) with its reason.
+
+    ``fallback`` names the columns that fill its blank cells.
+    """
 
     name: str
     why: str
+    confidence: float = 1.0
+    fallback: tuple[str, ...] = ()
 
 
-def normalize_name(name: str) -> str:
-    """Lower-case name without spaces and signs.
+class Candidate(NamedTuple):
+    """Candidate of a field with its score and the share of filled rows."""
 
-    ``Customer ID`` equals ``customer_id``.
-    """
-    return re.sub(r"[\W_]+", "", name.lower())
+    name: str
+    score: float
+    filled: float
+    why: str
 
 
 def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequence[str]]) -> dict[str, ColumnGuess]:
@@ -108,14 +73,14 @@ def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequ
         used = {guess.name for guess in guesses.values()}
         return [name for name in frame.columns if name not in used]
 
-    for field in (USER_ID, ITEM_ID):
-        guesses[field] = _id(field, free(), frame, others.get(field, ()))
-    guesses[TIMESTAMP] = _time(free(), frame)
-    guesses[EVENT_TYPE] = _first(EVENT_TYPE, free(), lambda name: _types(frame[name]))
+    guesses[USER_ID], guesses[ANONYMOUS_ID] = _user(frame, free(), others.get(USER_ID, ()))
+    guesses[ITEM_ID] = _item(frame, free(), others.get(ITEM_ID, ()))
+    guesses[TIMESTAMP] = _time(frame, free())
+    guesses[EVENT_TYPE] = _event_type(frame, free())
     guesses[GROUP_ID] = _first(GROUP_ID, free(), lambda name: _groups(frame, name, guesses[USER_ID].name))
     guesses[EVENT_ID] = _first(EVENT_ID, free(), lambda name: _unique(frame[name]))
     for field in (QUANTITY, VALUE):
-        guesses[field] = _first(field, free(), lambda name: _numeric(frame[name], separator))
+        guesses[field] = _first(field, free(), lambda name: is_numeric(frame[name], separator))
     if not guesses[VALUE].name:
         candidates = (name for name in free() if normalize_name(name) in OUTCOME_NAMES)
         outcome = next((name for name in candidates if _is_outcome(frame[name], separator)), "")
@@ -123,88 +88,160 @@ def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequ
     return guesses
 
 
-def _id(field: str, names: Sequence[str], frame: pl.DataFrame, other_columns: Sequence[str]) -> ColumnGuess:
-    shared = [name for name in names if name in other_columns]
-    for name in _ranked(field, shared):
-        return ColumnGuess(name, "its name, and the other file has it too")
-    candidates = [name for name in _ranked(field, names) if _missing(frame[name]) < 1]
-    candidates = candidates or [
-        name for name in names if re.search(NAME_PATTERNS[field], normalize_name(name)) and _missing(frame[name]) < 1
-    ]
-    if candidates:
-        return _fullest(field, candidates, frame)
-    if len(shared) == 1:
-        return ColumnGuess(shared[0], "the other file has it too")
-    return ColumnGuess("", "no column has such a name")
+# -- ids
 
 
-def _fullest(field: str, names: Sequence[str], frame: pl.DataFrame) -> ColumnGuess:
-    """First of these columns with few empty rows and, for items, repeated values."""
-
-    def poor(name: str) -> tuple[bool, bool]:
-        unique = field == ITEM_ID and len(frame) >= MIN_UNIQUE_ROWS and frame[name].n_unique() == len(frame)
-        return _missing(frame[name]) > MAX_EMPTY_SHARE, unique
-
-    best = min(names, key=poor)
-    if best == names[0]:
-        return ColumnGuess(best, "its name")
-    why = "never repeats" if poor(names[0])[1] else f"is empty in {_missing(frame[names[0]]):.1%} of the rows"
-    return ColumnGuess(best, f"its name; {names[0]} {why}")
-
-
-def _time(names: Sequence[str], frame: pl.DataFrame) -> ColumnGuess:
-    likely = [
-        *_ranked(TIMESTAMP, names),
-        *(name for name in names if re.search(NAME_PATTERNS[TIMESTAMP], normalize_name(name))),
-    ]
-    likely = [name for name in dict.fromkeys(likely) if _holds_stamps(frame[name])]
-    if likely:
-        # prefer a full column over a half-empty one with a better name
-        return ColumnGuess(
-            min(likely, key=lambda name: _missing(frame[name]) > MAX_EMPTY_SHARE), "its name, and it holds stamps"
+def _user(frame: pl.DataFrame, names: Sequence[str], other_columns: Sequence[str]) -> tuple[ColumnGuess, ColumnGuess]:
+    """User column, and the column of ids that are known before a login."""
+    none = ColumnGuess("", "no such column")
+    candidates = _id_candidates(USER_ID, frame, names, other_columns)
+    if not candidates:
+        return ColumnGuess("", "no column has such a name", 0.0), none
+    devices = [one for one in candidates if set(words_of(leaf(one.name))) & DEVICE_WORDS]
+    logins = [one for one in candidates if one not in devices and one.score >= 0.3]
+    if devices and logins and logins[0].filled < 0.9 and devices[0].filled > logins[0].filled:
+        user, device = logins[0], devices[0]
+        why = f"a login, filled in {user.filled:.0%} of the rows; otherwise {device.name}"
+        return ColumnGuess(user.name, why), ColumnGuess(
+            device.name, f"known before a login, filled in {device.filled:.0%}"
         )
+    return _chosen(candidates, frame), none
+
+
+def _item(frame: pl.DataFrame, names: Sequence[str], other_columns: Sequence[str]) -> ColumnGuess:
+    candidates = _id_candidates(ITEM_ID, frame, names, other_columns)
+    if not candidates:
+        return ColumnGuess("", "no column has such a name", 0.0)
+    guess = _chosen(candidates, frame)
+    same_key = [one for one in candidates if leaf(one.name) == leaf(guess.name) and one.name != guess.name]
+    if same_key and _missing(frame[guess.name]) > 0:
+        return guess._replace(fallback=tuple(one.name for one in same_key))
+    blank = _blank(frame[guess.name])
+    if 0 < _mean(blank) < 1:
+        rows = frame.filter(blank)
+        titles = [name for name in names if normalize_name(leaf(name)) in TITLE_NAMES]
+        title = next(
+            (name for name in titles if _missing(rows[name]) < 0.1 and is_function(frame, guess.name, name)), ""
+        )
+        if title:
+            why = f"{guess.why}; {title} where it is blank ({_mean(blank):.1%} of the rows)"
+            return guess._replace(why=why, fallback=(title,))
+    return guess
+
+
+def _id_candidates(
+    field: str, frame: pl.DataFrame, names: Sequence[str], other_columns: Sequence[str]
+) -> list[Candidate]:
+    """Candidates of an id column, best first."""
+    found = []
     for name in names:
-        if frame.schema[name] in (pl.Date, pl.Datetime):
-            return ColumnGuess(name, "it holds dates")
+        column = frame[name]
+        filled = 1 - _missing(column)
+        score = name_score(field, name)
+        shared = name in other_columns
+        if not filled or (score < 0.3 and not shared) or _is_list(column) or _is_measure(column):
+            continue
+        reasons = ["its name"] if score >= 0.3 else []
+        if shared:
+            score += 0.6
+            reasons.append("the other file has it too")
+        score -= 0.6 * (1 - filled)
+        size = len(column)
+        n_unique = column.n_unique()
+        if size >= MIN_UNIQUE_ROWS and field == ITEM_ID and n_unique == size:
+            score -= 0.6
+        if size >= MIN_UNIQUE_ROWS and n_unique <= 1 + (filled < 1):
+            score -= 0.2
+        found.append(Candidate(name, score, filled, ", and ".join(reasons)))
+    return sorted(found, key=lambda one: -one.score)
+
+
+def _chosen(candidates: Sequence[Candidate], frame: pl.DataFrame) -> ColumnGuess:
+    """Best candidate.
+
+    The reason names a column that has a better name and worse values.
+    """
+    best = candidates[0]
+    rivals = [one for one in candidates[1:] if one.filled and not _same_ids(frame, best.name, one.name)]
+    confidence = min(1.0, 0.5 + max(0.0, best.score - 0.4) / 2)
+    why = best.why
+    by_name = sorted((one.name for one in candidates), key=lambda name: -_any_score(name))
+    better = next((name for name in by_name if name != best.name and _any_score(name) > _any_score(best.name)), "")
+    if better:
+        size = len(frame)
+        if frame[better].n_unique() == size >= MIN_UNIQUE_ROWS:
+            why += f"; {better} never repeats in {size:,} rows, {best.name} has {frame[best.name].n_unique():,} values"
+        elif _missing(frame[better]) > 0:
+            why += f"; {better} is empty in {_missing(frame[better]):.1%} of the rows"
+    if rivals and best.score - rivals[0].score < CLOSE_SCORE:
+        why += f"; {rivals[0].name} is as likely"
+        confidence = 0.4
+    return ColumnGuess(best.name, why, round(confidence, 2))
+
+
+def _any_score(name: str) -> float:
+    return max(name_score(field, name) for field in (USER_ID, ITEM_ID))
+
+
+def _same_ids(frame: pl.DataFrame, left: str, right: str) -> bool:
+    """True if each value of one column has one value of the other."""
+    return is_function(frame, left, right) or is_function(frame, right, left)
+
+
+def is_function(frame: pl.DataFrame, key: str, name: str, min_share: float = 0.95) -> bool:
+    """True if a column has one value per key for nearly all keys."""
+    return function_share(frame, key, name) >= min_share
+
+
+def function_share(frame: pl.DataFrame, key: str, name: str) -> float:
+    """Share of the keys with one value of a column; blank cells are ignored."""
+    rows = frame.select(pl.col(key).cast(pl.String).alias("key"), pl.col(name).cast(pl.String).alias("value"))
+    rows = rows.filter((pl.col("key") != "") & (pl.col("value") != ""))
+    return _mean(rows.group_by("key").agg(pl.col("value").n_unique())["value"] == 1)
+
+
+# -- time, types and numbers
+
+
+def _time(frame: pl.DataFrame, names: Sequence[str]) -> ColumnGuess:
+    found = []
     for name in names:
-        if normalize_name(name) in ORDER_NAMES and _holds_stamps(frame[name]):
-            return ColumnGuess(name, "no time; it numbers the rows, read as seconds")
-    return ColumnGuess("", "no column has such a name and holds stamps")
+        column = frame[name]
+        if not holds_stamps(column):
+            continue
+        score = name_score(TIMESTAMP, name)
+        is_date = (
+            column.dtype in (pl.Date, pl.Datetime)
+            or not _mean(column.cast(pl.String).str.contains(NUMBER_PATTERN)) > 0.5
+        )
+        if score < 0.3 and not is_date:
+            continue
+        filled = 1 - _missing(column)
+        score += 0.2 * is_date + 0.15 * _has_clock(column) - 0.8 * (1 - filled)
+        found.append(
+            Candidate(name, score, filled, "its name, and it holds stamps" if score > 0.3 else "it holds dates")
+        )
+    found.sort(key=lambda one: -one.score)
+    if found:
+        others = ", ".join(one.name for one in found[1:4])
+        return ColumnGuess(found[0].name, found[0].why + (f"; others: {others}" if others else ""))
+    for name in names:
+        if normalize_name(name) in ORDER_NAMES and holds_stamps(frame[name]):
+            return ColumnGuess(name, "no time; it numbers the rows", 0.6)
+    return ColumnGuess("", "no column has such a name and holds stamps", 0.0)
 
 
-def _first(field: str, names: Sequence[str], accepts: object) -> ColumnGuess:
-    assert callable(accepts)
-    for name in _ranked(field, names):
-        if accepts(name):
-            return ColumnGuess(name, "its name")
-    return ColumnGuess("", "no such column")
-
-
-def _ranked(field: str, names: Iterable[str]) -> list[str]:
-    rank_of = {name: rank for rank, name in enumerate(KNOWN_NAMES[field])}
-    return sorted(
-        (name for name in names if normalize_name(name) in rank_of), key=lambda name: rank_of[normalize_name(name)]
-    )
-
-
-def _missing(column: pl.Series) -> float:
-    empty = column.is_null() if column.dtype != pl.String else column.is_null() | (column == "")
-    return _mean(empty)
-
-
-def is_blank(column: pl.Series) -> bool:
-    """True if all rows of a column are empty."""
-    return _missing(column) == 1
-
-
-def holds_several(name: str, column: pl.Series) -> bool:
-    """True if a column named like items has a list separator in a third of its cells."""
-    if column.dtype != pl.String or not re.search(r"item|product|article|goods", normalize_name(name)):
+def _has_clock(column: pl.Series) -> bool:
+    if column.dtype == pl.Date:
         return False
-    return _mean(column.str.contains(r"\S\s*[,;|]\s*\S")) > 1 / 3
+    if column.dtype != pl.String:
+        return True
+    texts = column.drop_nulls().head(SAMPLE_ROWS)
+    return _mean(texts.str.contains(r"\d:\d|^\d{10,}")) > 0.5
 
 
-def _holds_stamps(column: pl.Series) -> bool:
+def holds_stamps(column: pl.Series) -> bool:
+    """True if nearly all filled cells of a column are stamps or numbers."""
     if column.dtype in (pl.Date, pl.Datetime) or column.dtype.is_integer() or column.dtype.is_float():
         return column.null_count() < len(column)
     if column.dtype != pl.String:
@@ -219,28 +256,64 @@ def _holds_stamps(column: pl.Series) -> bool:
     return len(texts) > 0 and _mean(is_stamp) >= 0.9
 
 
+def _event_type(frame: pl.DataFrame, names: Sequence[str]) -> ColumnGuess:
+    """Column with few texts, most of which name an event."""
+    best = ColumnGuess("", "no such column")
+    best_score = 0.0
+    for name in names:
+        score = name_score(EVENT_TYPE, name)
+        if score < 0.3 or not _types(frame[name]):
+            continue
+        known = known_share(frame[name])
+        exact = normalize_name(leaf(name)) in ("eventtype", "eventname", "event", "action")
+        if known < 0.2 and not exact and score < 0.85:
+            continue
+        if score + known > best_score:
+            best_score = score + known
+            values = ", ".join(frame[name].cast(pl.String).drop_nulls().unique(maintain_order=True).head(3).to_list())
+            best = ColumnGuess(name, f"its name; {values}" if known else "its name")
+    return best
+
+
+def known_share(column: pl.Series) -> float:
+    """Share of rows whose value names a known event."""
+    counts = column.cast(pl.String).drop_nulls().value_counts()
+    total = int(counts["count"].sum() or 0)
+    known = sum(count for name, count in counts.iter_rows() if name and meaning_of(name) is not Meaning.OTHER)
+    return known / total if total else 0.0
+
+
+def _first(field: str, names: Sequence[str], accepts: Callable[[str], bool]) -> ColumnGuess:
+    for name in ranked(field, names):
+        if accepts(name):
+            return ColumnGuess(name, "its name")
+    return ColumnGuess("", "no such column")
+
+
 def _groups(frame: pl.DataFrame, name: str, user: str) -> bool:
     """True if rows share values of a column and nearly all sharing rows have one user."""
     if not user:
         return False
-    rows = frame.select(name, user).filter(pl.col(name).cast(pl.String).fill_null("") != "")
-    values = rows[name].n_unique()
-    if values <= 1 or values > 0.95 * len(rows):
+    rows = frame.select(pl.col(name).cast(pl.String).alias("group"), pl.col(user).cast(pl.String).alias("user"))
+    rows = rows.filter((pl.col("group").fill_null("") != "") & (pl.col("user").fill_null("") != ""))
+    values = rows["group"].n_unique()
+    if values <= 1 or values > 0.98 * len(rows):
         return False
-    pairs = rows.select(pl.struct(name, user).n_unique()).item()
+    pairs = rows.select(pl.struct("group", "user").n_unique()).item()
     return bool(pairs <= 1.05 * values + 1)
 
 
 def _types(column: pl.Series) -> bool:
     """True if a column has few distinct values; a single value counts too."""
-    return _missing(column) < 1 and column.n_unique() <= MAX_TYPES
+    return not is_blank(column) and not column.dtype.is_nested() and column.n_unique() <= MAX_TYPES
 
 
 def _unique(column: pl.Series) -> bool:
     return _missing(column) == 0 and column.n_unique() == len(column) > 1
 
 
-def _numeric(column: pl.Series, separator: str) -> bool:
+def is_numeric(column: pl.Series, separator: str) -> bool:
+    """True if nearly all filled cells of a column are numbers."""
     if column.dtype.is_numeric():
         return True
     if column.dtype != pl.String:
@@ -250,10 +323,48 @@ def _numeric(column: pl.Series, separator: str) -> bool:
 
 
 def _is_outcome(column: pl.Series, separator: str) -> bool:
-    if not _numeric(column, separator):
+    if not is_numeric(column, separator):
         return False
     numbers = column if column.dtype.is_numeric() else read_numbers(column, separator)[0]
     return set(numbers.drop_nulls().unique().to_list()) == {0, 1}
+
+
+# -- cells
+
+
+def _is_list(column: pl.Series) -> bool:
+    return column.dtype.is_nested() or (column.dtype == pl.String and _mean(column.str.contains(r"^\s*[\[{]")) > 1 / 3)
+
+
+def _is_measure(column: pl.Series) -> bool:
+    """True for decimals and dates, which are no ids."""
+    if column.dtype.is_temporal():
+        return True
+    texts = column.drop_nulls().head(SAMPLE_ROWS).cast(pl.String)
+    texts = texts.filter(texts != "")
+    decimals = _mean(texts.str.contains(r"^-?\d+[.,]\d*[1-9]\d*$"))
+    dates = _mean(texts.str.contains(YEAR_FIRST_PATTERN))
+    return len(texts) > 0 and (decimals > 0.5 or dates > 0.5)
+
+
+def is_blank(column: pl.Series) -> bool:
+    """True if all rows of a column are empty."""
+    return _missing(column) == 1
+
+
+def holds_several(name: str, column: pl.Series) -> bool:
+    """True if a column named like items has a list separator in a third of its cells."""
+    if column.dtype != pl.String or not re.search(r"item|product|article|goods", normalize_name(name)):
+        return False
+    return _mean(column.str.contains(r"\S\s*[,;|]\s*\S")) > 1 / 3
+
+
+def _blank(column: pl.Series) -> pl.Series:
+    return column.is_null() if column.dtype != pl.String else column.fill_null("").str.strip_chars() == ""
+
+
+def _missing(column: pl.Series) -> float:
+    return _mean(_blank(column))
 
 
 def _mean(column: pl.Series) -> float:

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from recloop.data.tables import Table
 from recloop.files import JsonTree
-from recloop.init.columns import TITLE_NAMES, ColumnGuess, normalize_name
+from recloop.init.columns import ColumnGuess
+from recloop.init.names import TITLE_NAMES, normalize_name
 
 MAX_CATEGORIES: Final = 1_000
 MAX_FEATURES: Final = 8

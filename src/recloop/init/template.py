@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from recloop.config import Data, Events
 
@@ -20,9 +20,9 @@ events = {events}
 items = {items}
 users = {users}
 encoding = "auto"                 # auto | utf-8 | gb18030 | cp1252 | utf-16
-time_unit = {time_unit:<21} # auto | s | ms | us | iso
+time_unit = {time_unit:<21} # auto | s | ms | us | ns | days | order | iso
 timezone = "UTC"                  # for stamps without a zone
-
+{layout}
 [data.columns]                    # our name = the file's; "" if it has none
 """
 
@@ -37,6 +37,12 @@ COLUMN_NOTES = {
     "event_id": "without it an import cannot be repeated safely",
     "name": 'display name, or a template: "{brand}, {size}"',
 }
+
+LAYOUT_KEYS: Final = (
+    "orders", "on", "item_key", "user_key", "separator", "header", "where", "carry", "missing_users", "guests", "id_form",
+    "item_columns", "user_columns",
+)  # fmt: skip
+"""Keys of ``[data]`` that are written only if they differ from their defaults."""
 
 EVENTS_TEMPLATE = """
 [events]                          # {why}
@@ -104,6 +110,7 @@ def config_text(
     segment: str,
     scenario: tuple[str, str],
     rated: bool,
+    reasons: Mapping[str, str],
 ) -> str:
     """Render recloop.toml.
 
@@ -117,13 +124,18 @@ def config_text(
         segment: ``serve.segment``.
         scenario: Name of the scenario and the reason.
         rated: True if ``value`` is a rating and every row is positive.
+        reasons: Reason by key of the guesses.
     """
     blocks = [
         HEAD_TEMPLATE.format(
             info=_line(info), events=_text(data.events), items=_text(data.items), users=_text(data.users),
-            time_unit=_text(data.time_unit),
+            time_unit=_text(data.time_unit), layout=_layout(data, reasons),
         ),
-        *(_column(column, getattr(data.columns, column), why) for column, why in COLUMN_NOTES.items()),
+        *(
+            _column(column, getattr(data.columns, column), reasons.get(f"data.columns.{column}", why) if column in OPTIONAL_NOTES else why)
+            for column, why in {**COLUMN_NOTES, **_optional_columns(data)}.items()
+        ),
+        *_subtables(data, reasons),
         EVENTS_TEMPLATE.format(
             why=_line(events[1]), neutral=_list(events[0].neutral), positive=_list(events[0].positive),
             negative=_list(events[0].negative), weights=_table(events[0].weights), history=_list(events[0].history),
@@ -148,6 +160,49 @@ def config_text(
             blocks.append(f'kind = "{field["kind"]}"\nfrom = {_text(field["from"])}\ndim = {field["dim"]}\n')
     blocks.append(TAIL_TEMPLATE.format(scenario=scenario[0], reason=_line(scenario[1]), segment=_segment(segment)))
     return "".join(blocks)
+
+
+OPTIONAL_NOTES: Final = {"anonymous_id": "device or browser", "time_offset": "time of day"}
+
+
+def _optional_columns(data: Data) -> dict[str, str]:
+    """Notes of the columns that are written only if the log has them."""
+    return {name: why for name, why in OPTIONAL_NOTES.items() if getattr(data.columns, name)}
+
+
+def _layout(data: Data, reasons: Mapping[str, str]) -> str:
+    """Lines of the keys that differ from their defaults, below their reasons."""
+    default = Data()
+    lines = []
+    for key in LAYOUT_KEYS:
+        value = getattr(data, key)
+        if value == getattr(default, key):
+            continue
+        if reason := reasons.get(f"data.{key}"):
+            lines.append(f"# {_line(reason)}")
+        lines.append(f"{key} = {_value(value)}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _subtables(data: Data, reasons: Mapping[str, str]) -> list[str]:
+    """Tables ``[data.fallback]`` and ``[data.cell]``, if they are needed."""
+    blocks = []
+    fallback = {name: names for name, names in data.fallback.model_dump().items() if names}
+    if fallback:
+        blocks.append("\n[data.fallback]                   # read where the column above is blank\n")
+        blocks += [f"{name} = {_value(names)}\n" for name, names in fallback.items()]
+    if data.cell.column:
+        blocks.append(
+            "\n[data.cell]                       # " + _line(reasons.get("data.cell", "cells of several items")) + "\n"
+        )
+        blocks += [f"{name} = {_text(value)}\n" for name, value in data.cell.model_dump().items()]
+    return blocks
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _list(value) if isinstance(value, tuple) else _text(str(value))
 
 
 def _column(name: str, column: str, why: str) -> str:

@@ -1,0 +1,116 @@
+"""Readers of a project's items and users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from recloop.config import Data
+from recloop.data.attributes import attribute_texts, typed_columns
+from recloop.data.log_catalog import entity_table
+from recloop.data.read import as_ids, no_such_column, read_orders, rejected_rows_of
+from recloop.data.rejected_rows import RejectedRow
+from recloop.data.shape import input_columns, shape_log
+from recloop.data.sources import InputFile, find
+from recloop.data.tables import Table, read_objects, read_table
+from recloop.errors import UserError
+from recloop.features.id_form import form_ids
+from recloop.files import JsonTree
+from recloop.project import Project
+from recloop.records import ITEM_ID, ITEM_SCHEMA, RECEIVED_AT, SEQ, USER_ID, USER_SCHEMA
+
+
+@dataclass(frozen=True)
+class EntityTable:
+    """Items or users as read, in file order.
+
+    ``frame`` has ITEM_SCHEMA or USER_SCHEMA with seq 0.
+    """
+
+    frame: pl.DataFrame
+    rejects: list[RejectedRow]
+    sources: tuple[InputFile, ...]
+
+
+def read_items(project: Project) -> EntityTable | None:
+    """Read the items from their files, or from columns of the log.
+
+    None if neither ``data.items`` nor ``data.item_columns`` is configured.
+    """
+    data = project.config.data
+    if not data.items and data.item_columns:
+        return _from_log(project, ITEM_ID, data.columns.item_id, data.item_columns)
+    return _read_entities(project, data.items, "data.items", ITEM_ID, data.item_key or data.columns.item_id)
+
+
+def read_users(project: Project) -> EntityTable | None:
+    """Read the users from their files, or from columns of the log.
+
+    None if neither ``data.users`` nor ``data.user_columns`` is configured.
+    """
+    data = project.config.data
+    if not data.users and data.user_columns:
+        return _from_log(project, USER_ID, data.columns.user_id, data.user_columns)
+    return _read_entities(project, data.users, "data.users", USER_ID, data.user_key or data.columns.user_id)
+
+
+def _read_entities(project: Project, text: str, key: str, id_column: str, name: str) -> EntityTable | None:
+    if not text:
+        return None
+    sources = find(project.sources, text, key)
+    frames, rejects = [], []
+    for source in sources:
+        table, rows = read_rows(source, project.config.data)
+        if name not in table.columns:
+            no_such_column(table, f"data.columns.{id_column}", name)
+        ids = as_ids(table.frame[name], table, id_column)
+        ids = pl.select(form_ids(pl.lit(ids), project.config.data.id_form)).to_series()
+        reasons = pl.select(pl.when(ids.is_null()).then(pl.lit(f"no {id_column}"))).to_series()
+        rejects += rejected_rows_of(table, reasons)
+        frames.append(
+            pl.DataFrame(
+                {id_column: ids, "attributes": attribute_texts(rows, name)}, schema_overrides={"attributes": pl.String}
+            )
+        )
+    frame = pl.concat(frames)
+    if not len(frame.drop_nulls(id_column)):
+        raise UserError(key, text, f"rows with a {name}, found none", f"set {key}")
+    return EntityTable(_versions(frame, id_column), rejects, tuple(sources))
+
+
+def _from_log(project: Project, id_column: str, key: str, names: Sequence[str]) -> EntityTable | None:
+    """Attributes that stand in the log, with the newest value of each id."""
+    data = project.config.data
+    wanted = [*input_columns(data), *names]
+    tables = [read_table(source, data, wanted) for source in find(project.sources, data.events, "data.events")]
+    table = entity_table(shape_log(tables, data, read_orders(project)).tables, key, names)
+    rows = typed_columns(table).to_dicts() if table.kind != "parquet" else table.frame.to_dicts()
+    ids = as_ids(table.frame[key], table, id_column)
+    frame = pl.DataFrame({id_column: ids, "attributes": pl.Series(attribute_texts(rows, key), dtype=pl.String)})
+    return EntityTable(_versions(frame, id_column), [], ()) if len(frame) else None
+
+
+def _versions(frame: pl.DataFrame, id_column: str) -> pl.DataFrame:
+    """First versions of items or users, without rows that have no id.
+
+    They have stamp 0 instead of an arrival time, so that equal files give equal bytes.
+    """
+    schema = ITEM_SCHEMA if id_column == ITEM_ID else USER_SCHEMA
+    fixed = {
+        SEQ: pl.lit(0, pl.Int64),
+        RECEIVED_AT: pl.lit(0, pl.Int64),
+        "hidden": pl.lit(False),
+        "deleted": pl.lit(False),
+    }
+    columns = {column: value for column, value in fixed.items() if column in schema}
+    return frame.drop_nulls(id_column).with_columns(**columns).select(*schema)
+
+
+def read_rows(source: InputFile, data: Data) -> tuple[Table, list[JsonTree]]:
+    """Read a file with every row as an object of typed values."""
+    if source.kind == "csv":
+        table = read_table(source, data)
+        return table, typed_columns(table).to_dicts()
+    return read_objects(source, data)

@@ -1,0 +1,401 @@
+"""Guess ``[data]``: columns, layout and form of a log, each with its reason."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import polars as pl
+
+from recloop.config import Cell, Columns, Data, Fallback
+from recloop.data.attributes import typed_columns
+from recloop.data.log_catalog import entity_table
+from recloop.data.shape import COUNT_COLUMN, LABEL_COLUMN, expand_cells, join_orders, shape_log
+from recloop.data.tables import Table
+from recloop.data.timestamps import looks_compact
+from recloop.errors import UserError
+from recloop.files import JsonTree
+from recloop.init import layout
+from recloop.init.columns import ANONYMOUS_ID, MIN_CONFIDENCE, ColumnGuess, guess_columns, is_blank
+from recloop.init.features import Side
+from recloop.init.headless import guess_headless
+from recloop.init.layout import Condition
+from recloop.init.names import FUTURE_WORDS, TITLE_NAMES, leaf, normalize_name, words_of
+from recloop.records import EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
+
+FIELDS: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, GROUP_ID)
+LABELS: Final = {USER_ID: "user id", ITEM_ID: "item id", TIMESTAMP: "time"}
+PRIVATE_WORDS: Final = frozenset(
+    [
+        "email",
+        "mail",
+        "name",
+        "phone",
+        "street",
+        "address",
+        "address1",
+        "address2",
+        "city",
+        "zip",
+        "company",
+        "ip",
+        "login",
+        "birthday",
+        "notes",
+        "note",
+    ]
+)
+"""Words of columns that identify a person; they never become attributes."""
+ROW_WORDS: Final = frozenset(
+    [
+        "id",
+        "no",
+        "number",
+        "uuid",
+        "session",
+        "row",
+        "line",
+        "date",
+        "time",
+        "at",
+        "timestamp",
+        "status",
+        "quantity",
+        "qty",
+    ]
+)
+"""Words of columns that describe a row; they never become attributes of an item."""
+
+
+@dataclass(frozen=True)
+class GuessedSetting:
+    """Guessed setting, the reason and the confidence from 0 to 1."""
+
+    key: str
+    value: Any
+    why: str
+    confidence: float = 1.0
+
+
+@dataclass
+class Guesses:
+    """Guesses in the order in which they were made, and notes on what is left out."""
+
+    settings: list[GuessedSetting] = field(default_factory=list)
+
+    def say(self, key: str, value: Any, why: str, confidence: float = 1.0) -> None:
+        self.settings.append(GuessedSetting(key, value, why, confidence))
+
+
+@dataclass(frozen=True)
+class LogInput:
+    """Files as read for `init`: tables with all columns, orders, and the sides.
+
+    Attributes:
+        read_settings: Settings of ``[data]`` that the files were read with.
+        ask: True if a terminal answers questions.
+        accept: True if guesses below the least confidence are accepted.
+        chosen: Columns by field that are not guessed.
+    """
+
+    tables: list[Table]
+    orders: list[Table]
+    items: Side | None
+    users: Side | None
+    read_settings: Data
+    ask: bool
+    accept: bool = True
+    chosen: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.tables[0].source.name
+
+
+def guess_data(log: LogInput, guesses: Guesses) -> tuple[Data, Side | None, Side | None]:
+    """Guess ``[data]`` of a log, and its items and users.
+
+    Without their files, the attributes in the log are the items and users.
+
+    Raises:
+        UserError: a required column is missing or two are equally likely; the message names both readings.
+    """
+    data, frame = _layout(log, guesses)
+    headless = not data.header
+    others = {side: _columns_of(table) for side, table in ((ITEM_ID, log.items), (USER_ID, log.users))}
+    separator = log.tables[0].separator or ","
+    columns = guess_headless(frame, data.cell.column) if headless else guess_columns(frame, separator, others)
+    columns = _with_cell(columns, data.cell)
+    if data.columns.group_id and not columns[GROUP_ID].name:
+        columns[GROUP_ID] = ColumnGuess(data.columns.group_id, "its values number the orders")
+    for name, column in log.chosen.items():
+        if column and column not in frame.columns:
+            expected = f"a column of {log.name}: {', '.join(frame.columns[:20])}"
+            raise UserError(f"data.columns.{name}", column, expected, f"--set data.columns.{name}=COLUMN")
+        columns[name] = ColumnGuess(column, "your setting")
+    if log.ask:
+        for name in (name for name in FIELDS if name not in log.chosen):
+            columns[name] = _asked(name, columns[name], frame.columns)
+    _require(log, columns, frame)
+    for name, guess in columns.items():
+        if name != ANONYMOUS_ID or guess.name:
+            guesses.say(f"data.columns.{name}", guess.name, guess.why, guess.confidence)
+    data = data.model_copy(
+        update={
+            "columns": Columns(**{name: guess.name for name, guess in columns.items()}),
+            "fallback": Fallback(
+                **{n: g.fallback for n, g in columns.items() if g.fallback and n in Fallback.model_fields}
+            ),
+            "carry": tuple(n for n in data.carry if n in {g.name for g in columns.values()}),
+        }
+    )
+    if data.carry:
+        guesses.say("data.carry", list(data.carry), f"filled only in the first row of each {data.columns.group_id}")
+    data = _times(data, columns[TIMESTAMP], frame, guesses)
+    data = _keys(log, data, guesses)
+    data = _where(data, frame, guesses)
+    return _attributes(log, data, frame, guesses)
+
+
+# -- layout
+
+
+def _layout(log: LogInput, guesses: Guesses) -> tuple[Data, pl.DataFrame]:
+    """Settings of the layout, and the frame of all files with one event per row."""
+    data = log.read_settings
+    frame = pl.concat([table.frame for table in log.tables], how="diagonal_relaxed")
+    if not len(frame):
+        raise UserError("FILE", log.name, "rows under the header, found none", "recloop init FILE")
+    if not data.header:
+        guesses.say("data.header", False, "the first line holds values, not names; columns are c1, c2, ...", 0.9)
+    if log.orders:
+        orders = pl.concat([table.frame for table in log.orders], how="diagonal_relaxed")
+        join = layout.guess_join(frame, orders)
+        if join is None:
+            expected = f"a column that joins {log.name} and {log.orders[0].source.name}, with one row per order"
+            raise UserError("--orders", log.orders[0].source.name, expected, "export both files with the order id")
+        guesses.say("data.on", join.on, f"{join.share:.1%} of the rows find their order", join.share)
+        frame = join_orders(frame, orders, join.on).filter("found").drop("found")
+        data = data.model_copy(update={"on": join.on})
+    group, carry = layout.guess_carry(frame)
+    if carry:
+        first = (pl.when(pl.col(n) != "").then(pl.col(n)).drop_nulls().first().over(group).alias(n) for n in carry)
+        frame = frame.with_columns(first)
+    if group:
+        data = data.model_copy(update={"carry": carry, "columns": Columns(group_id=group)})
+    cell = layout.guess_cell(frame, not data.header)
+    if cell is not None:
+        data = data.model_copy(update={"cell": cell})
+        n_cells = len(frame)
+        frame = expand_cells(frame, data)
+        why = f"{cell.column} holds several items a cell: {n_cells:,} rows become {len(frame):,}"
+        guesses.say("data.cell", cell.model_dump(), why, 0.9)
+    return data, frame
+
+
+def _with_cell(columns: Mapping[str, ColumnGuess], cell: Cell) -> dict[str, ColumnGuess]:
+    """Guesses with the columns that ``data.cell`` adds."""
+    found = dict(columns)
+    if cell.column:
+        found[ITEM_ID] = ColumnGuess(cell.column, "its cells hold the items", 0.9)
+        added = {
+            "id-label": (VALUE, LABEL_COLUMN, "0: shown, 1: clicked"),
+            "count name": (QUANTITY, COUNT_COLUMN, "units"),
+        }
+        if cell.form in added:
+            name, column, why = added[cell.form]
+            found[name] = ColumnGuess(column, why)
+    return found
+
+
+def _columns_of(side: Side | None) -> list[str]:
+    return [] if side is None else list(side[0].columns)
+
+
+# -- required columns
+
+
+def _require(log: LogInput, columns: Mapping[str, ColumnGuess], frame: pl.DataFrame) -> None:
+    """Refuse a log without a user, an item or a time, and a close call in a script."""
+    filled = [name for name in frame.columns if not is_blank(frame[name])]
+    for name in (USER_ID, ITEM_ID, TIMESTAMP):
+        guess = columns[name]
+        if not guess.name:
+            raise UserError(f"data.columns.{name}", "", *_missing_column(log, name, filled, frame))
+        if guess.confidence < MIN_CONFIDENCE and not log.ask and not log.accept:
+            raise UserError(
+                f"data.columns.{name}", guess.name, f"one clear column for the {LABELS[name]}: {guess.why}",
+                f"--set 'data.columns.{name}=\"{guess.name}\"', or --yes to accept it",
+            )  # fmt: skip
+
+
+def _missing_column(log: LogInput, name: str, filled: Sequence[str], frame: pl.DataFrame) -> tuple[str, str]:
+    """Expectation and fix for a required column that no column can be."""
+    shown = ", ".join(f"{column} ({_example(frame[column])})" for column in filled[:12])
+    more = f" and {len(filled) - 12} more" if len(filled) > 12 else ""
+    expected = f"a column with the {LABELS[name]}; {log.name} has {shown}{more}"
+    words = {word for column in filled for word in words_of(column)}
+    if name == ITEM_ID and words & {"order", "increment", "invoice"}:
+        return expected, "export the order items: one row per product of an order, with the product's id or SKU"
+    if name == USER_ID and not log.orders and words & {"order", "invoice"}:
+        return expected, f"recloop init {log.name} --orders FILE, with the file that has the customer of each order"
+    if name == TIMESTAMP and words & {"order", "invoice"} and not log.orders:
+        return expected, f"recloop init {log.name} --orders FILE, with the file that has the date of each order"
+    return expected, f"recloop init FILE --set 'data.columns.{name}=\"COLUMN\"'"
+
+
+def _example(column: pl.Series) -> str:
+    texts = column.cast(pl.String, strict=False).drop_nulls() if not column.dtype.is_nested() else pl.Series(["[...]"])
+    value = next((text for text in texts.head(100).to_list() if text.strip()), "")
+    return value[:24] + ("..." if len(value) > 24 else "")
+
+
+def _asked(field_name: str, guess: ColumnGuess, names: Sequence[str]) -> ColumnGuess:
+    """Ask for a column on the terminal; Enter keeps the guess, ``-`` means none."""
+    while True:
+        sys.stderr.write(f"{field_name} [{guess.name or '-'}] ({guess.why}): ")
+        sys.stderr.flush()
+        answer = sys.stdin.readline().strip()
+        if not answer:
+            return guess
+        if answer == "-":
+            return ColumnGuess("", "your answer")
+        if answer in names:
+            return ColumnGuess(answer, "your answer")
+        matches = difflib.get_close_matches(answer, names, n=1, cutoff=0.0)
+        sys.stderr.write(f"  no column {answer}; nearest: {matches[0]}\n")
+
+
+def _times(data: Data, guess: ColumnGuess, frame: pl.DataFrame, guesses: Guesses) -> Data:
+    """``data.time_unit`` where the values alone do not tell it."""
+    if guess.why.startswith("no time"):
+        why = (
+            "order numbers instead of times: the order of a user's rows is kept; dates, hours and trends are not known"
+        )
+        guesses.say("data.time_unit", "order", why, guess.confidence)
+        return data.model_copy(update={"time_unit": "order"})
+    column = frame[guess.name]
+    return data.model_copy(update={"time_unit": "iso"}) if looks_compact(column) else data
+
+
+# -- keys of the other files
+
+
+def _keys(log: LogInput, data: Data, guesses: Guesses) -> Data:
+    """``data.item_key`` and ``data.user_key``, if the id columns have other names."""
+    update = {}
+    for name, side, flag, key in (
+        (ITEM_ID, log.items, "--items", "item_key"),
+        (USER_ID, log.users, "--users", "user_key"),
+    ):
+        column = getattr(data.columns, name)
+        if side is None or (column in side[0].columns and data.header):
+            continue
+        values = pl.concat(
+            [table.frame[column].cast(pl.String) for table in log.tables if column in table.frame.columns]
+            or [pl.Series([], dtype=pl.String)]
+        )
+        right, share = _best_key(values, side[0].frame) if len(values) else ("", 0.0)
+        if share < 0.5:
+            _refuse_side(flag, side, column, name)
+        guesses.say(f"data.{key}", right, f"{share:.1%} of the log's rows are found in it", share)
+        update[key] = right
+    return data.model_copy(update=update)
+
+
+def _best_key(values: pl.Series, frame: pl.DataFrame) -> tuple[str, float]:
+    """Unique column that holds most of the values, and the share of rows found."""
+    shares = {}
+    for name in frame.columns:
+        keys = frame[name].cast(pl.String, strict=False).drop_nulls() if not frame[name].dtype.is_nested() else None
+        if keys is not None and len(keys) and keys.n_unique() >= 0.95 * len(keys):
+            shares[name] = float(values.is_in(keys.unique().implode()).sum()) / len(values)
+    best = max(shares, key=lambda name: shares[name], default="")
+    return best, shares.get(best, 0.0)
+
+
+def _refuse_side(flag: str, side: Side, column: str, name: str) -> None:
+    matches = difflib.get_close_matches(column, side[0].columns, n=1, cutoff=0.0)
+    raise UserError(
+        flag, side[0].source.name, f"the id column {column} of the log; nearest: {matches[0]}",
+        f"rename {matches[0]} to {column}, or export the file with the ids of the log's {name}",
+    )  # fmt: skip
+
+
+# -- rows
+
+
+def _where(data: Data, frame: pl.DataFrame, guesses: Guesses) -> Data:
+    """``data.where``: conditions against rows that are not events about items."""
+    columns = data.columns
+    conditions = (
+        layout.child_rows(frame),
+        layout.undone_at(frame),
+        layout.rows_without_item(
+            frame, columns.item_id, data.fallback.item_id, columns.event_type, bool(data.cell.column)
+        ),
+    )
+    found: list[Condition] = [condition for condition in conditions if condition is not None]
+    if not found:
+        return data
+    text = " AND ".join(condition.text for condition in found)
+    why = "; ".join(f"{condition.why} ({condition.rows:,} rows)" for condition in found)
+    guesses.say("data.where", text, f"left out: {why}", 0.8)
+    return data.model_copy(update={"where": text})
+
+
+# -- attributes in the log
+
+
+def _attributes(
+    log: LogInput, data: Data, frame: pl.DataFrame, guesses: Guesses
+) -> tuple[Data, Side | None, Side | None]:
+    """``data.item_columns`` and ``data.user_columns``, with the sides that they give."""
+    columns = data.columns
+    used = {name for name in columns.model_dump().values() if name} | {
+        name for names in data.fallback.model_dump().values() for name in names
+    }
+    free = [name for name in frame.columns if name not in used | {LABEL_COLUMN, COUNT_COLUMN}]
+    items, users = log.items, log.users
+    known = {leaf(name): name for name in [*data.fallback.item_id, *free]}
+    titles = [name for name in known.values() if normalize_name(leaf(name)) in TITLE_NAMES]
+    of_user = layout.attributes_of(
+        frame,
+        columns.user_id,
+        [n for n in free if not set(words_of(leaf(n))) & (PRIVATE_WORDS | ROW_WORDS)],
+        columns.timestamp,
+    )
+    candidates = [name for name in free if not set(words_of(leaf(name))) & (ROW_WORDS - {"id"}) and name not in titles]
+    future = [name for name in candidates if set(words_of(leaf(name))) & FUTURE_WORDS]
+    of_item = layout.attributes_of(
+        frame, columns.item_id, [n for n in candidates if n not in future], columns.timestamp
+    )
+    if future:
+        guesses.say("not used", future, "these count events after a row, which a model must not know")
+    item_names = [name for name in of_item if of_item[name] > of_user.get(name, 0.0)]
+    price = [columns.value] if columns.value and "price" in words_of(columns.value) else []
+    item_names = [*titles[:1], *item_names, *price] if items is None else []
+    if item_names:
+        why = "one value per item: they become the catalog, with the newest value of each"
+        guesses.say("data.item_columns", item_names, why, 0.8)
+        data = data.model_copy(update={"item_columns": tuple(item_names)})
+        items = _log_side(log, data, columns.item_id, item_names)
+    user_names = [name for name in of_user if name not in item_names] if users is None else []
+    if user_names:
+        guesses.say("data.user_columns", user_names, "one value per user: they become user attributes", 0.8)
+        data = data.model_copy(update={"user_columns": tuple(user_names)})
+        users = _log_side(log, data, columns.user_id, user_names)
+    taken = {*data.item_columns, *data.user_columns, *data.carry, data.cell.column}
+    unused = [name for name in free if name not in taken and not is_blank(frame[name])]
+    if unused:
+        guesses.say("not used", unused, "columns that no setting reads")
+    return data, items, users
+
+
+def _log_side(log: LogInput, data: Data, key: str, names: Sequence[str]) -> Side:
+    table = entity_table(shape_log(log.tables, data, log.orders).tables, key, names)
+    rows: list[JsonTree] = typed_columns(table).to_dicts() if table.kind != "parquet" else table.frame.to_dicts()
+    return table, rows
