@@ -337,7 +337,7 @@ def _is_list(column: pl.Series) -> bool:
 
 
 def _is_measure(column: pl.Series) -> bool:
-    """True for decimals and dates, which are no ids."""
+    """True for decimals and dates, which are not ids."""
     if column.dtype.is_temporal():
         return True
     texts = column.drop_nulls().head(SAMPLE_ROWS).cast(pl.String)
