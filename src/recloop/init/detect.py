@@ -123,7 +123,8 @@ def inspect_log(
     """Guess the settings of a log without writing them."""
     log = read_input(folder, (file, items, users, orders), ask, accept, chosen or {})
     guesses = Guesses()
-    data, item_side, user_side = guess_data(log, guesses)
+    guessed = guess_data(log, guesses)
+    data, item_side, user_side = guessed.data, guessed.items, guessed.users
     names = data.columns.model_dump()
     title = choose_title(item_side, data.item_key or names[ITEM_ID])
     guesses.say("data.columns.name", title.name, title.why)
@@ -135,14 +136,14 @@ def inspect_log(
     events, why = guess_events(raw.frame, names)
     _say_events(events, why, guesses)
     resolution = timestamp_resolution(raw.frame[TIMESTAMP])
-    burst = Clean(burst="off") if resolution else Clean()
+    rules = Clean(exclude_items=guessed.exclude_items, **({"burst": "off"} if resolution else {}))
     reason = (
         f"stamps have a resolution of one {resolution}: rows of one stamp are not a burst"
         if resolution
         else "stamps are fine enough"
     )
     guesses.say("clean.burst", "off" if resolution else {"events": 10, "seconds": 1}, reason)
-    cleaned = clean(raw.frame, Config(data=data, events=events, clean=burst))
+    cleaned = clean(raw.frame, Config(data=data, events=events, clean=rules))
     remedies = _remedies(raw, cleaned, resolution)
     for setting, text in remedies.items():
         guesses.say("update would stop", setting, text)
@@ -167,6 +168,7 @@ def inspect_log(
         segment=segment,
         scenario=(scenario, reason),
         rated=normalize_name(names[VALUE]) in {"rating", "stars", "score", "overall"},
+        exclude_items=guessed.exclude_items,
         reasons={guess.key: guess.why for guess in guesses.settings},
     )
     build(tomllib.loads(text), environment={})

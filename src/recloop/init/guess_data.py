@@ -18,7 +18,7 @@ from recloop.data.tables import Table
 from recloop.data.timestamps import looks_compact
 from recloop.errors import UserError
 from recloop.files import JsonTree
-from recloop.init import layout
+from recloop.init import guess_ids, layout
 from recloop.init.columns import ANONYMOUS_ID, MIN_CONFIDENCE, ColumnGuess, guess_columns, is_blank
 from recloop.init.features import Side
 from recloop.init.headless import guess_headless
@@ -27,6 +27,7 @@ from recloop.init.names import FUTURE_WORDS, TITLE_NAMES, leaf, normalize_name, 
 from recloop.records import EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 FIELDS: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, GROUP_ID)
+MAX_SHOWN: Final = 20
 LABELS: Final = {USER_ID: "user id", ITEM_ID: "item id", TIMESTAMP: "time"}
 PRIVATE_WORDS: Final = frozenset(
     [
@@ -115,7 +116,17 @@ class LogInput:
         return self.tables[0].source.name
 
 
-def guess_data(log: LogInput, guesses: Guesses) -> tuple[Data, Side | None, Side | None]:
+@dataclass(frozen=True)
+class GuessedData:
+    """Guessed ``[data]``, items and users, and ids for ``clean.exclude_items``."""
+
+    data: Data
+    items: Side | None
+    users: Side | None
+    exclude_items: tuple[str, ...]
+
+
+def guess_data(log: LogInput, guesses: Guesses) -> GuessedData:
     """Guess ``[data]`` of a log, and its items and users.
 
     Without their files, the attributes in the log are the items and users.
@@ -156,8 +167,13 @@ def guess_data(log: LogInput, guesses: Guesses) -> tuple[Data, Side | None, Side
         guesses.say("data.carry", list(data.carry), f"filled only in the first row of each {data.columns.group_id}")
     data = _times(data, columns[TIMESTAMP], frame, guesses)
     data = _keys(log, data, guesses)
+    data = _ids(log, data, frame, guesses)
     data = _where(data, frame, guesses)
-    return _attributes(log, data, frame, guesses)
+    data, items, users = _attributes(log, data, frame, guesses)
+    excluded = guess_ids.charges(frame, data, log.items, separator)
+    for item, reason in list(excluded.items())[:MAX_SHOWN]:
+        guesses.say("not a product", item, reason, 0.8)
+    return GuessedData(data, items, users, tuple(excluded))
 
 
 # -- layout
@@ -323,6 +339,19 @@ def _refuse_side(flag: str, side: Side, column: str, name: str) -> None:
         flag, side[0].source.name, f"the id column {column} of the log; nearest: {matches[0]}",
         f"rename {matches[0]} to {column}, or export the file with the ids of the log's {name}",
     )  # fmt: skip
+
+
+def _ids(log: LogInput, data: Data, frame: pl.DataFrame, guesses: Guesses) -> Data:
+    """``data.missing_users`` and ``data.id_form``."""
+    guess_ids.refuse_cut_ids(frame, data)
+    missing = guess_ids.missing_users(frame, data, log.users)
+    if missing:
+        rows = ", ".join(f"{word} ({rows:,} rows)" for word, rows in missing.items())
+        guesses.say("data.missing_users", list(missing), f"words for a user who is not known: {rows}", 0.8)
+    form, why, confidence = guess_ids.id_form(frame, data, log.items, log.users)
+    if form != "text":
+        guesses.say("data.id_form", form, why, confidence)
+    return data.model_copy(update={"missing_users": tuple(missing), "id_form": form})
 
 
 # -- rows

@@ -64,7 +64,7 @@ CLEAN_TEMPLATE = """
 duplicates = "exact"              # exact | off
 {burst}
 keep = "quantity IS NULL OR quantity <> 0"   # SQL condition over a row
-max_removed = 0.05                # the run stops and shows the rows if a rule would remove more
+{exclude_items}max_removed = 0.05                # the run stops and shows the rows if a rule would remove more
 max_rejected = 0.05               # the run stops and shows the reasons if more rows cannot be read (no user, no stamp)
 
 [split]
@@ -110,6 +110,7 @@ def config_text(
     segment: str,
     scenario: tuple[str, str],
     rated: bool,
+    exclude_items: tuple[str, ...],
     reasons: Mapping[str, str],
 ) -> str:
     """Render recloop.toml.
@@ -124,6 +125,7 @@ def config_text(
         segment: ``serve.segment``.
         scenario: Name of the scenario and the reason.
         rated: True if ``value`` is a rating and every row is positive.
+        exclude_items: ``clean.exclude_items``.
         reasons: Reason by key of the guesses.
     """
     blocks = [
@@ -150,6 +152,7 @@ def config_text(
     blocks.append(
         CLEAN_TEMPLATE.format(
             burst=burst,
+            exclude_items=f"exclude_items = {_list(exclude_items)}   # not products\n" if exclude_items else "",
             filter_seen="true" if repeats < 0.05 else "false",
             repeats=f"{repeats * 100:.1f} % of positive rows are repeats: {seen_rule}",
         )
