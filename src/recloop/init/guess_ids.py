@@ -87,8 +87,12 @@ def charges(frame: pl.DataFrame, data: Data, items: Side | None, separator: str)
         rows = rows.with_columns(ids_of(frame, columns.group_id).alias(GROUP_ID))
     if columns.value and columns.value in frame.columns:
         rows = rows.with_columns(read_numbers(frame[columns.value], separator)[0].alias(VALUE))
-    found = {one.item_id: one.reason for one in log_checks.non_products(rows) if one.proposed}
-    known = [] if items is None else _side_ids(items, data.item_key or columns.item_id).to_list()
+    known = set() if items is None else set(_side_ids(items, data.item_key or columns.item_id))
+    found = {
+        one.item_id: one.reason
+        for one in log_checks.non_products(rows)
+        if one.proposed and (one.item_id not in known or len(one.reasons) > 1)
+    }
     missing = log_checks.missing_words(rows[ITEM_ID], known)
     words = {word: "a word for a missing item" for word in missing if word not in found}
     return {**found, **words}
