@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from recloop.config import Data
-from recloop.data.sources import InputFile, encoding_of, find, fingerprint
+from recloop.data.encoding import encoding_of
+from recloop.data.sources import InputFile, find, fingerprint
 from recloop.errors import UserError
 
 HANZI = "用户,商品\n张伟,绿茶和红茶\n李娜,面包\n"
@@ -74,7 +75,7 @@ def test_gzip_truncated_raises(tmp_path: Path) -> None:
         list(cut.blocks())
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"PK\x03\x04xx", "Excel"), (b"[{}]", "JSON array")])
+@pytest.mark.parametrize(("content", "said"), [(b"PK\x03\x04xx", "complete zip"), (b"[{}]", "JSON array")])
 def test_unsupported_files_are_named(tmp_path: Path, content: bytes, said: str) -> None:
     with pytest.raises(UserError, match=said):
         _ = source(tmp_path / "log.xlsx", content).kind

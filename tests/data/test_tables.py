@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +10,7 @@ import pytest
 
 from recloop.config import Data
 from recloop.data.sources import InputFile
-from recloop.data.tables import read_table
+from recloop.data.tables import read_table, sample_table
 from recloop.errors import UserError
 
 
@@ -90,3 +91,28 @@ def test_read_table_of_a_damaged_parquet_raises(tmp_path: Path) -> None:
     pl.DataFrame({"a": list(range(1000))}).write_parquet(path)
     with pytest.raises(UserError, match="complete Parquet file"):
         table(path, path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_sample_table_reads_about_the_rows_in_whole_lines(tmp_path: Path, packed: bool) -> None:
+    text = "a,b\n" + "".join(f'{number:07d},"x\n{number:07d}"\n' for number in range(20_000))
+    path = tmp_path / "a.csv"
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    sample = sample_table(InputFile("FILE", path, path.name), Data(), 5_000)
+    assert 2_000 < len(sample.frame) < 10_000
+    assert sample.frame.filter(pl.col("b") != "x\n" + pl.col("a")).is_empty()
+    assert sample.broken == {}
+    assert (sample.frame["a"].max() or "") > "0010000" or packed
+
+
+def test_sample_table_of_a_small_file_reads_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,b\n1,2\n3,4\n")
+    assert len(sample_table(InputFile("FILE", path, path.name), Data(), 5).frame) == 2
+
+
+def test_sample_table_of_parquet_reads_first_and_middle_row_groups(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"a": range(4000)}).write_parquet(path, row_group_size=1000)
+    sample = sample_table(InputFile("FILE", path, path.name), Data(), 100)
+    assert sample.frame["a"].to_list() == [*range(50), *range(2000, 2050)]

@@ -70,7 +70,7 @@ class Cell(Section):
 
 class Data(Section):
     events: str = "log.csv"
-    """File, glob or folder with the events: CSV, JSONL or Parquet, also as .gz or .zst."""
+    """File, glob or folder with the events: CSV, JSONL or Parquet, also as .gz, .zst, .bz2 or .zip."""
     items: str = ""
     """File with the catalog, or empty; its id column is named as in `data.columns.item_id`."""
     users: str = ""

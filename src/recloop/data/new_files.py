@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -25,7 +24,6 @@ from recloop.project import Project
 from recloop.records import FileFacts
 from recloop.storage.data_manifest import MANIFEST, DataManifest, FileRecord
 
-BLOCK_BYTES: Final = 1 << 22
 REJECTS_FILE: Final = "rejects.jsonl"
 
 
@@ -182,24 +180,24 @@ def record_files(project: Project, records: Sequence[FileRecord], rejects: Seque
 
 
 def _record(source: InputFile) -> FileRecord:
-    size = source.path.stat().st_size
-    digest, _, _ = _hashed(source.path, size)
+    size = source.n_bytes
+    digest, _, _ = _hashed(source, size)
     return FileRecord(source.name, digest, size)
 
 
 def _grown(source: InputFile, known_record: FileRecord) -> tuple[FileRecord, bool]:
     """Record of a file, and True if it is the old content plus new lines."""
-    size = source.path.stat().st_size
+    size = source.n_bytes
     if size < known_record.bytes:
         return _record(source), False
-    digest, prefix, edge = _hashed(source.path, size, known_record.bytes)
+    digest, prefix, edge = _hashed(source, size, known_record.bytes)
     ends_at_line = source.kind != "parquet" and (
-        source.packing is not None or edge[:1] in b"\r\n" or edge[1:] in (b"\r", b"\n")
+        source.packing not in (None, "zip") or edge[:1] in b"\r\n" or edge[1:] in (b"\r", b"\n")
     )
     return FileRecord(source.name, digest, size), prefix == known_record.sha256 and ends_at_line
 
 
-def _hashed(path: Path, size: int, prefix_bytes: int = 0) -> tuple[str, str, bytes]:
+def _hashed(source: InputFile, size: int, prefix_bytes: int = 0) -> tuple[str, str, bytes]:
     """Hash a file and its old part.
 
     Returns SHA-256 of the first ``size`` bytes, of the first ``prefix_bytes`` bytes, and the bytes at the edge.
@@ -207,16 +205,15 @@ def _hashed(path: Path, size: int, prefix_bytes: int = 0) -> tuple[str, str, byt
     digest = hashlib.sha256()
     prefix = hashlib.sha256().hexdigest()
     edge = b""
-    with path.open("rb") as file:
-        for end in (prefix_bytes, size):
-            while (n_left := end - file.tell()) > 0:
-                block = file.read(min(BLOCK_BYTES, n_left))
-                if not block:
-                    break
-                digest.update(block)
-            if end == prefix_bytes:
-                prefix = digest.hexdigest()
-        if 0 < prefix_bytes < size:
-            file.seek(prefix_bytes - 1)
-            edge = file.read(2)
-    return digest.hexdigest(), prefix, edge
+    n_hashed = 0
+    for block in source.content():
+        start = prefix_bytes - n_hashed
+        if 0 < start <= len(block):
+            old_part = digest.copy()
+            old_part.update(block[:start])
+            prefix = old_part.hexdigest()
+        if prefix_bytes:
+            edge += block[max(0, start - 1) : max(0, start + 1)]
+        digest.update(block)
+        n_hashed += len(block)
+    return digest.hexdigest(), prefix, edge if prefix_bytes < size else b""

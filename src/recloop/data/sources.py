@@ -1,7 +1,7 @@
-"""Input files: find by setting, detect format and encoding, fingerprint.
+"""Input files: find by setting, detect the format, unpack, sample and fingerprint.
 
-The format is detected from the bytes, not from the file name: Parquet, JSON lines or CSV, with gzip or zstd
-compression, in UTF-8, GB18030, cp1252 or UTF-16. Other encodings than UTF-8 are transcoded in a stream without loss.
+The format is detected from the bytes, not from the file name: Parquet, JSON or text with separators, plain, compressed
+or as a member of a zip archive.
 """
 
 from __future__ import annotations
@@ -11,32 +11,51 @@ import difflib
 import hashlib
 import json
 import os
-import re
+import sys
+import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
 
 from recloop.config import Data
+from recloop.data.containers import (
+    MAX_UNPACK_RATIO,
+    MAX_UNPACKED_BYTES,
+    UNPACK_COMMANDS,
+    UNPACK_ERRORS,
+    Packing,
+    member_bytes,
+    members,
+    open_bytes,
+    packing_of,
+    unpack_limit,
+    unpacked,
+)
 from recloop.errors import UserError
 
 TABLE_SUFFIXES: Final = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
-COMPRESSION_BY_SUFFIX: Final = {".gz": "gzip", ".zst": "zstd"}
-COMPRESSION_BY_MAGIC: Final = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-FOREIGN_FORMATS: Final = {
-    b"PK\x03\x04": "a zip or Excel file",
-    b"SQLite": "an SQLite database",
-    b"\xd0\xcf\x11\xe0": "an Excel file",
-}
+COMPRESSION_SUFFIXES: Final = (".gz", ".zst", ".bz2")
 BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 BLOCK_BYTES: Final = 1 << 22
-FORMATS: Final = "csv, jsonl or parquet (also .gz, .zst)"
+MAX_OPEN_QUOTE_LINES: Final = 100
+"""Lines that are left out at the end of a sample to close a quote."""
+FORMATS: Final = "CSV, JSON or Parquet (also .gz, .zst, .bz2, .zip)"
+EXCEL_FIX: Final = "libreoffice --headless --convert-to csv FILE"
+FOREIGN_FORMATS: Final = {
+    b"PK": ("an Excel or LibreOffice document", EXCEL_FIX),
+    b"\xd0\xcf\x11\xe0": ("an old Excel document", EXCEL_FIX),
+    b"SQLite format 3": ("an SQLite database", "sqlite3 -header -csv FILE 'SELECT * FROM TABLE' > FILE.csv"),
+    b"%PDF": ("a PDF document", "export the table as CSV in the program that wrote the PDF"),
+}
+HTML_FIX: Final = "python -c \"import pandas; pandas.read_html('FILE')[0].to_csv('FILE.csv', index=False)\""
+HTML_STARTS: Final = ("<!doctype html", "<html", "<table", "<?xml")
 
 Kind = Literal["csv", "jsonl", "parquet"]
 
@@ -48,33 +67,65 @@ class InputFile:
     Attributes:
         key: The setting that names it: ``data.events``.
         path: Path on disk.
-        name: Path from the project folder, as used in messages, rejects and the fingerprint.
+        name: Path from the project folder, as used in messages, rejects and the fingerprint; a member of an archive
+            is ``archive.zip/member``.
+        member: Name of the member, if the path is a zip archive.
+        size: Bytes to read of a file; -1: all. A file that grows is read up to this size.
+        sample_bytes: Unpacked bytes to read at most, from the beginning and the middle; 0: all.
     """
 
     key: str
     path: Path
     name: str
+    member: str = ""
+    size: int = -1
+    sample_bytes: int = 0
 
     @property
-    def packing(self) -> str | None:
-        with self.path.open("rb") as file:
-            start = file.read(4)
-        return next((packing for magic, packing in COMPRESSION_BY_MAGIC.items() if start.startswith(magic)), None)
+    def n_bytes(self) -> int:
+        """Bytes on disk, or of the unpacked member."""
+        if self.size >= 0:
+            return self.size
+        return self._sizes()[1] if self.member else self.path.stat().st_size
+
+    def fixed(self) -> InputFile:
+        """Same file with the present size; bytes appended later are not read."""
+        return replace(self, size=self.n_bytes)
+
+    def sampled(self, n_bytes: int) -> InputFile:
+        """Same file of which only about ``n_bytes`` are read, in whole lines."""
+        return replace(self, sample_bytes=n_bytes)
+
+    @property
+    def packing(self) -> Packing | None:
+        """Compression of the content; an archive counts as "zip"."""
+        if self.member:
+            return "zip"
+        return packing_of(self._start())
+
+    def content(self) -> Iterator[bytes]:
+        """Yield the bytes as stored: a compressed file stays compressed, a member is unpacked."""
+        with open_bytes(self.path, self.n_bytes, self.member) as stream:
+            yield from self._checked(stream, self.member != "")
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the decompressed bytes."""
+        """Yield the decompressed bytes.
+
+        Raises:
+            UserError: the file is damaged, or unpacks to more than `unpack_limit` bytes.
+        """
+        if self.sample_bytes:
+            yield self._sample()
+            return
         with self.stream() as stream:
-            try:
-                while block := stream.read(BLOCK_BYTES):
-                    yield block
-            except (OSError, EOFError, ValueError) as error:
-                raise UserError(
-                    self.key, self.name, f"a complete {self.packing} file ({error})", "compress it again"
-                ) from None
+            yield from self._checked(stream, self.packing is not None)
 
     def stream(self) -> Any:
         """Decompressed bytes as an Arrow stream."""
-        return pa.input_stream(str(self.path), compression=self.packing)
+        if self.sample_bytes:
+            return pa.BufferReader(self._sample())
+        packing = packing_of(self._start())
+        return unpacked(open_bytes(self.path, self.n_bytes, self.member), None if packing == "zip" else packing)
 
     def head(self, size: int = 1 << 16) -> bytes:
         for block in self.blocks():
@@ -86,25 +137,87 @@ class InputFile:
         head = self.head()
         if head[:4] == b"PAR1":
             return "parquet"
-        for magic, description in FOREIGN_FORMATS.items():
+        if head.startswith(b"PK") and not zipfile.is_zipfile(self.path):
+            raise UserError(self.key, self.name, "a complete zip archive", "compress it again")
+        for magic, (description, fix) in FOREIGN_FORMATS.items():
             if head.startswith(magic):
-                raise UserError(
-                    self.key, self.name, f"{FORMATS}; this is {description}", "export the table as CSV in UTF-8"
-                )
+                raise self._foreign(description, fix)
         text = head.decode("utf-16" if encoding_mark(head) == "utf-16" else "latin-1", "ignore").lstrip(
             "\ufeffï»¿ \r\n\t"
         )
+        if text[:20].lower().startswith(HTML_STARTS):
+            raise self._foreign("an HTML or XML page", HTML_FIX)
         if text.startswith("["):
             raise UserError(
                 self.key, self.name, "one JSON object per line; this is a JSON array", "jq -c '.[]' FILE > FILE.jsonl"
             )
         return "jsonl" if text.startswith("{") else "csv"
 
+    def _foreign(self, description: str, fix: str) -> UserError:
+        name = self.path.name
+        return UserError(
+            self.key,
+            self.name,
+            f"{FORMATS}; this is {description}",
+            fix.replace("FILE.csv", f"{name}.csv").replace("FILE", name),
+        )
+
+    def _start(self) -> bytes:
+        with open_bytes(self.path, self.n_bytes, self.member) as stream:
+            return bytes(stream.read(4))
+
+    def _sizes(self) -> tuple[int, int]:
+        """Packed and unpacked size of the member."""
+        return member_bytes(self.path, self.member)
+
+    def _checked(self, stream: Any, is_packed: bool) -> Iterator[bytes]:
+        """Yield blocks; a damaged file and one that unpacks without end are errors."""
+        packed = self._sizes()[0] if self.member else self.n_bytes
+        limit = unpack_limit(packed) if is_packed else sys.maxsize
+        total = 0
+        try:
+            while block := stream.read(BLOCK_BYTES):
+                total += len(block)
+                if total > limit:
+                    break
+                yield block
+        except UNPACK_ERRORS as error:
+            raise UserError(
+                self.key, self.name, f"a complete {self.packing} file ({error})", "compress it again"
+            ) from None
+        if total > limit:
+            raise UserError(
+                self.key, self.name,
+                f"at most {limit:,} unpacked bytes for {packed:,} packed ones "
+                f"(ratio {MAX_UNPACK_RATIO}, limit {MAX_UNPACKED_BYTES:,})",
+                f"{UNPACK_COMMANDS[self.packing or 'gzip'].format(self.path.name)}, then set {self.key} to the result",
+            )  # fmt: skip
+
+    def _sample(self) -> bytes:
+        """About ``sample_bytes`` in whole lines: half from the start, half from the middle of a plain file."""
+        whole = replace(self, sample_bytes=0)
+        half = self.sample_bytes // 2
+        head = whole.head(4)
+        is_plain = whole.packing is None and encoding_mark(head) not in ("utf-16", "utf-16-le", "utf-16-be")
+        if not is_plain or self.n_bytes <= self.sample_bytes:
+            first = bytearray()
+            for block in whole.blocks():
+                first += block[: self.sample_bytes - len(first)]
+                if len(first) == self.sample_bytes:
+                    return _whole_lines(bytes(first)) if is_plain or b"\0" not in first else bytes(first)
+            return bytes(first)
+        with self.path.open("rb") as file:
+            first_half = _whole_lines(file.read(half))
+            file.seek(max(half, self.n_bytes // 2))
+            middle = file.read(min(half, self.n_bytes - file.tell()))
+        line_end = b"\n" if b"\n" in middle else b"\r"
+        return first_half + _whole_lines(middle[middle.find(line_end) + 1 :])
+
 
 def find(root: Path, text: str, key: str) -> list[InputFile]:
-    """Find the files of a setting: a file, glob or folder.
+    """Find the files of a setting: a file, glob or folder, and the members of zip archives.
 
-    They are sorted by the bytes of the path.
+    They are sorted by the bytes of the name. Their size is fixed: bytes appended later are not read.
 
     Raises:
         UserError: the path does not exist (the error names the nearest one), or the file is empty.
@@ -122,12 +235,15 @@ def find(root: Path, text: str, key: str) -> list[InputFile]:
         if not paths:
             fix = "recloop init FILE, with its path" if key == "FILE" else f"set {key} in recloop.toml"
             raise UserError(key, text, f"an existing file, glob or folder{_beside(target)}", fix)
-    sources = [InputFile(key, file, file.as_posix() if path.is_absolute() else _name(root, file)) for file in paths]
+    sources = [
+        source
+        for file in paths
+        for source in _with_members(InputFile(key, file, file.as_posix() if path.is_absolute() else _name(root, file)))
+    ]
     sources.sort(key=lambda source: source.name.encode())
-    for source in sources:
-        if source.path.stat().st_size == 0 and len(sources) == 1:
-            raise UserError(key, text, f"{FORMATS} with a header and rows; the file is empty (0 bytes)", f"set {key}")
-    return [source for source in sources if source.path.stat().st_size] or sources
+    if len(sources) == 1 and sources[0].n_bytes == 0:
+        raise UserError(key, text, f"{FORMATS} with a header and rows; the file is empty (0 bytes)", f"set {key}")
+    return [source for source in sources if source.n_bytes] or sources
 
 
 def fingerprint(data: Data, sources: Iterable[InputFile]) -> str:
@@ -136,9 +252,10 @@ def fingerprint(data: Data, sources: Iterable[InputFile]) -> str:
     settings = data.model_dump(mode="json")
     digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
     for source in sources:
-        with source.path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"\n{source.key}\0{source.name}\0{content}".encode())
+        content = hashlib.sha256()
+        for block in source.content():
+            content.update(block)
+        digest.update(f"\n{source.key}\0{source.name}\0{content.hexdigest()}".encode())
     return digest.hexdigest()
 
 
@@ -154,76 +271,40 @@ def encoding_mark(head: bytes) -> str | None:
     return None
 
 
-def encoding_of(source: InputFile, configured: str = "auto") -> str:
-    """Encoding of a text file: the configured one, else the first that decodes it.
+def _with_members(source: InputFile) -> list[InputFile]:
+    """The file, or the members of a zip archive.
 
-    Order: byte order mark, UTF-8, GB18030, cp1252, UTF-16. GB18030 also decodes most cp1252 texts, so most
-    characters above ASCII must also be pairs of high bytes.
-
-    Raises:
-        UserError: the configured encoding, or each of the four, fails to decode the file.
+    Of several members, those with a suffix of a table are used.
     """
-    mark = encoding_mark(source.head())
-    if configured != "auto":
-        if configured == "utf-16":
-            configured = mark if mark and mark.startswith("utf-16") else "utf-16-le"
-        bad_byte = _first_broken(source, configured)
-        if bad_byte is not None:
-            raise UserError(
-                "data.encoding", configured, f"the encoding of {source.name} (decoding fails at byte {bad_byte:,})",
-                '--set data.encoding="auto"',
-            )  # fmt: skip
-        return configured
-    if mark is not None:
-        if _first_broken(source, mark) is None:
-            return mark
-    elif _first_broken(source, "utf-8") is None:
-        return "utf-8"
-    elif _first_broken(source, "gb18030") is None and _looks_chinese(source):
-        return "gb18030"
-    elif _first_broken(source, "cp1252") is None:
-        return "cp1252"
-    elif _first_broken(source, "gb18030") is None:
-        return "gb18030"
-    raise UserError(
-        "data.encoding", "auto", f"UTF-8, GB18030, cp1252 or UTF-16; none of them decodes all of {source.name}",
-        "iconv -f ENCODING -t UTF-8 FILE > NEW",
-    )  # fmt: skip
+    names = members(source.path)
+    if names is None:
+        return [source.fixed()]
+    tables = names if len(names) == 1 else [name for name in names if Path(name).suffix.lower() in TABLE_SUFFIXES]
+    if not tables:
+        expected = f"an archive with {FORMATS}; it has {', '.join(names[:5]) or 'no file'}"
+        raise UserError(source.key, source.name, expected, f"set {source.key} to another file")
+    return [replace(source, name=f"{source.name}/{name}", member=name).fixed() for name in tables]
 
 
-def _first_broken(source: InputFile, encoding: str) -> int | None:
-    decoder = codecs.getincrementaldecoder(encoding)()
-    n_decoded = 0
-    try:
-        for block in source.blocks():
-            decoder.decode(block)
-            n_decoded += len(block)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        return n_decoded + error.start
-    return None
-
-
-def _looks_chinese(source: InputFile) -> bool:
-    """True if most characters above ASCII are pairs of high bytes, as in Chinese text."""
-    common = rare = 0
-    for block in source.blocks():
-        pairs = re.findall(rb"[\x81-\xfe][\x30-\x39\x40-\x7e\x80-\xfe]", block)
-        common += sum(pair[0] >= 0xA1 and pair[1] >= 0xA1 for pair in pairs)
-        rare += sum(pair[0] < 0xA1 or pair[1] < 0xA1 for pair in pairs)
-        if common + rare > 100_000:
+def _whole_lines(text: bytes) -> bytes:
+    """Text up to its last line end at which no quote is open."""
+    line_end = b"\n" if b"\n" in text else b"\r"
+    last = text.rfind(line_end)
+    end = last
+    for _ in range(MAX_OPEN_QUOTE_LINES):
+        if end < 0 or text.count(b'"', 0, end) % 2 == 0:
             break
-    return common > rare
+        end = text.rfind(line_end, 0, end)
+    return text[: (end if end > 0 else last) + 1]
 
 
 def _is_table(file: Path, folder: Path) -> bool:
     if any(part.startswith((".", "_")) for part in file.relative_to(folder).parts):
         return False
     suffixes = file.suffixes
-    return (
-        bool(suffixes)
-        and (suffixes[-1] if suffixes[-1] not in COMPRESSION_BY_SUFFIX else "".join(suffixes[-2:-1])) in TABLE_SUFFIXES
-    )
+    return bool(suffixes) and (
+        suffixes[-1] if suffixes[-1] not in COMPRESSION_SUFFIXES else "".join(suffixes[-2:-1])
+    ) in (*TABLE_SUFFIXES, ".zip")
 
 
 def _globbed(root: Path, text: str) -> list[Path]:

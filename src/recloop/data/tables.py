@@ -1,32 +1,29 @@
 """Reader of one file as a table of text columns, with its broken rows.
 
-CSV and JSON lines are read only as text: an id ``01``, ``1e5`` or ``null`` stays as written. Parquet keeps its types.
-For broken rows a second pass over the file finds the line and the raw text.
+Text tables and JSON lines are read only as text; Parquet keeps its types.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
 import polars as pl
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from recloop.config import Data
-from recloop.data.sources import InputFile, Kind, encoding_of
-from recloop.errors import UserError, printable
+from recloop.data.csv_dialect import Dialect
+from recloop.data.csv_table import SEPARATOR_NAMES, csv_records, read_csv
+from recloop.data.encoding import BAD_BYTE, encoding_of, open_text
+from recloop.data.sources import InputFile, Kind
+from recloop.errors import UserError
 from recloop.files import JsonTree
 from recloop.records import max_int
 
-SEPARATORS: Final = (",", ";", "\t", "|")
-BLOCK_BYTES: Final = 1 << 24  # bytes; a row must fit into one block
-SEPARATOR_NAMES: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+MIN_SAMPLE_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,7 @@ class Table:
         columns: All columns of the file, including those that were not read.
         broken: Reason by record number, for records that are not in ``frame``; numbers count all records from 0.
         records: (n,) Int64 record number of every row of ``frame`` in ascending order; None: a row is a record.
+        dialect: Form of a text table.
     """
 
     source: InputFile
@@ -48,6 +46,7 @@ class Table:
     frame: pl.DataFrame
     broken: dict[int, str]
     records: pl.Series | None = None
+    dialect: Dialect | None = None
 
     @property
     def n_records(self) -> int:
@@ -63,7 +62,13 @@ class Table:
         if self.kind == "parquet":
             return "parquet"
         recoded = self.encoding if self.encoding == "utf-8" else f"{self.encoding}, re-coded to utf-8"
-        return f"csv ({SEPARATOR_NAMES[self.separator]}), {recoded}" if self.kind == "csv" else f"jsonl, {recoded}"
+        if self.kind != "csv":
+            return f"jsonl, {recoded}"
+        how = f"csv ({SEPARATOR_NAMES[self.separator]}), {recoded}"
+        if self.dialect is not None and self.dialect.n_titles:
+            lines = "line" if self.dialect.n_titles == 1 else "lines"
+            how += f", without {self.dialect.n_titles} {lines} above the header"
+        return how
 
     def record_of(self, rows: Sequence[int]) -> list[int]:
         """Record numbers of rows of ``frame`` in ascending order.
@@ -93,7 +98,10 @@ class Table:
         if self.kind == "parquet":
             rows = self.frame[numbers]
             return [(number + 1, _json(row)) for number, row in zip(numbers, rows.to_dicts(), strict=True)]
-        lines = _csv_lines(self) if self.kind == "csv" else _json_lines(self.source, self.encoding)
+        if self.dialect is not None:
+            lines: Iterator[tuple[int, str, Any]] = csv_records(self.source, self.encoding, self.dialect)
+        else:
+            lines = _json_lines(self.source, self.encoding)
         located = []
         next_index = 0
         for number, (line, raw, _) in enumerate(lines):
@@ -103,6 +111,15 @@ class Table:
                 if next_index == len(numbers):
                     break
         return located
+
+    def without_bad_bytes(self) -> Table:
+        """Same table with the rows that have bytes of another encoding among the broken ones."""
+        texts = [pl.col(name) for name, kind in self.frame.schema.items() if kind == pl.String]
+        is_bad = self.frame.select(pl.any_horizontal(*(text.str.contains(BAD_BYTE, literal=True) for text in texts)))
+        rows = is_bad.to_series().fill_null(value=False)
+        records = self.record_of(rows.arg_true().to_list())
+        reason = f"bytes that are not {self.encoding}"
+        return replace(self, frame=self.frame.filter(~rows), broken={**self.broken, **dict.fromkeys(records, reason)})
 
 
 def read_table(source: InputFile, data: Data, names: Sequence[str] | None = None) -> Table:
@@ -116,11 +133,26 @@ def read_table(source: InputFile, data: Data, names: Sequence[str] | None = None
     Raises:
         UserError: the file is not text, is damaged, or has no header or an unclosed quote.
     """
+    source = source.fixed()
     kind = source.kind
     if kind == "parquet":
         return _parquet(source, names)
-    text = encoding_of(source, data.encoding)
-    return _csv(source, text, names) if kind == "csv" else _jsonl(source, text, names)
+    if kind == "csv":
+        return _csv(source, data, names)
+    return _jsonl(source, encoding_of(source, data.encoding), names)
+
+
+def sample_table(source: InputFile, data: Data, rows: int) -> Table:
+    """Read about ``rows`` rows of a file: half from its beginning, half from its middle.
+
+    Of a compressed file all are from the beginning. A file of at most ``rows`` rows is read whole.
+    """
+    source = source.fixed()
+    if source.kind == "parquet":
+        return _parquet_sample(source, rows)
+    head = source.head()
+    row_bytes = len(head) / max(1, head.count(b"\n") or head.count(b"\r"))
+    return read_table(source.sampled(max(MIN_SAMPLE_BYTES, int(rows * row_bytes))), data)
 
 
 def read_objects(source: InputFile, data: Data) -> tuple[Table, list[JsonTree]]:
@@ -136,116 +168,13 @@ def read_objects(source: InputFile, data: Data) -> tuple[Table, list[JsonTree]]:
 # -- CSV
 
 
-def _csv(source: InputFile, encoding: str, names: Sequence[str] | None) -> Table:
-    separator, header, lines = _header(source, encoding)
-    columns = _distinct(source, header, names)
-    broken: list[str] = []
-
-    def keep(row: pyarrow.csv.InvalidRow) -> str:
-        broken.append(row.text)
-        return "skip"
-
-    try:
-        arrow = pyarrow.csv.read_csv(
-            _recoded(source, encoding),
-            pyarrow.csv.ReadOptions(column_names=columns, skip_rows=lines, block_size=BLOCK_BYTES),
-            pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=keep),
-            pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()),
-                strings_can_be_null=False,
-                include_columns=None if names is None else [name for name in columns if name in set(names)],
-            ),
-        )
-    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-        raise UserError(source.key, source.name, f"a CSV file ({error})", "look for an unclosed quote") from None
-    frame = _framed(arrow)
-    table = Table(source, "csv", encoding, separator, tuple(columns), frame, {})
-    if not broken and sum(block.count(b'"') for block in source.blocks()) % 2 == 0:
-        return table
-    reasons: dict[int, str] = {}
-    line = 1
-    raw = ""
-    for number, (line, raw, fields) in enumerate(_csv_lines(table)):
-        if len(fields) != len(columns):
-            reasons[number] = f"expected {len(columns)} fields, found {len(fields)}"
-            _closed(source, line, raw)
-    _closed(source, line, raw)
-    return Table(source, "csv", encoding, separator, tuple(columns), frame, reasons)
-
-
-def _closed(source: InputFile, line: int, raw: str) -> None:
-    """Reject a record with an unclosed quote; called for odd records and the last one."""
-    if raw.count('"') % 2 and "\n" in raw.strip():
-        expected = f"closed quotes; the one in line {line} is never closed"
-        raise UserError(source.key, source.name, expected, f"correct line {line}", (printable(raw),))
-
-
-def _header(source: InputFile, encoding: str) -> tuple[str, list[str], int]:
-    """Separator, column names, and number of header lines."""
-    head = source.head(1 << 20).decode(encoding, "ignore").lstrip("\ufeff")
-    best: tuple[str, list[str], int] | None = None
-    for separator in SEPARATORS:
-        reader = csv.reader(io.StringIO(head, newline=""), delimiter=separator)
-        names = next((row for row in reader if row), None)
-        if names is not None and (best is None or len(names) > len(best[1])):
-            best = (separator, names, reader.line_num)
-    if best is None:
-        raise UserError(source.key, source.name, "a header and rows; the file is blank", f"set {source.key}")
-    return best
-
-
-def _distinct(source: InputFile, header: Sequence[str], names: Sequence[str] | None) -> list[str]:
-    """Header with unique names; a repeated name among the wanted columns is an error."""
-    columns: list[str] = []
-    for name in header:
-        if name in columns and names is not None and name in names:
-            raise UserError("column", name, f"one column with this name in {source.name}, found several", "rename one")
-        unique, number = name, 2
-        while unique in columns:
-            unique, number = f"{name}_{number}", number + 1
-        columns.append(unique)
-    return columns
-
-
-def _recoded(source: InputFile, encoding: str) -> Any:
-    stream = source.stream()
-    return stream if encoding == "utf-8" else pa.transcoding_input_stream(stream, encoding, "utf-8")
-
-
-def _text(source: InputFile, encoding: str) -> io.TextIOWrapper:
-    codec = "utf-8-sig" if encoding == "utf-8" else encoding
-    return io.TextIOWrapper(io.BufferedReader(source.stream()), codec, newline="")
-
-
-def _csv_lines(table: Table) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield first line, raw text and fields of every record after the header."""
-    raw_lines: list[str] = []
-
-    def lines() -> Iterator[str]:
-        with _text(table.source, table.encoding) as text:
-            for line in text:
-                raw_lines.append(line)
-                yield line
-
-    reader = csv.reader(lines(), delimiter=table.separator)
-    start = 1
-    has_header = False
-    for fields in reader:
-        raw = "".join(raw_lines).rstrip("\r\n")
-        line = start
-        raw_lines.clear()
-        start = reader.line_num + 1
-        if not fields:
-            continue
-        if has_header:
-            yield line, raw, fields
-        has_header = True
-
-
-def _framed(arrow: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(arrow)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+def _csv(source: InputFile, data: Data, names: Sequence[str] | None) -> Table:
+    rows = read_csv(source, data, names)
+    table = Table(
+        source, "csv", rows.scan.encoding, rows.dialect.separator, rows.columns, rows.frame, rows.broken,
+        dialect=rows.dialect,
+    )  # fmt: skip
+    return table.without_bad_bytes() if rows.scan.has_bad_bytes else table
 
 
 # -- JSON lines
@@ -257,7 +186,7 @@ def _json_lines(source: InputFile, encoding: str) -> Iterator[tuple[int, str, An
     For a line that is not JSON, the value is the exception.
     """
     decoder = msgspec.json.Decoder()
-    with _text(source, encoding) as text:
+    with open_text(source, encoding) as text:
         for line, raw in enumerate(text, 1):
             raw = raw.strip("\ufeff\r\n\t ")  # noqa: PLW2901
             if raw:
@@ -300,10 +229,37 @@ def _json(value: Any) -> str:
 
 def _parquet(source: InputFile, names: Sequence[str] | None) -> Table:
     try:
-        data: Any = source.path if source.packing is None else pa.BufferReader(b"".join(source.blocks()))
+        data = _parquet_input(source)
         columns = tuple(pyarrow.parquet.read_schema(data).names)
         selected = None if names is None else [name for name in columns if name in set(names)]
         frame = _framed(pyarrow.parquet.read_table(data, columns=selected))
     except (pa.ArrowException, OSError) as error:
         raise UserError(source.key, source.name, f"a complete Parquet file ({error})", "write the file again") from None
     return Table(source, "parquet", "", "", columns, frame, {})
+
+
+def _parquet_sample(source: InputFile, rows: int) -> Table:
+    """First rows of the first and of the middle row group."""
+    try:
+        file = pyarrow.parquet.ParquetFile(_parquet_input(source))
+        groups = sorted({0, file.num_row_groups // 2}) if file.num_row_groups else []
+        batches = [
+            batch
+            for group in groups
+            for batch in [next(file.iter_batches(rows // len(groups), [group]), None)]
+            if batch
+        ]
+        frame = _framed(pa.Table.from_batches(batches, file.schema_arrow))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(source.key, source.name, f"a complete Parquet file ({error})", "write the file again") from None
+    return Table(source, "parquet", "", "", tuple(frame.columns), frame, {})
+
+
+def _framed(arrow: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(arrow)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _parquet_input(source: InputFile) -> Any:
+    return source.path if source.packing is None else pa.BufferReader(b"".join(source.blocks()))

@@ -1,0 +1,245 @@
+"""Encoding of text files, by strict decoding of the whole file in a stream.
+
+UTF-8 is also chosen if a few lines have other bytes: `BAD_BYTE` replaces these, and the reader rejects their rows.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+
+from recloop.data.sources import InputFile, encoding_mark
+from recloop.errors import UserError
+
+BAD_BYTE: Final = "\0"
+"""Replacement of a byte that is not UTF-8; files with NUL bytes of their own are refused."""
+REPLACE_BAD: Final = "recloop_bad_byte"
+codecs.register_error(REPLACE_BAD, lambda error: (BAD_BYTE, error.end))  # type: ignore[attr-defined]
+MAX_COUNTED_LINES: Final = 20_000
+"""Lines above ASCII that are counted at least, to find the share that is UTF-8."""
+COMMON_HANZI: Final = bytes(
+    byte for lead in range(0xB0, 0xD8) for tail in range(0xA1, 0xFF) for byte in (lead, tail)
+).decode("gb2312", "ignore")
+"""The 3,755 common ideographs: level 1 of GB 2312."""
+HANZI_WORD: Final = re.compile(r"[^\x00-\x7f]+")
+COMMON_WORD: Final = re.compile(f"[{COMMON_HANZI}\u3000-\u303f\uff00-\uffef]+")
+WESTERN_WORD: Final = re.compile(r"[^\W\d_]{3,}")
+MAX_FOREIGN_SHARE: Final = 0.6
+"""Share of letters above ASCII, in words that have some, up to which a text is Western."""
+MIN_FOREIGN_WORDS: Final = 5
+
+
+@dataclass(frozen=True)
+class TextScan:
+    """Facts of one pass over a text file: encoding, quotes, and whether bytes had to be replaced."""
+
+    encoding: str
+    n_quotes: int
+    has_bad_bytes: bool = False
+
+
+def encoding_of(source: InputFile, configured: str = "auto") -> str:
+    """Encoding of a text file; see `scan_text`."""
+    return scan_text(source, configured).encoding
+
+
+def scan_text(source: InputFile, configured: str = "auto") -> TextScan:
+    """Find the encoding of a text file: the configured one, else the first that fits.
+
+    Order: byte order mark, UTF-8, GB18030, cp1252. GB18030 also decodes most cp1252 texts, so most words above ASCII
+    must consist of common Chinese characters.
+
+    Raises:
+        UserError: the configured encoding, or each of these, fails to decode the file, or it has NUL bytes.
+    """
+    mark = encoding_mark(source.head())
+    if configured == "auto":
+        scan = _scan(source, mark or "utf-8") or (None if mark not in (None, "utf-8") else _other(source))
+        if scan is None:
+            raise UserError(
+                "data.encoding", "auto", f"UTF-8, GB18030, cp1252 or UTF-16; none of them decodes all of {source.name}",
+                f"iconv -f ENCODING -t UTF-8 {source.path.name} > NEW",
+            )  # fmt: skip
+        return scan
+    if configured == "utf-16":
+        configured = mark if mark and mark.startswith("utf-16") else "utf-16-le"
+    scan = _scan(source, configured) or (_mostly_utf8(source) if configured == "utf-8" else None)
+    if scan is None:
+        bad_byte = _first_broken(source, configured)
+        raise UserError(
+            "data.encoding", configured, f"the encoding of {source.name} (decoding fails at byte {bad_byte:,})",
+            '--set data.encoding="auto"',
+        )  # fmt: skip
+    return scan
+
+
+def open_text(source: InputFile, encoding: str) -> io.TextIOWrapper:
+    """Lines of a text file with their line ends; bytes that are not UTF-8 become `BAD_BYTE`."""
+    codec = "utf-8-sig" if encoding == "utf-8" else encoding
+    return io.TextIOWrapper(io.BufferedReader(source.stream()), codec, errors=REPLACE_BAD, newline="")
+
+
+def utf8_stream(source: InputFile, scan: TextScan, replacement: tuple[str, str] | None = None) -> Any:
+    """Arrow stream of a text file in UTF-8; ``replacement`` is one text and the text that replaces it."""
+    if scan.encoding == "utf-8" and not scan.has_bad_bytes and replacement is None:
+        return source.stream()
+    blocks = _utf8_blocks(source, scan.encoding, replacement)
+    return pa.PythonFile(io.BufferedReader(_BlockReader(blocks), 1 << 20), mode="r")
+
+
+class _BlockReader(io.RawIOBase):
+    """File of an iterator of byte blocks."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._rest = deque([memoryview(b"")])
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest[0]:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._rest[0] = memoryview(block)
+        n_bytes = min(len(buffer), len(self._rest[0]))
+        buffer[:n_bytes] = self._rest[0][:n_bytes]
+        self._rest[0] = self._rest[0][n_bytes:]
+        return n_bytes
+
+
+def _utf8_blocks(source: InputFile, encoding: str, replacement: tuple[str, str] | None) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)(REPLACE_BAD)
+    held = ""
+    for block in source.blocks():
+        text = held + decoder.decode(block)
+        held = ""
+        if replacement is not None:
+            old, new = replacement
+            if text.endswith(old[:-1]) and old[:-1]:
+                text, held = text[: -len(old[:-1])], old[:-1]
+            text = text.replace(old, new)
+        yield text.encode()
+    yield (held + decoder.decode(b"", final=True)).encode()
+
+
+def _scan(source: InputFile, encoding: str) -> TextScan | None:
+    """Decode a whole file strictly; None if that fails."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    n_quotes = 0
+    n_lines = 0
+    is_wide = encoding.startswith("utf-16")
+    is_partial = False
+    try:
+        for block in source.blocks():
+            if not is_wide and b"\0" in block:
+                raise _nul_error(source, n_lines + block.count(b"\n", 0, block.index(b"\0")) + 1)
+            if is_partial or is_wide or not block.isascii():
+                text = decoder.decode(block)
+                if is_wide and "\0" in text:
+                    raise _nul_error(source, n_lines + text.count("\n", 0, text.index("\0")) + 1)
+                is_partial = decoder.getstate()[0] != b""
+            n_quotes += block.count(b'"')
+            n_lines += block.count(b"\n")
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return None
+    return TextScan(encoding, n_quotes)
+
+
+def _nul_error(source: InputFile, line: int) -> UserError:
+    return UserError(
+        source.key, source.name, f"text without NUL bytes; line {line:,} has one",
+        f"tr -d '\\000' < {source.path.name} > NEW",
+    )  # fmt: skip
+
+
+def _other(source: InputFile) -> TextScan | None:
+    """Scan of a file that is not strictly UTF-8."""
+    if (scan := _mostly_utf8(source)) is not None:
+        return scan
+    if (scan := _scan(source, "gb18030")) is not None and _looks_chinese(source):
+        return scan
+    if (scan := _scan(source, "cp1252")) is not None and _looks_western(source):
+        return scan
+    return None
+
+
+def _mostly_utf8(source: InputFile) -> TextScan | None:
+    """Scan of a UTF-8 file in which some lines are not UTF-8; None if most lines above ASCII are not."""
+    n_good = 0
+    n_bad = 0
+    rest = b""
+    for block in source.blocks():
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            if not line.isascii():
+                is_good = _is_utf8(line)
+                n_good += is_good
+                n_bad += not is_good
+        if n_bad > n_good + MAX_COUNTED_LINES:
+            return None
+    if not rest.isascii():
+        n_good, n_bad = (n_good + 1, n_bad) if _is_utf8(rest) else (n_good, n_bad + 1)
+    n_quotes = sum(block.count(b'"') for block in source.blocks())
+    return TextScan("utf-8", n_quotes, has_bad_bytes=True) if n_good > n_bad else None
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _first_broken(source: InputFile, encoding: str) -> int | None:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    n_decoded = 0
+    try:
+        for block in source.blocks():
+            decoder.decode(block)
+            n_decoded += len(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        return n_decoded + error.start
+    return None
+
+
+def _decoded(source: InputFile, encoding: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    for block in source.blocks():
+        yield decoder.decode(block)
+
+
+def _looks_chinese(source: InputFile) -> bool:
+    """True if most words above ASCII consist of common Chinese characters."""
+    n_words = 0
+    n_common = 0
+    for text in _decoded(source, "gb18030"):
+        words = HANZI_WORD.findall(text)
+        n_words += len(words)
+        n_common += sum(COMMON_WORD.fullmatch(word) is not None for word in words)
+    return n_common > n_words / 2
+
+
+def _looks_western(source: InputFile) -> bool:
+    """False if words consist of letters above ASCII, as Cyrillic or Greek text read as cp1252."""
+    n_words = 0
+    n_letters = 0
+    n_foreign = 0
+    for text in _decoded(source, "cp1252"):
+        for word in WESTERN_WORD.findall(text):
+            if not word.isascii():
+                n_words += 1
+                n_letters += len(word)
+                n_foreign += sum(letter > "\x7f" for letter in word)
+    return n_words < MIN_FOREIGN_WORDS or n_foreign <= MAX_FOREIGN_SHARE * n_letters
