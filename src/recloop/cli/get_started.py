@@ -49,7 +49,8 @@ def init(
     rows = found.rows
     removed = ", ".join(f"{rule} {count:,}" for rule, count in rows.removed.items()) or "none"
     why = f" ({rows.reasons})" if rows.rejected else ""
-    plain(f"rows: {rows.read:,} read = {rows.kept:,} kept + {removed} removed + {rows.rejected:,} rejected{why}")
+    part = "rows of a sample (update checks all rows)" if rows.sampled else "rows"
+    plain(f"{part}: {rows.read:,} read = {rows.kept:,} kept + {removed} removed + {rows.rejected:,} rejected{why}")
     for line in replaced:
         plain(line)
     keep = f"   (keep it in recloop.toml, [clean]: {found.keep})" if found.keep else ""

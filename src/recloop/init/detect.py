@@ -37,7 +37,7 @@ MIN_REPEAT_SHARE: Final = 0.05
 class RowCounts:
     """Row counts that `update` would have.
 
-    ``removed`` is by rule; ``reasons`` of rejects are text.
+    ``removed`` is by rule; ``reasons`` of rejects are text. ``sampled``: the counts are those of a sample.
     """
 
     read: int
@@ -45,6 +45,7 @@ class RowCounts:
     removed: Mapping[str, int]
     rejected: int
     reasons: str
+    sampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,12 @@ def inspect_log(
     )
     build(tomllib.loads(text), environment={})
     rows = RowCounts(
-        raw.read, len(cleaned.valid_rows), _removed(raw, cleaned), len(raw.rejects), rejected_rows.reasons(raw.rejects)
+        raw.read,
+        len(cleaned.valid_rows),
+        _removed(raw, cleaned),
+        len(raw.rejects),
+        rejected_rows.reasons(raw.rejects),
+        log.sampled,
     )
     command, keep = _next(cleaned, remedies)
     columns = {**names, "name": title.name}

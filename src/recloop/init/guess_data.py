@@ -100,6 +100,7 @@ class LogInput:
         ask: True if a terminal answers questions.
         accept: True if guesses below the least confidence are accepted.
         chosen: Columns by field that are not guessed.
+        sampled: True if the tables hold a part of the rows.
     """
 
     tables: list[Table]
@@ -110,6 +111,7 @@ class LogInput:
     ask: bool
     accept: bool = True
     chosen: Mapping[str, str] = field(default_factory=dict)
+    sampled: bool = False
 
     @property
     def name(self) -> str:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from recloop.config import Data
+from recloop.data.csv_dialect import looks_headless
 from recloop.data.entities import read_rows
 from recloop.data.sources import InputFile, find
-from recloop.data.tables import Table, read_table
+from recloop.data.tables import Table, read_table, sample_table
 from recloop.errors import UserError
 from recloop.init.features import Side
 from recloop.init.guess_data import LogInput
+
+SAMPLE_ROWS: Final = 100_000
+"""Rows of the log that `init` reads, from the beginning and the middle of its files."""
+MIN_FILE_ROWS: Final = 2_000
 
 
 def read_input(folder: Path, files: Sequence[str], ask: bool, accept: bool, chosen: Mapping[str, str]) -> LogInput:
@@ -27,9 +33,13 @@ def read_input(folder: Path, files: Sequence[str], ask: bool, accept: bool, chos
     events, items, users, orders = (
         _path(folder, text, key) for text, key in zip(files, ("FILE", "--items", "--users", "--orders"), strict=True)
     )
-    data = Data(events=events, items=items, users=users, orders=orders)
+    sources = find(folder, events, "FILE")
+    headless = all(source.kind == "csv" and looks_headless(source) for source in sources)
+    data = Data(events=events, items=items, users=users, orders=orders, header=not headless)
+    rows_per_file = max(MIN_FILE_ROWS, SAMPLE_ROWS // len(sources))
+    tables = [sample_table(source, data, rows_per_file) for source in sources]
     return LogInput(
-        tables=_tables(folder, events, "FILE", data),
+        tables=tables,
         orders=_tables(folder, orders, "--orders", data) if orders else [],
         items=_side(folder, items, "--items", data),
         users=_side(folder, users, "--users", data),
@@ -37,7 +47,16 @@ def read_input(folder: Path, files: Sequence[str], ask: bool, accept: bool, chos
         ask=ask,
         accept=accept,
         chosen=chosen,
+        sampled=any(_is_sample(table, rows_per_file) for table in tables),
     )
+
+
+def _is_sample(table: Table, rows: int) -> bool:
+    """True if a table holds a part of its file."""
+    source = table.source
+    if source.sample_bytes and source.packing is None:
+        return source.n_bytes > source.sample_bytes
+    return table.n_records >= 0.9 * rows
 
 
 def _path(folder: Path, text: str, key: str) -> str:
