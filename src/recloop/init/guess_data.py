@@ -168,7 +168,7 @@ def guess_data(log: LogInput, guesses: Guesses) -> GuessedData:
     if data.carry:
         guesses.say("data.carry", list(data.carry), f"filled only in the first row of each {data.columns.group_id}")
     data = _times(data, columns[TIMESTAMP], frame, guesses)
-    data = _keys(log, data, guesses)
+    data = _keys(log, data, frame, guesses)
     data = _ids(log, data, frame, guesses)
     data = _where(data, frame, guesses)
     data, items, users = _attributes(log, data, frame, guesses)
@@ -302,7 +302,7 @@ def _times(data: Data, guess: ColumnGuess, frame: pl.DataFrame, guesses: Guesses
 # -- keys of the other files
 
 
-def _keys(log: LogInput, data: Data, guesses: Guesses) -> Data:
+def _keys(log: LogInput, data: Data, frame: pl.DataFrame, guesses: Guesses) -> Data:
     """``data.item_key`` and ``data.user_key``, if the id columns have other names."""
     update = {}
     for name, side, flag, key in (
@@ -312,11 +312,7 @@ def _keys(log: LogInput, data: Data, guesses: Guesses) -> Data:
         column = getattr(data.columns, name)
         if side is None or (column in side[0].columns and data.header):
             continue
-        values = pl.concat(
-            [table.frame[column].cast(pl.String) for table in log.tables if column in table.frame.columns]
-            or [pl.Series([], dtype=pl.String)]
-        )
-        right, share = _best_key(values, side[0].frame) if len(values) else ("", 0.0)
+        right, share = _best_key(guess_ids.ids_of(frame, column).drop_nulls(), side[0].frame)
         if share < 0.5:
             _refuse_side(flag, side, column, name)
         guesses.say(f"data.{key}", right, f"{share:.1%} of the log's rows are found in it", share)
@@ -330,7 +326,7 @@ def _best_key(values: pl.Series, frame: pl.DataFrame) -> tuple[str, float]:
     for name in frame.columns:
         keys = frame[name].cast(pl.String, strict=False).drop_nulls() if not frame[name].dtype.is_nested() else None
         if keys is not None and len(keys) and keys.n_unique() >= 0.95 * len(keys):
-            shares[name] = float(values.is_in(keys.unique().implode()).sum()) / len(values)
+            shares[name] = int(values.is_in(keys.unique().implode()).sum()) / max(1, len(values))
     best = max(shares, key=lambda name: shares[name], default="")
     return best, shares.get(best, 0.0)
 
