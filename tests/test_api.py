@@ -81,7 +81,7 @@ def test_similar_items_are_covisitation_rows_filled_by_popular(rec: recloop.Fitt
     assert set(mine.filter(pl.col("source") == "neighbours")["similar_id"]) == row
     assert set(mine["source"]) <= {"neighbours", "popular", "latest"}
     assert rec.similar_items(["i02"], n=39).equals(found.filter(pl.col("item_id") == "i02"))
-    with pytest.raises(UserError, match="item_id=nothing"):
+    with pytest.raises(UserError, match="items=nothing"):
         rec.similar_items(["nothing"])
 
 
@@ -98,11 +98,46 @@ def test_recommend_after_save_and_load_is_equal(
         loaded.evaluate()
 
 
-def test_evaluate_returns_the_table(rec: recloop.FittedRecommender) -> None:
-    table = rec.evaluate()
+def test_evaluate_without_a_holdout_says_how_to_get_one(rec: recloop.FittedRecommender) -> None:
+    with pytest.raises(UserError, match=r'holdout=None.*all rows were learned.*rec\.evaluate\(split="temporal"\)'):
+        rec.evaluate()
+    with pytest.raises(UserError, match="split=random: expected temporal or leave-one-out"):
+        rec.evaluate(split="random")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected split, the new name of protocol"):
+        rec.evaluate(protocol="temporal")  # type: ignore[call-arg]
+
+
+def test_evaluate_with_a_split_equals_a_fit_with_this_holdout(
+    tiny_simulated_shop: SimulatedShop, rec: recloop.FittedRecommender
+) -> None:
+    learned = rec.bundle.manifest.data.until_seq
+    table = rec.evaluate(k=[3, 5], split="temporal")
     assert [row.row.model for row in table.rows] == ["popular", "bought_before", "covisitation", "served"]
-    with pytest.raises(UserError, match=r"split\.protocol"):
-        rec.evaluate("leave-one-out")
+    held = recloop.fit(
+        tiny_simulated_shop.events(), tiny_simulated_shop.items(), tiny_simulated_shop.users(), config=CONFIG,
+        holdout="temporal",
+    )  # fmt: skip
+    columns = ["model", "NDCG@3", "NDCG@5", "coverage"]
+    expected = held.evaluate(k=(3, 5)).to_frame().select(columns)
+    assert table.to_frame().select(columns).equals(expected)
+    assert held.bundle.manifest.data.until_seq < learned == rec.bundle.manifest.data.until_seq
+    assert held.report is not None
+    assert held.report.held_out > 0
+
+
+def test_evaluation_table_as_frame_and_html(tiny_simulated_shop: SimulatedShop) -> None:
+    pandas_log = tiny_simulated_shop.events().to_pandas()
+    table = recloop.fit(pandas_log, model="popular", config=CONFIG, holdout="temporal").evaluate(k=5)
+    frame = table.to_frame(intervals=True)
+    assert isinstance(frame, pd.DataFrame)
+    assert {"model", "NDCG@5", "NDCG@5_low", "NDCG@5_high", "coverage"} <= set(frame.columns)
+    assert (frame["NDCG@5_low"] <= frame["NDCG@5"]).all()
+    assert set(table.to_frame("repeat").columns) == set(table.to_frame().columns)
+    html = table._repr_html_()
+    assert f"<b>{frame['NDCG@5'].max():.4f}</b>" in html
+    assert "95 % CI over users" in html
+    with pytest.raises(UserError, match="slice_name=cold"):
+        table.to_frame("cold")
 
 
 def test_fit_with_auto_fuses_the_baselines(tiny_simulated_shop: SimulatedShop) -> None:
@@ -115,10 +150,10 @@ def test_fit_with_auto_fuses_the_baselines(tiny_simulated_shop: SimulatedShop) -
 def test_fit_with_bad_arguments_names_them(tiny_simulated_shop: SimulatedShop) -> None:
     with pytest.raises(UserError, match="a frame of pandas, Polars or Arrow"):
         recloop.fit([1, 2, 3])
-    with pytest.raises(UserError, match=r"item_id.*nearest"):
-        recloop.fit(tiny_simulated_shop.events().rename({"item_id": "sku"}))
-    with pytest.raises(UserError, match=r"model\.name=nothing"):
+    with pytest.raises(UserError, match="model=nothing"):
         recloop.fit(tiny_simulated_shop.events(), model="nothing")
+    with pytest.raises(UserError, match="holdout=random: expected None, temporal or leave-one-out"):
+        recloop.fit(tiny_simulated_shop.events(), holdout="random")  # type: ignore[arg-type]
     with pytest.raises(AttributeError, match="fit, load, open"):
         _ = recloop.nothing
 

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recloop import testing
-    from recloop.api import FittedRecommender, ProjectFolder, fit, load
-    from recloop.api import open_folder as open  # noqa: A004
+    from recloop.api.fitted_recommender import FittedRecommender
+    from recloop.api.fitting import fit, load
+    from recloop.api.project_folder import ProjectFolder
+    from recloop.api.project_folder import open_folder as open  # noqa: A004
     from recloop.errors import RecloopError, UserError
     from recloop.simulation.shop import SimulatedShop
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "fit": "recloop.api",
-    "load": "recloop.api",
-    "FittedRecommender": "recloop.api",
-    "open": "recloop.api",
-    "ProjectFolder": "recloop.api",
+    "fit": "recloop.api.fitting",
+    "load": "recloop.api.fitting",
+    "FittedRecommender": "recloop.api.fitted_recommender",
+    "open": "recloop.api.project_folder",
+    "ProjectFolder": "recloop.api.project_folder",
     "RecloopError": "recloop.errors",
     "UserError": "recloop.errors",
     "SimulatedShop": "recloop.simulation.shop",

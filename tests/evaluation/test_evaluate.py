@@ -485,8 +485,8 @@ def test_evaluate_with_an_empty_model_ranking_raises(
     from recloop.recommend import sources
 
     class Broken(sources.PopularSource):
-        def best(self, encoded: Any, allowed: Any) -> Any:
-            found = super().best(encoded, allowed)
+        def best(self, encoded: Any, allowed: Any, *depth: int) -> Any:
+            found = super().best(encoded, allowed, *depth)
             found.items[::2] = 0
             return found
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import narwhals as nw
 import polars as pl
+import pyarrow as pa
+from polars import selectors
 
 from recloop.config import Config, Data
 from recloop.data.attributes import attribute_texts
@@ -15,27 +17,61 @@ from recloop.data.read import OPTIONAL_COLUMNS, as_ids
 from recloop.data.sources import InputFile
 from recloop.data.tables import Table
 from recloop.errors import UserError
+from recloop.features.id_form import form_ids
 from recloop.files import JsonTree
 from recloop.records import SEQ
 from recloop.settings import build
 
+MIN_SHARED_IDS: Final = 0.5
+"""Share of the log's ids that an id column of another name must hold."""
 
-def as_polars(frame: Any) -> pl.DataFrame:
-    """Convert an eager data frame to Polars.
+
+def as_polars(frame: Any, name: str = "events") -> pl.DataFrame:
+    """Convert an eager data frame to Polars; categories become texts.
+
+    Args:
+        name: The argument, for messages.
 
     Raises:
-        UserError: the object is not a data frame.
+        UserError: the object is not a data frame, has two columns of one name, or a column mixes texts and numbers.
     """
     try:
-        polars_frame: pl.DataFrame = nw.from_native(frame, eager_only=True).to_polars()
+        eager = nw.from_native(frame, eager_only=True)
     except TypeError:
         expected = "a data frame of pandas, Polars or Arrow"
-        raise UserError("events", type(frame).__name__, expected, "recloop.fit(polars.read_csv(FILE))") from None
-    return polars_frame
+        fix = f"{name}.collect()" if isinstance(frame, pl.LazyFrame) else f"{name}=polars.read_csv(FILE)"
+        raise UserError(name, type(frame).__name__, expected, fix) from None
+    except nw.exceptions.DuplicateError as error:
+        raise UserError(name, _one_line(error), "columns with different names", "rename one of them") from None
+    columns = eager.columns
+    repeated = next((column for column in columns if columns.count(column) > 1), None)
+    if repeated is not None:
+        raise UserError(name, repeated, "columns with different names", "rename one of them")
+    try:
+        polars_frame: pl.DataFrame = eager.to_polars()
+    except (pa.ArrowException, pl.exceptions.PolarsError, TypeError):
+        _refuse_mixed_column(eager, name)
+        raise
+    return polars_frame.with_columns(
+        selectors.by_dtype(pl.Categorical, pl.Enum).cast(pl.String), selectors.float().fill_nan(None)
+    )
+
+
+def _refuse_mixed_column(eager: nw.DataFrame[Any], name: str) -> None:
+    for column in eager.columns:
+        try:
+            eager.select(column).to_polars()
+        except (pa.ArrowException, pl.exceptions.PolarsError, TypeError):
+            expected = "one type in a column; this one mixes texts, numbers or objects"
+            raise UserError(name, column, expected, f'{name}["{column}"] = {name}["{column}"].astype(str)') from None
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def config_for(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
-    """Configuration with the optional columns that the frame has."""
+    """Configuration with the optional columns that the frame has under our names."""
     tree = {name: dict(value) if isinstance(value, Mapping) else value for name, value in config.items()}
     data = dict(tree.get("data", {}))
     columns = dict(data.get("columns", {}))
@@ -47,13 +83,13 @@ def config_for(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
 
 
 def named(data: Data, frame: pl.DataFrame) -> JsonTree:
-    """Configured columns without the optional ones that the frame lacks."""
+    """``[data]`` for further rows: without the optional columns that the frame lacks."""
     columns = {
         field: column
         for field, column in data.columns.model_dump().items()
         if column and (field not in OPTIONAL_COLUMNS or column in frame.columns)
     }
-    return {"columns": columns, "timezone": data.timezone, "time_unit": data.time_unit}
+    return {**data.model_dump(mode="json"), "columns": columns}
 
 
 def frame_as_table(frame: pl.DataFrame, name: str) -> Table:
@@ -62,18 +98,55 @@ def frame_as_table(frame: pl.DataFrame, name: str) -> Table:
     return Table(source, "parquet", "", "", tuple(frame.columns), frame, {})
 
 
-def objects(frame: Any, key: str, first: int) -> pl.DataFrame | None:
-    """Versions of items or users; every column but the id becomes an attribute."""
-    if frame is None:
+def key_column(rows: pl.DataFrame, names: Sequence[str], ids: pl.Series, argument: str) -> str:
+    """Id column of a frame of items or users: one of these names, or the column that holds the log's ids.
+
+    Args:
+        names: Names of the id column, most likely first; empty ones are ignored.
+        ids: Distinct ids of the log, as texts.
+        argument: ``items`` or ``users``, for the message.
+
+    Raises:
+        UserError: no column has such a name or holds at least half of the log's ids.
+    """
+    for name in names:
+        if name in rows.columns:
+            return name
+    shares = {
+        name: int(ids.is_in(_plain_texts(rows[name]).implode()).sum()) / max(1, len(ids))
+        for name, kind in rows.schema.items()
+        if kind == pl.String or kind.is_integer() or kind.is_float()
+    }
+    best = max(shares, key=lambda name: shares[name], default="")
+    if best and shares[best] >= MIN_SHARED_IDS:
+        return best
+    field = argument.removesuffix("s")
+    expected = f"a column with the {field} ids of the log; it has {', '.join(rows.columns[:20])}"
+    fix = f'{argument}.rename(columns={{"NAME": "{field}_id"}}), or config={{"data": {{"{field}_key": "NAME"}}}}'
+    raise UserError(argument, "no id column", expected, fix)
+
+
+def _plain_texts(column: pl.Series) -> pl.Series:
+    if column.dtype.is_float():
+        column = column.cast(pl.Int64, strict=False)
+    return column.cast(pl.String)
+
+
+def objects(rows: pl.DataFrame | None, key: str, column: str, first: int, form: str = "text") -> pl.DataFrame | None:
+    """Versions of items or users; every column but the id becomes an attribute.
+
+    Args:
+        key: ``item_id`` or ``user_id``. column: The id column of the frame.
+        first: The last seq already assigned. form: ``data.id_form``.
+    """
+    if rows is None:
         return None
-    rows = as_polars(frame)
-    if key not in rows.columns:
-        raise UserError(
-            "column", key, f"one of the frame's columns ({', '.join(rows.columns)})", f"rename the id column to {key}"
-        )
-    ids = as_ids(rows[key], frame_as_table(rows, key), key)
-    attributes = pl.Series(attribute_texts(rows.to_dicts(), key), dtype=pl.String)
+    ids = as_ids(rows[column], frame_as_table(rows, key), key)
+    attributes = pl.Series(attribute_texts(rows.to_dicts(), column), dtype=pl.String)
     seqs = pl.int_range(first + 1, first + 1 + len(rows), dtype=pl.Int64, eager=True)
-    return pl.DataFrame({key: ids, SEQ: seqs, "attributes": attributes}).with_columns(
-        pl.lit(value=False).alias("hidden"), pl.lit(value=False).alias("deleted")
+    versions = pl.DataFrame({key: ids, SEQ: seqs, "attributes": attributes}).with_columns(
+        form_ids(pl.col(key), form).alias(key),
+        pl.lit(value=False).alias("hidden"),
+        pl.lit(value=False).alias("deleted"),
     )
+    return versions.drop_nulls(key)

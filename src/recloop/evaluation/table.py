@@ -15,7 +15,8 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from recloop.evaluation import bootstrap, metrics
+from recloop.errors import UserError
+from recloop.evaluation import bootstrap, metrics, notebook
 from recloop.evaluation.bootstrap import Difference, Estimate
 from recloop.evaluation.metrics import Floats
 from recloop.files import JsonTree, replace_file
@@ -196,6 +197,7 @@ class EvaluationTable:
     lengths: list[LengthBucket]
     examples: list[Example]
     repeats: bool
+    native: str = "polars"  # library of the frame that `to_frame` returns
 
     @property
     def sentence(self) -> str:
@@ -258,6 +260,26 @@ class EvaluationTable:
             rows=[replace(entry, row=replace(entry.row, bundle=id_of(entry.row.bundle))) for entry in self.rows],
             compared=[replace(entry, bundle=id_of(entry.bundle)) for entry in self.compared],
         )
+
+    def to_frame(self, slice_name: str = "all", intervals: bool = False) -> Any:
+        """Return one row per model: a column per metric, then coverage, entropy, long-tail share and seconds.
+
+        The frame is of the kind that `recloop.fit` got, otherwise Polars.
+
+        Args:
+            slice_name: ``all``, ``warm``, ``repeat`` or ``explore``.
+            intervals: Add the ends of the 95 % CI as ``NDCG@10_low`` and ``NDCG@10_high``.
+
+        Raises:
+            UserError: the slice is unknown.
+        """
+        if slice_name not in SLICES:
+            raise UserError("slice_name", slice_name, f"one of {', '.join(SLICES)}", 'slice_name="all"')
+        return notebook.to_frame(self.rows, slice_name, intervals, self.native)
+
+    def _repr_html_(self) -> str:
+        """Render for a notebook: one row per model, best values bold, and the sentence."""
+        return notebook.to_html(self.rows, f"{protocol_line(self.protocol)}. {self.sentence}")
 
     def save(self, folder: Path) -> Path:
         """Replace ``evaluation.json`` atomically and return its path."""

@@ -32,7 +32,7 @@ from recloop.recommend.fallback import (
 from recloop.recommend.filters import CandidateMask, candidate_mask
 from recloop.recommend.fusion import FusedTopK, fuse
 from recloop.recommend.sources import make_sources
-from recloop.recommend.top_k import TopK
+from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import FUSED_SOURCES, Query, Slot
 
 SCORE_TOLERANCE = 1e-5
@@ -150,14 +150,18 @@ class Recommender:
         return fuse(self.recall(encoded, allowed, weights), weights, k, placement.fusion_constant)
 
     def recall(
-        self, encoded: EncodedBatch, allowed: CandidateMask, sources: Sequence[str] | Mapping[str, float]
+        self,
+        encoded: EncodedBatch,
+        allowed: CandidateMask,
+        sources: Sequence[str] | Mapping[str, float],
+        depth: int = DEPTH,
     ) -> dict[str, TopK]:
-        """Return the top 200 of each source; a mapping selects those with weight above 0."""
+        """Return the top ``depth`` of each source; a mapping selects those with weight above 0."""
         selected = [source for source in sources if not isinstance(sources, Mapping) or sources[source] > 0]
         recalled = {
-            source: self.scorers[source].best(encoded, allowed) for source in selected if source in self.scorers
+            source: self.scorers[source].best(encoded, allowed, depth) for source in selected if source in self.scorers
         }
-        return recalled or {"popular": self.scorers["popular"].best(encoded, allowed)}
+        return recalled or {"popular": self.scorers["popular"].best(encoded, allowed, depth)}
 
     def assemble(
         self,

@@ -19,7 +19,7 @@ from recloop.errors import BundleError
 from recloop.features.encode import EncodedBatch, window
 from recloop.models.als import base_gram, confidence, solve_rows
 from recloop.recommend.filters import CandidateMask
-from recloop.recommend.top_k import TopK, best_dense, best_listed, best_sparse
+from recloop.recommend.top_k import DEPTH, TopK, best_dense, best_listed, best_sparse
 from recloop.records import DAY
 
 MAX_HALVINGS = 1000.0
@@ -33,8 +33,8 @@ WINDOWS_PER_RUN = 32
 class Source(Protocol):
     """Protocol of a source: recall the best items of each query after the filters."""
 
-    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
-        """Return (B, DEPTH) items and scores, descending."""
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
+        """Return (B, depth) items and scores, descending."""
         ...
 
 
@@ -44,8 +44,8 @@ class PopularSource:
     def __init__(self, bundle: Bundle) -> None:
         self._order = bundle.arrays["popular"]
 
-    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
-        return best_listed(self._order, len(encoded), allowed)
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
+        return best_listed(self._order, len(encoded), allowed, depth)
 
 
 class HistorySource:
@@ -60,7 +60,7 @@ class HistorySource:
         self._rank = popularity_rank(bundle.arrays["popular"])
         self._half_life = half_life
 
-    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
         newest = encoded.stamps[encoded.moment_offsets[1:][moment_query] - 1]
         moment_weights = age_weights(newest - encoded.stamps, self._half_life)
@@ -69,7 +69,7 @@ class HistorySource:
         scores.sum_duplicates()
         mantissa, exponent = np.frexp(scores.data)  # scores equal in 24 bits tie at any magnitude, as in float32
         scores.data = np.ldexp(mantissa.astype(np.float32).astype(np.float64), exponent)
-        return best_sparse(scores, allowed, self._rank)
+        return best_sparse(scores, allowed, self._rank, depth)
 
 
 class CoVisitationSource:
@@ -85,7 +85,7 @@ class CoVisitationSource:
             shape=(size, size),
         )
 
-    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         moment_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.moment_offsets))
         age = encoded.moment_offsets[1:][moment_query] - 1 - np.arange(len(encoded.stamps))  # 0 = newest
         moment_weights = np.where(age < len(self._recent), self._recent[np.minimum(age, len(self._recent) - 1)], 0.0)
@@ -97,7 +97,7 @@ class CoVisitationSource:
         )
         scores = sp.csr_array(history @ self._rows)
         scores.data = scores.data.astype(np.float32)
-        return best_sparse(scores, allowed, self._rank)
+        return best_sparse(scores, allowed, self._rank, depth)
 
 
 class EmbeddingSource:
@@ -109,9 +109,9 @@ class EmbeddingSource:
         self._session = open_session(bundle.graphs["user.onnx"], threads)
         self._inputs = {node.name for node in self._session.get_inputs()}
 
-    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         owners, users = self.user_vectors(encoded)
-        return best_dense(self._items, users, owners, len(encoded), allowed)
+        return best_dense(self._items, users, owners, len(encoded), allowed, depth)
 
     def user_vectors(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
         """Return the queries with a history, (b,), and their vectors, (b, D) float32.
@@ -157,9 +157,9 @@ class FactorSource:
         self._unseen = unseen
         self._gram = base_gram(self._items, unseen)
 
-    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         owners, users = self.user_vectors(encoded)
-        return best_dense(self._items, users, owners, len(encoded), allowed)
+        return best_dense(self._items, users, owners, len(encoded), allowed, depth)
 
     def user_vectors(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
         """Return the queries with a history, (b,), and their vectors, (b, D) float32."""
@@ -198,10 +198,10 @@ class RerankSource:
         self._session = open_session(bundle.graphs["rank.onnx"], threads)
         self._inputs = {node.name for node in self._session.get_inputs()}
 
-    def best(self, encoded: EncodedBatch, allowed: CandidateMask) -> TopK:
-        source_items = [scorer.best(encoded, allowed).items for scorer in self._others.values()]
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
+        source_items = [scorer.best(encoded, allowed, depth).items for scorer in self._others.values()]
         items, moments, mask = window(encoded, self._history).padded()
-        recalled = TopK.empty(len(encoded))
+        recalled = TopK.empty(len(encoded), depth)
         for b in np.flatnonzero(mask.any(axis=1)).tolist():
             candidates = np.unique(np.concatenate([source[b] for source in source_items]))
             candidates = candidates[candidates > 0]

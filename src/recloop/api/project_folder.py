@@ -1,0 +1,205 @@
+"""Project folder in Python: the verbs of the command line as methods."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from recloop import loop
+from recloop.api.fitted_recommender import renamed_argument
+from recloop.api.ids import checked_n
+from recloop.api.messages import python_errors
+from recloop.data import doctor, label_report
+from recloop.data.frames import as_polars
+from recloop.evaluation.table import EvaluationTable
+from recloop.files import JsonTree
+from recloop.ingest import bulk
+from recloop.ingest.bulk import IngestResult
+from recloop.monitoring import experiment, report, verify
+from recloop.monitoring.shadow_requirement import shadow_requirement
+from recloop.pipeline import promotion, quarantine, retention, training_steps
+from recloop.pipeline.quarantine import Quarantined
+from recloop.pipeline.retention import Collection
+from recloop.progress import ConsoleProgress, NullProgress, Progress
+from recloop.project import Project, open_project
+from recloop.recommend import loading
+from recloop.records import now
+from recloop.release import transitions
+from recloop.release.transitions import MIN_SHADOW_REQUESTS
+from recloop.serve import offline
+from recloop.storage import admin_token, locks
+
+
+@python_errors("project")
+def open_folder(folder: str | Path = ".", progress: bool = False, **settings: Any) -> ProjectFolder:
+    """Open a project folder.
+
+    Args:
+        progress: Print the steps of long methods to stderr.
+        settings: Override recloop.toml: ``serve__port=9000``.
+    """
+    sets = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
+    return ProjectFolder(open_project(folder, sets), progress)
+
+
+class ProjectFolder:
+    """Project folder in Python, with the commands of the command line.
+
+    `recloop init` makes the folder.
+    """
+
+    def __init__(self, project: Project, progress: bool = False) -> None:
+        self.project = project
+        self._progress: Progress = ConsoleProgress() if progress else NullProgress()
+
+    @python_errors("project")
+    def update(self, full: bool = False, reset_optimizer: bool = False, restart: bool = False) -> str:
+        """Run one update and return the id of the bundle that it released.
+
+        The first run makes its bundle live; a later one registers it. If no candidate passed the gates, the id is live's.
+
+        Args:
+            full: Train from scratch. reset_optimizer: Warm start with a fresh optimizer.
+            restart: Repeat the first run and keep posted rows.
+        """
+        live = self.project.live_bundle_id()
+        if live is None:
+            return loop.first_run(self.project, self._progress).bundle.id
+        return loop.update(self.project, self._progress, full, reset_optimizer, restart).bundle or live
+
+    @python_errors("project")
+    def prepare(self) -> doctor.Report:
+        """Read, clean and split the log into ``data/``."""
+        with locks.run_lock(self.project.root, "prepare"):
+            return loop.collect(self.project, self._progress).report
+
+    @python_errors("project")
+    def train(self, name: str = "") -> str:
+        """Train a model on ``data/`` and return the id of its registered bundle.
+
+        ``name``: a model in place of ``model.name``.
+        """
+        model = loading.resolve_model(self.project, name)
+        with locks.run_lock(self.project.root, "train"):
+            return loop.train(self.project, self._progress, model).bundle.id
+
+    @python_errors("project")
+    def evaluate(self, *bundle_ids: str) -> EvaluationTable:
+        """Evaluate these bundles, or the live one without an id."""
+        return training_steps.evaluate_bundles(self.project, list(bundle_ids), self._progress)
+
+    @renamed_argument("k", "n")
+    @python_errors("project")
+    def recommend(
+        self, user_id: str | int, n: int | None = None, placement: str = "home", bundle: str = "", item: str | int = ""
+    ) -> JsonTree:
+        """Recommend as the service does, without a running server.
+
+        Args:
+            n: List length; None: the length of the placement.
+            bundle: A registered bundle; empty for the live one. item: The item of a list of similar items.
+        """
+        n = None if n is None else checked_n(n)
+        return offline.recommend(self.project, str(user_id), n, placement, bundle, str(item))
+
+    @python_errors("project")
+    def status(self) -> JsonTree:
+        """Return the live, shadow and experiment bundles, and the verdict of the experiment."""
+        state = loading.status(self.project)
+        verdict, _ = experiment.current_verdict(self.project)
+        needed = None
+        if state["shadow"] is not None:
+            needed = shadow_requirement(self.project, state["shadow"], MIN_SHADOW_REQUESTS)
+        return {**state, "verdict": verdict and verdict.to_json(), "shadow_requirement": needed and needed.to_json()}
+
+    @python_errors("project")
+    def doctor(self, signals: bool = False) -> JsonTree:
+        """Check the log and return the report.
+
+        ``signals``: add events and examples for each event rule.
+        """
+        tree = doctor.build_report(self.project).to_json()
+        return {**tree, **label_report.examine_signals(self.project).to_json()} if signals else tree
+
+    @python_errors("project")
+    def report(self, start: str = "", end: str = "", out: str = "") -> JsonTree:
+        """Write an HTML report of evaluation and list health.
+
+        ``start`` and ``end`` are ISO 8601; ``out`` is the file, empty for a name in ``reports/``.
+        """
+        return report.write(self.project, start, end, out)
+
+    @python_errors("project")
+    def verify(self, last: int = 1000) -> JsonTree:
+        """Rebuild the newest logged decisions and compare them.
+
+        The key ``unexplained`` counts the differences that nothing explains.
+        """
+        checked = verify.verify(self.project, last)
+        verify.save_result(self.project, checked, now())
+        return checked
+
+    @python_errors("project")
+    def ingest(self, rows: Any, url: str = "") -> IngestResult:
+        """Add rows to the log, once per event_id.
+
+        Args:
+            rows: A file, or a frame with the columns of the project's log.
+            url: Post to this running service; empty: write the log of this folder.
+        """
+        console = ConsoleProgress()
+        if isinstance(rows, str | Path):
+            return bulk.ingest(self.project, str(rows), url, console)
+        frame = as_polars(rows, "rows")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "rows.parquet"
+            frame.write_parquet(file)
+            return bulk.ingest(self.project, str(file), url, console)
+
+    @python_errors("project")
+    def quarantine(
+        self, where: str, reason: str, start: str = "", end: str = "", restore: bool = False, force: bool = False
+    ) -> Quarantined:
+        """Quarantine the rows that meet a condition, or restore them; see `recloop.pipeline.quarantine`."""
+        return quarantine.quarantine(self.project, where, reason, start, end, restore, force)
+
+    @python_errors("project")
+    def promote(self, bundle: str, to: str = "", reason: str = "") -> JsonTree:
+        """Promote a bundle to ``shadow``, ``experiment`` or ``live`` (default)."""
+        return promotion.promote(self.project, bundle, to, reason, self._progress)
+
+    @python_errors("project")
+    def rollback(self, reason: str = "") -> JsonTree:
+        """Restore the previous live bundle."""
+        return transitions.rollback(self.project, reason)
+
+    @python_errors("project")
+    def reject(self, bundle: str, reason: str = "") -> JsonTree:
+        """Exclude a bundle permanently."""
+        return transitions.reject(self.project, bundle, reason)
+
+    @python_errors("project")
+    def gc(self, dry_run: bool = False) -> Collection:
+        """Remove expired bundles, runs and rows; with ``dry_run`` only list them."""
+        with locks.run_lock(self.project.root, "gc"):
+            return retention.collect(self.project, dry_run)
+
+    @python_errors("project")
+    def token(self, new: bool = False) -> str:
+        """Return the project's admin token; ``new`` replaces it."""
+        return admin_token.renew(self.project.root) if new else admin_token.ensure(self.project.root)
+
+    @python_errors("project")
+    def serve(self, host: str = "", port: int | None = None) -> None:
+        """Serve recommendations over HTTP until SIGTERM or SIGINT, without the console.
+
+        ``host`` and ``port`` override the settings; port 0 selects a free port.
+        """
+        from recloop.serve import app  # loads the HTTP stack, which other methods do not need
+
+        settings = self.project.config.serve
+        app.run(self.project, host or settings.host, settings.port if port is None else port)
+
+    def __repr__(self) -> str:
+        return f"<ProjectFolder: {self.project.root}>"

@@ -1,0 +1,45 @@
+"""An opened project has the verbs of the command line."""
+
+from __future__ import annotations
+
+import importlib
+
+import polars as pl
+import pytest
+import typer
+
+import recloop
+from recloop.errors import UserError
+from recloop.project import Project
+
+NEEDS_NO_PROJECT = {"init", "demo"}
+
+
+def test_every_verb_is_a_method() -> None:
+    verbs = set(typer.main.get_command(importlib.import_module("recloop.cli").app).commands)  # type: ignore[attr-defined]
+    assert verbs - NEEDS_NO_PROJECT <= set(vars(recloop.ProjectFolder))
+
+
+def test_opened_project_inspects_and_ingests(project: Project) -> None:
+    shop = recloop.open(project.root)
+    assert shop.status()["verdict"] is None
+    assert shop.doctor()["read"] > 0
+    assert "signals" in shop.doctor(signals=True) or shop.doctor(signals=True) != shop.doctor()
+    assert shop.verify()["unexplained"] == 0
+    assert shop.gc(dry_run=True).to_json() is not None
+    assert shop.token() == shop.token()
+    rows = pl.DataFrame(
+        {"event_id": ["api-1"], "user_id": ["u05"], "item_id": ["i01"], "timestamp": ["2025-08-01T10:00:00Z"]}
+    )
+    assert shop.recommend("u05", n=3)["items"]
+    assert len(rows) == 1
+
+
+def test_messages_of_a_project_name_calls(project: Project) -> None:
+    shop = recloop.open(project.root)
+    with pytest.raises(UserError, match=r"bundle=nothing.*try: shop\.status\(\)"):
+        shop.recommend("u05", bundle="nothing")
+    with pytest.raises(UserError, match="n=0: expected a whole number from 1 to 1000; try: n=10"):
+        shop.recommend("u05", n=0)
+    with pytest.raises(UserError, match="try: recloop init FILE"):
+        recloop.open(project.root / "nothing")
