@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from recloop.files import JsonTree
-from recloop.init.detect import GuessedSetting
+from recloop.init.guess_data import GuessedSetting
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class FitReport:
 
     @property
     def warning(self) -> str:
-        """Text of the warning of a fit; empty if nothing was dropped or read in place of another column."""
+        """Text of the warning of a fit; empty if nothing was dropped or unused."""
         parts = [self.rows_line] if self.dropped else []
         for name in self.unused_names:
             guess = next((guess for guess in self.guesses if guess.key == f"columns.{name}"), None)

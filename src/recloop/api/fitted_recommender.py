@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
+from recloop.api.fit_input import HOLDOUTS, Holdout
 from recloop.api.fit_report import FitReport
 from recloop.api.ids import IdType, checked_n, listed
-from recloop.api.log_input import HOLDOUTS, Holdout
 from recloop.api.messages import python_errors
 from recloop.bundle import Bundle
 from recloop.config import Config
@@ -70,7 +70,7 @@ class FittedData:
 
 
 def renamed_argument(old: str, new: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Make a method raise a TypeError that names the new argument if the old one is passed."""
+    """Make a method raise a TypeError for the old name of an argument."""
 
     def decorate(method: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(method)
@@ -194,7 +194,7 @@ class FittedRecommender:
 
     @python_errors("fit")
     def score(self, users: Any, items: Any, now: int | None = None) -> Any:
-        """Score every item for every user: a frame of user_id, item_id, score, in the given order.
+        """Score every item for every user: user_id, item_id, score, as ordered.
 
         Scores are comparable within one user. They are the weighted reciprocal ranks of `recommend` over all items: an
         item that no source ranks has 0, and an item without events before the fit has null. Seen items are scored too.

@@ -16,10 +16,10 @@ import polars as pl
 
 from recloop import __version__
 from recloop import bundle as bundles
+from recloop.api.fit_input import HOLDOUTS, FitInput, Holdout, checked_columns, choose_columns, read_input
 from recloop.api.fit_report import FitReport
 from recloop.api.fitted_recommender import FittedData, FittedRecommender, labelled
 from recloop.api.ids import IdType
-from recloop.api.log_input import HOLDOUTS, Holdout, LogInput, checked_columns, choose_columns, read_log
 from recloop.api.messages import python_errors
 from recloop.bundle import Bundle
 from recloop.config import Config
@@ -32,7 +32,8 @@ from recloop.features.labels import EventLabeler
 from recloop.features.log_end import end_of
 from recloop.features.spec import FeatureSpec
 from recloop.features.state import StateHistory
-from recloop.init.detect import MIN_REPEAT_SHARE, GuessedSetting
+from recloop.init.detect import MIN_REPEAT_SHARE
+from recloop.init.guess_data import GuessedSetting
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.models.base import is_closed_form
 from recloop.pipeline.training_steps import COUNTS_BUNDLE, THREADS, report_features, train_window, with_network
@@ -86,7 +87,7 @@ def fit(
     if holdout is not None and holdout not in HOLDOUTS:
         raise UserError("holdout", holdout, f"None, {' or '.join(HOLDOUTS)}", 'holdout="temporal"')
     reports = _progress(progress)
-    source = read_log(events, items, users, model, settings, columns or {})
+    source = read_input(events, items, users, model, settings, columns or {})
     fitted = learn(source, reports, holdout)
     assert fitted.report is not None
     if fitted.report.warning:
@@ -94,7 +95,7 @@ def fit(
     return fitted
 
 
-def learn(source: LogInput, progress: Progress, holdout: Holdout | None) -> FittedRecommender:
+def learn(source: FitInput, progress: Progress, holdout: Holdout | None) -> FittedRecommender:
     """Clean, split and learn a log.
 
     Raises:
@@ -121,7 +122,7 @@ def learn(source: LogInput, progress: Progress, holdout: Holdout | None) -> Fitt
 
 
 def split_whole(valid_rows: pl.DataFrame, config: Config) -> SplitFrames:
-    """Split a log that is learned whole: the test is empty, and the cut is after the last row.
+    """Split a log that is learned whole: empty test, cut after the last row.
 
     The last moments of some users are validation, as under a temporal split.
 
@@ -193,7 +194,7 @@ def _progress(shown: bool | None) -> Progress:
 
 
 def _guess_filter_seen(
-    source: LogInput, settings: Config, cleaned: CleanResult
+    source: FitInput, settings: Config, cleaned: CleanResult
 ) -> tuple[Config, tuple[GuessedSetting, ...]]:
     """Leave seen items out of the lists of a log with few repeats, unless given."""
     if settings.split.protocol == LEAVE_ONE_OUT or "filter_seen" in source.tree.get("split", {}):
@@ -208,7 +209,7 @@ def _guess_filter_seen(
 
 
 def _report(
-    source: LogInput, cleaned: CleanResult, parts: SplitFrames, guesses: tuple[GuessedSetting, ...]
+    source: FitInput, cleaned: CleanResult, parts: SplitFrames, guesses: tuple[GuessedSetting, ...]
 ) -> FitReport:
     raw = source.events
     valid_rows = cleaned.valid_rows

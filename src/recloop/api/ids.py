@@ -50,7 +50,10 @@ class IdType:
         return [form_id(_id_text(value, name), self.form) for value in _id_values(values, name)]
 
     def column(self, texts: pl.Series) -> pl.Series:
-        """Convert id texts to the caller's type; texts stay if one is not a number of this type."""
+        """Convert id texts to the caller's type.
+
+        All stay texts if one is not a number of this type.
+        """
         numbers = texts.cast(self.dtype, strict=False)
         return numbers if (numbers.cast(pl.String) == texts).all() and not numbers.null_count() else texts
 

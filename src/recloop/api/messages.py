@@ -1,4 +1,4 @@
-"""Errors of the Python API: names and fixes are Python arguments, not options of the command line."""
+"""Errors of the Python API: names and fixes are Python arguments."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def python_errors(caller: Caller) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def in_python(error: UserError, caller: Caller) -> UserError:
-    """Rewrite an error for a caller in Python; sample rows become a note of the exception."""
+    """Rewrite an error for a caller in Python; sample rows become a note."""
     kind = BundleError if isinstance(error, BundleError) else UserError
     name = argument_of(error.name) if caller == "fit" else error.name
     rewritten = kind(name, error.value, error.expected, python_fix(error.fix, caller), error.samples)
@@ -61,8 +61,11 @@ def in_python(error: UserError, caller: Caller) -> UserError:
 
 
 def argument_of(name: str) -> str:
-    """Python argument of a key of recloop.toml: ``data.columns.user_id`` -> ``columns["user_id"]``."""
-    key, space, rest = name.partition(" ")
+    """Python argument of a key of recloop.toml.
+
+    Example: ``data.columns.user_id`` is ``columns["user_id"]``.
+    """
+    key, space, rest = name.removeprefix("--").partition(" ")
     parts = key.split(".")
     if key == "data.events":
         return f"events{space}{rest}"
@@ -78,7 +81,7 @@ def argument_of(name: str) -> str:
 
 
 def python_fix(fix: str, caller: Caller) -> str:
-    """Rewrite a fix of the command line as arguments of `fit`, or as calls of an opened project."""
+    """Rewrite a fix of the command line for `fit` or for an opened project."""
     if caller == "fit":
         for text, replacement in FIT_FIXES.items():
             fix = fix.replace(text, replacement)

@@ -105,7 +105,7 @@ class ProjectFolder:
 
     @python_errors("project")
     def status(self) -> JsonTree:
-        """Return the live, shadow and experiment bundles, and the verdict of the experiment."""
+        """Return the live, shadow and experiment bundles, with the verdict."""
         state = loading.status(self.project)
         verdict, _ = experiment.current_verdict(self.project)
         needed = None
@@ -161,7 +161,7 @@ class ProjectFolder:
     def quarantine(
         self, where: str, reason: str, start: str = "", end: str = "", restore: bool = False, force: bool = False
     ) -> Quarantined:
-        """Quarantine the rows that meet a condition, or restore them; see `recloop.pipeline.quarantine`."""
+        """Quarantine the rows that meet a condition, or restore them."""
         return quarantine.quarantine(self.project, where, reason, start, end, restore, force)
 
     @python_errors("project")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import narwhals as nw
 import polars as pl
@@ -21,9 +21,6 @@ from recloop.features.id_form import form_ids
 from recloop.files import JsonTree
 from recloop.records import SEQ
 from recloop.settings import build
-
-MIN_SHARED_IDS: Final = 0.5
-"""Share of the log's ids that an id column of another name must hold."""
 
 
 def as_polars(frame: Any, name: str = "events") -> pl.DataFrame:
@@ -96,40 +93,6 @@ def frame_as_table(frame: pl.DataFrame, name: str) -> Table:
     """Wrap a frame as the table of a file of this name."""
     source = InputFile(name, Path(name), name)
     return Table(source, "parquet", "", "", tuple(frame.columns), frame, {})
-
-
-def key_column(rows: pl.DataFrame, names: Sequence[str], ids: pl.Series, argument: str) -> str:
-    """Id column of a frame of items or users: one of these names, or the column that holds the log's ids.
-
-    Args:
-        names: Names of the id column, most likely first; empty ones are ignored.
-        ids: Distinct ids of the log, as texts.
-        argument: ``items`` or ``users``, for the message.
-
-    Raises:
-        UserError: no column has such a name or holds at least half of the log's ids.
-    """
-    for name in names:
-        if name in rows.columns:
-            return name
-    shares = {
-        name: int(ids.is_in(_plain_texts(rows[name]).implode()).sum()) / max(1, len(ids))
-        for name, kind in rows.schema.items()
-        if kind == pl.String or kind.is_integer() or kind.is_float()
-    }
-    best = max(shares, key=lambda name: shares[name], default="")
-    if best and shares[best] >= MIN_SHARED_IDS:
-        return best
-    field = argument.removesuffix("s")
-    expected = f"a column with the {field} ids of the log; it has {', '.join(rows.columns[:20])}"
-    fix = f'{argument}.rename(columns={{"NAME": "{field}_id"}}), or config={{"data": {{"{field}_key": "NAME"}}}}'
-    raise UserError(argument, "no id column", expected, fix)
-
-
-def _plain_texts(column: pl.Series) -> pl.Series:
-    if column.dtype.is_float():
-        column = column.cast(pl.Int64, strict=False)
-    return column.cast(pl.String)
 
 
 def objects(rows: pl.DataFrame | None, key: str, column: str, first: int, form: str = "text") -> pl.DataFrame | None:

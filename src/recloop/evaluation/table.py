@@ -262,7 +262,9 @@ class EvaluationTable:
         )
 
     def to_frame(self, slice_name: str = "all", intervals: bool = False) -> Any:
-        """Return one row per model: a column per metric, then coverage, entropy, long-tail share and seconds.
+        """Return one row per model, with a column per metric.
+
+        Coverage, entropy, long-tail share and seconds follow.
 
         The frame is of the kind that `recloop.fit` got, otherwise Polars.
 

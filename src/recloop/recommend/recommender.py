@@ -156,7 +156,7 @@ class Recommender:
         sources: Sequence[str] | Mapping[str, float],
         depth: int = DEPTH,
     ) -> dict[str, TopK]:
-        """Return the top ``depth`` of each source; a mapping selects those with weight above 0."""
+        """Return the top ``depth`` of each source, of a mapping those above 0."""
         selected = [source for source in sources if not isinstance(sources, Mapping) or sources[source] > 0]
         recalled = {
             source: self.scorers[source].best(encoded, allowed, depth) for source in selected if source in self.scorers
