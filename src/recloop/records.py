@@ -69,6 +69,8 @@ CONTENT: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, QUANTITY, GROU
 """Columns that identify repeated rows of a file: all columns that an import reads."""
 FILE_ROW: Final = "file-row:"
 """Prefix of an event_id that was generated from a file name and a row number."""
+GUEST_PREFIX: Final = "guest:"
+"""Prefix of the user_id of a guest basket: a row with a group_id and without a user gets the prefix and its group_id."""
 
 ITEM_SCHEMA: Final[dict[str, DataTypeClass]] = {
     ITEM_ID: pl.String,
@@ -240,6 +242,16 @@ def is_holdout_user(user_id: str) -> bool:
     Their events feed states and counts but never a network's loss.
     """
     return hash_unit_interval("old", user_id) < 0.02
+
+
+def is_guest(user_id: str) -> bool:
+    """True for the user_id of a guest basket, which is not a user."""
+    return user_id.startswith(GUEST_PREFIX)
+
+
+def guest_rows() -> pl.Expr:
+    """Select the rows of guest baskets."""
+    return pl.col(USER_ID).str.starts_with(GUEST_PREFIX)
 
 
 def now() -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from recloop.data.clean import clean
+from recloop.data.clean import clean, nothing_left
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.records import EVENT_SCHEMA, SECOND
@@ -97,6 +97,21 @@ def test_clean_with_excessive_removals_names_the_rule_and_fix() -> None:
     assert len(error.samples) == 3
     assert "quantity=0.0" in error.samples[0]
     assert clean(frame, config("clean.max_removed=0.11")).excessive == ()
+
+
+def test_clean_excludes_items_in_files_and_on_arrival_without_a_limit() -> None:
+    frame = log(("u", "POST", 0), ("u", "a", 1), ("v", "POST", 2, {"quantity": 0.0}))
+    settings = config('clean.exclude_items=["POST", "M"]')
+    cleaned = clean(frame, settings)
+    assert (cleaned.removed, cleaned.excessive) == ({"exclude_items": 2}, ())
+    rows = frame.with_columns(pl.int_range(1, 4, dtype=pl.Int64).alias("seq"))
+    arrived = [EventLabeler(settings.events, settings.clean).causal_rule(rows[n : n + 1])[0] for n in range(3)]
+    assert arrived == ["exclude_items", None, "exclude_items"]
+    assert nothing_left(cleaned) is None
+    error = nothing_left(clean(frame, config('clean.exclude_items=["POST", "a"]')))
+    assert error is not None
+    assert "no row is left of 3 (exclude_items removed 3)" in str(error)
+    assert error.fix == "--set 'clean.exclude_items=[]'"
 
 
 def test_clean_numbers_moments_by_their_first_row() -> None:

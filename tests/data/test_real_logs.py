@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from recloop.data.doctor import build_report
 from recloop.data.prepare import load, prepare
+from recloop.features.undo import without_undone
 from recloop.init.detect import init
 from recloop.project import open_project
 from recloop.records import Use
@@ -57,11 +59,20 @@ def test_prepare_of_online_retail_gives_known_counts(shared_data: Path, tmp_path
     project = open_project(tmp_path)
     assert project.config.clean.burst == "off"  # timestamps have minute resolution
     report = prepare(project).report
-    assert (report.read, report.rejected) == (541_909, 135_080)
+    n_guest_rows = 135_080
+    assert (report.read, report.rejected, report.removed) == (541_909, 0, {"duplicates": 5_270})
     assert report.read == report.kept + sum(report.removed.values()) + report.rejected
+    assert (report.guests.rows, report.guests.baskets) == (n_guest_rows - 43, 3_710), "43 of their rows are duplicates"
+    assert report.users == 4_372
+    events = load(project).events
     assert "keep" not in report.removed, "cancellations undo purchases and are not removed"
-    assert 8_000 < (load(project).events["use"] == Use.UNDO).sum() <= 8_905
-    assert 5_000 < report.removed["duplicates"] < 5_268
+    assert report.returns.rows == (events["use"] == Use.UNDO).sum() == 10_587
+    purchases = without_undone(events).filter(pl.col("label") > 0)
+    assert report.kept == report.returns.rows + report.returns.undone + len(purchases)
+    users = build_report(open_project(tmp_path, ['data.guests="reject"']))
+    assert (users.rejected, users.removed, users.guests.rows) == (n_guest_rows, {"duplicates": 5_227}, 0)
+    assert (users.kept, users.returns.rows) == (401_602, 8_872)
+    assert "24.9 % of rows could not be read: guest without user_id (135,080)" in users.warnings
 
 
 @pytest.mark.data

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from recloop.features.state import offsets_of
 from recloop.models import covisitation
-from recloop.models.base import TrainData
+from recloop.models.base import GuestBaskets, TrainData
 from recloop.models.covisitation import CoVisitation
 from recloop.models.popular import Popular
 
@@ -103,3 +103,21 @@ def test_decay_of_an_old_log_is_positive() -> None:
     data = dataclasses.replace(data_of([[[1], [2]]], 2), stamps=np.array([0, 10**15]), cut=10**18)
     assert (data.decay(7.0) > 0).all()
     assert (data.decay(None) == 1).all()
+
+
+def test_covisitation_counts_pairs_of_a_guest_basket_without_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    baskets = GuestBaskets(
+        offsets=np.array([0, 2, 5]),
+        stamps=np.array([0, 1]),
+        items=np.array([1, 3, 1, 2, 3], dtype=np.int32),
+        targets=np.ones(5, dtype=bool),
+        counts=np.array([0, 2, 1, 2]),
+    )
+    data = dataclasses.replace(data_of([[[1], [1]]], 3), guests=baskets)
+    # c(1,1) = 1 of the user's two moments; c(1,3) = 2 baskets, c(1,2) = 1, each with weight 0.5.
+    rows = rows_of(data, guests=0.5)
+    assert rows[1] == pytest.approx([0, 1 / 22.5, 0.5 / 22.5, 1 / 22.5])
+    assert rows[3] == pytest.approx([0, 1 / 21.5, 0.5 / 21.5, 0])
+    assert rows_of(data, guests=0)[3].sum() == 0
+    monkeypatch.setattr(covisitation, "CHUNK_PRODUCTS", 1)
+    assert np.array_equal(rows, rows_of(data, guests=0.5))

@@ -109,10 +109,10 @@ def test_post_events_of_an_imported_row_is_duplicate(client: httpx.Client, serve
 
 def test_post_events_rejects_each_bad_row_with_its_reason(client: httpx.Client, server: Any, user: str) -> None:
     bad: list[tuple[Any, str]] = [
-        (row(2**63), "user_id: expected `str`, got `int`"),
-        (row(1.5), "user_id: expected `str`, got `float`"),
-        (row(None), "user_id: expected `str`, got `null`"),
-        (row(""), "user_id: expected `str` of length >= 1"),
+        (row(2**63), "user_id: expected `str | null`, got `int`"),
+        (row(1.5), "user_id: expected `str | null`, got `float`"),
+        (row(None), "no user_id"),
+        (row(""), "no user_id"),
         (row(user, item_id=7), "item_id: expected `str`, got `int`"),
         ({"user_id": user, "item_id": "i01"}, "object missing required field `event_type`"),
         (

@@ -24,13 +24,25 @@ from recloop.data.atomic_folder import AtomicFolder
 from recloop.data.clean import QUARANTINED, duplicate_rows
 from recloop.data.label_report import RuleCount, count_by_rule
 from recloop.data.prepare import SPLITS, split_hash
-from recloop.data.split import SplitFrames, holdout_rows
+from recloop.data.split import SplitFrames, holdout_rows, n_users
 from recloop.features.labels import EventLabeler
 from recloop.features.learned_range import LearnedRange, NewWindow, window_of
 from recloop.features.moments import moment_stamps, number_moments
 from recloop.files import move, replace_json
 from recloop.project import Project
-from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID, FileFacts
+from recloop.records import (
+    EVENT_SCHEMA,
+    ITEM_ID,
+    LABEL,
+    RULE,
+    SECOND,
+    SEQ,
+    STAMP,
+    TIMESTAMP,
+    USER_ID,
+    FileFacts,
+    is_guest,
+)
 from recloop.storage import EventLog
 from recloop.storage.archive import Archive
 from recloop.storage.data_manifest import MANIFEST, DataManifest, UpdateRecord, WindowLoss
@@ -99,7 +111,7 @@ def append(
         read=len(rows),
         kept=len(rows) - removed.total(),
         removed=dict(sorted(removed.items())),
-        new_users=len(set(new_rows[USER_ID]) - set(old_rows[USER_ID].unique())),
+        new_users=sum(not is_guest(user) for user in set(new_rows[USER_ID]) - set(old_rows[USER_ID].unique())),
         new_items=len(set(new_rows[ITEM_ID]) - set(old_rows[ITEM_ID].unique())),
         cut=window.cut,
         held_seq=window.held_seq,
@@ -150,7 +162,7 @@ def split_at(labelled: pl.DataFrame, window: NewWindow, config: Config) -> Split
     """
     marked = labelled.sort(SEQ).with_columns(window.tested.alias("tested"))
     past, test = (marked.filter(condition).drop("tested") for condition in (~pl.col("tested"), pl.col("tested")))
-    holdout = holdout_rows(past, config.split.validation_users, labelled[USER_ID].n_unique() // 2)
+    holdout = holdout_rows(past, config.split.validation_users, n_users(labelled) // 2)
     keys = [USER_ID, STAMP]
     valid = past.join(holdout, on=keys, how="semi", maintain_order="left")
     return SplitFrames(past.join(holdout, on=keys, how="anti", maintain_order="left"), valid, test, window.cut)

@@ -74,6 +74,7 @@ RULES: Final = (
         "causal",
         'clean.future="off"',
     ),
+    CleaningRule("exclude_items", "rows of items that are not products", "causal", "clean.exclude_items=[]"),
     CleaningRule("keep", "rows that do not meet clean.keep", "causal", 'clean.keep=""'),
     CleaningRule("burst", "more rows of a user at once than a person produces", "causal", 'clean.burst="off"'),
     CleaningRule("duplicates", "rows equal to an earlier row", "retrospective", 'clean.duplicates="off"'),
@@ -269,12 +270,12 @@ def excessive_rules(
 ) -> list[UserError]:
     """Errors for the rules that removed more than ``clean.max_removed`` of the rows.
 
-    ``k_core`` is exempt.
+    ``k_core`` and ``exclude_items`` are exempt, because their settings name what they remove.
     """
     errors = []
     for info in RULES:
         count = removed.get(info.name, 0)
-        if info.name == "k_core" or count <= max_share * readable:
+        if info.name in {"k_core", "exclude_items"} or count <= max_share * readable:
             continue
         share = count / readable
         samples = quarantine.filter(pl.col(RULE) == info.name).head(3)
@@ -287,6 +288,24 @@ def excessive_rules(
         )
         errors.append(error)
     return errors
+
+
+def nothing_left(cleaned: CleanResult) -> UserError | None:
+    """Error for a log of which the rules leave no row, else None.
+
+    The fix is the setting of the rule that removed most.
+    """
+    if len(cleaned.valid_rows) or not cleaned.removed:
+        return None
+    counts = ", ".join(f"{rule} removed {count:,}" for rule, count in cleaned.removed.items())
+    largest = max(RULES, key=lambda rule: cleaned.removed.get(rule.name, 0))
+    return UserError(
+        f"rule {largest.name}",
+        f"no row is left of {sum(cleaned.removed.values()):,} ({counts})",
+        f"rows that pass the rules of [clean]; {largest.name} removes {largest.reason}",
+        f"--set '{largest.off}'",
+        tuple(describe_row(row) for row in cleaned.quarantine.head(3).iter_rows(named=True)),
+    )
 
 
 def describe_row(row: dict[str, object]) -> str:

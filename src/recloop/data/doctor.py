@@ -15,14 +15,16 @@ import rich.text
 
 from recloop.config import Config
 from recloop.data import rejected_rows
-from recloop.data.clean import CleanResult, clean
+from recloop.data.clean import CleanResult, clean, nothing_left
 from recloop.data.entities import EntityTable, read_items, read_users
 from recloop.data.read import RawEvents, read_events
-from recloop.data.split import split
+from recloop.data.repeats import repeat_share
+from recloop.data.split import n_users, split
 from recloop.errors import UserError
 from recloop.features.clock_rule import CLOCK
 from recloop.features.labels import EventLabeler, class_of, with_uses
 from recloop.features.moments import reused_groups
+from recloop.features.undo import without_undone
 from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import (
@@ -36,6 +38,8 @@ from recloop.records import (
     TIMESTAMP,
     USE,
     USER_ID,
+    Use,
+    guest_rows,
     iso,
     max_int,
 )
@@ -66,11 +70,27 @@ class TypeRows:
 
 
 @dataclass(frozen=True)
+class GuestCounts:
+    """Guest baskets and their rows among the valid rows."""
+
+    baskets: int = 0
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class ReturnCounts:
+    """Rows that undo earlier ones, and the rows that they undo."""
+
+    rows: int = 0
+    undone: int = 0
+
+
+@dataclass(frozen=True)
 class Report:
     """Numbers of a log: ``read = kept + sum(removed) + rejected``.
 
-    ``span`` holds the first and last stamp and the days between. ``repeats`` is the share of positive rows with an earlier
-    row of the same user and item.
+    ``users`` leaves out ``guests``, whose rows are in ``kept``. ``span`` holds the first and last stamp and the days between. ``repeats`` is
+    `recloop.data.repeats.repeat_share`.
     """
 
     read: int
@@ -86,6 +106,8 @@ class Report:
     info: str = ""
     event_types: dict[str, TypeRows] = field(default_factory=dict)
     event_classes: dict[str, str] = field(default_factory=dict)
+    guests: GuestCounts = GuestCounts()
+    returns: ReturnCounts = ReturnCounts()
 
     def to_json(self) -> JsonTree:
         """JSON object with the keys of ``recloop doctor --json``."""
@@ -103,6 +125,8 @@ class Report:
             "info": self.info,
             "event_types": {name: vars(facts) for name, facts in self.event_types.items()},
             "event_classes": dict(self.event_classes),
+            "guests": vars(self.guests),
+            "returns": vars(self.returns),
         }
 
 
@@ -118,10 +142,11 @@ def build_report(project: Project) -> Report:
     log_report = report(raw, cleaned, items, users, config)
     unread = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)
     stops = [str(error) for error in (unread, *cleaned.excessive) if error is not None]
+    empty_error = nothing_left(cleaned)
     try:
         split(cleaned.valid_rows, config.split)
     except UserError as error:
-        stops.append(str(error))
+        stops.append(str(empty_error or error))
     if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
         stops.append(
             f"SQLite {sqlite3.sqlite_version}: before 3.51.3 two writers can corrupt a database; recloop uses one writer"
@@ -134,8 +159,6 @@ def report(
 ) -> Report:
     """Build the report of a cleaned log."""
     valid_rows = cleaned.valid_rows
-    positive = valid_rows.filter(pl.col(LABEL) > 0)
-    pairs = positive.select(pl.struct(USER_ID, ITEM_ID).n_unique()).item() if len(positive) else 0
     first, last = valid_rows[TIMESTAMP].min(), valid_rows[TIMESTAMP].max()
     span = Span(None, None, 0.0)
     if isinstance(first, int) and isinstance(last, int):
@@ -145,13 +168,13 @@ def report(
         .agg(pl.len().alias("rows"), pl.col(LABEL).min().alias("low"), pl.col(LABEL).max().alias("high"))
         .sort(["rows", EVENT_TYPE], descending=[True, False])
     )
-    repeats = 1 - pairs / len(positive) if len(positive) else 0.0
+    repeats = repeat_share(valid_rows)
     return Report(
         read=raw.read,
         kept=len(valid_rows),
         removed=({"where": raw.left_out} if raw.left_out else {}) | cleaned.removed,
         rejected=len(raw.rejects),
-        users=valid_rows[USER_ID].n_unique(),
+        users=n_users(valid_rows),
         items=valid_rows[ITEM_ID].n_unique(),
         moments=valid_rows.select(pl.struct(USER_ID, STAMP).n_unique()).item() if len(valid_rows) else 0,
         span=span,
@@ -162,7 +185,23 @@ def report(
             name: TypeRows(rows, low if low == high else "mixed") for name, rows, low, high in type_rows.iter_rows()
         },
         event_classes=_classes(valid_rows),
+        guests=_guests(valid_rows),
+        returns=_returns(valid_rows),
     )
+
+
+def _guests(valid_rows: pl.DataFrame) -> GuestCounts:
+    rows = valid_rows.filter(guest_rows())
+    return GuestCounts(rows[USER_ID].n_unique(), len(rows))
+
+
+def _returns(valid_rows: pl.DataFrame) -> ReturnCounts:
+    n_returns = int((valid_rows[USE] == Use.UNDO).sum())
+    if not n_returns:
+        return ReturnCounts()
+    uses = pl.DataFrame({"before": valid_rows[USE], "after": without_undone(valid_rows)[USE]})
+    is_undone = pl.col("before").is_in([int(Use.TARGET), int(Use.INPUT), int(Use.NEGATIVE)]) & (pl.col("after") == 0)
+    return ReturnCounts(n_returns, len(uses.filter(is_undone)))
 
 
 def _classes(valid_rows: pl.DataFrame) -> dict[str, str]:
@@ -260,17 +299,26 @@ def timestamp_resolution(stamps: pl.Series) -> str:
 def _rows(valid_rows: pl.DataFrame, config: Config, repeats: float) -> list[str]:
     warnings = []
     size = len(valid_rows)
-    if valid_rows[USER_ID].n_unique() == 1:
+    of_users = valid_rows.filter(~guest_rows())
+    if len(of_users) < size:
+        guests = _guests(valid_rows)
+        warnings.append(
+            f"{guests.baskets:,} guest baskets ({guests.rows:,} rows, {_percent(guests.rows / size)}) have no user; they count "
+            'for popularity and for what is bought together, never in a test; data.guests = "reject" leaves them out'
+        )
+    if not len(of_users):
+        return [*warnings, "every row is a guest's: lists cannot be personal and there is no test"]
+    if of_users[USER_ID].n_unique() == 1:
         warnings.append("only one user: collaborative models cannot learn")
     if valid_rows[ITEM_ID].n_unique() == 1:
         warnings.append("only one item: a ranking needs at least two")
-    per_user = valid_rows.group_by(USER_ID).len().sort("len", USER_ID, descending=[True, False])
+    per_user = of_users.group_by(USER_ID).len().sort("len", USER_ID, descending=[True, False])
     heaviest, max_rows = per_user.row(0)
     if len(per_user) >= 2 / MAX_USER_SHARE and max_rows > MAX_USER_SHARE * size:
         warnings.append(
             f"user {heaviest!r} has {_percent(max_rows / size)} of all rows; check for a checkout account, a test or a crawler"
         )
-    single = valid_rows.group_by(USER_ID).agg(pl.col(STAMP).n_unique() == 1)[STAMP].mean()
+    single = of_users.group_by(USER_ID).agg(pl.col(STAMP).n_unique() == 1)[STAMP].mean()
     if isinstance(single, float) and single >= 0.5 and len(per_user) > 1:
         warnings.append(f"{_percent(single)} of users have only one moment and are not in the test")
     warnings += [
@@ -318,12 +366,19 @@ def render(log_report: Report) -> rich.console.Group:
     table.add_row("kept", f"{log_report.kept:,}", "")
     for rule, rows in log_report.removed.items():
         table.add_row("removed", f"{rows:,}", f"by {rule}")
+    if log_report.returns.rows:
+        returns = log_report.returns
+        table.add_row("returns", f"{returns.rows:,}", f"of the kept rows; they undo {returns.undone:,} others")
     table.add_row("rejected", f"{log_report.rejected:,}", "could not be read" if log_report.rejected else "")
     table.add_row("users", f"{log_report.users:,}", "")
+    if log_report.guests.rows:
+        table.add_row(
+            "guests", f"{log_report.guests.baskets:,}", f"baskets without a user ({log_report.guests.rows:,} rows)"
+        )
     table.add_row("items", f"{log_report.items:,}", "")
     table.add_row("moments", f"{log_report.moments:,}", "rows of one user at one time")
     table.add_row("span", f"{log_report.span.days:,.0f} days", f"{log_report.span.first} .. {log_report.span.last}")
-    table.add_row("repeats", _percent(log_report.repeats), "of positive rows: the user had the item before")
+    table.add_row("repeats", _percent(log_report.repeats), "of positive acts: the user had the item before")
     if len(log_report.event_types) > 1:
         for name, facts in log_report.event_types.items():
             table.add_row("type", f"{facts.rows:,}", f"{name}: {log_report.event_classes[name]}")

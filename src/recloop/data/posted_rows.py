@@ -17,7 +17,7 @@ from recloop.storage import EventLog
 from recloop.storage.archive import Archive
 from recloop.storage.retractions import RESTORED, retracted_at
 
-REAPPLIED_RULES: Final = ("event_id", "keep", "burst", "duplicates", "k_core")
+REAPPLIED_RULES: Final = ("event_id", "exclude_items", "keep", "burst", "duplicates", "k_core")
 """Rules that a new first run applies again; rows keep any other rule, such as a manual withdrawal."""
 
 

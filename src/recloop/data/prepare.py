@@ -20,7 +20,7 @@ import pyarrow.parquet
 from recloop import __version__
 from recloop.data import new_files, rejected_rows
 from recloop.data.atomic_folder import AtomicFolder
-from recloop.data.clean import CleanResult, clean
+from recloop.data.clean import CleanResult, clean, nothing_left
 from recloop.data.doctor import Report, report
 from recloop.data.entities import EntityTable, read_items, read_users
 from recloop.data.posted_rows import PostedRows
@@ -121,6 +121,9 @@ def prepare(project: Project, logged: bool = False, posted: PostedRows | None = 
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame, posted)
     if cleaned.excessive:
         raise cleaned.excessive[0]
+    empty_error = nothing_left(cleaned)
+    if empty_error is not None:
+        raise empty_error
     split_frames = split(cleaned.valid_rows, config.split)
     log_report = report(raw, cleaned, items, users, config)
     rejects = [*raw.rejects, *(row for table in (items, users) if table is not None for row in table.rejects)]

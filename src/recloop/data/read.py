@@ -11,6 +11,7 @@ import polars as pl
 
 from recloop.config import Columns, Data
 from recloop.data.attributes import object_texts
+from recloop.data.guests import GUEST_REFUSED, fill_guests
 from recloop.data.numbers import read_numbers
 from recloop.data.rejected_rows import RejectedRow
 from recloop.data.shape import input_columns, shape_log
@@ -181,8 +182,10 @@ def _events(
         for name in (USER_ID, ITEM_ID, GROUP_ID, EVENT_ID, EVENT_TYPE)
         if name in given_columns
     }
+    ids[USER_ID], is_refused = fill_guests(ids[USER_ID], ids.get(GROUP_ID), data.guests)
     size = len(table.frame)
     reasons = pl.Series([None], dtype=pl.String).new_from_index(0, size)
+    reasons = _because(reasons, is_refused, GUEST_REFUSED)
     for name in (USER_ID, ITEM_ID):
         reasons = _because(reasons, ids[name].is_null(), f"no {name}")
     reasons = pl.select(pl.coalesce(reasons, stamps.reasons)).to_series()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from recloop.data.guests import GUEST_REFUSED
 from recloop.errors import UserError
 
 GUEST_REASON: Final = "no user_id"
@@ -38,7 +39,11 @@ def reasons(rejects: Sequence[RejectedRow], max_reasons: int = 3) -> str:
 
 
 def excess(rejects: Sequence[RejectedRow], read: int, max_share: float) -> UserError | None:
-    """Error if more than ``clean.max_rejected`` of the rows are rejected, else None."""
+    """Error if more than ``clean.max_rejected`` of the rows are rejected, else None.
+
+    Guests that ``data.guests = "reject"`` refuses do not count.
+    """
+    rejects = [row for row in rejects if row.reason != GUEST_REFUSED]
     if not rejects or len(rejects) <= max_share * read:
         return None
     share = len(rejects) / read

@@ -19,7 +19,18 @@ from recloop.config import Split
 from recloop.errors import UserError
 from recloop.features.log_end import end_of
 from recloop.features.undo import without_undone
-from recloop.records import LABEL, SEQ, STAMP, TIMESTAMP, USE, USER_ID, Use, hash_unit_interval, is_holdout_user
+from recloop.records import (
+    LABEL,
+    SEQ,
+    STAMP,
+    TIMESTAMP,
+    USE,
+    USER_ID,
+    Use,
+    guest_rows,
+    hash_unit_interval,
+    is_holdout_user,
+)
 
 
 class SplitFrames(NamedTuple):
@@ -54,7 +65,7 @@ def leave_one_out(labelled: pl.DataFrame, config: Split) -> SplitFrames:
     """Split each user's rows: last positive test, the one before it validation.
 
     The other rows are training. Row order is time order. As in the papers' code, users with fewer than three positives are
-    only in training. The split has no common instant, so the cut is after the last row, and a bundle of this split is only
+    only in training, as are guest baskets. The split has no common instant, so the cut is after the last row, and a bundle of this split is only
     evaluated on it.
 
     Raises:
@@ -64,7 +75,7 @@ def leave_one_out(labelled: pl.DataFrame, config: Split) -> SplitFrames:
         settings = f"{config.protocol} with ties={config.ties} and filter_seen={str(config.filter_seen).lower()}"
         expected = 'ties="row" and filter_seen=true, as in the published tables'
         raise UserError("split.protocol", settings, expected, "--set split.ties=row --set split.filter_seen=true")
-    positive = labelled.filter(pl.col(LABEL) > 0).select(SEQ, USER_ID)
+    positive = labelled.filter((pl.col(LABEL) > 0) & ~guest_rows()).select(SEQ, USER_ID)
     rank = pl.int_range(pl.len(), dtype=pl.Int64).over(USER_ID)
     ranked = positive.with_columns((pl.len().over(USER_ID) - 1 - rank).alias("behind"), n=pl.len().over(USER_ID))
     eligible = ranked.filter(pl.col("n") >= MIN_POSITIVES)
@@ -83,7 +94,7 @@ def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
 
     Validation is later than the training before it, as the test is. It holds the last moment, at or after
     `validation_start`, of the users with the smallest hash("valid") and at least two moments before the cut. At most
-    ``validation_users`` and half of all users are chosen, none with hash("old") < 2 %. Only moments with a positive
+    ``validation_users`` and half of all users are chosen, none with hash("old") < 2 % and no guest. Only moments with a positive
     row count here.
 
     Raises:
@@ -109,7 +120,7 @@ def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
             f"a target among the {len(past):,} rows before the cut",
             "recloop doctor --signals, then name a type under events.positive",
         )
-    holdout = holdout_rows(past, config.validation_users, labelled[USER_ID].n_unique() // 2)
+    holdout = holdout_rows(past, config.validation_users, n_users(labelled) // 2)
     keys = [USER_ID, STAMP]
     valid = past.join(holdout, on=keys, how="semi", maintain_order="left")
     train = past.join(holdout, on=keys, how="anti", maintain_order="left")
@@ -136,7 +147,7 @@ def validation_start(stamps: pl.Series) -> int:
 
 def holdout_rows(past: pl.DataFrame, max_users: int, half_of_users: int) -> pl.DataFrame:
     """Return user_id and stamp of the moments held out for validation."""
-    rows = without_undone(past)
+    rows = without_undone(past.filter(~guest_rows()))
     moments = rows.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).unique()
     last_moments = moments.group_by(USER_ID).agg(pl.col(STAMP).max())
     inputs = rows.filter(pl.col(USE).is_in([int(Use.TARGET), int(Use.INPUT)])).select(
@@ -151,3 +162,8 @@ def holdout_rows(past: pl.DataFrame, max_users: int, half_of_users: int) -> pl.D
     )
     users = [user_id for _, user_id in ordered[: min(max_users, half_of_users)]]
     return last_moments.filter(pl.col(USER_ID).is_in(users)).select(USER_ID, STAMP)
+
+
+def n_users(rows: pl.DataFrame) -> int:
+    """Number of users of a log, without guest baskets."""
+    return rows.filter(~guest_rows())[USER_ID].n_unique()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recloop.errors import UserError
 from recloop.features.state import offsets_of
 from recloop.features.undo import without_undone
-from recloop.records import ITEM_ID, LABEL, SEQ, STAMP, USER_ID
+from recloop.records import ITEM_ID, LABEL, SEQ, STAMP, USER_ID, guest_rows
 
 Targets = Literal["next", "successive", "last"]
 
@@ -34,14 +34,14 @@ class Queries:
 def make_queries(test: pl.DataFrame, which: Targets) -> Queries:
     """Build the test queries: NEXT (first moment), SUCCESSIVE (every), LAST (last).
 
-    A moment without a target is not a query, and an undone row of the test is not a target. Rows of the moment and later
-    seqs are not visible.
+    A moment without a target is not a query, nor is a guest basket, and an undone row of the test is not a target. Rows of
+    the moment and later seqs are not visible.
 
     Raises:
         UserError: LAST with moments of several items, where "the last item" would be the largest id of a basket.
     """
     rows = (
-        without_undone(test)
+        without_undone(test.filter(~guest_rows()))
         .group_by(USER_ID, STAMP)
         .agg(pl.col(SEQ).min() - 1, pl.col(ITEM_ID).filter(pl.col(LABEL) > 0).unique().sort())
         .filter(pl.col(ITEM_ID).list.len() > 0)

@@ -26,6 +26,7 @@ from recloop.records import (
     EVENT_SCHEMA,
     EVENT_TYPE,
     GROUP_ID,
+    ITEM_ID,
     LABEL,
     PAIR,
     QUANTITY,
@@ -203,6 +204,11 @@ class EventLabeler:
             if len(is_kept) != len(frame):  # a condition without a column is one value for all rows
                 is_kept = pl.Series([bool(is_kept[0])] * len(frame))
             rule = pl.select(pl.when(is_kept).then(rule).otherwise(pl.lit("keep")).alias("rule")).to_series()
+        if self._clean.exclude_items:
+            is_excluded = frame[ITEM_ID].is_in(list(self._clean.exclude_items))
+            rule = pl.select(
+                pl.when(is_excluded).then(pl.lit("exclude_items")).otherwise(rule).alias("rule")
+            ).to_series()
         is_wrong_clock = self.wrong_clock(frame)
         return pl.select(pl.when(is_wrong_clock).then(pl.lit(CLOCK)).otherwise(rule).alias("rule")).to_series()
 

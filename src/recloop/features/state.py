@@ -25,7 +25,7 @@ from recloop.features.labels import with_uses
 from recloop.features.moments import is_closed, moment_of_row
 from recloop.features.undo import INPUTS, Act, ActColumns, Kind, undone_acts
 from recloop.files import AttributeValues
-from recloop.records import ITEM_ID, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use
+from recloop.records import ITEM_ID, PAIR, SEQ, STAMP, UNITS, USE, USER_ID, WEIGHT, Use, guest_rows
 
 MAX_GROUPS: Final = 64
 """Number of groups in a state above which ended groups are removed."""
@@ -241,14 +241,14 @@ class StateHistory:
     """Columnar log that computes the states of many users at many seqs at once."""
 
     def __init__(self, frame: pl.DataFrame, users: pl.DataFrame | None = None) -> None:
-        """Sort the rows once.
+        """Sort the rows once; guest baskets have no state.
 
         Args:
             frame: Valid events with ``stamp`` and uses (`moment_stamps`, `EventLabeler.label`).
             users: Versions of users: user_id, seq, attributes (JSON object text).
         """
         rows = with_uses(frame).select(USER_ID, ITEM_ID, STAMP, SEQ, USE, PAIR, WEIGHT, UNITS)
-        rows = rows.filter(pl.col(USE) != Use.NONE)
+        rows = rows.filter((pl.col(USE) != Use.NONE) & ~guest_rows())
         self.names = rows[ITEM_ID].unique().sort().to_numpy().astype(object)
         codes = pl.DataFrame({ITEM_ID: self.names.tolist(), "code": np.arange(len(self.names), dtype=np.int32)},
                              schema={ITEM_ID: pl.String, "code": pl.Int32})  # fmt: skip

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from recloop.config import Columns, Data
+from recloop.data.guests import GUEST_REFUSED
 from recloop.data.rejected_rows import GUEST_REASON
 from recloop.errors import Locked, UserError
 from recloop.features.labels import EventLabeler
@@ -120,7 +121,7 @@ def ingest(project: Project, file: str, url: str, teller: ConsoleProgress) -> In
                     reason = outcome.reason or "this event_id was received before with other content"
                     rejected.append(RejectedRow(f"event_id={event.event_id}", reason, _text(event)))
             result.counts["rejected"] += len(batch.wrong)
-            result.guests += sum(row.reason == GUEST_REASON for row in batch.wrong)
+            result.guests += sum(row.reason in {GUEST_REASON, GUEST_REFUSED} for row in batch.wrong)
             _tell(teller, result, rejected)
             if batch.share:
                 teller.bar("ingest", round(batch.share * 1000), 1000)
@@ -177,16 +178,12 @@ def _checked_batch(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
         for (number, line), row in zip(lines, rows, strict=True):
             event = parse.check_event(_named(row, data.columns), received_at, data)
             if isinstance(event, Rejected):
-                reason = GUEST_REASON if _is_guest(row) else event.reason
-                batch.wrong.append(RejectedRow(f"stdin:{number}", reason, line.decode("utf-8", "replace").strip()))
+                batch.wrong.append(
+                    RejectedRow(f"stdin:{number}", event.reason, line.decode("utf-8", "replace").strip())
+                )
             else:
                 batch.events.append(event)
     return batch
-
-
-def _is_guest(row: Any) -> bool:
-    """True if a row has no user; such rows are not errors."""
-    return isinstance(row, dict) and not str(row.get("user_id") or "").strip()
 
 
 def _read() -> tuple[bytes, bool]:

@@ -9,9 +9,11 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from recloop.config import Data
+from recloop.data.guests import GUEST_REFUSED, is_present
+from recloop.data.rejected_rows import GUEST_REASON
 from recloop.features.timestamp_text import EXPECTED_FORMS, parse_timestamp
 from recloop.files import AttributeValues, JsonTree
-from recloop.records import Event, Item, User
+from recloop.records import GUEST_PREFIX, Event, Item, User
 from recloop.storage.event_log import object_text
 
 MAX_ROWS = 1_000
@@ -26,12 +28,12 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 class EventIn(msgspec.Struct, forbid_unknown_fields=True):
     """Event of ``POST /v1/events``.
 
-    ``timestamp``: see `recloop.features.timestamp_text`; default: the time of receipt.
+    A row without ``user_id`` and with ``group_id`` is part of a guest basket. ``timestamp``: see `recloop.features.timestamp_text`; default: the time of receipt.
     """
 
-    user_id: Text
     item_id: Text
     event_type: Text
+    user_id: Text | None = None
     timestamp: str | int | float | None = None
     value: float | None = None
     quantity: float | None = None
@@ -113,16 +115,24 @@ def parse_rows(body: bytes, content_type: str) -> list[Any]:
 
 def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
     """Convert a row to an event, or reject it."""
-    row = _convert_row(raw, EventIn)
+    has_user = not isinstance(raw, dict) or is_present(raw.get("user_id"))
+    row = _convert_row(raw if has_user else raw | {"user_id": None}, EventIn)
     if isinstance(row, Rejected):
         return row
+    user_id = row.user_id
+    if user_id is None:
+        if not is_present(row.group_id):
+            return Rejected(_ids(raw), GUEST_REASON)
+        if data.guests == "reject":
+            return Rejected(_ids(raw), GUEST_REFUSED)
+        user_id = f"{GUEST_PREFIX}{row.group_id}"
     try:
         stamp = received_at if row.timestamp is None else parse_timestamp(row.timestamp, data)
     except ValueError as error:
         text = str(row.timestamp)[:60]
         return Rejected(_ids(raw), f"timestamp={text}: expected {EXPECTED_FORMS}; {error}")
     return Event(
-        user_id=row.user_id,
+        user_id=user_id,
         item_id=row.item_id,
         timestamp=stamp,
         received_at=received_at,

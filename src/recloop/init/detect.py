@@ -17,6 +17,7 @@ from recloop.data import rejected_rows
 from recloop.data.clean import RULES, CleanResult, clean
 from recloop.data.doctor import timestamp_resolution
 from recloop.data.read import RawEvents, parse_events
+from recloop.data.repeats import repeat_share
 from recloop.data.split import split
 from recloop.errors import UserError
 from recloop.files import JsonTree, replace_file
@@ -26,7 +27,7 @@ from recloop.init.guess_data import GuessedSetting, Guesses, guess_data
 from recloop.init.names import normalize_name
 from recloop.init.read_input import read_input
 from recloop.init.template import config_text
-from recloop.records import ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE
+from recloop.records import ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE, guest_rows
 from recloop.settings import build
 
 MIN_REPEAT_SHARE: Final = 0.05
@@ -266,14 +267,11 @@ def _unit(raw: RawEvents) -> str:
 
 
 def _repeats(cleaned: CleanResult) -> float:
-    positive = cleaned.valid_rows.filter(pl.col(LABEL) > 0)
-    if not len(positive):
-        return 0.0
-    return 1.0 - float(positive.select(pl.struct(USER_ID, ITEM_ID).n_unique()).item()) / len(positive)
+    return repeat_share(cleaned.valid_rows)
 
 
 def _scenario(cleaned: CleanResult, repeats: float, attributes: bool) -> tuple[str, str]:
-    positive = cleaned.valid_rows.filter(pl.col(LABEL) > 0)
+    positive = cleaned.valid_rows.filter((pl.col(LABEL) > 0) & ~guest_rows())
     moments = positive.group_by(USER_ID).agg(pl.col(STAMP).n_unique())[STAMP].median()
     median_moments = float(moments) if isinstance(moments, int | float) else 0.0
     single_row_share = (

@@ -105,6 +105,34 @@ class Negatives:
         return len(self.user_ix)
 
 
+def decay_at(stamps: np.ndarray, cut: int, half_life: float | None) -> np.ndarray:
+    """(M,) weight of each stamp: 0.5^(age at the cut / half_life in days), or 1."""
+    if half_life is None:
+        return np.ones(len(stamps))
+    age: np.ndarray = np.maximum(0, cut - stamps) / DAY
+    weights: np.ndarray = 0.5 ** np.minimum(age / half_life, 1000.0)
+    return weights
+
+
+@dataclass(frozen=True)
+class GuestBaskets:
+    """Baskets without a user: M baskets with E rows of distinct items, by stamp.
+
+    They count for popularity and for what is bought together. They have no user, so they are never queries.
+    """
+
+    offsets: np.ndarray  # (M+1,) int64 rows of each basket
+    stamps: np.ndarray  # (M,) int64 microseconds
+    items: np.ndarray  # (E,) int32 item_ix, from 1
+    targets: np.ndarray  # (E,) bool
+    counts: np.ndarray  # (N+1,) int64 targets of an item, as rows
+
+    @property
+    def row_basket(self) -> np.ndarray:
+        """(E,) basket index of each row."""
+        return np.repeat(np.arange(len(self.stamps), dtype=np.int64), np.diff(self.offsets))
+
+
 @dataclass(frozen=True)
 class TrainData:
     """Training inputs as flat arrays, one row per item and moment.
@@ -132,10 +160,11 @@ class TrainData:
     item_fields: list[tuple[str, int, int]]
     context_fields: list[tuple[str, int, int]]
     cut: int
-    counts: np.ndarray  # (N+1,) int64, training targets of an item, as rows
+    counts: np.ndarray  # (N+1,) int64, training targets of an item, as rows; those of guests included
     held: ValidationQueries | None = None
     negatives: Negatives | None = None
     targets: np.ndarray | None = None  # (E,) bool; None: every row is a target
+    guests: GuestBaskets | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)  # fields and timezone for `encode.context_codes`
     history: TrainData | None = None  # source of states if it has later rows; None: these rows
     targeted: np.ndarray | None = None  # (M,) bool, moments that are targets of this run; None: `moments_with_past`
@@ -181,11 +210,19 @@ class TrainData:
 
         It is 0.5^(age at the cut / half_life in days), or 1 if half_life is None.
         """
+        return decay_at(self.stamps, self.cut, half_life)
+
+    def popularity(self, half_life: float | None) -> np.ndarray:
+        """(N+1,) targets of each item, with those of guests, each weighted by `decay`."""
         if half_life is None:
-            return np.ones(len(self.stamps))
-        age: np.ndarray = np.maximum(0, self.cut - self.stamps) / DAY
-        weights: np.ndarray = 0.5 ** np.minimum(age / half_life, 1000.0)
-        return weights
+            return self.counts
+        weights = self.decay(half_life)[self.row_moment] * self.target_rows
+        counts = np.bincount(self.items, weights=weights, minlength=self.n_items + 1)
+        if self.guests is not None:
+            guest_weights = decay_at(self.guests.stamps, self.cut, half_life)[self.guests.row_basket]
+            weights = guest_weights * self.guests.targets
+            counts += np.bincount(self.guests.items, weights=weights, minlength=self.n_items + 1)
+        return counts
 
     def moments_with_past(self) -> np.ndarray:
         """(M,) bool mask of moments that a network can learn as targets.

@@ -8,11 +8,13 @@ import numpy as np
 import pydantic
 import scipy.sparse as sp
 
-from recloop.models.base import ModelConfig, TrainData
+from recloop.models.base import ModelConfig, TrainData, decay_at
 
 LAG_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 RECENT_WEIGHTS = (1.0, 0.6, 0.4, 0.25, 0.2)
 """Weights of the newest moments of a scored history, newest first."""
+GUEST_WEIGHT = 0.05
+"""Weight of two items in one guest basket."""
 CHUNK_PRODUCTS = 60_000_000  # multiply-adds per chunk; bounds memory
 
 
@@ -31,7 +33,7 @@ class CoVisitation:
 
         ``lags`` holds the weight of each lag, ``recent`` the weight of each of the newest moments of a scored history.
         ``shrink`` is added to a row's sum; a row keeps ``width`` neighbours. ``half_life`` is in days; None: every moment has
-        weight 1.
+        weight 1. ``guests`` is the weight of two items in one guest basket.
         """
 
         lags: tuple[float, ...] = LAG_WEIGHTS
@@ -39,6 +41,7 @@ class CoVisitation:
         shrink: float = 20.0
         width: int = 200
         half_life: float | None = pydantic.Field(None, gt=0)
+        guests: float = pydantic.Field(GUEST_WEIGHT, ge=0)
 
     kind: ClassVar[str] = "neighbours"
     source: ClassVar[str] = "neighbours"
@@ -59,14 +62,22 @@ class CoVisitation:
         decayed = sp.csr_array(sp.diags_array(data.decay(self.config.half_life)) @ moment_items)
         following = _following(decayed, data.moment_user, self.config.lags)
         item_moments = sp.csr_array(moment_items.T)
-        work = np.concatenate([[0], np.cumsum(_products(item_moments, following))])
+        guests = _together(data, self.config.half_life, self.config.guests)
+        products = _products(item_moments, following)
+        if guests is not None:
+            products = products + _products(*guests)
+        work = np.concatenate([[0], np.cumsum(products)])
         blocks = []
         start = 0
         while start < size:
             stop = max(start + 1, int(np.searchsorted(work, work[start] + CHUNK_PRODUCTS, side="right")) - 1)
-            blocks.append(
-                _largest(sp.csr_array(item_moments[start:stop] @ following), self.config.width, self.config.shrink)
-            )
+            block = sp.csr_array(item_moments[start:stop] @ following)
+            if guests is not None:
+                pairs = sp.csr_array(guests[0][start:stop] @ guests[1])
+                pairs.setdiag(0.0, k=start)  # an item is not its own neighbour in a basket
+                block = sp.csr_array(block + pairs)
+                block.eliminate_zeros()
+            blocks.append(_largest(block, self.config.width, self.config.shrink))
             start = stop
         rows = sp.csr_array(sp.vstack(blocks, format="csr"))
         return {
@@ -74,6 +85,19 @@ class CoVisitation:
             "neighbours.ids": rows.indices.astype(np.int32),
             "neighbours.weights": rows.data.astype(np.float32),
         }
+
+
+def _together(data: TrainData, half_life: float | None, weight: float) -> tuple[sp.csr_array, sp.csr_array] | None:
+    """Factors of the pair counts of guest baskets; None without baskets.
+
+    Their shapes are (N+1, M) and (M, N+1).
+    """
+    if data.guests is None or not weight:
+        return None
+    shape = (len(data.guests.stamps), data.n_items + 1)
+    baskets = sp.csr_array((np.ones(len(data.guests.items)), data.guests.items, data.guests.offsets), shape=shape)
+    decay = weight * decay_at(data.guests.stamps, data.cut, half_life)
+    return sp.csr_array(baskets.T), sp.csr_array(sp.diags_array(decay) @ baskets)
 
 
 def _following(moment_items: sp.csr_array, user: np.ndarray, lags: tuple[float, ...]) -> sp.csr_array:

@@ -32,10 +32,7 @@ class Popular:
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
         """Fit ``popular`` (N,) int32: item_ix, most positives first."""
-        if self.config.half_life is None:
-            return {"popular": popular_order(data.counts)}
-        weights = data.decay(self.config.half_life)[data.row_moment] * data.target_rows
-        return {"popular": popular_order(np.bincount(data.items, weights=weights, minlength=data.n_items + 1))}
+        return {"popular": popular_order(data.popularity(self.config.half_life))}
 
 
 def popular_order(counts: np.ndarray) -> np.ndarray:

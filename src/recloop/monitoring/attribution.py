@@ -15,7 +15,7 @@ from typing import Final
 import polars as pl
 from polars.dataframe.group_by import GroupBy
 
-from recloop.records import DAY, EVENT_TYPE, ITEM_ID, LABEL, SECOND, TIMESTAMP, USER_ID, VALUE, Decision
+from recloop.records import DAY, EVENT_TYPE, ITEM_ID, LABEL, SECOND, TIMESTAMP, USER_ID, VALUE, Decision, guest_rows
 
 LIVE, CANDIDATE = "live", "candidate"
 ARMS: Final = (LIVE, CANDIDATE)
@@ -65,7 +65,7 @@ def user_outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: in
     )
     credited = attribute(requests, events)
     in_experiment = requests.filter(
-        (pl.col("served_at") >= since) & pl.col("arm").is_in(ARMS) & (pl.col(USER_ID) != "")
+        (pl.col("served_at") >= since) & pl.col("arm").is_in(ARMS) & (pl.col(USER_ID) != "") & ~guest_rows()
     )
     users = (
         in_experiment.sort("served_at", REQUEST_ID)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from recloop.bundle import Bundle
 from recloop.evaluation import bootstrap, metrics
-from recloop.records import COLD_POSITIVES, COVERING, DAY, ITEM_ID, LABEL, SECOND, SOURCES, STAMP, Decision
+from recloop.records import COLD_POSITIVES, COVERING, DAY, ITEM_ID, LABEL, SECOND, SOURCES, STAMP, Decision, is_guest
 
 WINDOWS: Final = {"hour": 3_600 * SECOND, "day": DAY, "week": 7 * DAY}
 REFERENCE_DAYS: Final = 90
@@ -98,7 +98,7 @@ class Exposures:
     def from_decisions(cls, decisions: Sequence[Decision], against: HealthReference) -> Exposures:
         """Flatten the decisions of role ``answer``.
 
-        Requests without a user id count as exposures but never as cold users.
+        Requests without a user id or of a guest count as exposures but never as cold users.
         """
         answered = [decision for decision in decisions if decision.role == "answer"]
         users: dict[str, int] = {}
@@ -112,7 +112,11 @@ class Exposures:
             served_at=np.array([decision.served_at for decision in answered], dtype=np.int64),
             users=np.array([users.setdefault(decision.user_id, len(users)) for decision in answered], dtype=np.int64),
             positives=np.array(
-                [decision.positives if decision.user_id else COLD_POSITIVES for decision in answered], dtype=np.int64
+                [
+                    decision.positives if decision.user_id and not is_guest(decision.user_id) else COLD_POSITIVES
+                    for decision in answered
+                ],
+                dtype=np.int64,
             ),
             variant=np.array([decision.variant for decision in answered], dtype=object),
             placement=np.array([decision.placement for decision in answered], dtype=object),

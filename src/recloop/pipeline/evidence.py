@@ -25,7 +25,7 @@ from recloop.pipeline import training_steps
 from recloop.pipeline.journal import Journal
 from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend.recommender import check_golden
-from recloop.records import DAY, STAMP, USER_ID, hash_unit_interval, is_holdout_user
+from recloop.records import DAY, STAMP, USER_ID, hash_unit_interval, is_guest, is_holdout_user
 from recloop.release import gate
 from recloop.release.gate import GateResult, PairedScores
 
@@ -132,7 +132,7 @@ def holdout_queries(run: UpdateRun) -> Queries:
 
 def holdout_rows(events: pl.DataFrame) -> pl.Expr:
     """Return the rows of the holdout users, which no training loss used."""
-    users = [user for user in events[USER_ID].unique().sort().to_list() if is_holdout_user(user)]
+    users = [user for user in events[USER_ID].unique().sort().to_list() if is_holdout_user(user) and not is_guest(user)]
     return pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).implode())
 
 

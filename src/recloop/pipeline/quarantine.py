@@ -13,6 +13,7 @@ from typing import Final
 
 import polars as pl
 
+from recloop.data.split import n_users
 from recloop.errors import Locked, Refused, UserError
 from recloop.features import conditions
 from recloop.files import JsonTree
@@ -118,8 +119,8 @@ def quarantine(
         new=len(chosen),
         rows=rows,
         share=share,
-        users=chosen[USER_ID].n_unique(),
-        user_share=chosen[USER_ID].n_unique() / max(1, users),
+        users=n_users(chosen),
+        user_share=n_users(chosen) / max(1, users),
         types=dict(sorted(chosen[EVENT_TYPE].value_counts().iter_rows())),
         samples=[_sample(row) for row in chosen.head(MAX_SAMPLES).iter_rows(named=True)],
         waiting=_apply_or_wait(project, control) if len(chosen) else 0,
@@ -146,8 +147,8 @@ def _matching(
     matched = pl.concat([archive.matching(condition), log_rows.filter(condition)])
     valid = ~pl.col(SEQ).is_in(pl.Series(sorted(retracted), dtype=pl.Int64).implode())
     rows = archive.count(valid) + len(log_rows.filter(valid))
-    users = pl.concat([archive.users_of(valid), log_rows.filter(valid)[USER_ID].unique()]).n_unique()
-    return matched, rows, users
+    users = pl.concat([archive.users_of(valid), log_rows.filter(valid)[USER_ID]]).to_frame(USER_ID)
+    return matched, rows, n_users(users)
 
 
 def _sample(row: JsonTree) -> JsonTree:

@@ -38,7 +38,7 @@ from recloop.project import Project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.recommend.user_states import fold, full_snapshot
-from recloop.records import LABEL, SEQ, STAMP, USER_ID, hash_unit_interval, max_int, now, utc_minute
+from recloop.records import LABEL, SEQ, STAMP, USER_ID, guest_rows, hash_unit_interval, max_int, now, utc_minute
 from recloop.settings import dump
 from recloop.storage import locks, releases, snapshots
 from recloop.training import baselines
@@ -316,7 +316,7 @@ def save_and_register(
 
 def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
     """Add golden cases: states of four users over these rows, and an anonymous one."""
-    active_users = rows.filter(pl.col(LABEL) > 0)[USER_ID].unique().to_list()
+    active_users = rows.filter((pl.col(LABEL) > 0) & ~guest_rows())[USER_ID].unique().to_list()
     users = sorted(active_users, key=lambda user: hash_unit_interval("golden", user))[: GOLDEN_CASES - 1]
     states = [UserState() for _ in range(len(users) + 1)]
     for user, state in zip(users, states, strict=False):

@@ -20,7 +20,21 @@ from recloop.features.spec import FeatureSpec
 from recloop.features.state import UserState, attribute_versions
 from recloop.project import Project
 from recloop.recommend.cache import ByteCache, state_bytes
-from recloop.records import EVENT_SCHEMA, GROUP_ID, ITEM_ID, PAIR, RULE, SEQ, TIMESTAMP, UNITS, USE, USER_ID, WEIGHT
+from recloop.records import (
+    EVENT_SCHEMA,
+    GROUP_ID,
+    ITEM_ID,
+    PAIR,
+    RULE,
+    SEQ,
+    TIMESTAMP,
+    UNITS,
+    USE,
+    USER_ID,
+    WEIGHT,
+    guest_rows,
+    is_guest,
+)
 from recloop.storage import snapshots
 from recloop.storage.archive import Archive
 from recloop.storage.event_log import EventLog
@@ -147,7 +161,7 @@ class StateCache:
             if self._retracted.differs_between(user_id, seq, after):  # the snapshot of this user is outdated
                 state = UserState(attributes=state.attributes)
                 rows = pl.concat([self._retracted.archived_rows(user_id, seq, after), rows.select(*EVENT_SCHEMA)])
-        if len(rows):
+        if len(rows) and not is_guest(user_id):  # a guest basket has no state, as an unknown user
             fold(state, self._signal.label(rows))
         users = self._log.users(after, seq, user_id)
         if len(users):
@@ -162,11 +176,11 @@ def fold(state: UserState, labelled: pl.DataFrame) -> None:
 
 
 def full_snapshot(labelled: pl.DataFrame, users: pl.DataFrame | None) -> Iterator[tuple[str, bytes]]:
-    """Return every user's state in a snapshot, by user id."""
+    """Return every user's state in a snapshot, by user id; guest baskets have none."""
     states: dict[str, UserState] = {}
     for user_id, versions in attribute_versions(users).items():
         states[user_id] = UserState(attributes=versions[-1][1])
-    for user_id, *row in with_uses(labelled).sort(SEQ).select(USER_ID, *ACT_COLUMNS).iter_rows():
+    for user_id, *row in with_uses(labelled.filter(~guest_rows())).sort(SEQ).select(USER_ID, *ACT_COLUMNS).iter_rows():
         states.setdefault(user_id, UserState()).add(*row)
     for user_id in sorted(states):
         yield user_id, msgspec.msgpack.encode(states[user_id])
@@ -225,7 +239,8 @@ def _affected_users(retractions: Sequence[Retraction], earlier_seq: int, archive
     A change is a retraction or a restoration.
     """
     seqs = [row.retracted_seq for row in retractions if row.seq > earlier_seq and row.retracted_seq <= earlier_seq]
-    return sorted({*archive.owners(seqs).values(), *log.owners(seqs).values()}) if seqs else []
+    owners = {*archive.owners(seqs).values(), *log.owners(seqs).values()} if seqs else set()
+    return sorted(user for user in owners if not is_guest(user))
 
 
 def advanced_snapshot(
@@ -265,7 +280,8 @@ def _valid_events(log: EventLog, after: int, until: int) -> pl.DataFrame:
 
 
 def _by_user(labelled: pl.DataFrame) -> Mapping[str, pl.DataFrame]:
-    return {str(user_id): rows for (user_id,), rows in labelled.partition_by(USER_ID, as_dict=True).items()}
+    of_users = labelled.filter(~guest_rows())
+    return {str(user_id): rows for (user_id,), rows in of_users.partition_by(USER_ID, as_dict=True).items()}
 
 
 def _without(rows: pl.DataFrame, seqs: Collection[int]) -> pl.DataFrame:

@@ -26,6 +26,7 @@ REPEAT_REASONS = {
 QUARANTINE_REASONS = {
     "burst": "rule burst: too many rows of this user within a moment",
     "clock": "rule clock: the timestamp is before 1970, or more than clean.future after the time of receipt",
+    "exclude_items": "rule exclude_items: the item is in clean.exclude_items, so it is not a product",
     "keep": "rule keep: the row does not meet clean.keep",
 }
 

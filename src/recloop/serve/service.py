@@ -26,7 +26,7 @@ from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList, Recommender
 from recloop.recommend.user_states import StateCache, StateRegistry, StateSource
-from recloop.records import ITEM_ID, USER_ID, Decision, Item, Query, now
+from recloop.records import ITEM_ID, USER_ID, Decision, Item, Query, is_guest, now
 from recloop.release import assignment
 from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
 from recloop.serve.reload import Reloader
@@ -181,9 +181,9 @@ class Service:
         return self._list(deployment, query, set())[0], deployment.arm
 
     def _assign(self, user_id: str) -> Deployment:
-        """Return the deployment assigned to a user; live for a query without a user."""
+        """Return the deployment assigned to a user; live without a user or for a guest."""
         live, candidate = self.deployments.live, self.deployments.candidate
-        if not user_id or candidate is None:
+        if not user_id or is_guest(user_id) or candidate is None:
             return live
         arm = assignment.assign(user_id, live.arm, candidate.arm)
         return candidate if arm is candidate.arm else live
@@ -204,7 +204,7 @@ class Service:
 
     def _is_shadowed(self, user_id: str, answered: assignment.Arm) -> bool:
         """Return True if the shadow bundles score a request of this user."""
-        if not self.deployments.shadows or not user_id:
+        if not self.deployments.shadows or not user_id or is_guest(user_id):
             return False
         shadow = self.deployments.shadows[0].arm.bundle
         return assignment.shadowing(user_id, answered, shadow, self.project.config.release.shadow_share)

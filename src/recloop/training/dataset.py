@@ -15,7 +15,7 @@ from recloop.features.state import offsets_of
 from recloop.features.undo import without_undone
 from recloop.features.vocabulary import FieldCodes, Vocabulary
 from recloop.files import AttributeValues
-from recloop.models.base import TrainData, ValidationQueries
+from recloop.models.base import GuestBaskets, TrainData, ValidationQueries
 from recloop.records import (
     DAY,
     ITEM_ID,
@@ -28,6 +28,7 @@ from recloop.records import (
     USER_ID,
     WEIGHT,
     Use,
+    guest_rows,
     is_holdout_user,
     max_int,
 )
@@ -63,7 +64,7 @@ def make_tables(
 ) -> ItemUserTables:
     """Build the item and user tables over the inputs before the cut.
 
-    Targets are inputs too. Items are ordered by (first moment stamp, id bytes). ``tail`` marks the items outside the ceil(0.2 N) with
+    Targets are inputs too. Guest baskets count for items and are not users. Items are ordered by (first moment stamp, id bytes). ``tail`` marks the items outside the ceil(0.2 N) with
     most positives in the 90 days before the cut, ties by id bytes (docs/definitions/terms.md).
 
     Args:
@@ -88,11 +89,12 @@ def make_tables(
     head = table.sort("recent", ITEM_ID, descending=[True, False]).head(int(np.ceil(HEAD_SHARE * len(table))))
     tail = ~table[ITEM_ID].is_in(head[ITEM_ID].implode()).to_numpy()
     item_ids = table[ITEM_ID].to_list()
-    user_ids = inputs[USER_ID].unique().sort().to_list()
+    of_users = inputs.filter(~guest_rows())
+    user_ids = of_users[USER_ID].unique().sort().to_list()
     item_attributes = _newest(items, ITEM_ID, item_ids, last_seq)
     user_attributes = _newest(users, USER_ID, user_ids, last_seq)
     if fields is None:
-        stamps = inputs.select(USER_ID, STAMP).unique().sort(USER_ID, STAMP)
+        stamps = of_users.select(USER_ID, STAMP).unique().sort(USER_ID, STAMP)
         gaps = stamps.select(pl.col(STAMP).diff().over(USER_ID)).to_series().drop_nulls().to_numpy() / DAY
         fields = FieldCodes.fit(spec, item_attributes, user_attributes, gaps)
     return ItemUserTables(
@@ -131,8 +133,10 @@ def train_data(
         served_slots: Slots of the served lists that the rows refer to (`recloop.training.negatives.slots_of`).
     """
     train, validation_rows = _resolve_undos(train, validation_rows)
+    all_train = train
     train = _in_tables(tables, train)
     validation_rows = None if validation_rows is None else _in_tables(tables, validation_rows)
+    guests = _guest_baskets(tables, all_train.filter(guest_rows()))
     inputs = train.filter(is_input())
     positive = inputs.filter(pl.col(USE) == Use.TARGET)
     rows = (
@@ -147,6 +151,8 @@ def train_data(
     starts_moment[1:] = (user_ix[1:] != user_ix[:-1]) | (stamps[1:] != stamps[:-1])
     row_moment = np.cumsum(starts_moment) - 1
     counts = np.bincount(tables.items.lookup(positive[ITEM_ID], len(positive)), minlength=len(tables.items) + 1)
+    if guests is not None:
+        counts += guests.counts
     user_codes, user_fields = attribute_codes("user", tables.spec, tables.fields, tables.user_attributes)
     item_codes, item_fields = attribute_codes("item", tables.spec, tables.fields, [None, *tables.item_attributes])
     return TrainData(
@@ -167,6 +173,7 @@ def train_data(
         cut=tables.cut,
         counts=counts,
         held=None if validation_rows is None or not len(validation_rows) else _held(tables, validation_rows),
+        guests=guests,
         negatives=negatives(tables.items, tables.users, train, served_slots),
         targets=None if rows[USE].all() else rows[USE].to_numpy(),
         extras={"spec": tables.spec, "fields": tables.fields},
@@ -224,6 +231,29 @@ def _in_tables(tables: ItemUserTables, rows: pl.DataFrame) -> pl.DataFrame:
     """Keep rows with an index of user and item; later returned purchases have none."""
     users, items = (pl.Series(table.ids, dtype=pl.String).implode() for table in (tables.users, tables.items))
     return rows.filter(pl.col(USER_ID).is_in(users) & pl.col(ITEM_ID).is_in(items))
+
+
+def _guest_baskets(tables: ItemUserTables, rows: pl.DataFrame) -> GuestBaskets | None:
+    """Return the guest baskets of labelled rows without undone ones; None without one."""
+    items = pl.Series(tables.items.ids, dtype=pl.String).implode()
+    inputs = rows.filter(is_input() & pl.col(ITEM_ID).is_in(items))
+    if not len(inputs):
+        return None
+    baskets = (
+        inputs.group_by(USER_ID, STAMP, ITEM_ID)
+        .agg(((pl.col(USE) == Use.TARGET).sum()).alias("positives"))
+        .sort(STAMP, USER_ID, ITEM_ID)
+    )
+    starts = baskets.select(pl.struct(USER_ID, STAMP).rle_id()).to_series().to_numpy()
+    item_ix = tables.items.lookup(baskets[ITEM_ID], len(baskets))
+    n_positives = baskets["positives"].to_numpy()
+    return GuestBaskets(
+        offsets=offsets_of(np.bincount(starts)),
+        stamps=baskets[STAMP].to_numpy()[np.flatnonzero(np.diff(starts, prepend=-1))],
+        items=item_ix,
+        targets=n_positives > 0,
+        counts=np.bincount(item_ix, weights=n_positives, minlength=len(tables.items) + 1).astype(np.int64),
+    )
 
 
 def _held(tables: ItemUserTables, rows: pl.DataFrame) -> ValidationQueries:
