@@ -11,8 +11,9 @@ import pytest
 from recloop.config import Data
 from recloop.data.sources import InputFile
 from recloop.data.tables import Table
-from recloop.data.timestamps import OUTSIDE, parse_timestamps
+from recloop.data.timestamps import parse_timestamps
 from recloop.errors import UserError
+from recloop.features.timestamp_text import OUTSIDE, UNCLEAR_NUMBER, parse_timestamp
 
 NOON = 1_735_732_800_000_000  # 2025-01-01T12:00:00Z
 
@@ -46,6 +47,27 @@ def test_parse_timestamps_reads_one_instant_in_many_formats(text: str) -> None:
     assert micros([text]) == [NOON]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Wed Jan 01 07:00:00 -0500 2025", "Jan 1, 2025 12:00:00 PM", "Wed, 1 Jan 2025 13:00:00 +0100", "1-Jan-2025 12:00",
+        "01/Jan/2025:12:00:00 +0000", "01-JAN-25 12.00.00.000000000 PM", "Wed Jan 01 2025 12:00:00 GMT+0000 (UTC)",
+        "Wed Jan 1 12:00:00 UTC 2025", "1 de enero de 2025 12:00", "1. Januar 2025, 12:00 Uhr", "1 janv. 2025 12h00",
+        "2025年1月1日 12:00", "20250101T120000Z", "2025-Jan-01 12:00", "2025-01-01 12.00", "1/31/25 0:00 ",
+    ],
+)  # fmt: skip
+def test_parse_timestamps_reads_dates_with_names_of_months(text: str) -> None:
+    expected = NOON if "31" not in text else NOON + (30 * 24 - 12) * 3_600_000_000
+    assert micros([text]) == [expected]
+    assert parse_timestamp(text, Data()) == expected
+
+
+def test_parse_timestamps_year_of_two_digits_needs_a_clear_day() -> None:
+    assert micros(["12/1/10 8:26", "12/13/10 8:28"])[0] == micros(["2010-12-01 08:26"])[0]
+    with pytest.raises(UserError, match="two digits"):
+        micros(["24/01/05", "24/01/06"])
+
+
 @pytest.mark.parametrize("dtype", [pl.Int32, pl.Int64, pl.UInt64, pl.Float64])
 def test_parse_timestamps_accepts_any_number_type(dtype: type[pl.DataType]) -> None:
     assert micros(pl.Series([1_735_732_800], dtype=dtype)) == [NOON]
@@ -72,6 +94,9 @@ def test_parse_timestamps_applies_the_configured_zone() -> None:
     twice, never = micros(["2025-10-26 02:30", "2025-03-30 02:30"], timezone="Europe/Berlin")
     assert twice == 1_761_438_600_000_000  # the first of the two: 00:30 UTC
     assert never is None
+    read = parse_timestamps(tables(["2025-10-26 02:30", "2025-03-30 02:30"]), "t", Data(timezone="Europe/Berlin"))[0]
+    assert read.reasons[1] == "timestamp: 02:30 of 2025-03-30 never was in Europe/Berlin"
+    assert read.how.endswith("(1 rows in a repeated hour: the first one is used)")
     with pytest.raises(UserError, match=r"data\.timezone=Mars/Base"):
         micros(["2025-01-01"], timezone="Mars/Base")
 
@@ -102,26 +127,32 @@ def test_parse_timestamps_ambiguous_order_raises_with_both_readings() -> None:
     assert "2025-01-02 (month first)" in str(caught.value)
 
 
+def test_parse_timestamps_one_date_in_another_order_is_rejected() -> None:
+    texts = ["31/12/2025"] * 30 + ["12/31/2025"]
+    read = parse_timestamps(tables(texts), "t", Data())[0]
+    assert read.values.null_count() == 1
+    assert read.reasons.to_list()[-2:] == [None, "timestamp: not a stamp"]
+
+
 def test_parse_timestamps_mixed_orders_raise_with_both_rows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"line 3 of 0.csv \(31/12/2025\) is day first, line 4 of 0.csv \(12/31/2025\)"):
         parse_timestamps(tables(["01/01/2025", "31/12/2025", "12/31/2025"], folder=tmp_path), "t", Data())
 
 
-@pytest.mark.parametrize(
-    ("column", "said"),
-    [
-        (["1735732800", "1735732801", "1735732800000"], "line 4 is in milliseconds, line 2 in seconds"),
-        (["5", "1735732800000", "1735732801"], "line 4 is in seconds, line 3 in milliseconds"),
-        (["2025-01-01", "x", "1735732800"], "line 4 is a number, line 2 is '2025-01-01'"),
-        ([1735732800, 1735732800000000], "line 3 is in microseconds"),
-    ],
-)
 @pytest.mark.parametrize("unit", ["auto", "s"])
-def test_parse_timestamps_mixed_units_raise_with_the_row(
-    tmp_path: Path, column: list[object], said: str, unit: str
-) -> None:
-    with pytest.raises(UserError, match=said):
-        parse_timestamps(tables(column, folder=tmp_path), "t", Data(time_unit=unit))  # type: ignore[arg-type]
+def test_parse_timestamps_reads_each_number_in_the_unit_of_its_size(unit: str) -> None:
+    column = ["1735732800000", "1735732800", "2025-01-01T12:00:00Z", "1735732800000"]
+    read = parse_timestamps(tables(column), "t", Data(time_unit=unit))[0]  # type: ignore[arg-type]
+    assert read.values.to_list() == [NOON] * 4
+    assert read.how == "milliseconds since 1970 (1 rows: seconds since 1970, 1 rows: ISO 8601, zone as given, else UTC)"
+
+
+@pytest.mark.parametrize("unit", ["auto", "s", "iso"])
+@pytest.mark.parametrize("wrong", ["0", "5", "46027"])
+def test_parse_timestamps_small_number_among_times_is_rejected(wrong: str, unit: str) -> None:
+    for others in (["1735732800"] * 3, ["2025-01-01"] * 3):
+        read = parse_timestamps(tables([wrong, *others]), "t", Data(time_unit=unit))[0]  # type: ignore[arg-type]
+        assert read.reasons.to_list() == [UNCLEAR_NUMBER, None, None, None]
 
 
 def test_parse_timestamps_accepts_units_per_file() -> None:
@@ -158,31 +189,49 @@ def test_parse_timestamps_of_digits_as_dates_needs_the_setting(digits: str) -> N
     assert micros(["20250101"], time_unit="s") == [20_250_101_000_000]
 
 
-def test_parse_timestamps_of_spreadsheet_day_numbers_raises() -> None:
-    """46027.35 is 5 January 2026 in a spreadsheet, but half a day of 1970 in seconds."""
-    for column in ([46027.35, 46028.0], ["46027.35", "46028"]):
-        with pytest.raises(UserError, match=r"=46027\.35"):
-            micros(column)
-    assert micros(["46027", "46028"]) == [46_027_000_000, 46_028_000_000], "integers may be order numbers"
-    assert micros(["46027.35"], time_unit="s") == [46_027_350_000]
+@pytest.mark.parametrize("column", [[46027.5, 46028.0], ["46027.5", "46028"], ["46027,5", "46028"]])
+def test_parse_timestamps_of_spreadsheet_days_with_fractions_are_local_times(column: list[object]) -> None:
+    noon = micros(["2026-01-05T12:00:00Z"])[0]
+    assert noon is not None
+    read = parse_timestamps(tables(column), "t", Data())[0]
+    assert (read.values[0], read.how) == (noon, "days of a spreadsheet")
+    assert micros(column, timezone="Europe/Berlin")[0] == noon - 3_600_000_000
+    assert micros(column, time_unit="s")[0] == 46_027_500_000
 
 
-def test_parse_timestamps_before_1970_are_read() -> None:
-    """The rule clock checks them, as on arrival."""
-    assert micros(["1969-12-31T23:59:59Z"]) == micros(["-1"]) == micros([-1]) == [-1_000_000]
-    assert micros(["2101-01-01"]) == [4_133_980_800_000_000]
+def test_parse_timestamps_of_whole_day_numbers_raises_with_both_readings() -> None:
+    with pytest.raises(UserError, match=r"46027 .. 46030 can be days of a spreadsheet \(2026-01-05 .. 2026-01-08\)"):
+        micros([46030, 46027])
+    assert micros([46027], time_unit="days") == micros(["2026-01-05"])
+    assert micros([46027], time_unit="order") == [46_027_000_000]
+
+
+def test_parse_timestamps_of_order_numbers_ignores_their_size() -> None:
+    read = parse_timestamps(tables([7, 1_735_732_800]), "t", Data(time_unit="order"))[0]
+    assert read.values.to_list() == [7_000_000, NOON]
+    assert read.how == "order numbers (one second each, not a time)"
+
+
+def test_parse_timestamps_from_an_unknown_start_says_so() -> None:
+    read = parse_timestamps(tables([0, 5_101_815]), "t", Data())[0]
+    assert (read.values.to_list(), read.how) == ([0, 5_101_815_000_000], "seconds from an unknown start")
+
+
+def test_parse_timestamps_outside_1970_to_2100_are_rejected() -> None:
+    for wrong in ("1969-12-31T23:59:59Z", "2101-01-01", "-1", "99999999999"):
+        read = parse_timestamps(tables(["2025-01-01", "1735732800", wrong]), "t", Data())[0]
+        assert read.values.null_count() == 1
+        assert read.reasons[2] in (OUTSIDE, UNCLEAR_NUMBER)
 
 
 def test_parse_timestamps_of_small_integers_are_seconds() -> None:
     assert micros([0, 1, 2]) == [0, 1_000_000, 2_000_000]
 
 
-def test_parse_timestamps_uses_the_configured_unit() -> None:
-    assert micros(["90000000000"], time_unit="ms") == [90_000_000_000_000]
-    with pytest.raises(UserError, match="ISO 8601"):
-        micros(["1735732800"], time_unit="iso")
-    with pytest.raises(UserError, match="2025-01-01"):
-        micros(["2025-01-01"], time_unit="s")
+def test_parse_timestamps_uses_the_configured_unit_for_small_numbers() -> None:
+    assert micros(["90000000"], time_unit="ms") == [90_000_000_000]
+    with pytest.raises(UserError, match=r"=5: expected ISO 8601.*is not a time of 1973"):
+        micros(["5"], time_unit="iso")
 
 
 def test_parse_timestamps_without_a_valid_row_raises_with_a_sample() -> None:

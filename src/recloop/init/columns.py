@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from recloop.data.numbers import read_numbers
-from recloop.features.timestamp_text import COMPACT_PATTERN, NUMBER_PATTERN, YEAR_FIRST_PATTERN, YEAR_LAST_PATTERN
+from recloop.data.timestamp_readings import plausible_readings
+from recloop.features.timestamp_text import NUMBER_PATTERN
 from recloop.init.event_names import Meaning, meaning_of
 from recloop.init.names import (
     DEVICE_WORDS,
@@ -242,18 +243,8 @@ def _has_clock(column: pl.Series) -> bool:
 
 def holds_stamps(column: pl.Series) -> bool:
     """True if nearly all filled cells of a column are stamps or numbers."""
-    if column.dtype in (pl.Date, pl.Datetime) or column.dtype.is_integer() or column.dtype.is_float():
-        return column.null_count() < len(column)
-    if column.dtype != pl.String:
-        return False
-    texts = column.drop_nulls().head(SAMPLE_ROWS).str.strip_chars()
-    texts = texts.filter(texts != "")
-    matches = [
-        texts.str.contains(pattern)
-        for pattern in (NUMBER_PATTERN, COMPACT_PATTERN, YEAR_FIRST_PATTERN, YEAR_LAST_PATTERN)
-    ]
-    is_stamp = matches[0] | matches[1] | matches[2] | matches[3]
-    return len(texts) > 0 and _mean(is_stamp) >= 0.9
+    readings = plausible_readings(column)
+    return bool(readings) and readings[0].share >= 0.9
 
 
 def _event_type(frame: pl.DataFrame, names: Sequence[str]) -> ColumnGuess:

@@ -260,7 +260,9 @@ def _remedies(raw: RawEvents, cleaned: CleanResult, resolution: str) -> dict[str
 def _unit(raw: RawEvents) -> str:
     """Time unit as a value of ``data.time_unit``."""
     description = raw.info.partition("stamps: ")[2]
-    for unit_name, unit in (("milliseconds", "ms"), ("microseconds", "us"), ("nanoseconds", "auto"), ("seconds", "s")):
+    for unit_name, unit in (
+        ("milliseconds", "ms"), ("microseconds", "us"), ("nanoseconds", "ns"), ("seconds", "s"), ("days", "days"),
+    ):  # fmt: skip
         if description.startswith(unit_name):
             return unit if ";" not in description else "auto"
     return "iso"

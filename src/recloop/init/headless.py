@@ -7,14 +7,12 @@ from typing import Final
 
 import polars as pl
 
-from recloop.features.timestamp_text import NUMBER_PATTERN, YEAR_FIRST_PATTERN, YEAR_LAST_PATTERN
+from recloop.data.timestamp_readings import plausible_readings
 from recloop.init.columns import ANONYMOUS_ID, MAX_TYPES, ColumnGuess, is_function, known_share
 from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 CONFIDENCE: Final = 0.6
 """Confidence of a guess without a name."""
-EPOCH_RANGES: Final = tuple((5e8 * unit, 4.1e9 * unit) for unit in (1.0, 1e3, 1e6, 1e9))
-"""Numbers that are times from 1985 to 2099, by unit: s, ms, us, ns."""
 MAX_RATING: Final = 10.0
 NONE: Final = ColumnGuess("", "no such column")
 
@@ -63,12 +61,7 @@ def _texts(column: pl.Series) -> pl.Series:
 
 
 def _is_time(texts: pl.Series) -> bool:
-    if texts.str.contains(NUMBER_PATTERN).mean() == 1:
-        numbers = texts.cast(pl.Float64, strict=False)
-        median = numbers.median()
-        return isinstance(median, float) and any(low <= median < high for low, high in EPOCH_RANGES)
-    is_date = texts.str.contains(YEAR_FIRST_PATTERN) | texts.str.contains(YEAR_LAST_PATTERN)
-    return float(is_date.sum()) > 0.9 * len(texts)
+    return any(reading.is_likely and reading.share > 0.9 for reading in plausible_readings(texts))
 
 
 def _is_id(texts: pl.Series, size: int, expanded: bool) -> bool:
