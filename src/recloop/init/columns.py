@@ -10,7 +10,7 @@ import polars as pl
 
 from recloop.data.numbers import read_numbers
 from recloop.data.timestamp_readings import plausible_readings
-from recloop.features.timestamp_text import NUMBER_PATTERN
+from recloop.features.timestamp_text import NUMBER_PATTERN, YEAR_FIRST_PATTERN
 from recloop.init.event_names import Meaning, meaning_of
 from recloop.init.names import (
     DEVICE_WORDS,
