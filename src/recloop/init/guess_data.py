@@ -15,7 +15,7 @@ from recloop.data.attributes import typed_columns
 from recloop.data.log_catalog import entity_table
 from recloop.data.shape import COUNT_COLUMN, LABEL_COLUMN, expand_cells, join_orders, shape_log
 from recloop.data.tables import Table
-from recloop.data.timestamps import looks_compact
+from recloop.data.timestamp_numbers import looks_compact
 from recloop.errors import UserError
 from recloop.files import JsonTree
 from recloop.init import guess_ids, layout
