@@ -72,7 +72,7 @@ def test_read_events_rejects_rows_with_line_and_reason(project_factory: ProjectF
         (HEAD + "u,i,01/02/2025\n", "2025-02-01 (day first) and 2025-01-02 (month first)"),
         (HEAD + "u,i,46027\nu,i,46028\n", "can be days of a spreadsheet (2026-01-05 .. 2026-01-06)"),
         ("PK\x03\x04", "a complete zip archive"),
-        ('[{"user_id": 1}]', "JSON array"),
+        ('[{"user_id": 1}', "record 1 (line 1) is not closed"),
     ],
 )
 def test_read_events_of_an_unusable_log_raises_with_a_fix(

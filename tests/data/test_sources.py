@@ -56,6 +56,8 @@ def test_encoding_of_invalid_bytes_raises(tmp_path: Path) -> None:
     [
         (b"a,b\n1,2\n", "csv"),
         (b'\n  {"a": 1}\n', "jsonl"),
+        (b"[\n  {}]", "jsonl"),
+        (b"[a],b\n1,2", "csv"),
         ('{"a": "ü"}'.encode("utf-16"), "jsonl"),
         (b"PAR1....", "parquet"),
     ],
@@ -75,7 +77,7 @@ def test_gzip_truncated_raises(tmp_path: Path) -> None:
         list(cut.blocks())
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"PK\x03\x04xx", "complete zip"), (b"[{}]", "JSON array")])
+@pytest.mark.parametrize(("content", "said"), [(b"PK\x03\x04xx", "complete zip"), (b"SQLite format 3", "SQLite")])
 def test_unsupported_files_are_named(tmp_path: Path, content: bytes, said: str) -> None:
     with pytest.raises(UserError, match=said):
         _ = source(tmp_path / "log.xlsx", content).kind

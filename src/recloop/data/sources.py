@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -43,6 +44,7 @@ BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+JSON_START: Final = re.compile(r"\{|\[\s*([\[{\]]|$)")
 BLOCK_BYTES: Final = 1 << 22
 MAX_OPEN_QUOTE_LINES: Final = 100
 """Lines that are left out at the end of a sample to close a quote."""
@@ -147,11 +149,7 @@ class InputFile:
         )
         if text[:20].lower().startswith(HTML_STARTS):
             raise self._foreign("an HTML or XML page", HTML_FIX)
-        if text.startswith("["):
-            raise UserError(
-                self.key, self.name, "one JSON object per line; this is a JSON array", "jq -c '.[]' FILE > FILE.jsonl"
-            )
-        return "jsonl" if text.startswith("{") else "csv"
+        return "jsonl" if JSON_START.match(text) else "csv"
 
     def _foreign(self, description: str, fix: str) -> UserError:
         name = self.path.name

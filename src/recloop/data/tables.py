@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import msgspec
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
@@ -17,7 +16,10 @@ import pyarrow.parquet
 from recloop.config import Data
 from recloop.data.csv_dialect import Dialect
 from recloop.data.csv_table import SEPARATOR_NAMES, csv_records, read_csv
-from recloop.data.encoding import BAD_BYTE, encoding_of, open_text
+from recloop.data.encoding import BAD_BYTE, encoding_of
+from recloop.data.json_leaves import Leaf
+from recloop.data.json_records import JsonLayout, json_records
+from recloop.data.json_table import JsonRows, json_leaves, json_text, read_json, read_json_objects, sample_json
 from recloop.data.sources import InputFile, Kind
 from recloop.errors import UserError
 from recloop.files import JsonTree
@@ -36,6 +38,7 @@ class Table:
         broken: Reason by record number, for records that are not in ``frame``; numbers count all records from 0.
         records: (n,) Int64 record number of every row of ``frame`` in ascending order; None: a row is a record.
         dialect: Form of a text table.
+        layout: Arrangement of the records of a JSON file.
     """
 
     source: InputFile
@@ -47,6 +50,7 @@ class Table:
     broken: dict[int, str]
     records: pl.Series | None = None
     dialect: Dialect | None = None
+    layout: JsonLayout | None = None
 
     @property
     def n_records(self) -> int:
@@ -63,7 +67,8 @@ class Table:
             return "parquet"
         recoded = self.encoding if self.encoding == "utf-8" else f"{self.encoding}, re-coded to utf-8"
         if self.kind != "csv":
-            return f"jsonl, {recoded}"
+            is_lines = self.layout is None or self.layout.kind == "lines"
+            return f"{'jsonl' if is_lines else 'json'}, {recoded}"
         how = f"csv ({SEPARATOR_NAMES[self.separator]}), {recoded}"
         if self.dialect is not None and self.dialect.n_titles:
             lines = "line" if self.dialect.n_titles == 1 else "lines"
@@ -97,11 +102,11 @@ class Table:
             return []
         if self.kind == "parquet":
             rows = self.frame[numbers]
-            return [(number + 1, _json(row)) for number, row in zip(numbers, rows.to_dicts(), strict=True)]
+            return [(number + 1, json_text(row) or "") for number, row in zip(numbers, rows.to_dicts(), strict=True)]
         if self.dialect is not None:
             lines: Iterator[tuple[int, str, Any]] = csv_records(self.source, self.encoding, self.dialect)
         else:
-            lines = _json_lines(self.source, self.encoding)
+            lines = json_records(self.source, self.encoding, self.layout or JsonLayout())
         located = []
         next_index = 0
         for number, (line, raw, _) in enumerate(lines):
@@ -139,28 +144,33 @@ def read_table(source: InputFile, data: Data, names: Sequence[str] | None = None
         return _parquet(source, names)
     if kind == "csv":
         return _csv(source, data, names)
-    return _jsonl(source, encoding_of(source, data.encoding), names)
+    encoding = encoding_of(source, data.encoding)
+    return _json_table(source, encoding, read_json(source, encoding, names))
 
 
 def sample_table(source: InputFile, data: Data, rows: int) -> Table:
     """Read about ``rows`` rows of a file: half from its beginning, half from its middle.
 
-    Of a compressed file all are from the beginning. A file of at most ``rows`` rows is read whole.
+    Of a compressed file all are from the beginning. A file of at most ``rows`` rows is read whole. All values of nested
+    JSON become columns, with one row per element of its list with most ids; see `sample_json`.
     """
     source = source.fixed()
     if source.kind == "parquet":
         return _parquet_sample(source, rows)
     head = source.head()
     row_bytes = len(head) / max(1, head.count(b"\n") or head.count(b"\r"))
-    return read_table(source.sampled(max(MIN_SAMPLE_BYTES, int(rows * row_bytes))), data)
+    sampled = source.sampled(max(MIN_SAMPLE_BYTES, int(rows * row_bytes)))
+    if source.kind == "csv":
+        return read_table(sampled, data)
+    encoding = encoding_of(sampled, data.encoding)
+    return _json_table(source, encoding, sample_json(source, sampled, encoding, rows))
 
 
 def read_objects(source: InputFile, data: Data) -> tuple[Table, list[JsonTree]]:
-    """Read a JSON lines or Parquet file with every row as a typed object."""
+    """Read a JSON or Parquet file with every row as a typed object."""
     if source.kind == "jsonl":
-        text = encoding_of(source, data.encoding)
-        objects = [value for _, _, value in _json_lines(source, text) if isinstance(value, dict)]
-        return _jsonl(source, text, None), objects
+        encoding = encoding_of(source, data.encoding)
+        return _json_table(source, encoding, read_json(source, encoding)), read_json_objects(source, encoding)
     table = read_table(source, data)
     return table, table.frame.to_dicts()
 
@@ -177,51 +187,16 @@ def _csv(source: InputFile, data: Data, names: Sequence[str] | None) -> Table:
     return table.without_bad_bytes() if rows.scan.has_bad_bytes else table
 
 
-# -- JSON lines
+# -- JSON
 
 
-def _json_lines(source: InputFile, encoding: str) -> Iterator[tuple[int, str, Any]]:
-    """Yield number, raw text and value of every line that is not blank.
-
-    For a line that is not JSON, the value is the exception.
-    """
-    decoder = msgspec.json.Decoder()
-    with open_text(source, encoding) as text:
-        for line, raw in enumerate(text, 1):
-            raw = raw.strip("\ufeff\r\n\t ")  # noqa: PLW2901
-            if raw:
-                try:
-                    yield line, raw, decoder.decode(raw)
-                except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-                    yield line, raw, error
+def _json_table(source: InputFile, encoding: str, rows: JsonRows) -> Table:
+    return Table(source, "jsonl", encoding, "", rows.columns, rows.frame, rows.broken, rows.records, layout=rows.layout)
 
 
-def _jsonl(source: InputFile, encoding: str, names: Sequence[str] | None) -> Table:
-    objects: list[JsonTree] = []
-    broken: dict[int, str] = {}
-    all_names: dict[str, None] = {}
-    for number, (_, _, value) in enumerate(_json_lines(source, encoding)):
-        if isinstance(value, dict):
-            objects.append(value)
-            all_names.update(dict.fromkeys(value))
-        else:
-            broken[number] = f"not JSON: {value}" if isinstance(value, Exception) else "not a JSON object"
-    selected = [name for name in all_names if names is None or name in set(names)]
-    columns = {name: pl.Series([json_text(row.get(name)) for row in objects], dtype=pl.String) for name in selected}
-    return Table(source, "jsonl", encoding, "", tuple(all_names), pl.DataFrame(columns), broken)
-
-
-def json_text(value: Any) -> str | None:
-    """Text of a JSON value: ``1`` and ``"1"`` are the same id, ``1.5`` stays ``1.5``."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value) if isinstance(value, int | float) else _json(value)
-
-
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value, order="deterministic").decode()
+def paths_of(source: InputFile, data: Data) -> list[Leaf]:
+    """Paths of the values of a JSON file, with samples and shares of records."""
+    return json_leaves(source, encoding_of(source, data.encoding))
 
 
 # -- Parquet
