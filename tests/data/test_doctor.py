@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 import rich.console
 
-from recloop.data.doctor import Report, Span, TypeRows, build_report, render, timestamp_resolution
+from recloop.data.doctor import Report, Span, TypeRows, build_report
+from recloop.data.doctor_text import render
+from recloop.data.log_profile import timestamp_resolution
 from recloop.project import Project, open_project
 from recloop.records import SECOND
 
@@ -52,7 +54,7 @@ def test_doctor_counts_add_up_to_the_rows_of_the_log(project_factory: ProjectFac
 
 def test_doctor_names_the_group_column_or_suspects_baskets(project_factory: ProjectFactory) -> None:
     with_group = build_report(project_factory(HEAD + rows(), BASKET))
-    assert "100.0 % of rows share their stamp with others: baskets, grouped by basket" in with_group.warnings
+    assert "100.0 % of rows share their stamp with others: baskets, grouped by basket" in with_group.notes
     without = said(build_report(project_factory(HEAD + rows())))
     assert "100.0 % of rows share their stamp with others of the same user and count as one moment" in without
     assert "set data.columns.group_id" in without
@@ -142,6 +144,49 @@ def test_doctor_rendered_report_contains_the_counts(simulated_shop_folder: Path)
     assert text.startswith("events.csv: csv (commas), utf-8; stamps: ISO 8601")
     assert f"{report.kept:,}" in text
     assert "purchase: positive" in text
+
+
+def shop_log() -> str:
+    """Twelve weeks of a small shop: 60 users, three visits each week at most, two views and a purchase a visit."""
+    lines = []
+    for k in range(600):
+        day, user, second = k // 8, f"u{k * 7 % 60}", k * 37 % 60
+        for row, kind in enumerate(("view", "view", "buy")):
+            item = f"i{(k * 5 + k // 60 + (0 if kind == 'buy' else row)) % 40}"
+            stamp = f"2025-{1 + day // 28:02}-{1 + day % 28:02}T{8 + k % 8:02}:{row * 9:02}:{second:02}"
+            lines.append(f"{user},{item},{stamp},{kind},1,")
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def test_doctor_of_a_log_in_order_has_no_warning(project_factory: ProjectFactory) -> None:
+    report = build_report(project_factory(shop_log(), KIND, 'events.positive=["buy"]', 'events.history=["view"]'))
+    assert report.warnings == ()
+    assert report.checks is not None
+    assert (report.checks.non_products, report.checks.crawlers, report.checks.missing_users) == ((), (), {})
+    console = rich.console.Console(width=132, record=True, file=io.StringIO())
+    console.print(render(report))
+    text = console.export_text()
+    assert "!" not in text
+    assert len(text.splitlines()) < 50
+
+
+def test_doctor_names_each_fault_with_the_line_to_set(project_factory: ProjectFactory, tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,name\n" + "".join(f"i{n}.0,x\n" for n in range(40)))
+    (tmp_path / "users.csv").write_text("user_id,age\n" + "".join(f"U{n},30\n" for n in range(60)))
+    extra = [f"u{n % 60},POST,2025-01-{1 + n % 28:02}T09:00:{n % 60:02},buy,1,\n" for n in range(100)]
+    extra += [f"{word},i1,2025-01-{1 + n:02}T10:00:07,buy,1,\n" for n in range(5) for word in ("NULL", "guest")]
+    extra += [f"u1,i2,20{40 + n}-01-01T10:00:08,buy,1,\n" for n in range(3)]
+    tables = ('data.items="items.csv"', 'data.users="users.csv"', 'clean.future="off"')
+    text = said(build_report(project_factory(shop_log() + "".join(extra), KIND, *tables)))
+    assert "probably not products: 'POST' (100 rows); set clean.exclude_items = [\"POST\"]" in text
+    assert (
+        "user ids that mean no user: 'NULL' (5), 'guest' (5) rows; set data.missing_users = [\"NULL\", \"guest\"]"
+        in text
+    )
+    assert "0 of 62 users of the log are in users.csv, 60 if casefold is applied: the sides differ in upper" in text
+    assert "0 of 41 items of the log are in items.csv; check data.columns.item_id" in text
+    assert "99.8 % of rows lie in 2025-01-01 .. 2025-03-" in text
+    assert "3 rows lie far outside (2025-01-01 .. 2042-01-01)" in text
 
 
 def test_timestamp_resolution_of_one_second_per_minute_is_minute() -> None:

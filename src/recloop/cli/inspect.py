@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,24 +13,50 @@ from recloop.progress import ConsoleProgress
 
 def doctor(
     signals: Annotated[bool, typer.Option("--signals", help="show events and examples for each event rule")] = False,
+    file: Annotated[str, typer.Option("--out", metavar="FILE", help="write the report as an HTML page")] = "",
+    effect: Annotated[str, typer.Option("--effect", metavar="RULE", help="compare lists with and without a rule")] = "",
     as_json: Json = False,
 ) -> None:
     """Check the log and print a report."""
-    from recloop.data import doctor as collected
-    from recloop.data import label_report as asked
+    from recloop.data.doctor import build_report
 
-    if signals:
-        found = asked.examine_signals(project())
-        if as_json:
-            print_json({**collected.build_report(project()).to_json(), **found.to_json()})
-        else:
-            out.print(asked.render(found))
+    if effect:
+        _show_effect(effect, as_json)
         return
-    report = collected.build_report(project())
+    if signals:
+        from recloop.data import label_report
+
+        rule_report = label_report.examine_signals(project())
+        if as_json:
+            print_json({**build_report(project()).to_json(), **rule_report.to_json()})
+        else:
+            out.print(label_report.render(rule_report))
+        return
+    here = project()
+    report = build_report(here)
+    if file:
+        from recloop.data.doctor_page import write_page
+
+        write_page(report, here.root.resolve().name, Path(file))
     if as_json:
-        print_json(report.to_json())
+        print_json({**report.to_json(), **({"path": file} if file else {})})
+    elif file:
+        plain(f"wrote {file}")
     else:
-        out.print(collected.render(report))
+        from recloop.data.doctor_text import render
+
+        out.print(render(report))
+
+
+def _show_effect(rule: str, as_json: bool) -> None:
+    """Print the effect of a cleaning rule on the counting models."""
+    from recloop.pipeline import rule_effect
+
+    effect = rule_effect.measure_rule(project(), rule)
+    if as_json:
+        print_json(effect.to_json())
+    else:
+        out.print(rule_effect.render(effect))
 
 
 def evaluate(

@@ -13,7 +13,7 @@ from recloop.progress import ConsoleProgress
 def prepare(as_json: Json = False) -> None:
     """Read, clean and split the log into data/."""
     from recloop import loop
-    from recloop.data import doctor as collected
+    from recloop.data.doctor_text import render
     from recloop.storage import locks
 
     here = project()
@@ -23,7 +23,7 @@ def prepare(as_json: Json = False) -> None:
         sizes = {"train": made.train, "valid": made.valid, "test": made.test}
         print_json({**made.report.to_json(), "fingerprint": made.fingerprint, "cut": made.cut, **sizes})
     else:
-        out.print(collected.render(made.report))
+        out.print(render(made.report))
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Checks of ids: items that are not products, words for a missing user, joins with a table of items or users.
+"""Checks of ids: charges, words for a missing user, joins with other tables.
 
 The functions take frames with columns of EVENT_SCHEMA. ``init`` calls them on a sample, ``doctor`` on the whole log.
 """
@@ -89,7 +89,7 @@ def non_products(frame: pl.DataFrame) -> tuple[NonProduct, ...]:
 
 
 def _item_facts(frame: pl.DataFrame) -> pl.DataFrame:
-    """One row per item, most rows first: rows, share of baskets, distinct prices, median price."""
+    """Rows, share of baskets and prices of each item, most rows first."""
     grouped = GROUP_ID in frame.columns and frame[GROUP_ID].null_count() < len(frame)
     basket = GROUP_ID if grouped else USER_ID
     price = pl.col(VALUE) if VALUE in frame.columns else pl.lit(None, dtype=pl.Float64)
@@ -186,7 +186,7 @@ def missing_words(ids: pl.Series, known: Collection[str] = ()) -> dict[str, int]
 
 @dataclass(frozen=True)
 class JoinShare:
-    """Share of the log's distinct ids that are in a table, as written and in other forms.
+    """Share of the log's ids that are in a table, as written and in other forms.
 
     Attributes:
         share: Share as the ids are written, 0 to 1.
@@ -215,7 +215,7 @@ FORM_CAUSES: Final = {
 
 
 def join_share(log_ids: pl.Series, table_ids: pl.Series) -> JoinShare:
-    """Share of the log's ids that are in a table, and the share in each other form of the ids."""
+    """Return the share of the log's ids that are in a table."""
     log, table = log_ids.drop_nulls().unique(), table_ids.drop_nulls().unique()
     if not len(log):
         return JoinShare(1.0, 0)
@@ -247,7 +247,7 @@ def _padded(ids: pl.Series, width: int) -> pl.Series:
 
 
 def spreadsheet_ids(ids: pl.Series) -> dict[str, int]:
-    """Rows of each id that a spreadsheet cut to scientific notation, such as ``1.23457E+12``."""
+    """Rows of each id in scientific notation, such as ``1.23457E+12``."""
     cut = ids.drop_nulls().alias("id")
     counts = cut.filter(cut.str.contains(r"^\d[.,]?\d*E\+\d+$")).value_counts().sort(["count", "id"], descending=True)
     return {str(text): int(rows) for text, rows in counts.iter_rows()}

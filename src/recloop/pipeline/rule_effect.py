@@ -22,8 +22,9 @@ from recloop import __version__
 from recloop.bundle import Bundle
 from recloop.config import Burst, Clean, Config
 from recloop.data.clean import CleanResult, clean
+from recloop.data.entities import EntityTable, read_items, read_users
 from recloop.data.log_checks import non_products
-from recloop.data.read import EntityTable, RawEvents, read_events, read_items, read_users
+from recloop.data.read import RawEvents, read_events
 from recloop.data.split import cut_of
 from recloop.errors import UserError
 from recloop.evaluation.bootstrap import Difference, difference, user_means

@@ -1,0 +1,257 @@
+"""Sentences of the doctor: warnings ask for an action, notes do not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Final
+
+import polars as pl
+
+from recloop.config import Config
+from recloop.data.clean import CleanResult
+from recloop.data.doctor_checks import LogChecks
+from recloop.data.entities import EntityTable
+from recloop.data.log_anomalies import MAX_USER_SHARE
+from recloop.data.log_checks import FORM_CAUSES, JoinShare
+from recloop.data.log_profile import timestamp_resolution
+from recloop.data.read import RawEvents
+from recloop.features.clock_rule import CLOCK
+from recloop.features.labels import EventLabeler
+from recloop.features.moments import reused_groups
+from recloop.records import EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, guest_rows, iso, max_int
+
+MAX_SHARED_STAMPS: Final = 0.1  # a larger share of rows with a shared stamp gives a warning
+MIN_JOIN_SHARE: Final = 0.9  # of ids; a smaller share of a file's ids in the log gives a warning
+N_NAMED: Final = 6  # ids in one sentence
+
+
+def percent(share: float) -> str:
+    """Format a share as per cent with one decimal."""
+    return "under 0.1 %" if 0 < share < 0.001 else f"{share * 100:.1f} %"
+
+
+def table_name(table: EntityTable) -> str:
+    """Name of the first file of a table."""
+    return table.sources[0].name if table.sources else "the posted rows"
+
+
+def count_warnings(
+    raw: RawEvents,
+    cleaned: CleanResult,
+    items: EntityTable | None,
+    users: EntityTable | None,
+    config: Config,
+    repeats: float,
+) -> list[str]:
+    """Warnings of reading and cleaning, in the order of the steps."""
+    valid_rows = cleaned.valid_rows
+    warnings: list[str] = []
+    if raw.rejects:
+        reasons = Counter(row.reason for row in raw.rejects).most_common(3)
+        listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
+        warnings.append(f"{percent(len(raw.rejects) / raw.read)} of rows could not be read: {listed}")
+    for table, id_column in ((items, ITEM_ID), (users, USER_ID)):
+        if table is not None and table.rejects:
+            warnings.append(f"{len(table.rejects):,} rows of {table.sources[0].name} without {id_column} were ignored")
+        if table is not None and (n_repeated := len(table.frame) - table.frame[id_column].n_unique()):
+            warnings.append(
+                f"{n_repeated:,} rows of {table_name(table)} repeat an earlier {id_column}; the last one is used"
+            )
+    if n_wrong := cleaned.removed.get(CLOCK):
+        end = iso(max_int(valid_rows[TIMESTAMP])) if len(valid_rows) else "unknown"
+        warnings.append(
+            f"{n_wrong:,} rows are dated before 1970 or more than {config.clean.future} after the end of the log ({end}); "
+            "the rule clock quarantines them"
+        )
+    if not len(valid_rows):
+        return [*warnings, "no valid row is left"]
+    warnings += _stamps(valid_rows, config)
+    warnings += _rows(valid_rows, config, repeats)
+    if items is not None:
+        warnings += _items_outside_catalog(valid_rows, items)
+    return warnings
+
+
+def count_notes(valid_rows: pl.DataFrame, config: Config, repeats: float) -> list[str]:
+    """Facts of a log that are as they should be, or that no setting changes."""
+    if not len(valid_rows):
+        return []
+    notes = []
+    columns = config.data.columns
+    guests = valid_rows.filter(guest_rows())
+    if len(guests):
+        share = percent(len(guests) / len(valid_rows))
+        notes.append(
+            f"{guests[USER_ID].n_unique():,} guest baskets ({len(guests):,} rows, {share}) have no user; they count "
+            'for popularity and for what is bought together, never in a test; data.guests = "reject" leaves them out'
+        )
+    shared_share = _shared_share(valid_rows)
+    if columns.group_id and shared_share > 0:
+        notes.append(
+            f"{percent(shared_share)} of rows share their stamp with others: baskets, grouped by {columns.group_id}"
+        )
+    per_user = valid_rows.filter(~guest_rows()).group_by(USER_ID).agg(pl.col(STAMP).n_unique())[STAMP]
+    single = (per_user == 1).mean()
+    if isinstance(single, float) and single >= 0.5 and len(per_user) > 1:
+        notes.append(f"{percent(single)} of users have only one moment and are not in the test")
+    if repeats == 0 and not config.split.filter_seen and len(valid_rows) > 1:
+        notes.append("no user repeats an item; split.filter_seen = true removes seen items from the lists")
+    if not columns.event_id:
+        notes.append("no event_id: an import cannot be repeated safely; set data.columns.event_id if a column has one")
+    return notes
+
+
+def _shared_share(valid_rows: pl.DataFrame) -> float:
+    return float(valid_rows.select(pl.struct(USER_ID, TIMESTAMP).is_duplicated().mean()).item())
+
+
+def _stamps(valid_rows: pl.DataFrame, config: Config) -> list[str]:
+    warnings = []
+    shared_share = _shared_share(valid_rows)
+    if not config.data.columns.group_id and shared_share >= MAX_SHARED_STAMPS:
+        warnings.append(
+            f"{percent(shared_share)} of rows share their stamp with others of the same user and count as one moment; "
+            "if a column names the basket, set data.columns.group_id"
+        )
+    if len(reused := reused_groups(valid_rows)):
+        samples = ", ".join(repr(group) for group in reused[GROUP_ID].unique(maintain_order=True).head(3))
+        warnings.append(
+            f"{len(reused):,} groups ({config.data.columns.group_id}) span more than a day, such as {samples}: "
+            "a reused group id starts a new moment"
+        )
+    coarse = timestamp_resolution(valid_rows[TIMESTAMP])
+    if coarse and config.clean.burst != "off":
+        warnings.append(
+            f'stamps have a resolution of one {coarse}, too coarse for the burst rule; set clean.burst = "off"'
+        )
+    if valid_rows[TIMESTAMP].n_unique() == 1:
+        warnings.append(
+            f"all rows have one stamp, {iso(int(valid_rows[TIMESTAMP][0]))}: rows cannot be ordered in time"
+        )
+    return warnings
+
+
+def _rows(valid_rows: pl.DataFrame, config: Config, repeats: float) -> list[str]:
+    warnings = []
+    of_users = valid_rows.filter(~guest_rows())
+    if not len(of_users):
+        return ["every row is a guest's: lists cannot be personal and there is no test"]
+    if of_users[USER_ID].n_unique() == 1:
+        warnings.append("only one user: collaborative models cannot learn")
+    if valid_rows[ITEM_ID].n_unique() == 1:
+        warnings.append("only one item: a ranking needs at least two")
+    warnings += [
+        f"event type {name!r} ({rows:,} rows) is not in a rule of [events] and is neutral"
+        for name, rows in _unnamed(valid_rows, config)
+    ]
+    if not (valid_rows[LABEL] > 0).any():
+        warnings.append("no row is positive: see [events]")
+    if repeats >= 0.1 and config.split.filter_seen:
+        warnings.append(f"{percent(repeats)} of rows are repeats; split.filter_seen = true never recommends them")
+    return warnings
+
+
+def heavy_user(valid_rows: pl.DataFrame, config: Config) -> list[str]:
+    """Warning of a user with more than 5 % of the rows; it needs at least 40 users."""
+    per_user = valid_rows.filter(~guest_rows()).group_by(USER_ID).len().sort("len", USER_ID, descending=[True, False])
+    if len(per_user) < 2 / MAX_USER_SHARE:
+        return []
+    heaviest, max_rows = per_user.row(0)
+    share = max_rows / len(valid_rows)
+    return [_crawler_warning(heaviest, f"{percent(share)} of all rows", config)] if share > MAX_USER_SHARE else []
+
+
+def _crawler_warning(user_id: str, reasons: str, config: Config) -> str:
+    condition = f"user_id <> '{user_id}'"
+    keep = f"({config.clean.keep}) AND {condition}" if config.clean.keep else condition
+    return f'user {user_id!r} has {reasons}: a checkout account, a test or a crawler? To leave it out: clean.keep = "{keep}"'
+
+
+def _unnamed(valid_rows: pl.DataFrame, config: Config) -> list[tuple[str, int]]:
+    """Event types without a rule; their rows are neutral."""
+    unmatched = EventLabeler(config.events, config.clean).explain(valid_rows).filter(pl.col("by").is_null())
+    counts = unmatched.group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
+    return [(str(name), int(rows)) for name, rows in counts.head(10).iter_rows()]
+
+
+def _items_outside_catalog(valid_rows: pl.DataFrame, items: EntityTable) -> list[str]:
+    item_ids = items.frame[ITEM_ID].unique()
+    missing = valid_rows.filter(~pl.col(ITEM_ID).is_in(item_ids.implode()))
+    if not len(missing):
+        return []
+    name = items.sources[0].name if items.sources else "the catalog"
+    share = percent(len(missing) / len(valid_rows))
+    return [f"{missing[ITEM_ID].n_unique():,} items of the log ({share} of rows) are not in {name}"]
+
+
+def check_warnings(
+    checks: LogChecks, items: EntityTable | None, users: EntityTable | None, config: Config
+) -> list[str]:
+    """Warnings of the findings over the kept rows."""
+    warnings = []
+    if checks.outliers is not None:
+        found = checks.outliers
+        warnings.append(
+            f"{percent(found.share)} of rows lie in {found.first[:10]} .. {found.last[:10]}; {found.rows:,} rows lie far "
+            f"outside ({found.earliest[:10]} .. {found.latest[:10]}): wrong clocks, or data.time_unit is wrong"
+        )
+    if checks.missing_users:
+        words = ", ".join(f"{word!r} ({rows:,})" for word, rows in list(checks.missing_users.items())[:N_NAMED])
+        setting = json.dumps(list(checks.missing_users), ensure_ascii=False)
+        warnings.append(f"user ids that mean no user: {words} rows; set data.missing_users = {setting}")
+    warnings += [
+        _crawler_warning(crawler.user_id, " and ".join(crawler.reasons), config)
+        for crawler in checks.crawlers
+        if crawler.user_id not in checks.missing_users
+    ]
+    if proposed := [item for item in checks.non_products if item.proposed]:
+        named = ", ".join(f"{item.item_id!r} ({item.rows:,} rows)" for item in proposed[:N_NAMED])
+        setting = json.dumps([item.item_id for item in proposed], ensure_ascii=False)
+        warnings.append(f"probably not products: {named}; set clean.exclude_items = {setting}")
+    if checks.spreadsheet_ids:
+        named = ", ".join(f"{text!r} ({rows:,} rows)" for text, rows in list(checks.spreadsheet_ids.items())[:3])
+        warnings.append(f"ids that a spreadsheet cut: {named}; several ids became one: export the column as text")
+    for name, table in (("items", items), ("users", users)):
+        if table is not None and (join := checks.joins[name]).share < MIN_JOIN_SHARE:
+            warnings.append(_join_warning(name, join, table_name(table)))
+    if checks.tied.reveals_label and config.split.ties == "row":
+        warnings.append(f'{_order_of_ties(checks)}; set split.ties = "moment"')
+    return warnings
+
+
+def _join_warning(name: str, join: JoinShare, file: str) -> str:
+    text = f"{round(join.share * join.ids):,} of {join.ids:,} {name} of the log are in {file}"
+    if not join.best:
+        return f"{text}; check data.columns.{name[:-1]}_id and the file"
+    cause = FORM_CAUSES[join.best.partition(":")[0]]
+    fix = f'; set data.id_form = "{join.best}"' if join.best.partition(":")[0] in {"integer", "zeros"} else ""
+    return f"{text}, {round(join.forms[join.best] * join.ids):,} if {join.best} is applied: {cause}{fix}"
+
+
+def _order_of_ties(checks: LogChecks) -> str:
+    first = max(checks.tied.heavier_first, 1 - checks.tied.heavier_first)
+    end = "first" if checks.tied.heavier_first > 0.5 else "last"
+    return (
+        f"the file's order tells the label: of rows with one user and stamp, the heavier one is {end} in {percent(first)} of "
+        f"{checks.tied.pairs:,} pairs"
+    )
+
+
+def check_notes(checks: LogChecks, config: Config) -> list[str]:
+    """Facts of the findings that ask for no action."""
+    notes = []
+    if checks.tied.reveals_label and config.split.ties == "moment":
+        notes.append(f"{_order_of_ties(checks)}; rows of one moment have no order in recloop")
+    if checks.profile is not None and checks.profile.gaps and checks.profile.gaps[0].days >= 2:
+        gap = checks.profile.gaps[0]
+        notes.append(
+            f"{checks.profile.empty_days:,} days without an event; the longest gap is {gap.first} .. {gap.last} "
+            f"({gap.days:,} days)"
+        )
+    notes += [
+        f"look at item {item.item_id!r} ({item.rows:,} rows): {item.reason}"
+        for item in checks.non_products
+        if not item.proposed
+    ]
+    return notes
