@@ -13,7 +13,8 @@ import rich.console
 
 from recloop.config import Config
 from recloop.data.clean import clean
-from recloop.data.doctor import GuestCounts, build_report, render
+from recloop.data.doctor import GuestCounts, build_report
+from recloop.data.doctor_text import render
 from recloop.data.read import read_events
 from recloop.data.rejected_rows import excess
 from recloop.data.split import holdout_rows, n_users, split
@@ -118,9 +119,9 @@ def test_doctor_names_guest_baskets_and_their_rows(project_factory: ProjectFacto
     report = build_report(shop(project_factory))
     assert (report.users, report.guests) == (4, GuestCounts(10, 20))
     assert report.to_json()["guests"] == {"baskets": 10, "rows": 20}
-    warnings = "\n".join(report.warnings)
-    assert "10 guest baskets (20 rows, 33.3 %) have no user" in warnings
-    assert "of users have only one moment" not in warnings
+    notes = "\n".join(report.notes)
+    assert "10 guest baskets (20 rows, 33.3 %) have no user" in notes
+    assert "of users have only one moment" not in notes
     console = rich.console.Console(file=io.StringIO(), width=120)
     console.print(render(report))
     assert "baskets without a user (20 rows)" in console.file.getvalue()  # type: ignore[attr-defined]

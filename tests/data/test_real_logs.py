@@ -42,7 +42,7 @@ def test_prepare_of_complete_journey_gives_known_counts(journey: Path, tmp_path:
     )  # the burst rule removes no row
     assert (report.users, report.items) == (2_469, 68_260)
     assert report.repeats == pytest.approx(0.409, abs=0.0005)
-    assert "97.7 % of rows share their stamp with others: baskets, grouped by basket_id" in report.warnings
+    assert "97.7 % of rows share their stamp with others: baskets, grouped by basket_id" in report.notes
     assert done.train + done.valid + done.test == report.kept
     assert load(project).valid["user_id"].n_unique() == 1_024
     whole = open_project(tmp_path, ['clean.keep=""'])
