@@ -9,6 +9,7 @@ import pytest
 from recloop.config import Data
 from recloop.data.csv_dialect import Dialect, find_dialect, looks_headless
 from recloop.data.sources import InputFile
+from recloop.data.tables import read_table
 
 HEADER = ("who", "what", "when", "note")
 
@@ -57,6 +58,23 @@ def test_find_dialect_skips_lines_above_the_header(tmp_path: Path, above: str, s
 def test_find_dialect_keeps_a_header_that_is_shorter_than_its_rows(tmp_path: Path) -> None:
     found = dialect(tmp_path / "a.csv", "a,b,c\n1,2,3,4\n5,6,7,8\n")
     assert (found.names, found.n_titles) == (("a", "b", "c"), 0)
+
+
+@pytest.mark.parametrize("text", ["a,b,\n1,2\n3,4\n", "a,b\n1,2,\n3,4,\n", "a, b\n1, 2\n"])
+def test_find_dialect_ignores_a_separator_at_the_end_and_blanks(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.csv"
+    assert dialect(path, text).names[:2] == ("a", "b")
+    read = read_table(InputFile("FILE", path, path.name), Data(), ["a", "b"])
+    assert read.frame.row(0) == ("1", "2")
+    assert read.broken == {}
+
+
+def test_read_table_with_blanks_before_quotes_keeps_the_quoted_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('a, b, c\n1, "x, y", 3\n2, "z\nw", 4\n5\n')
+    read = read_table(InputFile("FILE", path, path.name), Data())
+    assert read.frame.rows() == [("1", "x, y", "3"), ("2", "z\nw", "4")]
+    assert read.locate(read.broken) == [(5, "5")]
 
 
 def test_find_dialect_without_a_header_numbers_the_columns(tmp_path: Path) -> None:

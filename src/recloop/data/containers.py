@@ -20,10 +20,10 @@ PACKING_BY_MAGIC: Final[dict[bytes, Packing]] = {
     b"PK\x03\x04": "zip",
 }
 UNPACK_COMMANDS: Final[dict[Packing, str]] = {
-    "gzip": "gzip -dc {} > NEW",
-    "zstd": "zstd -dc {} > NEW",
-    "bz2": "bzip2 -dc {} > NEW",
-    "zip": "unzip {}",
+    "gzip": "gzip -dc {}",
+    "zstd": "zstd -dc {}",
+    "bz2": "bzip2 -dc {}",
+    "zip": "unzip -p {} {}",
 }
 OFFICE_MEMBERS: Final = ("[Content_Types].xml", "mimetype")
 """Members that only documents of Excel, Word or LibreOffice have."""
@@ -40,9 +40,9 @@ def packing_of(start: bytes) -> Packing | None:
 
 
 def members(path: Path) -> list[str] | None:
-    """Names of the files in a zip archive; None if the file is not an archive or is an office document.
+    """Names of the files in a zip archive.
 
-    Hidden files and folders of the operating system are left out.
+    None if the file is not an archive or is an office document. Hidden files and folders of the operating system are left out.
     """
     with path.open("rb") as file:
         if packing_of(file.read(4)) != "zip":
@@ -65,7 +65,7 @@ def member_bytes(path: Path, member: str) -> tuple[int, int]:
 
 
 def open_bytes(path: Path, size: int, member: str = "") -> Any:
-    """First ``size`` bytes of a file, or an unpacked member of an archive, as an Arrow stream."""
+    """Arrow stream of the first ``size`` bytes of a file, or of an unpacked member."""
     if member:
         return pa.PythonFile(zipfile.ZipFile(path).open(member), mode="r")
     return pa.OSFile(str(path)).get_stream(0, size)

@@ -1,4 +1,4 @@
-"""Form of a text table: separator, quotes, header and lines above it, from many of its first records.
+"""Form of a text table: separator, quotes, header and lines above it.
 
 A separator is judged by how many records it splits into the same number of fields, not by the first line.
 """
@@ -32,6 +32,8 @@ MIN_FIT: Final = 0.95
 MIN_ROUGH_FIT: Final = 0.5
 """Share of records with the same number of fields from which blanks are not the separator."""
 MIN_SAME_TYPE: Final = 0.9
+MIN_BLANK_SHARE: Final = 0.8
+"""Share of fields that begin with a blank from which blanks after separators are cut."""
 SEPARATOR_LINE: Final = re.compile(r'\ufeff?"?sep=(::|.)"?[\r\n]', re.IGNORECASE)
 NUMBERED_NAMES: Final = re.compile(r"(\D+)\d+(\x1f\1\d+)*")
 NUMBER_SHAPE: Final = "9"
@@ -64,7 +66,7 @@ class Dialect:
 
     @property
     def delimiter(self) -> str:
-        """Separator of one character; ``::`` is replaced by `INNER_MARK` while the file is read."""
+        """Separator of one character; `INNER_MARK` replaces ``::`` while a file is read."""
         return INNER_MARK if self.separator == "::" else self.separator
 
     @property
@@ -84,7 +86,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A dialect and how well it fits: records of the sample from the header on, and their share with its fields."""
+    """A dialect, its records from the header on, and the share that fit the header."""
 
     dialect: Dialect
     records: list[list[str]]
@@ -101,7 +103,9 @@ def looks_headless(source: InputFile, data: Data | None = None) -> bool:
 
 
 def find_dialect(source: InputFile, encoding: str, data: Data) -> Dialect:
-    """Form of a text table; ``data.separator`` and ``data.header`` override what its records say.
+    """Form of a text table, by many of its first records.
+
+    ``data.separator`` and ``data.header`` override what the records say.
 
     Raises:
         UserError: the file is blank.
@@ -142,41 +146,65 @@ def find_dialect(source: InputFile, encoding: str, data: Data) -> Dialect:
 
 def _candidate(text: str, separator: str, has_quotes: bool, is_whole: bool) -> _Candidate | None:
     dialect = Dialect(separator, has_quotes, (), 0)
-    records: list[tuple[list[str], int, bool]] = []
-    is_after_blank = False
-    try:
-        reader = dialect.records(iter(io.StringIO(text, newline="")))
-        for fields in reader:
-            if fields:
-                records.append((fields, reader.line_num, is_after_blank))  # type: ignore[attr-defined]
-            is_after_blank = not fields
-            if len(records) == MAX_RECORDS:
-                break
-        else:
-            records = records if is_whole or len(records) < 2 else records[:-1]
-    except csv.Error:
-        pass
+    records = _sample(text, dialect, is_whole)
     if not records:
         return None
-    first = _header_index([fields for fields, _, _ in records], [after for _, _, after in records])
+    if separator != " " and _has_blanks([fields for fields, _, _ in records]):
+        dialect = replace(dialect, has_blanks=True)
+        records = _sample(text, dialect, is_whole)
+    first = _header_index([fields for fields, _, _ in records], [is_after_blank for _, _, is_after_blank in records])
     rows = [fields for fields, _, _ in records[first:]]
-    names = rows[0]
-    n_titles = records[first - 1][1] if first else 0
-    has_blanks = separator != " " and _has_blanks(rows)
+    header = separator.join(rows[0])
+    names = _names(rows)
+    if dialect.has_blanks:
+        names = tuple(name.strip() for name in names)
     dialect = replace(
-        dialect,
-        names=tuple(name.strip() if has_blanks else name for name in names),
-        n_skipped=records[first][1],
-        n_titles=n_titles,
-        has_blanks=has_blanks,
-        header=separator.join(names),
+        dialect, names=names, n_skipped=records[first][1], n_titles=records[first - 1][1] if first else 0, header=header
     )
     n_equal = sum(len(fields) == len(names) for fields in rows[1:])
     return _Candidate(dialect, rows, n_equal / (len(rows) - 1) if len(rows) > 1 else 1.0)
 
 
+def _sample(text: str, dialect: Dialect, is_whole: bool) -> list[tuple[list[str], int, bool]]:
+    """First records with text: fields, line of the end, and True if a blank line is before it."""
+    records: list[tuple[list[str], int, bool]] = []
+    is_after_blank = False
+    n_lines = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal n_lines
+        for line in io.StringIO(text, newline=""):
+            n_lines += 1
+            yield line
+
+    try:
+        for fields in dialect.records(lines()):
+            if fields:
+                records.append((fields, n_lines, is_after_blank))
+            is_after_blank = not fields
+            if len(records) == MAX_RECORDS:
+                return records
+    except csv.Error:
+        return records
+    return records if is_whole or len(records) < 2 else records[:-1]
+
+
+def _names(records: Sequence[list[str]]) -> tuple[str, ...]:
+    """Names of the header; a separator at the end of only the header or only the rows is ignored."""
+    names, *rows = records
+    common = _common_length(rows) if rows else len(names)
+    if common == len(names) - 1 and not names[-1].strip():
+        return tuple(names[:-1])
+    if common == len(names) + 1 and not any(row[-1].strip() for row in rows if len(row) == common):
+        return (*names, "")
+    return tuple(names)
+
+
 def _header_index(records: Sequence[list[str]], after_blank: Sequence[bool]) -> int:
-    """Index of the header: title lines above it have one field with text, or end at a blank line."""
+    """Index of the header.
+
+    Title lines above it have one field with text, or end at a blank line.
+    """
     common = _common_length(records)
     for index, fields in enumerate(records[: MAX_TITLE_RECORDS + 1]):
         if len(fields) >= common and sum(field.strip() != "" for field in fields) > 1:
@@ -192,15 +220,19 @@ def _common_length(records: Sequence[list[str]]) -> int:
 
 
 def _has_blanks(records: Sequence[list[str]]) -> bool:
-    """True if the header has a blank after every separator, and most records do too."""
-    if len(records[0]) < 2 or not all(name.startswith(" ") for name in records[0][1:]):
+    """True if every separator of the header and most of the rows are followed by a blank."""
+    names, *rows = records
+    if len(names) < 2 or not all(name.startswith(" ") for name in names[1:]):
         return False
-    fields = [field for record in records[1:] for field in record[1:] if field]
-    return sum(field.startswith(" ") for field in fields) >= MIN_SAME_TYPE * len(fields)
+    fields = [field for row in rows for field in row[1:] if field]
+    return sum(field.startswith(" ") for field in fields) >= MIN_BLANK_SHARE * len(fields)
 
 
 def _best(candidates: Sequence[_Candidate]) -> _Candidate:
-    """Consistent candidate with the most fields; blanks separate fields only if nothing else does."""
+    """Consistent candidate with the most fields.
+
+    Blanks separate fields only if nothing else does.
+    """
     split = [candidate for candidate in candidates if len(candidate.dialect.names) > 1]
     others = [candidate for candidate in split if candidate.dialect.separator != " "]
     groups = [others] if any(candidate.fit >= MIN_ROUGH_FIT for candidate in others) else [others, split]
@@ -255,7 +287,7 @@ def _has_digit(value: str) -> bool:
 
 
 def value_shape(value: str) -> str:
-    """Pattern of a value: ``9`` for a number, ``a9`` for ``U17``, ``9/9/9 9:9:9 a`` for a date."""
+    """Pattern of a value: ``9`` is a number, ``a9`` is ``U17``, ``9/9/9`` a date."""
     if NUMBER.fullmatch(value):
         return NUMBER_SHAPE
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "9", value))

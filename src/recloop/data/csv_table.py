@@ -32,7 +32,7 @@ SEPARATOR_NAMES: Final = {
 
 @dataclass(frozen=True)
 class CsvRows:
-    """Well-formed records of a text table; ``broken`` has the reason of every other one by record number."""
+    """Well-formed records of a text table, and the reasons of others by number."""
 
     scan: TextScan
     dialect: Dialect
@@ -54,7 +54,7 @@ def read_csv(source: InputFile, data: Data, names: Sequence[str] | None) -> CsvR
         expected = f"names of columns; the first line holds values, not names ({printable(dialect.header)})"
         raise UserError(source.key, source.name, expected, "header = false under [data] in recloop.toml")
     if scan.n_quotes and dialect.separator in LITERAL_QUOTE_SEPARATORS and dialect.has_quotes:
-        dialect = replace(dialect, has_quotes=_has_closed_quotes(source, dialect))
+        dialect = replace(dialect, has_quotes=_has_closed_quotes(source, scan, dialect))
     columns = distinct_names(source, dialect.names, names)
     wanted = columns if names is None else [name for name in columns if name in set(names)]
     if dialect.has_blanks and scan.n_quotes:
@@ -105,22 +105,27 @@ def distinct_names(source: InputFile, header: Sequence[str], names: Sequence[str
     return columns
 
 
-def _has_closed_quotes(source: InputFile, dialect: Dialect) -> bool:
-    """True if as many fields begin with a quote as end with one, or the header is quoted."""
-    if dialect.header.startswith('"'):
+def _has_closed_quotes(source: InputFile, scan: TextScan, dialect: Dialect) -> bool:
+    """True if the header is quoted, or as many fields begin as end with a quote."""
+    with open_text(source, scan.encoding) as text:
+        header = next((line for number, line in enumerate(text) if number >= dialect.n_titles and line.strip()), "")
+    if header.startswith('"'):
         return True
     separator = dialect.separator.encode()
     n_open = n_closed = 0
+    last = b"\n"
     for block in source.blocks():
-        n_open += block.count(separator + b'"') + block.count(b'\n"')
-        n_closed += block.count(b'"' + separator) + block.count(b'"\n') + block.count(b'"\r')
-    return n_open == n_closed
+        text_bytes = last + block
+        n_open += text_bytes.count(separator + b'"') + text_bytes.count(b'\n"')
+        n_closed += text_bytes.count(b'"' + separator) + text_bytes.count(b'"\n') + text_bytes.count(b'"\r')
+        last = block[-1:]
+    return n_open == n_closed + (last == b'"')
 
 
 def _read_by_block(
     source: InputFile, scan: TextScan, dialect: Dialect, columns: list[str], wanted: list[str]
 ) -> tuple[pl.DataFrame, int]:
-    """Frame of the records with the right number of fields, and the number of the others."""
+    """Frame of the records with the right number of fields; number of the others."""
     invalid_rows: list[str] = []
 
     def keep(row: pyarrow.csv.InvalidRow) -> str:

@@ -28,17 +28,16 @@ COMMON_HANZI: Final = bytes(
     byte for lead in range(0xB0, 0xD8) for tail in range(0xA1, 0xFF) for byte in (lead, tail)
 ).decode("gb2312", "ignore")
 """The 3,755 common ideographs: level 1 of GB 2312."""
-HANZI_WORD: Final = re.compile(r"[^\x00-\x7f]+")
+WORD_ABOVE_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 COMMON_WORD: Final = re.compile(f"[{COMMON_HANZI}\u3000-\u303f\uff00-\uffef]+")
-WESTERN_WORD: Final = re.compile(r"[^\W\d_]{3,}")
-MAX_FOREIGN_SHARE: Final = 0.6
-"""Share of letters above ASCII, in words that have some, up to which a text is Western."""
-MIN_FOREIGN_WORDS: Final = 5
+MIN_FOREIGN_RUN: Final = 3
+"""Letters above ASCII in a row that a Western text hardly has."""
+MIN_FOREIGN_LETTERS: Final = 10
 
 
 @dataclass(frozen=True)
 class TextScan:
-    """Facts of one pass over a text file: encoding, quotes, and whether bytes had to be replaced."""
+    """Encoding of a text file, its quotes, and whether bytes have to be replaced."""
 
     encoding: str
     n_quotes: int
@@ -81,13 +80,16 @@ def scan_text(source: InputFile, configured: str = "auto") -> TextScan:
 
 
 def open_text(source: InputFile, encoding: str) -> io.TextIOWrapper:
-    """Lines of a text file with their line ends; bytes that are not UTF-8 become `BAD_BYTE`."""
+    """Text file with its line ends; `BAD_BYTE` replaces bytes that are not UTF-8."""
     codec = "utf-8-sig" if encoding == "utf-8" else encoding
     return io.TextIOWrapper(io.BufferedReader(source.stream()), codec, errors=REPLACE_BAD, newline="")
 
 
 def utf8_stream(source: InputFile, scan: TextScan, replacement: tuple[str, str] | None = None) -> Any:
-    """Arrow stream of a text file in UTF-8; ``replacement`` is one text and the text that replaces it."""
+    """Arrow stream of a text file in UTF-8.
+
+    ``replacement`` is a text and the text that replaces it.
+    """
     if scan.encoding == "utf-8" and not scan.has_bad_bytes and replacement is None:
         return source.stream()
     blocks = _utf8_blocks(source, scan.encoding, replacement)
@@ -123,10 +125,9 @@ def _utf8_blocks(source: InputFile, encoding: str, replacement: tuple[str, str] 
         text = held + decoder.decode(block)
         held = ""
         if replacement is not None:
-            old, new = replacement
-            if text.endswith(old[:-1]) and old[:-1]:
-                text, held = text[: -len(old[:-1])], old[:-1]
-            text = text.replace(old, new)
+            text = text.replace(*replacement)
+            if text.endswith(replacement[0][0]):  # may be the first half of the replaced text
+                text, held = text[:-1], text[-1]
         yield text.encode()
     yield (held + decoder.decode(b"", final=True)).encode()
 
@@ -158,7 +159,7 @@ def _scan(source: InputFile, encoding: str) -> TextScan | None:
 def _nul_error(source: InputFile, line: int) -> UserError:
     return UserError(
         source.key, source.name, f"text without NUL bytes; line {line:,} has one",
-        f"tr -d '\\000' < {source.path.name} > NEW",
+        f"{source.unpack_command} | tr -d '\\000' > NEW, then set {source.key} to NEW",
     )  # fmt: skip
 
 
@@ -174,7 +175,10 @@ def _other(source: InputFile) -> TextScan | None:
 
 
 def _mostly_utf8(source: InputFile) -> TextScan | None:
-    """Scan of a UTF-8 file in which some lines are not UTF-8; None if most lines above ASCII are not."""
+    """Scan of a UTF-8 file in which some lines are not UTF-8.
+
+    None if most lines above ASCII are not UTF-8.
+    """
     n_good = 0
     n_bad = 0
     rest = b""
@@ -225,21 +229,18 @@ def _looks_chinese(source: InputFile) -> bool:
     n_words = 0
     n_common = 0
     for text in _decoded(source, "gb18030"):
-        words = HANZI_WORD.findall(text)
+        words = WORD_ABOVE_ASCII.findall(text)
         n_words += len(words)
         n_common += sum(COMMON_WORD.fullmatch(word) is not None for word in words)
     return n_common > n_words / 2
 
 
 def _looks_western(source: InputFile) -> bool:
-    """False if words consist of letters above ASCII, as Cyrillic or Greek text read as cp1252."""
-    n_words = 0
+    """False if most letters above ASCII are in runs, as Cyrillic text read as cp1252."""
     n_letters = 0
-    n_foreign = 0
+    n_in_runs = 0
     for text in _decoded(source, "cp1252"):
-        for word in WESTERN_WORD.findall(text):
-            if not word.isascii():
-                n_words += 1
-                n_letters += len(word)
-                n_foreign += sum(letter > "\x7f" for letter in word)
-    return n_words < MIN_FOREIGN_WORDS or n_foreign <= MAX_FOREIGN_SHARE * n_letters
+        runs = [len(run) for run in WORD_ABOVE_ASCII.findall(text)]
+        n_letters += sum(runs)
+        n_in_runs += sum(length for length in runs if length >= MIN_FOREIGN_RUN)
+    return n_letters < MIN_FOREIGN_LETTERS or n_in_runs <= n_letters / 2

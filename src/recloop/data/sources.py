@@ -105,8 +105,14 @@ class InputFile:
             return "zip"
         return packing_of(self._start())
 
+    @property
+    def unpack_command(self) -> str:
+        """Shell command that prints the content."""
+        command = UNPACK_COMMANDS[self.packing] if self.packing else "cat {}"
+        return command.format(self.path.name, self.member)
+
     def content(self) -> Iterator[bytes]:
-        """Yield the bytes as stored: a compressed file stays compressed, a member is unpacked."""
+        """Yield the bytes of the file as stored, or of the unpacked member."""
         with open_bytes(self.path, self.n_bytes, self.member) as stream:
             yield from self._checked(stream, self.member != "")
 
@@ -130,9 +136,12 @@ class InputFile:
         return unpacked(open_bytes(self.path, self.n_bytes, self.member), None if packing == "zip" else packing)
 
     def head(self, size: int = 1 << 16) -> bytes:
+        start = b""
         for block in self.blocks():
-            return block[:size]
-        return b""
+            start += block[: size - len(start)]
+            if len(start) == size:
+                break
+        return start
 
     @property
     def kind(self) -> Kind:
@@ -188,11 +197,14 @@ class InputFile:
                 self.key, self.name,
                 f"at most {limit:,} unpacked bytes for {packed:,} packed ones "
                 f"(ratio {MAX_UNPACK_RATIO}, limit {MAX_UNPACKED_BYTES:,})",
-                f"{UNPACK_COMMANDS[self.packing or 'gzip'].format(self.path.name)}, then set {self.key} to the result",
+                f"{self.unpack_command} > NEW, then set {self.key} to NEW",
             )  # fmt: skip
 
     def _sample(self) -> bytes:
-        """About ``sample_bytes`` in whole lines: half from the start, half from the middle of a plain file."""
+        """About ``sample_bytes`` in whole lines.
+
+        Half of them are from the middle of the file if it is not compressed.
+        """
         whole = replace(self, sample_bytes=0)
         half = self.sample_bytes // 2
         head = whole.head(4)
@@ -213,9 +225,9 @@ class InputFile:
 
 
 def find(root: Path, text: str, key: str) -> list[InputFile]:
-    """Find the files of a setting: a file, glob or folder, and the members of zip archives.
+    """Find the files of a setting: a file, glob or folder.
 
-    They are sorted by the bytes of the name. Their size is fixed: bytes appended later are not read.
+    A zip archive gives its members. Files are sorted by the bytes of the name. Their size is fixed: bytes appended later are not read.
 
     Raises:
         UserError: the path does not exist (the error names the nearest one), or the file is empty.

@@ -118,7 +118,7 @@ class Table:
         return located
 
     def without_bad_bytes(self) -> Table:
-        """Same table with the rows that have bytes of another encoding among the broken ones."""
+        """Same table; rows with bytes of another encoding are among the broken ones."""
         texts = [pl.col(name) for name, kind in self.frame.schema.items() if kind == pl.String]
         is_bad = self.frame.select(pl.any_horizontal(*(text.str.contains(BAD_BYTE, literal=True) for text in texts)))
         rows = is_bad.to_series().fill_null(value=False)
@@ -149,10 +149,11 @@ def read_table(source: InputFile, data: Data, names: Sequence[str] | None = None
 
 
 def sample_table(source: InputFile, data: Data, rows: int) -> Table:
-    """Read about ``rows`` rows of a file: half from its beginning, half from its middle.
+    """Read about ``rows`` rows of a file.
 
-    Of a compressed file all are from the beginning. A file of at most ``rows`` rows is read whole. All values of nested
-    JSON become columns, with one row per element of its list with most ids; see `sample_json`.
+    Half are from its beginning, half from its middle; of a compressed file all are from the beginning. A file of at
+    most ``rows`` rows is read whole. All values of nested JSON become columns, with one row per element of its list
+    with most ids; see `sample_json`.
     """
     source = source.fixed()
     if source.kind == "parquet":
