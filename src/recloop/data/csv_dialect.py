@@ -166,7 +166,10 @@ def _candidate(text: str, separator: str, has_quotes: bool, is_whole: bool) -> _
 
 
 def _sample(text: str, dialect: Dialect, is_whole: bool) -> list[tuple[list[str], int, bool]]:
-    """First records with text: fields, line of the end, and True if a blank line is before it."""
+    """First records with text.
+
+    Each has its fields, its last line, and True if a blank line is before it.
+    """
     records: list[tuple[list[str], int, bool]] = []
     is_after_blank = False
     n_lines = 0
@@ -190,7 +193,10 @@ def _sample(text: str, dialect: Dialect, is_whole: bool) -> list[tuple[list[str]
 
 
 def _names(records: Sequence[list[str]]) -> tuple[str, ...]:
-    """Names of the header; a separator at the end of only the header or only the rows is ignored."""
+    """Names of the header.
+
+    A separator at the end of only the header or only the rows is ignored.
+    """
     names, *rows = records
     common = _common_length(rows) if rows else len(names)
     if common == len(names) - 1 and not names[-1].strip():
@@ -220,7 +226,7 @@ def _common_length(records: Sequence[list[str]]) -> int:
 
 
 def _has_blanks(records: Sequence[list[str]]) -> bool:
-    """True if every separator of the header and most of the rows are followed by a blank."""
+    """True if blanks follow the separators of the header and of most rows."""
     names, *rows = records
     if len(names) < 2 or not all(name.startswith(" ") for name in names[1:]):
         return False
