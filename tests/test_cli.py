@@ -101,7 +101,16 @@ def test_cli_before_the_first_run_exits_2_and_names_update(cli: Cli, simulated_s
 
 def test_cli_json_is_one_object_with_the_documented_keys(cli: Cli, popular_folder: Path) -> None:
     status = tree(cli("-C", popular_folder, "status", "--json"))
-    assert set(status) >= {"live", "shadow", "experiment", "generation", "bundles", "last_seq", "watermark"}
+    assert set(status) >= {
+        "live",
+        "shadow",
+        "experiment",
+        "generation",
+        "bundles",
+        "last_seq",
+        "watermark",
+        "unnamed_types",
+    }
     doctor = tree(cli("-C", popular_folder, "doctor", "--json"))
     assert doctor["read"] == doctor["kept"] + sum(doctor["removed"].values()) + doctor["rejected"]
     answer = tree(cli("-C", popular_folder, "recommend", "u01", "-n", "3", "--json"))

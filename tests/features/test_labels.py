@@ -11,7 +11,7 @@ import pytest
 
 from recloop.config import Burst, Clean, Events
 from recloop.errors import UserError
-from recloop.features.labels import EventLabeler, burst_mask
+from recloop.features.labels import EventLabeler, burst_mask, count_unnamed
 from recloop.features.moments import moment_stamps
 from recloop.features.spec import FeatureSpec
 from recloop.features.state import StateHistory, UserState
@@ -167,3 +167,11 @@ def test_causal_rule_keep_precedes_burst_and_accepts_null_quantity() -> None:
     assert EventLabeler(Events(), old).causal_rule(rows).to_list() == ["keep", "keep", None, None]
     assert EventLabeler(Events(), Clean(keep="")).causal_rule(rows).null_count() == 4
     assert EventLabeler(Events(), Clean(keep="1 = 1")).causal_rule(rows).null_count() == 4
+
+
+def test_count_unnamed_counts_types_without_a_rule() -> None:
+    labeler = EventLabeler(Events(positive=("interaction",)), Clean())
+    rows = frame([{"event_type": kind} for kind in ("interaction", "view", "view", "cart", "hide")])
+    assert count_unnamed(labeler, rows) == {"view": 2, "cart": 1}
+    assert count_unnamed(labeler, rows.clear()) == {}
+    assert labeler.label(rows)["label"].to_list() == [1, 0, 0, 0, -1]

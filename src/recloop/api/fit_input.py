@@ -25,7 +25,7 @@ from recloop.init.events import guess_events
 from recloop.init.features import Side, choose_fields, choose_title, title_columns
 from recloop.init.guess_data import GuessedData, GuessedSetting, Guesses, LogInput, guess_data
 from recloop.models.base import is_closed_form
-from recloop.records import ITEM_ID, TIMESTAMP, USER_ID
+from recloop.records import DEFAULT_EVENT_TYPE, ITEM_ID, TIMESTAMP, USER_ID
 from recloop.settings import build
 
 Holdout = Literal["temporal", "leave-one-out"]
@@ -258,7 +258,7 @@ def _with_meaning(tree: JsonTree, raw: RawEvents, guessed: GuessedData, guesses:
     events, why = guess_events(raw.frame, dict(guessed.data.columns.model_dump()))
     for key in ("weights", "positive", "history", "negative", "neutral"):
         value = getattr(events, key)
-        if value and value != ("*",):
+        if value and value != (DEFAULT_EVENT_TYPE,):
             guesses.say(f"events.{key}", dict(value) if key == "weights" else list(value), why)
     return {**tree, "clean": clean, "events": events.model_dump(mode="json", by_alias=True)}
 

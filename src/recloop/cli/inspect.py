@@ -112,6 +112,8 @@ def status(as_json: Json = False) -> None:
         return
     plain(f"live: {found['live'] or 'nothing yet; next: recloop update'}")
     plain(f"generation {found['generation']}, last seq {found['last_seq']}, data up to seq {found['watermark']}")
+    for name, rows in found["unnamed_types"].items():
+        plain(f"! posted type {name!r} ({rows:,} rows) is not in a rule of [events] and is neutral")
     for row in found["bundles"]:
         plain(f"  {row['state']:<11} {row['bundle']}  {row['reason']}")
     if need is not None:

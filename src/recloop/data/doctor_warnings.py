@@ -17,9 +17,9 @@ from recloop.data.log_checks import FORM_CAUSES, JoinShare
 from recloop.data.log_profile import timestamp_resolution
 from recloop.data.read import RawEvents
 from recloop.features.clock_rule import CLOCK
-from recloop.features.labels import EventLabeler
+from recloop.features.labels import EventLabeler, count_unnamed
 from recloop.features.moments import reused_groups
-from recloop.records import EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, guest_rows, iso, max_int
+from recloop.records import GROUP_ID, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, guest_rows, iso, max_int
 
 MAX_SHARED_STAMPS: Final = 0.1  # a larger share of rows with a shared stamp gives a warning
 MIN_JOIN_SHARE: Final = 0.9  # of ids; a smaller share of a file's ids in the log gives a warning
@@ -143,7 +143,7 @@ def _rows(valid_rows: pl.DataFrame, config: Config, repeats: float) -> list[str]
         warnings.append("only one item: a ranking needs at least two")
     warnings += [
         f"event type {name!r} ({rows:,} rows) is not in a rule of [events] and is neutral"
-        for name, rows in _unnamed(valid_rows, config)
+        for name, rows in list(count_unnamed(EventLabeler(config.events, config.clean), valid_rows).items())[:10]
     ]
     if not (valid_rows[LABEL] > 0).any():
         warnings.append("no row is positive: see [events]")
@@ -166,13 +166,6 @@ def _crawler_warning(user_id: str, reasons: str, config: Config) -> str:
     condition = f"user_id <> '{user_id}'"
     keep = f"({config.clean.keep}) AND {condition}" if config.clean.keep else condition
     return f'user {user_id!r} has {reasons}: a checkout account, a test or a crawler? To leave it out: clean.keep = "{keep}"'
-
-
-def _unnamed(valid_rows: pl.DataFrame, config: Config) -> list[tuple[str, int]]:
-    """Event types without a rule; their rows are neutral."""
-    unmatched = EventLabeler(config.events, config.clean).explain(valid_rows).filter(pl.col("by").is_null())
-    counts = unmatched.group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
-    return [(str(name), int(rows)) for name, rows in counts.head(10).iter_rows()]
 
 
 def _items_outside_catalog(valid_rows: pl.DataFrame, items: EntityTable) -> list[str]:

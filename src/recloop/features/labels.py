@@ -225,6 +225,13 @@ class EventLabeler:
         return self.label(frame).select(USER_ID, TIMESTAMP, GROUP_ID, strong.alias("strong"))
 
 
+def count_unnamed(labeler: EventLabeler, rows: pl.DataFrame) -> dict[str, int]:
+    """Count rows by event type without a rule of ``[events]``, most rows first; they are neutral."""
+    unmatched = labeler.explain(rows).filter(pl.col("by").is_null()) if len(rows) else rows
+    counts = unmatched.group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
+    return {str(name): int(size) for name, size in counts.iter_rows()}
+
+
 def _rules(events: Events) -> tuple[LabelRule, ...]:
     """Rules in evaluation order; a long dwell is positive unless a rule names dwells."""
     rules = [

@@ -10,7 +10,7 @@ import polars as pl
 from recloop.config import Events
 from recloop.init.event_names import Meaning, meaning_of, partner
 from recloop.init.names import OUTCOME_NAMES, normalize_name
-from recloop.records import ANY_TARGET, EVENT_TYPE, VALUE
+from recloop.records import ANY_TARGET, DEFAULT_EVENT_TYPE, EVENT_TYPE, VALUE
 
 PURCHASE_WEIGHT: Final = 5.0
 STRONG_WEIGHT: Final = 3.0
@@ -26,7 +26,8 @@ def guess_events(frame: pl.DataFrame, names: dict[str, str]) -> tuple[Events, st
         if normalize_name(names[VALUE]) in OUTCOME_NAMES:
             events = Events(positive=("value = 1",), negative=(), neutral=("value = 0",))
             return events, f"{names[VALUE]} is 0 or 1: an impression without effect is neutral"
-        return Events(), "no event types: every row is positive"
+        events = Events(positive=(DEFAULT_EVENT_TYPE,))
+        return events, f"no event types: every row is {DEFAULT_EVENT_TYPE}; a posted type without a rule is neutral"
     counts = frame.group_by(EVENT_TYPE).len().sort(["len", EVENT_TYPE], descending=[True, False])
     return _of_types(dict(counts.iter_rows()))
 

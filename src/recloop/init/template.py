@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from recloop.config import Data, Events
+from recloop.records import DEFAULT_EVENT_TYPE
 
 HEAD_TEMPLATE = """\
 # recloop: settings of this folder, guessed by `recloop init`; check them once.
@@ -143,7 +144,7 @@ def config_text(
             negative=_list(events[0].negative), weights=_table(events[0].weights), history=_list(events[0].history),
             undo=_table(events[0].undo),
         ),
-        RATED_TEXT if rated and events[0].positive == ("*",) else "",
+        RATED_TEXT if rated and events[0].positive == (DEFAULT_EVENT_TYPE,) else "",
     ]  # fmt: skip
     burst = "burst = { events = 10, seconds = 1 }   # more rows at once than a person produces"
     if resolution:

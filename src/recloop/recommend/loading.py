@@ -12,10 +12,12 @@ import polars as pl
 from recloop import bundle as bundles
 from recloop.bundle import Bundle
 from recloop.errors import BundleError, UserError
+from recloop.features.labels import EventLabeler, count_unnamed
 from recloop.files import JsonTree, replace_json
 from recloop.models.base import model_class
 from recloop.project import Project
 from recloop.recommend.recommender import check_golden
+from recloop.records import RULE
 from recloop.storage import releases
 from recloop.storage.control import ReleaseRow
 from recloop.storage.data_manifest import DataManifest
@@ -88,12 +90,21 @@ def manifest(project: Project) -> DataManifest:
 
 
 def status(project: Project) -> JsonTree:
-    """Return the keys of ``recloop status``: live, shadow and experiment bundles."""
+    """Return the keys of ``recloop status``: bundles, and rows after the watermark by type without a rule."""
     table = with_removed_flags(project, releases.release_table(project.open_control()))
     if not (project.data / "manifest.json").exists():
-        return {**table, "last_seq": 0, "watermark": 0}
+        return {**table, "last_seq": 0, "watermark": 0, "unnamed_types": {}}
     watermark, last_seq = log_range(project)
-    return {**table, "last_seq": last_seq, "watermark": watermark}
+    unnamed = unnamed_types(project, watermark) if last_seq > watermark else {}
+    return {**table, "last_seq": last_seq, "watermark": watermark, "unnamed_types": unnamed}
+
+
+def unnamed_types(project: Project, after: int) -> dict[str, int]:
+    """Count the valid rows of log.db after a seq by event type without a rule of ``[events]``."""
+    log = project.open_log()
+    rows = log.events(after=after).filter(pl.col(RULE).is_null())
+    log.close()
+    return count_unnamed(EventLabeler(project.config.events, project.config.clean), rows)
 
 
 def lineage(project: Project, bundle: Bundle) -> list[str]:
