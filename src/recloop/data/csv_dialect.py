@@ -23,8 +23,9 @@ LITERAL_QUOTE_SEPARATORS: Final = ("\t", "|", "::", " ")
 """Separators of files in which a quote may be a letter, as in ``12" pipe``."""
 INNER_MARK: Final = "\x1f"
 """Separator of one character that replaces ``::`` while a file is read."""
-SAMPLE_BYTES: Final = 1 << 18
-MAX_RECORDS: Final = 500
+SAMPLE_BYTES: Final = 1 << 17
+MAX_RECORDS: Final = 200
+MAX_COMPARED_RECORDS: Final = 50
 MAX_TITLE_RECORDS: Final = 20
 MAX_FIELD_BYTES: Final = 1 << 24
 MIN_FIT: Final = 0.95
@@ -122,12 +123,7 @@ def find_dialect(source: InputFile, encoding: str, data: Data) -> Dialect:
         separators = (data.separator,)
     elif separator_line and separator_line[1] in SEPARATORS:
         separators = (separator_line[1],)
-    candidates = [
-        candidate
-        for separator in separators
-        for has_quotes in ((True, False) if separator in LITERAL_QUOTE_SEPARATORS and '"' in text else (True,))
-        if (candidate := _candidate(text, separator, has_quotes and separator != "::", is_whole)) is not None
-    ]
+    candidates = _candidates(text, separators, is_whole)
     if not candidates:
         raise UserError(source.key, source.name, "a header and rows; the file is blank", f"set {source.key}")
     best = _best(candidates)
@@ -142,6 +138,26 @@ def find_dialect(source: InputFile, encoding: str, data: Data) -> Dialect:
     n_fields = _common_length(best.records)
     names = tuple(f"c{number}" for number in range(1, n_fields + 1))
     return replace(dialect, names=names, n_skipped=dialect.n_titles, is_headless=True)
+
+
+def _candidates(text: str, separators: Sequence[str], is_whole: bool) -> list[_Candidate]:
+    """Dialects of the separators in a text; blanks only if no other separator fits."""
+    candidates: list[_Candidate] = []
+    for separator in separators:
+        if (separator not in text and len(separators) > 1 and separator != ",") or (
+            separator == " "
+            and any(len(other.dialect.names) > 1 and other.fit >= MIN_ROUGH_FIT for other in candidates)
+        ):
+            continue
+        has_quotes = separator != "::"
+        candidate = _candidate(text, separator, has_quotes, is_whole)
+        if candidate is None:
+            continue
+        candidates.append(candidate)
+        if has_quotes and candidate.fit < 1 and separator in LITERAL_QUOTE_SEPARATORS and '"' in text:
+            literal = _candidate(text, separator, has_quotes=False, is_whole=is_whole)
+            candidates += [literal] if literal is not None else []
+    return candidates
 
 
 def _candidate(text: str, separator: str, has_quotes: bool, is_whole: bool) -> _Candidate | None:
@@ -241,8 +257,7 @@ def _best(candidates: Sequence[_Candidate]) -> _Candidate:
     """
     split = [candidate for candidate in candidates if len(candidate.dialect.names) > 1]
     others = [candidate for candidate in split if candidate.dialect.separator != " "]
-    groups = [others] if any(candidate.fit >= MIN_ROUGH_FIT for candidate in others) else [others, split]
-    for group in groups:
+    for group in (others, split):
         consistent = [candidate for candidate in group if candidate.fit >= MIN_FIT]
         if consistent:
             return max(consistent, key=_preference)
@@ -260,12 +275,12 @@ def _preference(candidate: _Candidate) -> tuple[int, float, bool]:
 
 
 def holds_values(records: Sequence[list[str]]) -> bool:
-    """True if the first record holds values as the next ones do, instead of names.
+    """True if the first record holds values as the next ones do, not names.
 
     At least a third of its fields must be like their column, at least one of them by number or pattern, and no field
     may look like a name above numbers or codes.
     """
-    first, *rows = records
+    first, *rows = records[: MAX_COMPARED_RECORDS + 1]
     if NUMBERED_NAMES.fullmatch(INNER_MARK.join(first)):
         return False
     n_fields = n_typed = n_repeated = 0
@@ -274,8 +289,8 @@ def holds_values(records: Sequence[list[str]]) -> bool:
         if not field or not column:
             continue
         n_fields += 1
-        shapes = [value_shape(value) for value in column]
         shape = value_shape(field)
+        shapes = [value_shape(value) for value in column]
         min_same = MIN_SAME_TYPE * len(column)
         if _has_digit(field) and shapes.count(shape) >= min_same:
             n_typed += 1
