@@ -109,11 +109,12 @@ def test_post_events_of_an_imported_row_is_duplicate(client: httpx.Client, serve
 
 def test_post_events_rejects_each_bad_row_with_its_reason(client: httpx.Client, server: Any, user: str) -> None:
     bad: list[tuple[Any, str]] = [
-        (row(2**63), "user_id: expected `str | null`, got `int`"),
-        (row(1.5), "user_id: expected `str | null`, got `float`"),
+        (row(1.5), "user_id=1.5: expected text or a whole number"),
+        (row(True), "user_id=true: expected text or a whole number"),
+        (row([1]), "user_id: expected `str | null`, got `array`"),
         (row(None), "no user_id"),
         (row(""), "no user_id"),
-        (row(user, item_id=7), "item_id: expected `str`, got `int`"),
+        (row(user, item_id=7.5), "item_id=7.5: expected text or a whole number"),
         ({"user_id": user, "item_id": "i01"}, "object missing required field `event_type`"),
         (
             row(user, timestamp=2**63),
@@ -124,8 +125,8 @@ def test_post_events_rejects_each_bad_row_with_its_reason(client: httpx.Client, 
             f"timestamp=soon: expected {EXPECTED_FORMS}; {NOT_A_STAMP}",
         ),
         (row(user, timestamp=True), "timestamp: expected `int | float | str | null`, got `bool`"),
-        (row(user, value="3"), "value: expected `float | null`, got `str`"),
-        (row(user, event_id=5), "event_id: expected `str | null`, got `int`"),
+        (row(user, value="many"), "value: expected `float | null`, got `str`"),
+        (row(user, event_id=0.5), "event_id=0.5: expected text or a whole number"),
         (row(user, colour="red"), "object contains unknown field `colour`"),
         (row(user, context=[1]), "context: expected `object | null`, got `array`"),
         (row(user, context={"n": 2**70}), "expected whole numbers of at most 64 bits and at most 32 levels"),

@@ -48,3 +48,10 @@ def read_numbers(column: pl.Series, separator: str = ",") -> tuple[pl.Series, pl
     numbers = pl.select(pl.when(text.str.contains(PLAIN_NUMBER)).then(text.cast(pl.Float64, strict=False))).to_series()
     numbers = pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
     return numbers, text.is_not_null() & numbers.is_null(), decimal_style
+
+
+def read_number(text: str) -> float | None:
+    """Parse one posted text as a number, as in a JSON file; None if it is not a number."""
+    numbers, _, _ = read_numbers(pl.Series([text], dtype=pl.String), "")
+    number: float | None = numbers[0]
+    return number

@@ -10,6 +10,8 @@ import polars as pl
 WHOLE_NUMBER: Final = r"^\d+\.0+$"
 """A whole number that a data frame wrote as a fraction: ``1001.0``."""
 DIGITS: Final = r"^\d+$"
+MAX_WHOLE: Final = 2**63
+"""Floating-point numbers from here on are not ids."""
 
 
 def form_ids(ids: pl.Expr, form: str) -> pl.Expr:
@@ -31,6 +33,15 @@ def form_id(text: str, form: str) -> str:
     if form == "integer":
         return text.partition(".")[0] if re.search(WHOLE_NUMBER, text) else text
     return text.zfill(_length(form)) if re.search(DIGITS, text) else text
+
+
+def id_text(value: object) -> object:
+    """Text of a whole number that is an id: ``1000`` and ``1000.0`` are ``"1000"``; any other value is unchanged."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < MAX_WHOLE):
+        return str(int(value))
+    return value
 
 
 def _length(form: str) -> int:

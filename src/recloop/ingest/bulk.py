@@ -141,9 +141,9 @@ def _tell(teller: ConsoleProgress, result: IngestResult, rejected: Sequence[Reje
 
 
 def _file(project: Project, file: str) -> Iterator[Batch]:
-    raw = read_arrivals(project.root, file, project.config.data)
-    yield Batch([], [RejectedRow(row.place, row.reason, row.raw) for row in raw.rejects])
     received_at = now()
+    raw = read_arrivals(project.root, file, project.config.data, received_at)
+    yield Batch([], [RejectedRow(row.place, row.reason, row.raw) for row in raw.rejects])
     rows = raw.frame.drop(RECEIVED_AT)
     for start in range(0, len(rows), MAX_BATCH_ROWS):
         batch_rows = rows[start : start + MAX_BATCH_ROWS]

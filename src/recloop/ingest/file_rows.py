@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
+
+import polars as pl
 
 from recloop.config import Columns, Data
 from recloop.data.read import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, RawEvents, parse_events
 from recloop.data.sources import find
 from recloop.data.tables import Table, read_table
+from recloop.ingest.client import iso
 from recloop.records import TIMESTAMP
 
 EXTRA_COLUMNS: Final = ("anonymous_id", "session_id", "placement", "request_id", "context")
 """Event columns that an import does not have, read under recloop's names."""
 
 
-def read_arrivals(root: Path, file: str, data: Data) -> RawEvents:
+def read_arrivals(root: Path, file: str, data: Data, received_at: int) -> RawEvents:
     """Read the rows of a file, glob or folder, sorted by time (ties in file order).
 
-    Each column is found by its name in ``[data.columns]``, otherwise by recloop's name.
+    Each column is found by its name in ``[data.columns]``, otherwise by recloop's name. As in ``POST /v1/events``, a row
+    without a timestamp (null, or no such column) has the time of arrival.
 
     Args:
         root: Folder to search if ``file`` does not exist in the current folder.
+        received_at: Time of arrival, int64 microseconds.
 
     Raises:
         UserError: as for the import: missing file, rows or column, or ambiguous timestamps.
@@ -36,8 +42,26 @@ def read_arrivals(root: Path, file: str, data: Data) -> RawEvents:
     }
     tables = [read_table(source, data, sorted(names | set(EXTRA_COLUMNS))) for source in sources]
     columns = found_columns(tables, data.columns)
+    if not any(columns.timestamp in table.columns for table in tables):
+        columns = columns.model_copy(update={TIMESTAMP: TIMESTAMP})
+    tables = [with_arrival(table, columns.timestamp, received_at) for table in tables]
     raw = parse_events(tables, data.model_copy(update={"columns": columns}), EXTRA_COLUMNS)
     return RawEvents(raw.frame.sort(TIMESTAMP, maintain_order=True), raw.rejects, raw.read, raw.info, raw.sources)
+
+
+def with_arrival(table: Table, name: str, received_at: int) -> Table:
+    """Fill missing timestamps of a table with the time of arrival; a blank text is not missing."""
+    arrival = pl.lit(iso(received_at))
+    if name not in table.frame.columns:
+        return replace(table, frame=table.frame.with_columns(arrival.alias(name)))
+    if not table.frame[name].null_count():
+        return table
+    column = pl.col(name)
+    dtype = table.frame.schema[name]
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        column = column.dt.convert_time_zone("UTC").dt.strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
+    filled = column.cast(pl.String).fill_null(arrival)
+    return replace(table, frame=table.frame.with_columns(filled.alias(name)))
 
 
 def found_columns(tables: Sequence[Table], columns: Columns) -> Columns:

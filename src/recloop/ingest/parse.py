@@ -10,7 +10,9 @@ import msgspec
 
 from recloop.config import Data
 from recloop.data.guests import GUEST_REFUSED, is_present
+from recloop.data.numbers import read_number
 from recloop.data.rejected_rows import GUEST_REASON
+from recloop.features.id_form import form_id, id_text
 from recloop.features.timestamp_text import EXPECTED_FORMS, parse_timestamp
 from recloop.files import AttributeValues, JsonTree
 from recloop.records import GUEST_PREFIX, Event, Item, User
@@ -20,6 +22,10 @@ MAX_ROWS = 1_000
 MAX_DEPTH = 32  # levels of attributes and context
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
 ID_NAMES = "user_id", "item_id", "event_id"
+TEXT_NAMES = (
+    "user_id", "item_id", "event_type", "group_id", "event_id", "session_id", "anonymous_id", "placement", "request_id",
+)  # fmt: skip
+NUMBER_NAMES = "value", "quantity"
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 """An id or a name: a non-empty string that is never parsed."""
@@ -28,7 +34,8 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 class EventIn(msgspec.Struct, forbid_unknown_fields=True):
     """Event of ``POST /v1/events``.
 
-    A row without ``user_id`` and with ``group_id`` is part of a guest basket. ``timestamp``: see `recloop.features.timestamp_text`; default: the time of receipt.
+    A row without ``user_id`` and with ``group_id`` is part of a guest basket. Whole numbers in ids become text before the
+    row is checked. ``timestamp``: see `recloop.features.timestamp_text`; default: the time of receipt.
     """
 
     item_id: Text
@@ -114,12 +121,16 @@ def parse_rows(body: bytes, content_type: str) -> list[Any]:
 
 
 def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
-    """Convert a row to an event, or reject it."""
-    has_user = not isinstance(raw, dict) or is_present(raw.get("user_id"))
-    row = _convert_row(raw if has_user else raw | {"user_id": None}, EventIn)
+    """Convert a row to an event, or reject it.
+
+    Ids, numbers and times become what a file with the same row gives (``data.id_form``, ``data.missing_users``).
+    """
+    row = _convert_row(_as_in_files(raw), EventIn)
     if isinstance(row, Rejected):
         return row
-    user_id = row.user_id
+    user_id = None if row.user_id is None else form_id(row.user_id, data.id_form)
+    if user_id in data.missing_users:
+        user_id = None
     if user_id is None:
         if not is_present(row.group_id):
             return Rejected(_ids(raw), GUEST_REASON)
@@ -133,7 +144,7 @@ def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
         return Rejected(_ids(raw), f"timestamp={text}: expected {EXPECTED_FORMS}; {error}")
     return Event(
         user_id=user_id,
-        item_id=row.item_id,
+        item_id=form_id(row.item_id, data.id_form),
         timestamp=stamp,
         received_at=received_at,
         event_type=row.event_type,
@@ -149,20 +160,21 @@ def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
     )
 
 
-def check_item(raw: Any, received_at: int) -> Item | Rejected:
+def check_item(raw: Any, received_at: int, data: Data) -> Item | Rejected:
     """Convert a row to an item version, or reject it."""
-    row = _convert_row(raw, ItemIn)
+    row = _convert_row(_with_id(raw, "item_id"), ItemIn)
     if isinstance(row, Rejected):
         return row
-    return Item(item_id=row.item_id, attributes=row.attributes, hidden=row.hidden, received_at=received_at)
+    item_id = form_id(row.item_id, data.id_form)
+    return Item(item_id=item_id, attributes=row.attributes, hidden=row.hidden, received_at=received_at)
 
 
-def check_user(raw: Any, received_at: int) -> User | Rejected:
+def check_user(raw: Any, received_at: int, data: Data) -> User | Rejected:
     """Convert a row to a user version, or reject it."""
-    row = _convert_row(raw, UserIn)
+    row = _convert_row(_with_id(raw, "user_id"), UserIn)
     if isinstance(row, Rejected):
         return row
-    return User(user_id=row.user_id, attributes=row.attributes, received_at=received_at)
+    return User(user_id=form_id(row.user_id, data.id_form), attributes=row.attributes, received_at=received_at)
 
 
 def timestamp_or_none(text: str, data: Data) -> int | None:
@@ -185,6 +197,39 @@ def _convert_row(raw: Any, shape: type[Row]) -> Row | Rejected:
     if not _storable(raw.get("context", raw.get("attributes"))):
         return Rejected(_ids(raw), f"expected whole numbers of at most 64 bits and at most {MAX_DEPTH} levels")
     return row
+
+
+def _as_in_files(raw: Any) -> Any:
+    """Row with ids as text, numbers as numbers, and blank optional texts left out, as files are read."""
+    if not isinstance(raw, dict):
+        return raw
+    row = dict(raw)
+    for name in TEXT_NAMES:
+        if name not in row:
+            continue
+        row[name] = id_text(row[name])
+        if isinstance(row[name], str) and not row[name].strip():
+            row[name] = ""
+        if name not in ("item_id", "event_type") and not is_present(row[name]):
+            row[name] = None
+        elif isinstance(row[name], bool | float):
+            return Rejected(_ids(raw), f"{name}={_json_value(row[name])}: expected text or a whole number")
+    for name in NUMBER_NAMES:
+        value = row.get(name)
+        if isinstance(value, str):
+            number = read_number(value) if value.strip() else None
+            row[name] = value if number is None and value.strip() else number
+    return row
+
+
+def _with_id(raw: Any, name: str) -> Any:
+    """Row of an item or user with its id as text."""
+    return raw | {name: id_text(raw[name])} if isinstance(raw, dict) and name in raw else raw
+
+
+def _json_value(value: bool | float) -> str:
+    """Value as it is written in JSON."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _ids(raw: Any) -> dict[str, str]:
