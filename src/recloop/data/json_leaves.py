@@ -95,9 +95,9 @@ def _visit_elements(
         return False
     names = _entry_names(elements)
     if names:
-        entries = [entries_of(value) for value in lists]
         for name in names:
-            _visit(f"{path}[{name}]", [entry.get(name) for entry in entries], in_list, n_objects, depth + 1, leaves)
+            inner = [entry_of(value, name) for value in lists]
+            _visit(f"{path}[{name}]", inner, in_list, n_objects, depth + 1, leaves)
     else:
         _visit(each, elements, each, len(elements), depth + 1, leaves)
     return True
@@ -115,16 +115,25 @@ def _add(path: str, values: list[Any], in_list: str, n_objects: int, leaves: dic
 # -- entries
 
 
-def entries_of(value: Any) -> dict[Any, Any]:
-    """Values by key of a list of entries; an object is returned as it is."""
+def entry_of(value: Any, name: str) -> Any:
+    """Value of the entry with this name in a list of entries, or of the key in an object."""
     if type(value) is dict:
-        return value
-    entries: dict[Any, Any] = {}
-    for element in value if type(value) is list else ():
-        name = _entry_name(element)
-        if name:
-            entries.setdefault(name, _entry_value(element.get(ENTRY_VALUE)))
-    return entries
+        return value.get(name)
+    if type(value) is list:
+        for element in value:
+            if type(element) is dict and (element.get("key") == name or element.get("name") == name):
+                return _entry_value(element.get(ENTRY_VALUE))
+    return None
+
+
+def _entry_value(value: Any) -> Any:
+    """The value of an entry, or the given one of several typed values."""
+    if type(value) is dict:
+        for name, inner in value.items():
+            if inner is not None and name.endswith("_value"):
+                return inner
+        return None
+    return value
 
 
 def _entry_name(element: Any) -> str:
@@ -133,13 +142,6 @@ def _entry_name(element: Any) -> str:
         return ""
     name = element.get("key", element.get("name") if len(element) <= 2 else None)
     return name if type(name) is str and (ENTRY_VALUE in element or len(element) == 1) else ""
-
-
-def _entry_value(value: Any) -> Any:
-    """The value of an entry, or the given one of several typed values."""
-    if type(value) is not dict:
-        return value
-    return next((inner for name, inner in value.items() if inner is not None and name.endswith("_value")), None)
 
 
 def _entry_names(elements: list[Any]) -> dict[str, None]:

@@ -13,14 +13,14 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from recloop.data.json_leaves import Leaf, entries_of, find_leaves, main_list
+from recloop.data.json_leaves import Leaf, entry_of, find_leaves, main_list
 from recloop.data.json_paths import EACH, Indices, PathTree, expand
 from recloop.data.json_records import JsonLayout, chunks, find_layout
 from recloop.data.sources import InputFile
 from recloop.files import JsonTree
 
 SAMPLE_RECORDS: Final = 20_000
-"""Records that are searched for paths; keys of a file read without names are searched in all records."""
+"""Records of the first chunk that are searched for paths, if the wanted names are given."""
 MAX_DEPTH: Final = 100
 """Levels of nested objects and lists in a record."""
 
@@ -48,7 +48,6 @@ class JsonColumn:
 
     def __init__(self, values: list[Any]) -> None:
         self.values = values
-        self._entries: list[dict[Any, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -57,9 +56,7 @@ class JsonColumn:
         return JsonColumn([value.get(name) if type(value) is dict else None for value in self.values])
 
     def entry(self, name: str) -> JsonColumn:
-        if self._entries is None:
-            self._entries = [entries_of(value) for value in self.values]
-        return JsonColumn([entries.get(name) for entries in self._entries])
+        return JsonColumn([entry_of(value, name) for value in self.values])
 
     def elements(self) -> tuple[JsonColumn, Indices]:
         lists = [value if type(value) is list else () if value is None else (value,) for value in self.values]
@@ -86,16 +83,15 @@ def read_json(source: InputFile, encoding: str, names: Sequence[str] | None = No
     frames = []
     records = []
     broken: dict[int, str] = {}
-    n_records = n_sampled = 0
+    n_records = 0
     with _without_garbage_collection():
         for chunk in chunks(source, encoding, layout):
             values = chunk.values()
             numbers, objects = _objects(values, n_records, broken, check_depth=names is None)
             n_records += len(values)
             wanted = names
-            if names is None or n_sampled < SAMPLE_RECORDS:
-                leaves = find_leaves(objects if names is None else objects[: SAMPLE_RECORDS - n_sampled])
-                n_sampled += len(objects)
+            if names is None or not columns:
+                leaves = find_leaves(objects if names is None else objects[:SAMPLE_RECORDS])
                 columns.update(dict.fromkeys(leaves))
                 if names is None:
                     wanted = list(dict.fromkeys(leaf.path.partition(EACH)[0] for leaf in leaves.values()))
@@ -178,6 +174,8 @@ def _objects(
 ) -> tuple[Indices, list[JsonTree]]:
     """Record numbers and values of the objects; others are added to ``broken``."""
     numbers = np.arange(first, first + len(values))
+    if set(map(type, values)) <= {dict} and not check_depth:
+        return numbers, values
     is_object = np.fromiter((type(value) is dict for value in values), dtype=bool, count=len(values))
     for index in np.flatnonzero(~is_object).tolist():
         value = values[index]
