@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shlex
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from recloop.config import Data
-from recloop.data.sources import InputFile
+from recloop.data.sources import InputFile, find
 from recloop.data.tables import Table, paths_of, read_table, sample_table
 from recloop.errors import UserError
 
@@ -195,6 +197,20 @@ def test_read_table_of_python_literals_raises_with_a_working_fix(tmp_path: Path,
     subprocess.run(command, shell=True, check=True, cwd=tmp_path)
     new = tmp_path / "log-json.jsonl"
     assert read_table(InputFile("data.events", new, new.name), Data()).frame["user"][0] == "a"
+
+
+def test_python_literals_in_archives_have_a_fix_that_unpacks(tmp_path: Path) -> None:
+    (tmp_path / "steam.json.gz").write_bytes(gzip.compress(b"{'a': None}\n"))
+    with zipfile.ZipFile(tmp_path / "my logs.zip", "w") as archive:
+        archive.writestr("day 1.json", "{'a': None}\n")
+    for name, command in (
+        ("steam.json.gz", "gzip -dc steam.json.gz | "),
+        ("my logs.zip", "unzip -p 'my logs.zip' 'day 1.json' | "),
+    ):
+        (source,) = find(tmp_path, name, "data.events")
+        with pytest.raises(UserError) as caught:
+            read_table(source, Data())
+        assert caught.value.fix.startswith(command)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def _add(path: str, values: list[Any], in_list: str, n_objects: int, leaves: dic
 
 
 def entry_of(value: Any, name: str) -> Any:
-    """Value of the entry with this name in a list of entries, or of the key in an object."""
+    """Value of an entry of a list, or of a key of an object."""
     if type(value) is dict:
         return value.get(name)
     if type(value) is list:

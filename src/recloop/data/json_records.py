@@ -336,11 +336,13 @@ def _utf8_blocks(source: InputFile, encoding: str) -> Iterator[bytes]:
 
 
 def _raise_python_literal(source: InputFile) -> NoReturn:
-    name = shlex.quote(source.name)
-    new = shlex.quote(f"{source.name.partition('.')[0] or Path(source.name).stem}-json.jsonl")
-    unpacked = f"{UNPACK[source.packing]} {name} | " if source.packing in UNPACK else ""
-    given = "" if unpacked else f" < {name}"
-    fix = f'{unpacked}python -c "{PYTHON_TO_JSON}"{given} > {new}'
+    new = shlex.quote(f"{Path(source.member or source.name).name.partition('.')[0]}-json.jsonl")
+    file = shlex.quote(source.path.name if source.member else source.name)
+    member = f" {shlex.quote(source.member)}" if source.member else ""
+    if source.packing is None:
+        fix = f'python -c "{PYTHON_TO_JSON}" < {file} > {new}'
+    else:
+        fix = f'{UNPACK[source.packing]} {file}{member} | python -c "{PYTHON_TO_JSON}" > {new}'
     raise UserError(source.key, source.name, "JSON with double quotes; its lines are Python literals", fix)
 
 

@@ -18,8 +18,10 @@ from recloop.data.csv_dialect import Dialect
 from recloop.data.csv_table import SEPARATOR_NAMES, csv_records, read_csv
 from recloop.data.encoding import BAD_BYTE, encoding_of
 from recloop.data.json_leaves import Leaf
+from recloop.data.json_paths import steps_of
 from recloop.data.json_records import JsonLayout, json_records
 from recloop.data.json_table import JsonRows, json_leaves, json_text, read_json, read_json_objects, sample_json
+from recloop.data.nested_frame import expand_all, expand_frame, has_path, leaf_paths
 from recloop.data.sources import InputFile, Kind
 from recloop.errors import UserError
 from recloop.files import JsonTree
@@ -101,8 +103,7 @@ class Table:
         if not numbers:
             return []
         if self.kind == "parquet":
-            rows = self.frame[numbers]
-            return [(number + 1, json_text(row) or "") for number, row in zip(numbers, rows.to_dicts(), strict=True)]
+            return self._parquet_rows(numbers)
         if self.dialect is not None:
             lines: Iterator[tuple[int, str, Any]] = csv_records(self.source, self.encoding, self.dialect)
         else:
@@ -116,6 +117,15 @@ class Table:
                 if next_index == len(numbers):
                     break
         return located
+
+    def _parquet_rows(self, records: list[int]) -> list[tuple[int, str]]:
+        """Row number and first row of records as JSON; the text is empty if the frame has no row of it."""
+        record_of_row = pl.int_range(len(self.frame), eager=True) if self.records is None else self.records
+        rows = self.frame.with_columns(record_of_row.alias("\0record")).filter(pl.col("\0record").is_in(records))
+        texts: dict[int, str] = {}
+        for row in rows.iter_rows(named=True):
+            texts.setdefault(row.pop("\0record"), json_text(row) or "")
+        return [(record + 1, texts.get(record, "")) for record in records]
 
     def without_bad_bytes(self) -> Table:
         """Same table; rows with bytes of another encoding are among the broken ones."""
@@ -206,12 +216,17 @@ def paths_of(source: InputFile, data: Data) -> list[Leaf]:
 def _parquet(source: InputFile, names: Sequence[str] | None) -> Table:
     try:
         data = _parquet_input(source)
-        columns = tuple(pyarrow.parquet.read_schema(data).names)
-        selected = None if names is None else [name for name in columns if name in set(names)]
-        frame = _framed(pyarrow.parquet.read_table(data, columns=selected))
+        schema = _framed(pyarrow.parquet.read_schema(data).empty_table()).schema
+        wanted = schema.names() if names is None else [name for name in names if has_path(schema, name)]
+        roots = {steps_of(name, schema.names())[0].name for name in wanted}
+        frame = _framed(pyarrow.parquet.read_table(data, columns=[name for name in schema.names() if name in roots]))
     except (pa.ArrowException, OSError) as error:
         raise UserError(source.key, source.name, f"a complete Parquet file ({error})", "write the file again") from None
-    return Table(source, "parquet", "", "", columns, frame, {})
+    columns = (*schema.names(), *(leaf_paths(schema) if names is not None else ()))
+    if roots >= set(wanted):
+        return Table(source, "parquet", "", "", columns, frame, {})
+    rows = expand_frame(frame, wanted)
+    return Table(source, "parquet", "", "", columns, rows.frame, {}, rows.records)
 
 
 def _parquet_sample(source: InputFile, rows: int) -> Table:
@@ -228,7 +243,8 @@ def _parquet_sample(source: InputFile, rows: int) -> Table:
         frame = _framed(pa.Table.from_batches(batches, file.schema_arrow))
     except (pa.ArrowException, OSError) as error:
         raise UserError(source.key, source.name, f"a complete Parquet file ({error})", "write the file again") from None
-    return Table(source, "parquet", "", "", tuple(frame.columns), frame, {})
+    flat = expand_all(frame)
+    return Table(source, "parquet", "", "", tuple(flat.frame.columns), flat.frame, {}, flat.records)
 
 
 def _framed(arrow: pa.Table) -> pl.DataFrame:
