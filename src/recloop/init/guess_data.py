@@ -200,7 +200,10 @@ def _layout(log: LogInput, guesses: Guesses) -> tuple[Data, pl.DataFrame]:
         data = data.model_copy(update={"on": join.on})
     group, carry = layout.guess_carry(frame)
     if carry:
-        first = (pl.when(pl.col(n) != "").then(pl.col(n)).drop_nulls().first().over(group).alias(n) for n in carry)
+        first = (
+            pl.when(pl.col(n).cast(pl.String) != "").then(pl.col(n)).drop_nulls().first().over(group).alias(n)
+            for n in carry
+        )
         frame = frame.with_columns(first)
     if group:
         data = data.model_copy(update={"carry": carry, "columns": Columns(group_id=group)})
