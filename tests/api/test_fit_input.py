@@ -74,6 +74,37 @@ def test_missing_columns_are_named_in_one_message() -> None:
     assert text.endswith('try: columns={"user_id": "NAME", "item_id": "NAME", "timestamp": "NAME"}')
 
 
+def test_frame_without_names_is_read_by_its_values() -> None:
+    log = shop_log()
+    numbered = log.rename({name: f"column_{number}" for number, name in enumerate(log.columns, 1)})
+    for frame in (numbered, numbered.rename(lambda name: name.removeprefix("column_")).to_pandas()):
+        columns = read(frame).tree["data"]["columns"]
+        names = list(frame.columns)
+        assert [columns[name] for name in ("user_id", "item_id", "timestamp", "event_type")] == names
+    assert read(numbered, columns={"item_id": "column_1"}).tree["data"]["columns"]["user_id"] == "column_2"
+    headers = pl.DataFrame({"34": [1.5], "1767636639": ["?"]})
+    with pytest.raises(UserError, match=r"numbers as names: read a file without a header with has_header=False"):
+        recloop.fit(headers.with_columns(pl.lit("a").alias("view")))
+
+
+def test_order_fields_of_a_typed_frame_are_carried_down() -> None:
+    orders = pl.DataFrame(
+        {
+            "Name": [f"#{row // 3}" for row in range(90)],
+            "Email": [f"c{row // 3 % 9}@shop" if row % 3 == 0 else None for row in range(90)],
+            "Created at": [
+                str(START + timedelta(hours=row, seconds=row)) if row % 3 == 0 else None for row in range(90)
+            ],
+            "Subtotal": [float(row) if row % 3 == 0 else None for row in range(90)],
+            "Lineitem sku": [f"s{row * 7 % 11}" for row in range(90)],
+        }
+    )
+    source = read(orders)
+    assert "Subtotal" not in source.tree["data"]["columns"].values() or source.tree["data"]["carry"]
+    assert len(source.events.frame) == 90
+    assert source.events.frame["user_id"].n_unique() == 9
+
+
 def test_columns_argument_with_unknown_names_is_refused() -> None:
     with pytest.raises(UserError, match=r'columns=Custommer.*try: columns=\{"user_id": "Customer"\}'):
         recloop.fit(shop_log(), columns={"user_id": "Custommer"})

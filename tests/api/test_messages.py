@@ -51,6 +51,11 @@ def test_key_becomes_an_argument(name: str, argument: str) -> None:
             'correct config["clean"]["keep"]',
             "correct clean.keep in recloop.toml",
         ),
+        (
+            'time_unit = "days" or "order" under [data]',
+            'config={"data": {"time_unit": "days" or "order"}}',
+            'time_unit = "days" or "order" under [data]',
+        ),
         ("recloop promote X --to live", "recloop promote X --to live", 'shop.promote("X", to="live")'),
         ("recloop update --full", "recloop update --full", "shop.update(full=True)"),
         (

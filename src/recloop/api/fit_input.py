@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -24,6 +25,7 @@ from recloop.init.columns import ColumnGuess, guess_columns
 from recloop.init.events import guess_events
 from recloop.init.features import Side, choose_fields, choose_title, title_columns
 from recloop.init.guess_data import GuessedData, GuessedSetting, Guesses, LogInput, guess_data
+from recloop.init.headless import guess_headless
 from recloop.models.base import is_closed_form
 from recloop.records import DEFAULT_EVENT_TYPE, ITEM_ID, TIMESTAMP, USER_ID
 from recloop.settings import build
@@ -33,6 +35,8 @@ HOLDOUTS: Final = ("temporal", LEAVE_ONE_OUT)
 FIELDS: Final = tuple(name for name in Columns.model_fields if name != "name")
 FEATURE_OPTIONS: Final = ("kind", "from", "dim", "separator")
 """Keys of a feature in recloop.toml that a guess sets."""
+NUMBERED_NAMES: Final = re.compile(r"(column_|c|f|v|field_?)?\d+", re.IGNORECASE)
+"""Names that data frame libraries give to the columns of a file without a header."""
 MIN_SIMILARITY: Final = 0.6
 """Similarity below which a message does not name the nearest column."""
 
@@ -147,6 +151,8 @@ def _guess_data(
         field: [] if (side := sides[name]) is None else list(side[0].columns)
         for field, name in ((ITEM_ID, "items"), (USER_ID, "users"))
     }
+    if is_headless(frame):
+        data = data.model_copy(update={"header": False})
     log = LogInput([frame_as_table(frame, "events")], [], sides["items"], sides["users"], data, ask=False)
     found = Guesses()
     if given:
@@ -166,12 +172,17 @@ def _guess_data(
     for guess in found.settings:
         field = guess.key.removeprefix("data.columns.")
         if field == guess.key:
-            guesses.settings.append(guess)
+            guesses.settings += [guess] if guess.key != "data.header" else []
         elif field in columns:
             guesses.say(f"columns.{field}", columns[field].name, columns[field].why, columns[field].confidence)
         elif guess.value and field not in given:
             guesses.say(f"columns.{field}", guess.value, guess.why, guess.confidence)
     return guessed
+
+
+def is_headless(frame: pl.DataFrame) -> bool:
+    """True if all columns have numbered names, as those of a file without a header."""
+    return bool(frame.columns) and all(NUMBERED_NAMES.fullmatch(name) for name in frame.columns)
 
 
 def checked_columns(columns: Mapping[str, str]) -> dict[str, str]:
@@ -182,7 +193,7 @@ def checked_columns(columns: Mapping[str, str]) -> dict[str, str]:
     """
     unknown = [name for name in columns if name not in FIELDS]
     if not unknown:
-        return dict(columns)
+        return {field: str(name) for field, name in columns.items()}
     swapped = {value: name for name, value in columns.items()}
     fix = 'columns={"user_id": "customer"}'
     if all(name in FIELDS for name in swapped):
@@ -213,7 +224,11 @@ def choose_columns(
     original = {field: name for name, field in renamed.items()}
     guesses: dict[str, ColumnGuess] = {}
     if len(frame):
-        for field, guess in guess_columns(frame.rename(renamed), ",", others).items():
+        if is_headless(frame):
+            found_columns = guess_headless(frame.drop(name for name in given.values() if name))
+        else:
+            found_columns = guess_columns(frame.rename(renamed), ",", others)
+        for field, guess in found_columns.items():
             name = original.get(guess.name, guess.name)
             if field in FIELDS and field not in given and name and name not in given.values():
                 guesses[field] = guess._replace(name=name)
@@ -225,6 +240,8 @@ def choose_columns(
         expected = (
             f"a column for each, found none by name and values; the frame has {', '.join(free) or 'no other column'}"
         )
+        if any(name.strip().isdigit() for name in frame.columns):
+            expected += "; numbers as names: read a file without a header with has_header=False (pandas: header=None)"
         raise UserError(
             "columns", f"no {', no '.join(missing)}", expected + found, _columns_fix(dict.fromkeys(missing, ""))
         )
@@ -258,7 +275,11 @@ def _with_meaning(tree: JsonTree, raw: RawEvents, guessed: GuessedData, guesses:
     events, why = guess_events(raw.frame, dict(guessed.data.columns.model_dump()))
     for key in ("weights", "positive", "history", "negative", "neutral"):
         value = getattr(events, key)
-        if value and value != (DEFAULT_EVENT_TYPE,):
+        if (
+            value
+            and value != (DEFAULT_EVENT_TYPE,)
+            and (guessed.data.columns.event_type or key in {"weights", "positive"})
+        ):
             guesses.say(f"events.{key}", dict(value) if key == "weights" else list(value), why)
     return {**tree, "clean": clean, "events": events.model_dump(mode="json", by_alias=True)}
 

@@ -20,6 +20,7 @@ SETTING: Final = re.compile(
 )
 SET_COLUMN: Final = re.compile(r"\bset data\.columns\.(?P<field>[a-z_]+)")
 SET_KEY: Final = re.compile(rf"\b(?:set|correct) {KEY}(?: in recloop\.toml)?")
+UNDER_SECTION: Final = re.compile(r"(?P<name>[a-z_]+) = (?P<values>[^;]+?) under \[(?P<section>[a-z]+)\]")
 COMMAND: Final = re.compile(r"\brecloop (?P<verb>[a-z]+)\b(?P<rest>[^;]*)")
 SECTIONS: Final = tuple(Config.model_fields)
 FIT_FIXES: Final = {
@@ -88,6 +89,7 @@ def python_fix(fix: str, caller: Caller) -> str:
     fix = fix.replace("recloop update --set", "--set")
     fix = SETTING.sub(lambda match: _setting(match["key"], match["value"].strip(), caller), fix)
     if caller == "fit":
+        fix = UNDER_SECTION.sub(r'config={"\g<section>": {"\g<name>": \g<values>}}', fix)
         fix = SET_COLUMN.sub(lambda match: f'columns={{"{match["field"]}": "NAME"}}', fix)
         fix = SET_KEY.sub(lambda match: f"correct {argument_of(match['key'])}", fix)
         return fix.replace(" in recloop.toml", "")
