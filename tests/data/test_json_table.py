@@ -115,6 +115,15 @@ def test_read_table_without_list_paths_has_one_row_per_record(tmp_path: Path) ->
     assert read.frame["ecommerce"].to_list() == ['{"transaction_id":"T1"}', None]
 
 
+def test_read_table_of_values_of_several_types_reads_each(tmp_path: Path) -> None:
+    content = lines(
+        {"a": {"b": [{"c": 1}]}}, {"a": None}, {"a": {"b": {"c": 2}}}, {"a": 3}, {"a": {"b": [None, {"c": {}}, 4]}}
+    )
+    read = table(tmp_path, content, ["a.b[].c"])
+    assert read.frame["a.b[].c"].to_list() == ["1", None, "2", None, None, "{}", None]
+    assert read.broken == {}
+
+
 def test_read_table_prefers_a_key_with_a_dot_to_a_path(tmp_path: Path) -> None:
     read = table(tmp_path, lines({"a.b": 1, "a": {"b": 2, "c.d": 3}}), ["a.b", "a[c.d]"])
     assert read.frame.rows() == [("1", "3")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol, Self
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -75,13 +75,13 @@ class Column(Protocol):
 
     def __len__(self) -> int: ...
 
-    def key(self, name: str) -> Self:
+    def key(self, name: str) -> Column:
         """Values of a key; null where a value is not an object with this key."""
 
-    def entry(self, name: str) -> Self:
+    def entry(self, name: str) -> Column:
         """Values of the entry with this key in lists of entries."""
 
-    def elements(self) -> tuple[Self, Indices]:
+    def elements(self) -> tuple[Column, Indices]:
         """Elements of all lists, and the number of elements of each."""
 
     def series(self) -> pl.Series:

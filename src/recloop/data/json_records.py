@@ -69,6 +69,11 @@ class Chunk:
 
     def values(self) -> list[Any]:
         """Value of every record; the exception for one that is not JSON."""
+        values = self.decode(Any)
+        return [_value(raw) for _, raw in self.records()] if values is None else values
+
+    def decode(self, kind: Any) -> list[Any] | None:
+        """Values of a type; None if a record has another type or is not JSON."""
         if self.ends is None:
             text = self.text.strip(BLANK)
             n_records = text.count(b"\n") + 1
@@ -76,10 +81,10 @@ class Chunk:
             text = _separated_by_lines(self.text, self.ends)
             n_records = len(self.ends)
         try:
-            values: list[Any] = msgspec.json.Decoder().decode_lines(text)
+            values: list[Any] = msgspec.json.Decoder(kind).decode_lines(text)
         except DECODE_ERRORS:
-            values = []
-        return values if len(values) == n_records else [_value(raw) for _, raw in self.records()]
+            return None
+        return values if len(values) == n_records else None
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """Yield line number and text of every record."""

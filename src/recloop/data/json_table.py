@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 import polars as pl
 
-from recloop.data.json_leaves import Leaf, entry_of, find_leaves, main_list
+from recloop.data.json_leaves import Leaf, find_leaves, main_list
 from recloop.data.json_paths import EACH, Indices, PathTree, expand
-from recloop.data.json_records import JsonLayout, chunks, find_layout
+from recloop.data.json_records import Chunk, JsonLayout, chunks, find_layout
+from recloop.data.json_typed import TypedColumn, ValueType, value_type
+from recloop.data.json_values import JsonColumn
 from recloop.data.sources import InputFile
 from recloop.files import JsonTree
 
@@ -43,31 +44,6 @@ class JsonRows:
     records: pl.Series | None
 
 
-class JsonColumn:
-    """Decoded values at one path."""
-
-    def __init__(self, values: list[Any]) -> None:
-        self.values = values
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def key(self, name: str) -> JsonColumn:
-        return JsonColumn([value.get(name) if type(value) is dict else None for value in self.values])
-
-    def entry(self, name: str) -> JsonColumn:
-        return JsonColumn([entry_of(value, name) for value in self.values])
-
-    def elements(self) -> tuple[JsonColumn, Indices]:
-        lists = [value if type(value) is list else () if value is None else (value,) for value in self.values]
-        return JsonColumn(list(itertools.chain.from_iterable(lists))), np.fromiter(
-            map(len, lists), np.int64, len(lists)
-        )
-
-    def series(self) -> pl.Series:
-        return texts(self.values)
-
-
 def read_json(source: InputFile, encoding: str, names: Sequence[str] | None = None) -> JsonRows:
     """Read a JSON file as a table.
 
@@ -84,25 +60,19 @@ def read_json(source: InputFile, encoding: str, names: Sequence[str] | None = No
     records = []
     broken: dict[int, str] = {}
     n_records = 0
+    tree = PathTree()
+    kind: ValueType | None = None
     with _without_garbage_collection():
         for chunk in chunks(source, encoding, layout):
-            values = chunk.values()
-            numbers, objects = _objects(values, n_records, broken, check_depth=names is None)
-            n_records += len(values)
-            wanted = names
-            if names is None or not columns:
-                leaves = find_leaves(objects if names is None else objects[:SAMPLE_RECORDS])
-                columns.update(dict.fromkeys(leaves))
-                if names is None:
-                    wanted = list(dict.fromkeys(leaf.path.partition(EACH)[0] for leaf in leaves.values()))
-            tree = _tree(wanted or (), objects)
-            try:
-                rows = expand(tree, JsonColumn(objects))
-            except RecursionError:
-                numbers, objects = _objects(values, n_records - len(values), broken, check_depth=True)
-                rows = expand(tree, JsonColumn(objects))
+            if names is not None and kind is None:
+                objects = [value for value in chunk.values() if type(value) is dict]
+                columns.update(dict.fromkeys(find_leaves(objects[:SAMPLE_RECORDS])))
+                tree = _tree(names, objects)
+                kind = value_type(tree)
+            rows = (kind and _typed_rows(chunk, tree, kind)) or _all_rows(chunk, names, n_records, broken)
             frames.append(pl.DataFrame(rows.columns))
-            records.append(numbers[rows.owners])
+            records.append(rows.owners + n_records)
+            n_records += rows.n_records
     frame = pl.concat(frames, how="diagonal")
     if names is None:
         columns = dict.fromkeys(frame.columns)
@@ -113,6 +83,46 @@ def read_json(source: InputFile, encoding: str, names: Sequence[str] | None = No
     row_records = pl.Series("record", np.concatenate(records), dtype=pl.Int64)
     is_expanded = len(row_records) > n_records - len(broken)
     return JsonRows(layout, tuple(columns), frame, broken, row_records if is_expanded else None)
+
+
+@dataclass(frozen=True)
+class _ChunkRows:
+    """Columns by path, the record of each row, and the number of records."""
+
+    columns: dict[str, pl.Series]
+    owners: Indices
+    n_records: int
+
+
+def _typed_rows(chunk: Chunk, tree: PathTree, kind: ValueType) -> _ChunkRows | None:
+    """Rows of the wanted values of a chunk; None if a value has another type."""
+    if not kind.fields:
+        return None
+    values = chunk.decode(type(kind.empty))
+    if values is None:
+        return None
+    try:
+        rows = expand(tree, TypedColumn(values, kind))
+    except RecursionError:
+        return None
+    return _ChunkRows(rows.columns, rows.owners, len(values))
+
+
+def _all_rows(chunk: Chunk, names: Sequence[str] | None, first: int, broken: dict[int, str]) -> _ChunkRows:
+    """Rows of a chunk; the reasons of unreadable records are added to ``broken``."""
+    values = chunk.values()
+    numbers, objects = _objects(values, first, broken, check_depth=names is None)
+    if names is None:
+        paths = dict.fromkeys(path.partition(EACH)[0] for path in find_leaves(objects))
+        tree = _tree(list(paths), objects)
+    else:
+        tree = _tree(names, objects)
+    try:
+        rows = expand(tree, JsonColumn(objects))
+    except RecursionError:
+        numbers, objects = _objects(values, first, broken, check_depth=True)
+        rows = expand(tree, JsonColumn(objects))
+    return _ChunkRows(rows.columns, numbers[rows.owners] - first, len(values))
 
 
 def read_json_objects(source: InputFile, encoding: str) -> list[JsonTree]:
@@ -217,27 +227,3 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def texts(values: list[Any]) -> pl.Series:
-    """Texts of JSON values; see `json_text`."""
-    kinds = set(map(type, values))
-    if kinds <= {str, type(None)}:
-        return pl.Series(values, dtype=pl.String)
-    if kinds <= {int, type(None)}:
-        try:
-            return pl.Series(values, dtype=pl.Int64).cast(pl.String)
-        except (OverflowError, TypeError, pl.exceptions.PolarsError):
-            pass  # an integer of more than 64 bits
-    return pl.Series([value if type(value) is str else json_text(value) for value in values], dtype=pl.String)
-
-
-def json_text(value: Any) -> str | None:
-    """Text of a JSON value: ``1``, ``1.0`` and ``"1"`` are the same id."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 2**63 else repr(value)
-    return str(value) if isinstance(value, int) else msgspec.json.encode(value, order="deterministic").decode()

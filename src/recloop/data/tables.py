@@ -20,7 +20,8 @@ from recloop.data.encoding import BAD_BYTE, encoding_of
 from recloop.data.json_leaves import Leaf
 from recloop.data.json_paths import steps_of
 from recloop.data.json_records import JsonLayout, json_records
-from recloop.data.json_table import JsonRows, json_leaves, json_text, read_json, read_json_objects, sample_json
+from recloop.data.json_table import JsonRows, json_leaves, read_json, read_json_objects, sample_json
+from recloop.data.json_values import json_text
 from recloop.data.nested_frame import expand_all, expand_frame, has_path, leaf_paths
 from recloop.data.sources import InputFile, Kind
 from recloop.errors import UserError
@@ -119,7 +120,7 @@ class Table:
         return located
 
     def _parquet_rows(self, records: list[int]) -> list[tuple[int, str]]:
-        """Row number and first row of records as JSON; the text is empty if the frame has no row of it."""
+        """Row number and first row of records as JSON; empty if the frame has none."""
         record_of_row = pl.int_range(len(self.frame), eager=True) if self.records is None else self.records
         rows = self.frame.with_columns(record_of_row.alias("\0record")).filter(pl.col("\0record").is_in(records))
         texts: dict[int, str] = {}
@@ -174,7 +175,8 @@ def sample_table(source: InputFile, data: Data, rows: int) -> Table:
     if source.kind == "csv":
         return read_table(sampled, data)
     encoding = encoding_of(sampled, data.encoding)
-    return _json_table(source, encoding, sample_json(source, sampled, encoding, rows))
+    sample = sample_json(source, sampled, encoding, rows)
+    return _json_table(sampled if sample.layout.kind == "lines" else source, encoding, sample)
 
 
 def read_objects(source: InputFile, data: Data) -> tuple[Table, list[JsonTree]]:
