@@ -1,15 +1,18 @@
 """Event type classes, detected from the whole words of a type's name.
 
 Shops name events freely (``addToCart``, ``Product Removed``, ``order_refunded``). A name is split into words, and
-only whole words match: a ``conversation`` is not a conversion, and a viewed cart is a page view.
+only whole words match: a ``conversation`` is not a conversion, and a viewed cart is a page view. Words of other languages
+are replaced by English ones first (`recloop.init.event_words`), and names of trackers have their own meaning.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Final
+
+from recloop.init.event_words import TRACKER_MEANINGS, english_words
 
 
 class Meaning(StrEnum):
@@ -84,6 +87,8 @@ REMOVAL_WORDS: Final = _set(
     remove removes removed delete deletes deleted undo undoes un
     """
 )
+NEGATIONS: Final = _set("not no don didn doesn")
+NEGATED_WORDS: Final = _set("interested relevant interest like likes liked")
 BEGIN_WORDS: Final = _set(
     """
     begin begins began start starts started initiate initiated initiates step
@@ -91,7 +96,7 @@ BEGIN_WORDS: Final = _set(
 )
 NEUTRAL_WORDS: Final = _set(
     """
-    product products item items partial partially full fully request requested complete completed the an a of
+    product products item items goods partial partially full fully request requested complete completed the an a of
     """
 )
 """Words that do not change the meaning of a return: ``Order Refunded``, ``return_requested``."""
@@ -107,6 +112,12 @@ JOINED_WORDS: Final = {
     "itemview": "item view", "viewitem": "view item", "thumbup": "upvote", "thumbsup": "upvote", "thumbdown": "downvote",
     "thumbsdown": "downvote", "initiatecheckout": "initiate checkout", "viewcontent": "view content",
 }  # fmt: skip
+CART_NAMES: Final = {
+    f"{thing} {verb}": words
+    for thing in ("product", "item")
+    for verb, words in (("added", ["add", "to", "cart"]), ("removed", ["remove", "from", "cart"]))
+}
+"""Segment's names of the cart: ``Product Added``, ``Product Removed``."""
 SUFFIX_PATTERN: Final = re.compile(r"(?:ations?|ings?|ed|es|s|d|e)$")
 
 
@@ -115,13 +126,17 @@ def words_of(name: str) -> list[str]:
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
     spaced = re.sub(r"\bthumbs?[\W_]*(up|down)\b", r"thumbs\1", spaced)
     words = re.findall(r"[^\W\d_]+2?[^\W\d_]*", spaced)
-    return [word for joined in words for word in JOINED_WORDS.get(joined, joined).split()]
+    parts = [part for joined in words for part in JOINED_WORDS.get(joined, joined).split()]
+    translated = [word for part in parts for word in english_words(part)]
+    return CART_NAMES.get(" ".join(translated), translated)
 
 
 def meaning_of(name: str) -> Meaning:
     """Class of an event type by its name."""
     words = words_of(name)
     word_set = set(words)
+    if tracker := TRACKER_MEANINGS.get(" ".join(words)):
+        return Meaning(tracker)
     if _undone(words):
         return Meaning.UNDO
     if word_set & FAILURE_WORDS:
@@ -130,8 +145,10 @@ def meaning_of(name: str) -> Meaning:
         return Meaning.SHOWN if word_set & (SHOWN_WORDS | {"list", "lists"}) else Meaning.WEAK
     if word_set & RETURN_WORDS:
         other_words = word_set - RETURN_WORDS - NEUTRAL_WORDS - PURCHASE_WORDS
+        if other_words & (WANTED_WORDS | DISLIKE_WORDS):
+            return Meaning.UNDO  # cancel_like
         return Meaning.RETURN if not other_words else Meaning.OTHER
-    if word_set & DISLIKE_WORDS or ("not" in word_set and word_set & {"interested", "relevant", "interest"}):
+    if word_set & DISLIKE_WORDS or (word_set & NEGATIONS and word_set & NEGATED_WORDS):
         return Meaning.NEGATIVE
     if words and words[0] in {"report", "reports", "reported"}:
         return Meaning.NEGATIVE
@@ -179,3 +196,15 @@ def partner(name: str, meaning: Meaning, types: Iterable[str]) -> str:
 def _core(words: Iterable[str]) -> set[str]:
     """Stems of the words that name the action."""
     return {SUFFIX_PATTERN.sub("", word) for word in words if word not in FILLER_WORDS}
+
+
+def numeric_meanings(counts: Mapping[str, int]) -> dict[str, Meaning]:
+    """Propose the meanings of event types that are the numbers 1 to 4; empty for other types.
+
+    Data sets of Tianchi and Tmall number view, favorite, cart and purchase in this order. The proposal is unsure, because
+    numbers have no meaning of their own; it is made only if 1 is the most frequent type.
+    """
+    codes = dict(zip("1234", (Meaning.WEAK, Meaning.STRONG, Meaning.STRONG, Meaning.PURCHASE), strict=True))
+    if not {"1", "4"} <= set(counts) <= set(codes) or counts["1"] < max(counts.values()):
+        return {}
+    return {name: codes[name] for name in counts}
