@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from recloop.data.numbers import read_numbers
-from recloop.data.timestamp_readings import plausible_readings
-from recloop.features.timestamp_text import NUMBER_PATTERN, YEAR_FIRST_PATTERN
+from recloop.data.time_offset import read_offsets
+from recloop.data.timestamp_readings import Reading, plausible_readings
 from recloop.init.event_names import Meaning, meaning_of
 from recloop.init.names import (
     DEVICE_WORDS,
@@ -26,10 +26,17 @@ from recloop.init.names import (
 from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 ANONYMOUS_ID: Final = "anonymous_id"
+TIME_OFFSET: Final = "time_offset"
 MAX_TYPES: Final = 50
 MIN_UNIQUE_ROWS: Final = 50
 """Number of rows below which an item column may contain each item only once."""
 SAMPLE_ROWS: Final = 2_000
+MIN_TIME_SHARE: Final = 0.9
+"""Share of filled cells that must be times."""
+OFFSET_WORDS: Final = frozenset(
+    ["time", "timeframe", "clock", "hour", "uhrzeit", "uhr", "heure", "hora", "ora", "zeit", "时间"]
+)
+"""Words of columns with a time of day."""
 MIN_CONFIDENCE: Final = 0.5
 """Confidence below which `init` asks on a terminal and refuses in a script."""
 CLOSE_SCORE: Final = 0.04
@@ -77,6 +84,8 @@ def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequ
     guesses[USER_ID], guesses[ANONYMOUS_ID] = _user(frame, free(), others.get(USER_ID, ()))
     guesses[ITEM_ID] = _item(frame, free(), others.get(ITEM_ID, ()))
     guesses[TIMESTAMP] = _time(frame, free())
+    if guesses[TIMESTAMP].name:
+        guesses[TIME_OFFSET] = time_offset(frame, guesses[TIMESTAMP].name, free())
     guesses[EVENT_TYPE] = _event_type(frame, free())
     guesses[GROUP_ID] = _first(GROUP_ID, free(), lambda name: _groups(frame, name, guesses[USER_ID].name))
     guesses[EVENT_ID] = _first(EVENT_ID, free(), lambda name: _unique(frame[name]))
@@ -115,17 +124,17 @@ def _item(frame: pl.DataFrame, names: Sequence[str], other_columns: Sequence[str
         return ColumnGuess("", "no column has such a name", 0.0)
     guess = _chosen(candidates, frame)
     same_key = [one for one in candidates if leaf(one.name) == leaf(guess.name) and one.name != guess.name]
-    if same_key and _missing(frame[guess.name]) > 0:
+    if same_key and missing_share(frame[guess.name]) > 0:
         return guess._replace(fallback=tuple(one.name for one in same_key))
     blank = _blank(frame[guess.name])
-    if 0 < _mean(blank) < 1:
+    if 0 < mean_of(blank) < 1:
         rows = frame.filter(blank)
         titles = [name for name in names if normalize_name(leaf(name)) in TITLE_NAMES]
         title = next(
-            (name for name in titles if _missing(rows[name]) < 0.1 and is_function(frame, guess.name, name)), ""
+            (name for name in titles if missing_share(rows[name]) < 0.1 and is_function(frame, guess.name, name)), ""
         )
         if title:
-            why = f"{guess.why}; {title} where it is blank ({_mean(blank):.1%} of the rows)"
+            why = f"{guess.why}; {title} where it is blank ({mean_of(blank):.1%} of the rows)"
             return guess._replace(why=why, fallback=(title,))
     return guess
 
@@ -137,7 +146,7 @@ def _id_candidates(
     found = []
     for name in names:
         column = frame[name]
-        filled = 1 - _missing(column)
+        filled = 1 - missing_share(column)
         score = name_score(field, name)
         shared = name in other_columns
         if not filled or (score < 0.3 and not shared) or _is_list(column) or _is_measure(column):
@@ -172,8 +181,8 @@ def _chosen(candidates: Sequence[Candidate], frame: pl.DataFrame) -> ColumnGuess
         size = len(frame)
         if frame[better].n_unique() == size >= MIN_UNIQUE_ROWS:
             why += f"; {better} never repeats in {size:,} rows, {best.name} has {frame[best.name].n_unique():,} values"
-        elif _missing(frame[better]) > 0:
-            why += f"; {better} is empty in {_missing(frame[better]):.1%} of the rows"
+        elif missing_share(frame[better]) > 0:
+            why += f"; {better} is empty in {missing_share(frame[better]):.1%} of the rows"
     if rivals and best.score - rivals[0].score < CLOSE_SCORE:
         why += f"; {rivals[0].name} is as likely"
         confidence = 0.4
@@ -198,7 +207,7 @@ def function_share(frame: pl.DataFrame, key: str, name: str) -> float:
     """Share of the keys with one value of a column; blank cells are ignored."""
     rows = frame.select(pl.col(key).cast(pl.String).alias("key"), pl.col(name).cast(pl.String).alias("value"))
     rows = rows.filter((pl.col("key") != "") & (pl.col("value") != ""))
-    return _mean(rows.group_by("key").agg(pl.col("value").n_unique())["value"] == 1)
+    return mean_of(rows.group_by("key").agg(pl.col("value").n_unique())["value"] == 1)
 
 
 # -- time, types and numbers
@@ -206,45 +215,48 @@ def function_share(frame: pl.DataFrame, key: str, name: str) -> float:
 
 def _time(frame: pl.DataFrame, names: Sequence[str]) -> ColumnGuess:
     found = []
+    readings: dict[str, Reading] = {}
     for name in names:
-        column = frame[name]
-        if not holds_stamps(column):
+        reading = reading_of(frame[name])
+        if reading is None:
             continue
         score = name_score(TIMESTAMP, name)
-        is_date = (
-            column.dtype in (pl.Date, pl.Datetime)
-            or not _mean(column.cast(pl.String).str.contains(NUMBER_PATTERN)) > 0.5
-        )
-        if score < 0.3 and not is_date:
+        is_date = reading.unit == "iso"
+        if (score < 0.3 and not is_date) or (score <= 0.1 and not reading.is_absolute):
             continue
-        filled = 1 - _missing(column)
-        score += 0.2 * is_date + 0.15 * _has_clock(column) - 0.8 * (1 - filled)
-        found.append(
-            Candidate(name, score, filled, "its name, and it holds stamps" if score > 0.3 else "it holds dates")
-        )
+        readings[name] = reading
+        filled = 1 - missing_share(frame[name])
+        score += 0.2 * reading.is_absolute + 0.15 * reading.has_clock - 0.8 * (1 - filled)
+        why = "its name, and it holds times" if name_score(TIMESTAMP, name) > 0.3 else "it holds times"
+        found.append(Candidate(name, score, filled, why))
     found.sort(key=lambda one: -one.score)
     if found:
+        best = found[0].name
         others = ", ".join(one.name for one in found[1:4])
-        return ColumnGuess(found[0].name, found[0].why + (f"; others: {others}" if others else ""))
+        why = f"{found[0].why}: {readings[best].form}" + (f"; others: {others}" if others else "")
+        return ColumnGuess(best, why)
     for name in names:
-        if normalize_name(name) in ORDER_NAMES and holds_stamps(frame[name]):
+        if normalize_name(name) in ORDER_NAMES and is_numeric(frame[name], ","):
             return ColumnGuess(name, "no time; it numbers the rows", 0.6)
-    return ColumnGuess("", "no column has such a name and holds stamps", 0.0)
+    return ColumnGuess("", "no column has such a name and holds times", 0.0)
 
 
-def _has_clock(column: pl.Series) -> bool:
-    if column.dtype == pl.Date:
-        return False
-    if column.dtype != pl.String:
-        return True
-    texts = column.drop_nulls().head(SAMPLE_ROWS)
-    return _mean(texts.str.contains(r"\d:\d|^\d{10,}")) > 0.5
+def time_offset(frame: pl.DataFrame, time: str, names: Sequence[str]) -> ColumnGuess:
+    """Column with the time of day, if the time column holds dates only."""
+    reading = reading_of(frame[time])
+    if reading is not None and not reading.has_clock:
+        for name in names:
+            values, is_wrong = read_offsets(frame[name])
+            named = set(words_of(leaf(name))) & OFFSET_WORDS
+            if named and mean_of(is_wrong) < 0.02 and values.n_unique() > 2 and not is_blank(frame[name]):
+                return ColumnGuess(name, f"{time} holds dates, {name} the time of day", 0.8)
+    return ColumnGuess("", "no such column")
 
 
-def holds_stamps(column: pl.Series) -> bool:
-    """True if nearly all filled cells of a column are stamps or numbers."""
-    readings = plausible_readings(column)
-    return bool(readings) and readings[0].share >= 0.9
+def reading_of(column: pl.Series) -> Reading | None:
+    """Most plausible reading of a column as time; None if few of its values are times."""
+    readings = plausible_readings(column.drop_nulls().head(SAMPLE_ROWS))
+    return readings[0] if readings and readings[0].share >= MIN_TIME_SHARE else None
 
 
 def _event_type(frame: pl.DataFrame, names: Sequence[str]) -> ColumnGuess:
@@ -300,7 +312,7 @@ def _types(column: pl.Series) -> bool:
 
 
 def _unique(column: pl.Series) -> bool:
-    return _missing(column) == 0 and column.n_unique() == len(column) > 1
+    return missing_share(column) == 0 and column.n_unique() == len(column) > 1
 
 
 def is_numeric(column: pl.Series, separator: str) -> bool:
@@ -310,7 +322,7 @@ def is_numeric(column: pl.Series, separator: str) -> bool:
     if column.dtype != pl.String:
         return False
     numbers, wrong, _ = read_numbers(column.head(SAMPLE_ROWS * 10), separator)
-    return numbers.null_count() < len(numbers) and _mean(wrong) < 0.02
+    return numbers.null_count() < len(numbers) and mean_of(wrong) < 0.02
 
 
 def _is_outcome(column: pl.Series, separator: str) -> bool:
@@ -324,7 +336,9 @@ def _is_outcome(column: pl.Series, separator: str) -> bool:
 
 
 def _is_list(column: pl.Series) -> bool:
-    return column.dtype.is_nested() or (column.dtype == pl.String and _mean(column.str.contains(r"^\s*[\[{]")) > 1 / 3)
+    return column.dtype.is_nested() or (
+        column.dtype == pl.String and mean_of(column.str.contains(r"^\s*[\[{]")) > 1 / 3
+    )
 
 
 def _is_measure(column: pl.Series) -> bool:
@@ -333,32 +347,33 @@ def _is_measure(column: pl.Series) -> bool:
         return True
     texts = column.drop_nulls().head(SAMPLE_ROWS).cast(pl.String)
     texts = texts.filter(texts != "")
-    decimals = _mean(texts.str.contains(r"^-?\d+[.,]\d*[1-9]\d*$"))
-    dates = _mean(texts.str.contains(YEAR_FIRST_PATTERN))
+    decimals = mean_of(texts.str.contains(r"^-?\d+[.,]\d*[1-9]\d*$"))
+    dates = mean_of(texts.str.contains(r"^\d{4}[-/.]\d{1,2}[-/.]\d{1,2}"))
     return len(texts) > 0 and (decimals > 0.5 or dates > 0.5)
 
 
 def is_blank(column: pl.Series) -> bool:
     """True if all rows of a column are empty."""
-    return _missing(column) == 1
+    return missing_share(column) == 1
 
 
 def holds_several(name: str, column: pl.Series) -> bool:
     """True if a column named like items has a list separator in a third of its cells."""
     if column.dtype != pl.String or not re.search(r"item|product|article|goods", normalize_name(name)):
         return False
-    return _mean(column.str.contains(r"\S\s*[,;|]\s*\S")) > 1 / 3
+    return mean_of(column.str.contains(r"\S\s*[,;|]\s*\S")) > 1 / 3
 
 
 def _blank(column: pl.Series) -> pl.Series:
     return column.is_null() if column.dtype != pl.String else column.fill_null("").str.strip_chars() == ""
 
 
-def _missing(column: pl.Series) -> float:
-    return _mean(_blank(column))
+def missing_share(column: pl.Series) -> float:
+    """Share of blank cells."""
+    return mean_of(_blank(column))
 
 
-def _mean(column: pl.Series) -> float:
+def mean_of(column: pl.Series) -> float:
     """Mean of numbers, or share of true values; 0 for an empty column."""
     mean = column.mean()
     assert mean is None or isinstance(mean, float)

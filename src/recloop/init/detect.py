@@ -132,12 +132,12 @@ def inspect_log(
     guesses.say("data.columns.name", title.name, title.why)
     data = data.model_copy(update={"columns": data.columns.model_copy(update={"name": title.name})})
     raw = parse_events(log.tables, data, orders=log.orders)
-    if data.time_unit == "auto" or not data.columns.timestamp:
+    if data.time_unit == "auto":
         data = data.model_copy(update={"time_unit": _unit(raw)})
     guesses.say("data.time_unit", data.time_unit, raw.info.partition("stamps: ")[2])
     events, why = guess_events(raw.frame, names)
     _say_events(events, why, guesses)
-    resolution = timestamp_resolution(raw.frame[TIMESTAMP])
+    resolution = "order number" if data.time_unit == "order" else timestamp_resolution(raw.frame[TIMESTAMP])
     rules = Clean(exclude_items=guessed.exclude_items, **({"burst": "off"} if resolution else {}))
     reason = (
         f"stamps have a resolution of one {resolution}: rows of one stamp are not a burst"

@@ -15,11 +15,18 @@ from recloop.data.attributes import typed_columns
 from recloop.data.log_catalog import entity_table
 from recloop.data.shape import COUNT_COLUMN, LABEL_COLUMN, expand_cells, join_orders, shape_log
 from recloop.data.tables import Table
-from recloop.data.timestamp_numbers import looks_compact
 from recloop.errors import UserError
 from recloop.files import JsonTree
 from recloop.init import guess_ids, layout
-from recloop.init.columns import ANONYMOUS_ID, MIN_CONFIDENCE, ColumnGuess, guess_columns, is_blank
+from recloop.init.columns import (
+    ANONYMOUS_ID,
+    MIN_CONFIDENCE,
+    TIME_OFFSET,
+    ColumnGuess,
+    guess_columns,
+    is_blank,
+    reading_of,
+)
 from recloop.init.features import Side
 from recloop.init.headless import guess_headless
 from recloop.init.layout import Condition
@@ -154,7 +161,7 @@ def guess_data(log: LogInput, guesses: Guesses) -> GuessedData:
             columns[name] = _asked(name, columns[name], frame.columns)
     _require(log, columns, frame)
     for name, guess in columns.items():
-        if name != ANONYMOUS_ID or guess.name:
+        if name not in (ANONYMOUS_ID, TIME_OFFSET) or guess.name:
             guesses.say(f"data.columns.{name}", guess.name, guess.why, guess.confidence)
     data = data.model_copy(
         update={
@@ -298,8 +305,13 @@ def _times(data: Data, guess: ColumnGuess, frame: pl.DataFrame, guesses: Guesses
         )
         guesses.say("data.time_unit", "order", why, guess.confidence)
         return data.model_copy(update={"time_unit": "order"})
-    column = frame[guess.name]
-    return data.model_copy(update={"time_unit": "iso"}) if looks_compact(column) else data
+    reading = reading_of(frame[guess.name])
+    if reading is None:
+        return data
+    if not reading.is_absolute:
+        guesses.say("not a calendar", guess.name, f"{reading.form}: dates and hours are not known", 0.8)
+    readable = {"iso", "s", "ms", "us", "days", "ns"}
+    return data.model_copy(update={"time_unit": reading.unit}) if reading.unit in readable else data
 
 
 # -- keys of the other files

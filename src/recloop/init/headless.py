@@ -7,8 +7,7 @@ from typing import Final
 
 import polars as pl
 
-from recloop.data.timestamp_readings import plausible_readings
-from recloop.init.columns import ANONYMOUS_ID, MAX_TYPES, ColumnGuess, is_function, known_share
+from recloop.init.columns import ANONYMOUS_ID, MAX_TYPES, ColumnGuess, is_function, known_share, reading_of
 from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 CONFIDENCE: Final = 0.6
@@ -61,7 +60,8 @@ def _texts(column: pl.Series) -> pl.Series:
 
 
 def _is_time(texts: pl.Series) -> bool:
-    return any(reading.is_likely and reading.share > 0.9 for reading in plausible_readings(texts))
+    reading = reading_of(texts)
+    return reading is not None and reading.is_absolute and reading.is_likely and reading.unit != "days"
 
 
 def _is_id(texts: pl.Series, size: int, expanded: bool) -> bool:
