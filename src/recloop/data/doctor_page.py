@@ -61,7 +61,6 @@ def pictures(profile: LogProfile) -> list[tuple[str, Markup, str]]:
     busiest = profile.per_hour.index(max(profile.per_hour))
     users = profile.histories
     n_users = max(1, sum(users.values()))
-    names = [item for item, _ in profile.top_items]
     top_tenth = percent(profile.top_share["10 %"])
     return [
         (
@@ -81,10 +80,20 @@ def pictures(profile: LogProfile) -> list[tuple[str, Markup, str]]:
         ),
         (
             "Most frequent items",
-            bars([rows for _, rows in profile.top_items], names, "positive rows of the most frequent items"),
+            named_bars(profile.top_items),
             f"The most frequent tenth of items has {top_tenth} of the positive rows; {profile.single_items:,} items have one.",
         ),
     ]
+
+
+def named_bars(counts: Sequence[tuple[str, int]]) -> Markup:
+    """Horizontal bars with a name and a number each, as an HTML list."""
+    highest = max((count for _, count in counts), default=1)
+    lines = [
+        f'<li><span>{escape(name)}</span><span>{count:,}</span><i style="width: {100 * count / highest:.1f}%"></i></li>'
+        for name, count in counts
+    ]
+    return Markup(f'<ul class="bars">{"".join(lines)}</ul>')  # noqa: S704 - names are escaped above
 
 
 def _binned(profile: LogProfile) -> tuple[list[int], list[str], int]:
@@ -115,8 +124,7 @@ def bars(counts: Sequence[int], labels: Sequence[str], title: str, every: int = 
             f"<title>{escape(label)}: {count:,}</title></rect>"
         )
         if number % every == 0 and (every == 1 or x < WIDTH - LABEL_WIDTH):
-            shown = label if len(label) <= 12 else label[:11] + "…"
-            shapes.append(f'<text x="{x + step / 2:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{escape(shown)}</text>')
+            shapes.append(f'<text x="{x + step / 2:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{escape(label)}</text>')
     base = top + inner_height
     axis = (
         f'<line x1="{left}" y1="{base}" x2="{WIDTH - right}" y2="{base}"/>'

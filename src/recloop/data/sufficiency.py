@@ -40,7 +40,7 @@ class LogSize:
         test_moments, test_users: Moments with a positive row after the cut, and their users.
         monthly_users: Users with an event in the last 28 days.
         weekly_moments: Moments with a positive row in the last seven days, and ``weekly_buyers`` their users.
-        described_items: Items of the catalogue with attributes.
+        described_items: Items of the catalog with attributes.
     """
 
     rows: int
@@ -129,7 +129,7 @@ def _popular(size: LogSize) -> Job:
     return Job(
         "popular list", f"{MIN_POPULAR_ROWS:,} positive rows",
         f"{size.rows:,} positive rows of {size.items:,} items", _verdict(size.rows, MIN_POPULAR_ROWS, 20),
-        "the newest items of the catalogue",
+        "the newest items of the catalog",
     )  # fmt: skip
 
 
