@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import resource
 import shutil
@@ -189,3 +190,43 @@ def test_cli_internal_error_writes_the_traceback_to_a_file(
     (saved,) = tmp_path.glob("recloop-*.log")
     assert err == f"error: a bug in recloop, with its traceback in {saved}; try: report it with this file\n"
     assert "ZeroDivisionError" in saved.read_text()
+
+
+FILE_HEAD = b"user_id,item_id,timestamp\n"
+FILE_ROWS = b"".join(b"u%d,i%d,%d\n" % (n % 7, n % 5, 1_767_636_639 + n * 60) for n in range(60))
+BAD_FILES = {
+    "nothing*.csv": (None, "expected an existing file, glob or folder"),
+    "half.csv.gz": (gzip.compress(FILE_HEAD + FILE_ROWS)[:-20], "expected a complete gzip file"),
+    "nul.csv": (FILE_HEAD + FILE_ROWS + b"u\0,i,1767636639\n", "expected text without NUL bytes; line 62 has one"),
+    "quote.csv": (FILE_HEAD + b'"u1,i1,1767636639\n' + FILE_ROWS, "the one in line 2 is never closed"),
+    "fields.csv": (FILE_HEAD + FILE_ROWS.replace(b"\n", b",1\n"), "60 of 60 rows have another number: line 2 has 4"),
+    "page.csv": (b"<!doctype html><p>please log in</p>", "this is an HTML or XML page"),
+    "cyrillic.csv": (FILE_HEAD + "чай,хлеб,1767636639\n".encode("cp1251") * 9, "none of them decodes all of"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_init_and_prepare_of_a_bad_file_exit_2_and_write_nothing(
+    tmp_path: Path, cli: Callable[..., Said], name: str
+) -> None:
+    content, said = BAD_FILES[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    settings = f'[data]\nevents = "{name}"\n'
+    for words, toml in ((["init", name, "--yes"], ""), (["prepare"], settings)):
+        if toml:
+            (tmp_path / "recloop.toml").write_text(toml)
+        before = written(tmp_path)
+        code, out, err = cli("-C", tmp_path, *words)
+        assert (code, out) == (2, ""), err
+        assert said in err.splitlines()[-1]
+        assert "; try: " in err.splitlines()[-1]
+        assert written(tmp_path) == before
+
+
+def test_prepare_of_a_column_named_twice_exits_2(tmp_path: Path, cli: Callable[..., Said]) -> None:
+    (tmp_path / "log.csv").write_bytes(FILE_HEAD.replace(b"\n", b",item_id\n") + FILE_ROWS.replace(b"\n", b",x\n"))
+    (tmp_path / "recloop.toml").write_text("")
+    code, out, err = cli("-C", tmp_path, "prepare")
+    assert (code, out) == (2, "")
+    assert "column=item_id: expected one column with this name in log.csv, found several" in err

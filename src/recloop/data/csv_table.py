@@ -64,7 +64,7 @@ def read_csv(source: InputFile, data: Data, names: Sequence[str] | None) -> CsvR
     if dialect.has_blanks:
         frame = frame.with_columns(pl.all().str.strip_chars(" "))
     rows = CsvRows(scan, dialect, tuple(columns), frame, {})
-    if n_invalid or (dialect.has_quotes and scan.n_quotes % 2 and not source.sample_bytes):
+    if n_invalid or (dialect.has_quotes and scan.n_quotes % 2 and not _is_part(source, rows)):
         rows = replace(rows, broken=_broken_records(source, rows))
     return rows
 
@@ -192,10 +192,10 @@ def _broken_records(source: InputFile, rows: CsvRows) -> dict[int, str]:
             if len(fields) != n_fields:
                 reasons[number] = f"expected {n_fields} fields, found {len(fields)}"
                 samples = samples or [(line, raw, len(fields))]
-                _check_closed(source, line, raw)
+                _check_closed(source, rows, line, raw)
     except csv.Error:
         raise _too_long(source, rows.scan, rows.dialect) from None
-    _check_closed(source, line, raw)
+    _check_closed(source, rows, line, raw)
     if len(reasons) > max(len(rows.frame), MIN_BROKEN_RECORDS):
         raise _misfit(source, rows, len(reasons), *samples[0])
     return reasons
@@ -214,9 +214,14 @@ def _misfit(source: InputFile, rows: CsvRows, n_broken: int, line: int, raw: str
     return UserError(source.key, source.name, expected, fix, (printable(dialect.header), printable(raw)))
 
 
-def _check_closed(source: InputFile, line: int, raw: str) -> None:
+def _is_part(source: InputFile, rows: CsvRows) -> bool:
+    """True if the file is sampled, so that the sample may end inside a quote."""
+    return source.sample_bytes > 0 and len(rows.frame) > 0
+
+
+def _check_closed(source: InputFile, rows: CsvRows, line: int, raw: str) -> None:
     """Reject a record with an unclosed quote; called for odd records and the last one."""
-    if not source.sample_bytes and raw.count('"') % 2 and "\n" in raw.strip():
+    if not _is_part(source, rows) and raw.count('"') % 2 and "\n" in raw.strip():
         expected = f"closed quotes; the one in line {line} is never closed"
         raise UserError(source.key, source.name, expected, f"correct line {line}", (printable(raw),))
 
