@@ -224,9 +224,11 @@ def test_init_and_prepare_of_a_bad_file_exit_2_and_write_nothing(
         assert written(tmp_path) == before
 
 
-def test_prepare_of_a_column_named_twice_exits_2(tmp_path: Path, cli: Callable[..., Said]) -> None:
+def test_init_and_prepare_of_a_column_named_twice_exit_2(tmp_path: Path, cli: Callable[..., Said]) -> None:
     (tmp_path / "log.csv").write_bytes(FILE_HEAD.replace(b"\n", b",item_id\n") + FILE_ROWS.replace(b"\n", b",x\n"))
     (tmp_path / "recloop.toml").write_text("")
-    code, out, err = cli("-C", tmp_path, "prepare")
-    assert (code, out) == (2, "")
-    assert "column=item_id: expected one column with this name in log.csv, found several" in err
+    for words in (["prepare"], ["init", "log.csv", "--yes", "--force"]):
+        code, out, err = cli("-C", tmp_path, *words)
+        assert (code, out) == (2, "")
+        assert "column=item_id: expected one column with this name in log.csv, found several" in err
+        assert (tmp_path / "recloop.toml").read_text() == ""

@@ -219,3 +219,32 @@ def test_read_items_without_the_id_column_raises(project_factory: ProjectFactory
 
 def test_read_items_without_a_configured_file_is_none(project_factory: ProjectFactory) -> None:
     assert read_items(project_factory(HEAD)) is None
+
+
+def folder_of(tmp_path: Path, second_file: str) -> str:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "1.csv").write_text("timestamp,user_id,item_id,price\n2025-01-01,u,i,5\n")
+    (tmp_path / "log" / "2.csv").write_text(second_file)
+    return 'data.events="log"'
+
+
+def test_read_events_of_a_file_without_an_optional_column_fills_nulls(
+    project_factory: ProjectFactory, tmp_path: Path
+) -> None:
+    events = folder_of(tmp_path, "item_id,user_id,timestamp\nj,v,2025-01-02\n")
+    raw = read_events(project_factory(None, events, 'data.columns.value="price"'))
+    assert raw.frame.select("user_id", "item_id", "value").rows() == [("u", "i", 5.0), ("v", "j", None)]
+
+
+def test_read_events_of_a_file_without_a_required_column_raises(
+    project_factory: ProjectFactory, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"data.columns.item_id=item_id: expected a column of log/2.csv"):
+        read_events(project_factory(None, folder_of(tmp_path, "user_id,timestamp\nv,2025-01-02\n")))
+
+
+def test_read_events_without_a_similar_column_names_none(project_factory: ProjectFactory) -> None:
+    with pytest.raises(UserError) as caught:
+        read_events(project_factory("user_id,item_id,zzz\nu,i,5\n"))
+    assert "nearest" not in str(caught.value)
+    assert "it has user_id, item_id, zzz" in str(caught.value)

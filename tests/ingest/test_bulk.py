@@ -196,7 +196,7 @@ def test_update_reads_ingested_rows(project: Project, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (("nothing.csv",), "FILE=nothing.csv: expected an existing file, glob or folder"),
-        (("empty.csv",), "FILE=empty.csv: expected csv, jsonl or parquet"),
+        (("empty.csv",), "FILE=empty.csv: expected CSV, JSON or Parquet"),
         (("other.csv",), "data.columns.user_id=user_id: expected a column of other.csv"),
         (("broken.csv",), "data.columns.timestamp (timestamp)=: expected ISO 8601"),
         (("good.csv", "--url", "http://127.0.0.1:9"), "--url=http://127.0.0.1:9: expected a running service"),

@@ -97,12 +97,18 @@ def distinct_names(source: InputFile, header: Sequence[str], names: Sequence[str
     columns: list[str] = []
     for name in header:
         if name in columns and names is not None and name in names:
-            raise UserError("column", name, f"one column with this name in {source.name}, found several", "rename one")
+            raise repeated_name(source, name)
         unique, number = name, 2
         while unique in columns:
             unique, number = f"{name}_{number}", number + 1
         columns.append(unique)
     return columns
+
+
+def repeated_name(source: InputFile, name: str) -> UserError:
+    """Error of a wanted column whose name occurs twice in the header."""
+    fix = f'rename one, or name the second column "{name}_2"'
+    return UserError("column", name, f"one column with this name in {source.name}, found several", fix)
 
 
 def _has_closed_quotes(source: InputFile, scan: TextScan, dialect: Dialect) -> bool:

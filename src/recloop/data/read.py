@@ -9,8 +9,9 @@ from typing import Final
 
 import polars as pl
 
-from recloop.config import Columns, Data
+from recloop.config import Data
 from recloop.data.attributes import object_texts
+from recloop.data.csv_table import repeated_name
 from recloop.data.guests import GUEST_REFUSED, fill_guests
 from recloop.data.numbers import read_numbers
 from recloop.data.rejected_rows import RejectedRow
@@ -39,6 +40,8 @@ from recloop.records import (
 
 REQUIRED_COLUMNS: Final = (USER_ID, ITEM_ID, TIMESTAMP)
 RAW_SCHEMA: Final = {name: kind for name, kind in EVENT_SCHEMA.items() if name != SEQ}
+MIN_SIMILARITY: Final = 0.6
+"""Ratio of difflib from which a column is named as the nearest one."""
 OPTIONAL_COLUMNS: Final = (EVENT_TYPE, VALUE, QUANTITY, GROUP_ID, EVENT_ID)
 
 
@@ -117,7 +120,7 @@ def parse_events(
     key = tables[0].source.key
     names = ", ".join(table.source.name for table in tables[:3])
     for table in tables:
-        _has_columns(table, data.columns)
+        _has_columns(table, data)
     if since is None and not records:
         raise UserError(key, names, "rows under the header, found none", f"set {key} to a file with rows")
     if since is None and not rows:
@@ -254,21 +257,35 @@ def as_ids(column: pl.Series, table: Table, field_name: str) -> pl.Series:
     return pl.select(pl.when(text.str.strip_chars() != "").then(text)).to_series()
 
 
-def _has_columns(table: Table, columns: Columns) -> None:
+def _has_columns(table: Table, data: Data) -> None:
+    """Reject a table without a configured column, or with two of its name.
+
+    A text table may lack an optional column that another file has.
+    """
     for field_name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS):
-        name = getattr(columns, field_name)
+        name = getattr(data.columns, field_name)
         if not name and field_name in REQUIRED_COLUMNS:
             raise UserError(
                 f"data.columns.{field_name}", "", f"the name of a column of {table.source.name}", "recloop init FILE"
             )
-        if name and name not in table.frame.columns:
+        is_optional = field_name in OPTIONAL_COLUMNS or table.kind != "csv" or getattr(data.fallback, field_name)
+        has_column = name in table.columns or (
+            name in table.frame.columns and (is_optional or _has_values(table, name))
+        )
+        if name and not has_column:
             no_such_column(table, f"data.columns.{field_name}", name)
+        if name and table.dialect is not None and table.dialect.names.count(name) > 1:
+            raise repeated_name(table.source, name)
+
+
+def _has_values(table: Table, name: str) -> bool:
+    return table.frame[name].null_count() < len(table.frame)
 
 
 def no_such_column(table: Table, key: str, name: str) -> None:
     """Raise the error for a missing column, with the nearest name in the file."""
     lower = {column.lower(): column for column in table.columns}
-    matches = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.0)
+    matches = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=MIN_SIMILARITY)
     listed = ", ".join(table.columns[:20]) or "no column"
     nearest = f"; nearest: {lower[matches[0]]}" if matches else ""
     headless = "; the header may be missing" if any(column.strip().isdigit() for column in table.columns) else ""
