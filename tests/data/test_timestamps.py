@@ -10,7 +10,7 @@ import pytest
 
 from recloop.config import Data
 from recloop.data.sources import InputFile
-from recloop.data.tables import Table
+from recloop.data.tables import Table, read_table
 from recloop.data.timestamps import parse_timestamps
 from recloop.errors import UserError
 from recloop.features.timestamp_text import OUTSIDE, UNCLEAR_NUMBER, parse_timestamp
@@ -18,15 +18,12 @@ from recloop.features.timestamp_text import OUTSIDE, UNCLEAR_NUMBER, parse_times
 NOON = 1_735_732_800_000_000  # 2025-01-01T12:00:00Z
 
 
-def tables(*columns: list[object] | pl.Series, folder: Path = Path("/nowhere")) -> list[Table]:
+def tables(*columns: list[object] | pl.Series) -> list[Table]:
     made = []
     for number, column in enumerate(columns):
         series = column if isinstance(column, pl.Series) else pl.Series(column, strict=False)
-        frame = series.alias("t").to_frame()
-        file = folder / f"{number}.csv"
-        if folder.exists():
-            file.write_text("t\n" + "\n".join("" if v is None else str(v) for v in series) + "\n")
-        made.append(Table(InputFile("data.events", file, file.name), "csv", "utf-8", ",", ("t",), frame, {}))
+        source = InputFile("data.events", Path(f"{number}.csv"), f"{number}.csv")
+        made.append(Table(source, "csv", "utf-8", ",", ("t",), series.alias("t").to_frame(), {}))
     return made
 
 
@@ -135,8 +132,11 @@ def test_parse_timestamps_one_date_in_another_order_is_rejected() -> None:
 
 
 def test_parse_timestamps_mixed_orders_raise_with_both_rows(tmp_path: Path) -> None:
+    file = tmp_path / "0.csv"
+    file.write_text("t,u\n01/01/2025,a\n31/12/2025,b\n12/31/2025,c\n")
+    table = read_table(InputFile("data.events", file, file.name), Data())
     with pytest.raises(UserError, match=r"line 3 of 0.csv \(31/12/2025\) is day first, line 4 of 0.csv \(12/31/2025\)"):
-        parse_timestamps(tables(["01/01/2025", "31/12/2025", "12/31/2025"], folder=tmp_path), "t", Data())
+        parse_timestamps([table], "t", Data())
 
 
 @pytest.mark.parametrize("unit", ["auto", "s"])
@@ -245,3 +245,30 @@ def test_parse_timestamps_without_a_valid_row_raises_with_a_sample() -> None:
 def test_parse_timestamps_of_dates_follows_the_calendar(day: str) -> None:
     expected = int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1_000_000)
     assert micros([day]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "expected"),
+    [
+        (["12:00", "9.30"], [12 * 60, 9 * 60 + 30]),
+        (["12:00:30 PM", "1:45 AM"], [12 * 60 + 0.5, 105]),
+        (["1631", "0802"], [16 * 60 + 31, 8 * 60 + 2]),
+        (["60", "NA"], [1, 0]),
+        ([90_000_000, 60_000], [1_500, 1]),
+    ],
+)
+def test_parse_timestamps_adds_the_time_offset(offsets: list[object], expected: list[float]) -> None:
+    frame = pl.DataFrame({"t": ["2025-01-01", "2025-01-01"], "clock": offsets}, strict=False)
+    table = Table(InputFile("data.events", Path("0.csv"), "0.csv"), "csv", "utf-8", ",", ("t", "clock"), frame, {})
+    data = Data(columns={"timestamp": "t", "time_offset": "clock"}, timezone="Europe/Berlin")  # type: ignore[arg-type]
+    midnight = micros(["2025-01-01"], timezone="Europe/Berlin")[0]
+    assert midnight is not None
+    assert parse_timestamps([table], "t", data)[0].values.to_list() == [midnight + m * 60_000_000 for m in expected]
+
+
+def test_parse_timestamps_with_a_wrong_time_offset_is_rejected() -> None:
+    frame = pl.DataFrame({"t": ["2025-01-01"] * 2, "clock": ["12:00", "25:00"]})
+    table = Table(InputFile("data.events", Path("0.csv"), "0.csv"), "csv", "utf-8", ",", ("t", "clock"), frame, {})
+    data = Data(columns={"timestamp": "t", "time_offset": "clock"})  # type: ignore[arg-type]
+    read = parse_timestamps([table], "t", data)[0]
+    assert read.reasons.to_list() == [None, "time_offset: not a time of day"]

@@ -15,7 +15,7 @@ MIN_YEARS: Final = 1.0
 
 
 def far_stamps(frame: pl.DataFrame) -> str | None:
-    """Name the rows that lie a year or more before or after the rest; None if there are none.
+    """Name the rows that lie a year or more from the rest; None if there are none.
 
     The ends of the rest are those of `recloop.features.log_end`, so a few wrong clocks do not move them.
 

@@ -51,7 +51,7 @@ def read_numbers(column: pl.Series, separator: str = ",") -> tuple[pl.Series, pl
 
 
 def read_number(text: str) -> float | None:
-    """Parse one posted text as a number, as in a JSON file; None if it is not a number."""
+    """Parse one posted text as in a JSON file; None if it is not a number."""
     numbers, _, _ = read_numbers(pl.Series([text], dtype=pl.String), "")
     number: float | None = numbers[0]
     return number

@@ -1,4 +1,4 @@
-"""Column ``time_offset``: the time of day, or the milliseconds or seconds since the date, to add to a timestamp."""
+"""Column ``time_offset``: the time of day or since the date, added to a timestamp."""
 
 from __future__ import annotations
 

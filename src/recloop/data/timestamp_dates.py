@@ -1,4 +1,4 @@
-"""Dates of a text column: split into parts, and composed to int64 microseconds UTC."""
+"""Dates of a text column: their parts, composed to int64 microseconds UTC."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def split_texts(column: pl.Series) -> TextColumn:
 
 
 def split_dates(text: pl.Series, is_open: pl.Series) -> pl.DataFrame:
-    """Split dates into PARTS and their form; rows outside ``is_open`` and other texts have nulls."""
+    """Split dates into PARTS and their form.
+
+    Rows outside ``is_open`` and other texts have nulls.
+    """
     rows = is_open.arg_true()
     frames = []
     for form, pattern in PATTERNS:
@@ -93,7 +96,7 @@ def split_dates(text: pl.Series, is_open: pl.Series) -> pl.DataFrame:
 
 
 def spaced_dates(text: pl.Series) -> pl.Series:
-    """Digits such as 20250131134500 as dates with separators; other texts are unchanged."""
+    """Write digits such as 20250131134500 as dates with separators; keep other texts."""
     pattern = r"^(\d{4})(\d{2})(\d{2})(\d{2})?(\d{2})?(\d{2})?$"
     dates = text.str.replace(pattern, "${1}-${2}-${3} ${4}:${5}:${6}").str.strip_chars_end(": ")
     return pl.select(pl.when(text.str.contains(COMPACT_PATTERN)).then(dates).otherwise(text)).to_series()
@@ -188,7 +191,10 @@ def _whole(group: str) -> pl.Expr:
 
 
 def _year_month_day(parts: pl.DataFrame, day_first: bool) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
-    """Year, month and day; the groups are a, b, c of a date that does not end with the year."""
+    """Year, month and day.
+
+    They are the groups a, b, c, unless the date ends with the year.
+    """
     is_year_last = (pl.col("form") == YEAR_LAST).fill_null(False)
     first, second = _whole("a"), _whole("b")
     if (parts["form"] == NAMED_MONTH).any():

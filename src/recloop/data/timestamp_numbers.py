@@ -1,5 +1,6 @@
-"""Times of a numeric column: numbers since 1970 in any unit, days of a spreadsheet, and numbers that order the rows.
+"""Times of a numeric column.
 
+The numbers count from 1970 in any unit, are days of a spreadsheet, or only order the rows.
 The unit of a number follows from its size, because the units do not overlap in 1973 to 2100. The column decides only
 about numbers that are not a time of these years in any unit.
 """

@@ -146,7 +146,7 @@ def _dated(texts: TextColumn, timezone: str) -> list[Reading | None]:
 
 
 def _numeric(numbers: Numbers, size: int, timezone: str) -> list[Reading | None]:
-    """Readings of numbers: by their size, as spreadsheet days, and as numbers from an unknown start."""
+    """Readings of numbers: by size, as spreadsheet days, from an unknown start."""
     n_numbers = numbers.value.len() - numbers.value.null_count()
     n_clear = numbers.unit.len() - numbers.unit.null_count()
     if not n_numbers:

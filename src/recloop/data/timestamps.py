@@ -1,7 +1,7 @@
 """Timestamp parsing for whole columns: text and numbers to int64 microseconds UTC.
 
 Each value is read by its own form: a number by its size, a date by its pattern. The column decides what a value alone
-leaves open: the order of day and month, and numbers that are no time of 1973 to 2100 in any unit. A few values of another
+leaves open: the order of day and month, and numbers outside 1973 to 2100 in every unit. A few values of another
 form never decide; values that cannot be read get a reject reason. `recloop.features.timestamp_text` parses single values
 by the same rules; a test compares both.
 """
@@ -105,7 +105,10 @@ def parse_timestamps(
 
 
 def _classify(table: Table, name: str, data: Data) -> _TimestampColumn:
-    """Separate a column into numbers and dates; digits such as 20250131 are dates if the settings say so."""
+    """Separate a column into numbers and dates.
+
+    Digits such as 20250131 are dates if the settings say so.
+    """
     column = table.frame[name]
     dtype = column.dtype
     offset = is_offset_wrong = None
@@ -194,7 +197,7 @@ def _typed(column: _TimestampColumn, data: Data) -> ParsedTimestamps:
 
 
 def _with_reasons(values: pl.Series, reasons: pl.Series, present: pl.Series, how: str) -> ParsedTimestamps:
-    """Keep values of the years 1970 to 2100, and give every other row its reject reason."""
+    """Keep values of 1970 to 2100, and give every other row its reject reason."""
     values = values.cast(pl.Int64)
     is_inside = values.is_between(0, MAX_IMPORT_SECONDS * SECOND - 1).fill_null(False) & reasons.is_null()
     all_reasons = pl.select(

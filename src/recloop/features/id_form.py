@@ -36,7 +36,10 @@ def form_id(text: str, form: str) -> str:
 
 
 def id_text(value: object) -> object:
-    """Text of a whole number that is an id: ``1000`` and ``1000.0`` are ``"1000"``; any other value is unchanged."""
+    """Text of a whole number that is an id; any other value is unchanged.
+
+    ``1000`` and ``1000.0`` are ``"1000"``.
+    """
     if isinstance(value, bool):
         return value
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < MAX_WHOLE):

@@ -140,7 +140,7 @@ def _number(value: float, data: Data) -> int:
 
 
 def _day_number(value: float, data: Data) -> int:
-    """Microseconds of a spreadsheet day, which is local time, rounded to whole seconds."""
+    """Microseconds of a spreadsheet day, a local time rounded to whole seconds."""
     if data.time_unit == "auto" and value == int(value):
         raise ValueError(DAY_NUMBER)
     if not DAY_NUMBER_RANGE[0] <= value < DAY_NUMBER_RANGE[1]:

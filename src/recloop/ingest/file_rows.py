@@ -50,7 +50,7 @@ def read_arrivals(root: Path, file: str, data: Data, received_at: int) -> RawEve
 
 
 def with_arrival(table: Table, name: str, received_at: int) -> Table:
-    """Fill missing timestamps of a table with the time of arrival; a blank text is not missing."""
+    """Fill missing timestamps with the time of arrival; a blank text is not missing."""
     arrival = pl.lit(iso(received_at))
     if name not in table.frame.columns:
         return replace(table, frame=table.frame.with_columns(arrival.alias(name)))

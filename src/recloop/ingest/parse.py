@@ -200,7 +200,10 @@ def _convert_row(raw: Any, shape: type[Row]) -> Row | Rejected:
 
 
 def _as_in_files(raw: Any) -> Any:
-    """Row with ids as text, numbers as numbers, and blank optional texts left out, as files are read."""
+    """Row with ids as text and texts of numbers as numbers, as in files.
+
+    Blank optional texts become null.
+    """
     if not isinstance(raw, dict):
         return raw
     row = dict(raw)

@@ -199,7 +199,7 @@ def _core(words: Iterable[str]) -> set[str]:
 
 
 def numeric_meanings(counts: Mapping[str, int]) -> dict[str, Meaning]:
-    """Propose the meanings of event types that are the numbers 1 to 4; empty for other types.
+    """Propose meanings of the event types 1 to 4; empty for other types.
 
     Data sets of Tianchi and Tmall number view, favorite, cart and purchase in this order. The proposal is unsure, because
     numbers have no meaning of their own; it is made only if 1 is the most frequent type.

@@ -1,4 +1,4 @@
-"""Words of event names in many languages, each with its English word, and names of trackers with a fixed meaning."""
+"""English words of event names in many languages, and names of trackers."""
 
 from __future__ import annotations
 
@@ -95,7 +95,10 @@ TRACKER_MEANINGS: Final[Mapping[str, str]] = {
 
 
 def english_words(word: str) -> list[str]:
-    """English words of one word; Chinese and Japanese are split at known words, other words stay."""
+    """English words of one word; unknown words stay.
+
+    Chinese and Japanese texts are split at known words.
+    """
     plain = folded(word)
     if _is_cjk(plain):
         return [ENGLISH[match] for match in _CJK_PATTERN.findall(plain)] or [word]

@@ -1,4 +1,4 @@
-"""Order status words in many languages: a valid order, an undone one, or one that is not paid yet."""
+"""Order status words in many languages: valid, undone or not paid yet."""
 
 from __future__ import annotations
 

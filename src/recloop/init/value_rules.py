@@ -1,4 +1,4 @@
-"""Meaning of numbers in a log, by name and range: ratings, play ratios and watch times."""
+"""Meaning of numbers by name and range: ratings, play ratios and watch times."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RatingRule(NamedTuple):
 
 
 class DwellColumn(NamedTuple):
-    """How long an item was used: ``unit`` of the numbers, and the factor to seconds (0 for a ratio)."""
+    """How long an item was used: unit, and factor to seconds (0 for a ratio)."""
 
     unit: Literal["percent", "ratio", "s", "ms"]
     seconds: float
@@ -44,7 +44,7 @@ class DwellColumn(NamedTuple):
 
 
 def rating_rule(values: pl.Series) -> RatingRule | None:
-    """Return the conditions that turn ratings into preferences; None if the values are not ratings.
+    """Return the conditions that turn ratings into preferences; None without ratings.
 
     On a scale to 5 (also in half steps) 4 and more is positive, on a scale to 10 it is 7 and more. A frequent 0 on a scale
     from 1 means that the item is not rated.
@@ -103,7 +103,7 @@ def dwell_column(name: str, values: pl.Series) -> DwellColumn | None:
 
 
 def _numbers(values: pl.Series) -> pl.Series | None:
-    """Filled numbers of a column; None if it has other values or fewer than two numbers."""
+    """Filled numbers of a column; None for other values or fewer than two numbers."""
     sample = values.drop_nulls()
     if len(sample) > SAMPLE_ROWS:
         sample = sample.gather_every(-(-len(sample) // SAMPLE_ROWS))
