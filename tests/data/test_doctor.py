@@ -11,6 +11,7 @@ import pytest
 import rich.console
 
 from recloop.data.doctor import Report, Span, TypeRows, build_report
+from recloop.data.doctor_page import page
 from recloop.data.doctor_text import render
 from recloop.data.log_profile import timestamp_resolution
 from recloop.project import Project, open_project
@@ -191,3 +192,15 @@ def test_doctor_names_each_fault_with_the_line_to_set(project_factory: ProjectFa
 
 def test_timestamp_resolution_of_one_second_per_minute_is_minute() -> None:
     assert timestamp_resolution(pl.Series([30 * SECOND, 90 * SECOND])) == "minute"
+
+
+def test_doctor_of_a_log_without_a_valid_row_still_renders(project_factory: ProjectFactory) -> None:
+    log = HEAD + "".join(f"u{n},i{n},2025-01-0{n + 1},buy,0,\n" for n in range(5))
+    report = build_report(project_factory(log, QTY, "clean.max_removed=1"))
+    assert report.kept == 0
+    assert "no valid row is left" in report.warnings
+    assert report.checks is not None
+    assert report.checks.profile is None
+    assert {job.verdict for job in report.checks.jobs} <= {"not enough", "little"}
+    rich.console.Console(file=io.StringIO()).print(render(report))
+    assert "5 rows read" in page(report, "shop")

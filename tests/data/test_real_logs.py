@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from recloop.data.doctor import build_report
+from recloop.data.log_checks import non_products
 from recloop.data.prepare import load, prepare
 from recloop.features.undo import without_undone
 from recloop.init.detect import init
@@ -85,3 +86,12 @@ def test_prepare_of_movielens_100k_gives_known_counts(shared_data: Path, tmp_pat
     assert set(project.config.features.user) == {"age", "gender", "occupation"}
     report = prepare(project).report
     assert (report.read, report.users, report.repeats) == (100_000, 943, 0.0)
+
+
+@pytest.mark.data
+def test_non_products_of_online_retail_are_its_charges(shared_data: Path) -> None:
+    log = pl.read_parquet(shared_data / "online-retail.parquet").rename({"invoice": "group_id", "unit_price": "value"})
+    bought = log.filter(pl.col("user_id").is_not_null() & (pl.col("quantity") > 0))
+    found = non_products(bought)
+    assert [item.item_id for item in found] == ["POST", "M", "C2", "DOT", "BANK CHARGES", "PADS"]
+    assert all(item.proposed for item in found)
