@@ -47,6 +47,13 @@ def test_crawlers_of_people_and_of_a_basket_of_many_rows_are_empty() -> None:
     assert crawlers(log([])) == ()
 
 
+def test_crawlers_with_a_smooth_tail_of_heavy_users_are_empty() -> None:
+    tail = [(f"heavy{user}", n * DAY + user + n * n % 997 * SECOND) for user in range(4) for n in range(90 - 12 * user)]
+    rows = log(people(60, 15) + tail)
+    assert rows.filter(pl.col("user_id") == "heavy0").height > 0.05 * len(rows)
+    assert crawlers(rows) == ()
+
+
 def test_stamp_outliers_names_the_range_of_the_other_rows() -> None:
     stamps = pl.Series([n * HOUR for n in range(997)] + [40_000 * DAY, 41_000 * DAY, 42_000 * DAY])
     found = stamp_outliers(stamps)

@@ -31,6 +31,11 @@ def test_non_products_with_an_id_of_another_form_proposes_it(item_id: str) -> No
     assert (found.item_id, found.rows, found.share, found.proposed) == (item_id, 100, 0.5, True)
 
 
+def test_non_products_with_an_id_of_the_catalog_are_empty() -> None:
+    assert non_products(orders("NULL"), catalog=["NULL"])[0].proposed is False  # only its baskets speak
+    assert non_products(orders("C2"), catalog=["C2"])[0].reasons == ("in far more baskets than the next item",)
+
+
 def test_non_products_of_article_numbers_alone_are_empty() -> None:
     assert non_products(orders()) == ()
     assert non_products(orders("22001")) != ()  # half of the baskets have it

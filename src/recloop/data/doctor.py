@@ -131,7 +131,8 @@ def build_report(project: Project) -> Report:
     except UserError as error:
         stops.append(str(nothing_left(cleaned) or error))
     checks = run_checks(valid_rows, items, users, config)
-    warnings = (*stops, *log_report.warnings, *check_warnings(checks, items, users, config))
+    counted = log_report.warnings if unread is None else log_report.warnings[1:]  # the stop names the rejected rows
+    warnings = (*stops, *counted, *check_warnings(checks, items, users, config))
     notes = (*log_report.notes, *check_notes(checks, config), *_sqlite_note())
     return replace(log_report, warnings=warnings, notes=notes, checks=checks)
 

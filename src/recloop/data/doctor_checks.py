@@ -68,11 +68,12 @@ def run_checks(
     with_user = valid_rows.filter(~guest_rows())
     tables = {"items": (ITEM_ID, items), "users": (USER_ID, users)}
     ids = pl.concat([valid_rows[ITEM_ID], valid_rows[USER_ID]])
+    catalog = items.frame[ITEM_ID].to_list() if items is not None and config.data.items else ()
     known_users = () if users is None else users.frame[USER_ID].to_list()
     size = log_size(valid_rows, None if items is None else items.frame, config)
     return LogChecks(
         profile=profile(valid_rows, config.data.timezone),
-        non_products=non_products(valid_rows.filter(pl.col(LABEL) > 0))[:N_LISTED],
+        non_products=non_products(valid_rows.filter(pl.col(LABEL) > 0), catalog)[:N_LISTED],
         missing_users=missing_words(with_user[USER_ID], known_users),
         spreadsheet_ids=dict(list(spreadsheet_ids(ids).items())[:N_LISTED]),
         joins={

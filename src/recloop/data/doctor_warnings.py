@@ -12,7 +12,7 @@ from recloop.config import Config
 from recloop.data.clean import CleanResult
 from recloop.data.doctor_checks import LogChecks
 from recloop.data.entities import EntityTable
-from recloop.data.log_anomalies import MAX_USER_SHARE
+from recloop.data.log_anomalies import min_heavy_rows
 from recloop.data.log_checks import FORM_CAUSES, JoinShare
 from recloop.data.log_profile import timestamp_resolution
 from recloop.data.read import RawEvents
@@ -153,13 +153,12 @@ def _rows(valid_rows: pl.DataFrame, config: Config, repeats: float) -> list[str]
 
 
 def heavy_user(valid_rows: pl.DataFrame, config: Config) -> list[str]:
-    """Warning of a user with more than 5 % of the rows; it needs at least 40 users."""
+    """Warning of the user with most rows, if it is heavy (`min_heavy_rows`)."""
     per_user = valid_rows.filter(~guest_rows()).group_by(USER_ID).len().sort("len", USER_ID, descending=[True, False])
-    if len(per_user) < 2 / MAX_USER_SHARE:
+    if not len(per_user) or per_user["len"][0] < min_heavy_rows(per_user["len"]):
         return []
     heaviest, max_rows = per_user.row(0)
-    share = max_rows / len(valid_rows)
-    return [_crawler_warning(heaviest, f"{percent(share)} of all rows", config)] if share > MAX_USER_SHARE else []
+    return [_crawler_warning(heaviest, f"{percent(max_rows / len(valid_rows))} of all rows", config)]
 
 
 def _crawler_warning(user_id: str, reasons: str, config: Config) -> str:

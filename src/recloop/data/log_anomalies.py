@@ -10,6 +10,7 @@ import polars as pl
 from recloop.records import DAY, LABEL, SECOND, SEQ, TIMESTAMP, USER_ID, WEIGHT, iso
 
 MAX_USER_SHARE: Final = 0.05  # of all rows; above it a checkout or a crawler is likely
+MIN_HEAVY_RATIO: Final = 3  # rows of a heavy user, divided by those of the next user below the share
 MIN_STEADY_ROWS: Final = 100
 STEADY_SHARE: Final = 0.8  # of a user's gaps are within `STEADY_TOLERANCE` of their median
 STEADY_TOLERANCE: Final = 0.1
@@ -48,7 +49,8 @@ def crawlers(valid_rows: pl.DataFrame) -> tuple[Crawler, ...]:
         valid_rows: Rows with user_id and timestamp; rows of one user with one stamp count once for the rhythm.
     """
     sizes = valid_rows.group_by(USER_ID).len("rows")
-    n_users, total = len(sizes), len(valid_rows)
+    total = len(valid_rows)
+    heavy_rows = min_heavy_rows(sizes["rows"])
     suspects = sizes.filter((pl.col("rows") >= MIN_STEADY_ROWS) | (pl.col("rows") > MAX_USER_SHARE * total))
     if not len(suspects):
         return ()
@@ -80,12 +82,27 @@ def crawlers(valid_rows: pl.DataFrame) -> tuple[Crawler, ...]:
             reasons.append(f"a steady rhythm of one row each {gap_seconds:.1f} s")
         if is_fine and row["ahead"] is not None and row["ahead"] <= FAST_WINDOW:
             reasons.append(f"{FAST_ROWS:,} rows within {max(1, row['ahead'] // (60 * SECOND)):,} minutes")
-        if n_users >= 2 / MAX_USER_SHARE and row["rows"] > MAX_USER_SHARE * total:
+        if row["rows"] >= heavy_rows:
             reasons.append(f"{100 * row['rows'] / total:.1f} % of all rows")
         if reasons:
             share = round(row["rows"] / total, 4)
             found.append(Crawler(row[USER_ID], row["rows"], share, round(gap_seconds, 2), tuple(reasons)))
     return tuple(found[:N_CRAWLERS])
+
+
+def min_heavy_rows(sizes: pl.Series) -> float:
+    """Rows from which a user is heavy.
+
+    That is above 5 % of all rows, and three times the next user below that share.
+
+    Args:
+        sizes: Rows of each user; with fewer than 40 users the limit is infinite.
+    """
+    if len(sizes) < 2 / MAX_USER_SHARE:
+        return float("inf")
+    limit = MAX_USER_SHARE * float(sizes.sum())
+    usual = sizes.filter(sizes <= limit).max()
+    return max(limit + 1e-9, MIN_HEAVY_RATIO * (usual if isinstance(usual, int) else 0))
 
 
 @dataclass(frozen=True)

@@ -66,16 +66,17 @@ class NonProduct:
         return "; ".join(self.reasons)
 
 
-def non_products(frame: pl.DataFrame) -> tuple[NonProduct, ...]:
+def non_products(frame: pl.DataFrame, catalog: Collection[str] = ()) -> tuple[NonProduct, ...]:
     """Find items that are probably not products, most rows first.
 
     Args:
         frame: Rows with item_id and user_id; group_id and value (a price) are used if present.
+        catalog: Ids of the shop's items file; the unusual form of such an id is not a reason.
     """
     facts = _item_facts(frame)
     if not len(facts):
         return ()
-    strong = [*_id_checks(facts[ITEM_ID], facts["rows"]), *_negative_price(facts)]
+    strong = [*_id_checks(facts[ITEM_ID], facts["rows"], catalog), *_negative_price(facts)]
     checks = [*strong, *_odd_price(facts), *_many_baskets(facts)]
     flags = pl.DataFrame(dict(checks))
     strong_reasons = {reason for reason, _ in strong}
@@ -108,7 +109,7 @@ def _item_facts(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _id_checks(ids: pl.Series, rows: pl.Series) -> list[tuple[str, pl.Series]]:
+def _id_checks(ids: pl.Series, rows: pl.Series, catalog: Collection[str]) -> list[tuple[str, pl.Series]]:
     """Reason and (items,) mask of each check of the id's form."""
     charge = "|".join(CHARGE_WORDS)
     letters = ids.str.to_lowercase().str.replace_all(r"[\d\W_]", "")
@@ -118,13 +119,14 @@ def _id_checks(ids: pl.Series, rows: pl.Series) -> list[tuple[str, pl.Series]]:
         return checks
     digits = ids.str.contains(r"\d")
     codes = ids.str.contains(CODE)
+    is_listed = ids.is_in(list(catalog))
     if codes.sum() >= USUAL_SHARE * len(ids):
         families = ids.filter(digits).str.extract(r"^(\pL{3})").drop_nulls().unique()
         in_family = ids.str.slice(0, 3).is_in(families.implode())
-        checks += _exceptions("an id of letters where the others have digits", ~digits & ~in_family)
+        checks += _exceptions("an id of letters where the others have digits", ~digits & ~in_family & ~is_listed)
     if ids.str.contains(r"^\d").sum() >= USUAL_SHARE * len(ids):
         usual_length = int(ids.str.len_chars().median() or 0)  # type: ignore[arg-type]
-        is_short = digits & ids.str.contains(r"^\pL") & (ids.str.len_chars() <= usual_length / 2)
+        is_short = digits & ids.str.contains(r"^\pL") & (ids.str.len_chars() <= usual_length / 2) & ~is_listed
         checks += _exceptions("a letter and far fewer digits than the others", is_short)
     leads = rows >= DOMINANT_RATIO * int(rows[1])
     is_zero = ids.str.contains(r"^0+(\.0)?$")

@@ -38,7 +38,7 @@ from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.project import Project
 from recloop.recommend.catalog import Catalog
-from recloop.records import SEQ, STAMP, max_int
+from recloop.records import ITEM_ID, SEQ, STAMP, max_int
 from recloop.training import baselines
 from recloop.training.dataset import make_tables, train_data
 
@@ -119,7 +119,7 @@ def measure_rule(project: Project, rule: str) -> RuleEffect:
     """
     raw, items, users = read_events(project), read_items(project), read_users(project)
     name = rule.removeprefix("clean.")
-    on, off = _variants(project.config, name, raw)
+    on, off = _variants(project.config, name, raw, items)
     with_rule, without = _cleaned(raw, items, users, on), _cleaned(raw, items, users, off)
     n_removed = len(without.valid_rows) - len(with_rule.valid_rows)
     on_value, off_value = (str(_plain(vars(config.clean)[name])) for config in (on, off))
@@ -143,10 +143,11 @@ def measure_rule(project: Project, rule: str) -> RuleEffect:
     return RuleEffect(f"clean.{name}", on_value, off_value, n_removed, len(queries), n_users, lists)
 
 
-def _variants(config: Config, name: str, raw: RawEvents) -> tuple[Config, Config]:
+def _variants(config: Config, name: str, raw: RawEvents, items: EntityTable | None) -> tuple[Config, Config]:
     """Configuration with the rule and without it."""
     defaults = Clean()
-    proposed = tuple(found.item_id for found in non_products(raw.frame) if found.proposed)
+    catalog = items.frame[ITEM_ID].to_list() if items is not None and config.data.items else ()
+    proposed = tuple(found.item_id for found in non_products(raw.frame, catalog) if found.proposed)
     ways: dict[str, tuple[object, object]] = {
         "duplicates": ("exact", "off"),
         "burst": (config.clean.burst if config.clean.burst != "off" else Burst(), "off"),
