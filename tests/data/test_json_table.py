@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from recloop.config import Data
+from recloop.data import json_table, tables
 from recloop.data.sources import InputFile, find
 from recloop.data.tables import Table, paths_of, read_table, sample_table
 from recloop.errors import UserError
@@ -274,6 +275,18 @@ def test_sample_json_expands_the_list_with_ids_and_most_elements(tmp_path: Path)
     )
     sample = sample_table(source_of(tmp_path / "log.json", taxes + taxes), Data(), 1)
     assert sample.frame.to_dicts() == [{"order": "1", "lines[].sku": "a"}] * 2
+
+
+def test_sample_table_reads_a_part_of_long_lines_and_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_SAMPLE_BYTES", 100_000)
+    monkeypatch.setattr(json_table, "MAX_SAMPLE_BYTES", 100_000)
+    records = [{"id": number, "text": "x" * 1000} for number in range(6000)]
+    for content in (lines(*records), json.dumps(records)):
+        source = source_of(tmp_path / "log.json", content)
+        sample = sample_table(source, Data(), 1000)
+        assert 50 < len(sample.frame) < 4500
+        assert sample.is_part or sample.source.sample_bytes
+    assert sample_table(source_of(tmp_path / "log.json", '[{"id": 1}]'), Data(), 1000).is_part is False
 
 
 def test_json_leaves_give_samples_and_shares(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from recloop.files import JsonTree
 
 SAMPLE_RECORDS: Final = 20_000
 """Records of the first chunk that are searched for paths, if the wanted names are given."""
+MAX_SAMPLE_BYTES: Final = 1 << 25
+"""Text of a sample; a record may hold thousands of elements."""
 MAX_DEPTH: Final = 100
 """Levels of nested objects and lists in a record."""
 
@@ -35,6 +37,7 @@ class JsonRows:
         frame: String columns; see `recloop.data.tables.Table`.
         broken: Reason by record number.
         records: (n,) Int64 record of each row, or None if rows are records.
+        is_part: The file has further records, which were not read.
     """
 
     layout: JsonLayout
@@ -42,6 +45,7 @@ class JsonRows:
     frame: pl.DataFrame
     broken: dict[int, str]
     records: pl.Series | None
+    is_part: bool = False
 
 
 def read_json(source: InputFile, encoding: str, names: Sequence[str] | None = None) -> JsonRows:
@@ -143,30 +147,35 @@ def sample_json(source: InputFile, sampled: InputFile, encoding: str, n_rows: in
 
     Args:
         sampled: The file with whole lines of its beginning and middle, which is read if every line is a record.
-            Otherwise the first ``n_rows`` records are read.
+            Otherwise the first ``n_rows`` records are read, of at most `MAX_SAMPLE_BYTES` of text.
     """
     layout = find_layout(source, encoding)
     is_lines = layout.kind == "lines"
     broken: dict[int, str] = {}
     objects: list[JsonTree] = []
     numbers = []
-    n_records = 0
+    n_records = n_bytes = 0
+    is_part = False
     with _without_garbage_collection():
         for chunk in chunks(sampled if is_lines else source, encoding, layout):
-            values = chunk.values() if is_lines else chunk.values()[: n_rows - n_records]
+            is_part = not is_lines and (n_records >= n_rows or n_bytes >= MAX_SAMPLE_BYTES)
+            if is_part:
+                break
+            n_bytes += len(chunk.text)
+            values = chunk.values()
             chunk_numbers, chunk_objects = _objects(values, n_records, broken, check_depth=True)
             n_records += len(values)
             objects += chunk_objects
             numbers.append(chunk_numbers)
-            if not is_lines and n_records >= n_rows:
-                break
+        if is_lines and source.packing is not None:
+            is_part = n_bytes >= 0.9 * sampled.sample_bytes
         leaves = find_leaves(objects)
         expanded = main_list(leaves)
         names = [path for path, leaf in leaves.items() if expanded.startswith(leaf.list)]
         rows = expand(_tree(names, objects), JsonColumn(objects))
     frame = pl.DataFrame({name: rows.columns[name] for name in names})
     records = pl.Series("record", np.concatenate(numbers)[rows.owners], dtype=pl.Int64)
-    return JsonRows(layout, tuple(names), frame, broken, records if expanded else None)
+    return JsonRows(layout, tuple(names), frame, broken, records if expanded else None, is_part)
 
 
 def json_leaves(source: InputFile, encoding: str) -> list[Leaf]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
 from recloop.data.json_leaves import ENTRY_VALUE, find_leaves, main_list
 from recloop.data.json_paths import EACH, Indices, PathTree, Step, expand, key_path, steps_of
+
+SEARCHED_RECORDS: Final = 5_000
+"""Records in which names of entries and the list with most elements are searched."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def expand_all(frame: pl.DataFrame) -> NestedRows:
     """
     if not any(isinstance(kind, pl.Struct) or _is_object_list(kind) for kind in frame.schema.values()):
         return NestedRows(frame, None)
-    leaves = find_leaves(frame.to_dicts())
+    leaves = find_leaves(frame.head(SEARCHED_RECORDS).to_dicts())
     expanded = main_list(leaves)
     names = [path for path, leaf in leaves.items() if expanded.startswith(leaf.list)]
     return expand_frame(frame, names)

@@ -20,7 +20,7 @@ from recloop.data.encoding import BAD_BYTE, encoding_of
 from recloop.data.json_leaves import Leaf
 from recloop.data.json_paths import steps_of
 from recloop.data.json_records import JsonLayout, json_records
-from recloop.data.json_table import JsonRows, json_leaves, read_json, read_json_objects, sample_json
+from recloop.data.json_table import MAX_SAMPLE_BYTES, JsonRows, json_leaves, read_json, read_json_objects, sample_json
 from recloop.data.json_values import json_text
 from recloop.data.nested_frame import expand_all, expand_frame, has_path, leaf_paths
 from recloop.data.sources import InputFile, Kind
@@ -42,6 +42,7 @@ class Table:
         records: (n,) Int64 record number of every row of ``frame`` in ascending order; None: a row is a record.
         dialect: Form of a text table.
         layout: Arrangement of the records of a JSON file.
+        is_part: True for a sample of a JSON file with further records after it.
     """
 
     source: InputFile
@@ -54,6 +55,7 @@ class Table:
     records: pl.Series | None = None
     dialect: Dialect | None = None
     layout: JsonLayout | None = None
+    is_part: bool = False
 
     @property
     def n_records(self) -> int:
@@ -171,9 +173,10 @@ def sample_table(source: InputFile, data: Data, rows: int) -> Table:
         return _parquet_sample(source, rows)
     head = source.head()
     row_bytes = len(head) / max(1, head.count(b"\n") or head.count(b"\r"))
-    sampled = source.sampled(max(MIN_SAMPLE_BYTES, int(rows * row_bytes)))
+    n_bytes = max(MIN_SAMPLE_BYTES, int(rows * row_bytes))
     if source.kind == "csv":
-        return read_table(sampled, data)
+        return read_table(source.sampled(n_bytes), data)
+    sampled = source.sampled(min(n_bytes, MAX_SAMPLE_BYTES))
     encoding = encoding_of(sampled, data.encoding)
     sample = sample_json(source, sampled, encoding, rows)
     return _json_table(sampled if sample.layout.kind == "lines" else source, encoding, sample)
@@ -204,7 +207,19 @@ def _csv(source: InputFile, data: Data, names: Sequence[str] | None) -> Table:
 
 
 def _json_table(source: InputFile, encoding: str, rows: JsonRows) -> Table:
-    return Table(source, "jsonl", encoding, "", rows.columns, rows.frame, rows.broken, rows.records, layout=rows.layout)
+    return Table(
+        source,
+        "jsonl",
+        encoding,
+        "",
+        rows.columns,
+        rows.frame,
+        rows.broken,
+        rows.records,
+        None,
+        rows.layout,
+        rows.is_part,
+    )
 
 
 def paths_of(source: InputFile, data: Data) -> list[Leaf]:

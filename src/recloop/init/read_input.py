@@ -54,6 +54,8 @@ def read_input(folder: Path, files: Sequence[str], ask: bool, accept: bool, chos
 def _is_sample(table: Table, rows: int) -> bool:
     """True if a table holds a part of its file."""
     source = table.source
+    if table.is_part:
+        return True
     if source.sample_bytes and source.packing is None:
         return source.n_bytes > source.sample_bytes
     return table.n_records >= 0.9 * rows
