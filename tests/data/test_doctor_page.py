@@ -36,3 +36,9 @@ def test_doctor_out_writes_a_page_that_loads_nothing(cli: Callable[..., tuple[in
     assert "&lt;i0&gt;" in page
     assert "<i0>" not in page
     assert not any(word in page for word in ("http:", "https:", "<script", "src="))
+
+
+def test_doctor_out_with_effect_is_refused(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, _, error = cli("-C", tmp_path, "doctor", "--out", "page.html", "--effect", "keep")
+    assert code == 2
+    assert "expected doctor without --effect and --signals; try: recloop doctor --out page.html" in error

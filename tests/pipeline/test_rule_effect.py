@@ -53,3 +53,14 @@ def test_measure_rule_that_is_unknown_or_removes_nothing_is_refused(shop: Callab
         measure_rule(project, "clean.nonsense")
     with pytest.raises(UserError, match="a rule that removes rows of this log"):
         measure_rule(project, "clean.keep")
+
+
+def test_doctor_effect_prints_a_row_for_each_list(
+    shop: Callable[[str], Project], cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    rows = baskets("POST")
+    project = shop(rows)
+    code, out, error = cli("-C", project.root, "doctor", "--effect", "clean.exclude_items")
+    assert code == 0, error
+    assert "clean.exclude_items = POST removes 200 rows" in out
+    assert [line.split()[0] for line in out.splitlines()[-4:]] == ["popular", "bought_before", "covisitation", "served"]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from recloop.cli.terminal import CliContext, Json, out, plain, print_json, project
+from recloop.errors import UserError
 from recloop.progress import ConsoleProgress
 
 
@@ -20,6 +21,8 @@ def doctor(
     """Check the log and print a report."""
     from recloop.data.doctor import build_report
 
+    if file and (effect or signals):
+        raise UserError("--out", file, "doctor without --effect and --signals", f"recloop doctor --out {file}")
     if effect:
         _show_effect(effect, as_json)
         return
