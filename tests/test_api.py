@@ -68,6 +68,59 @@ def test_observe_changes_the_state_and_not_the_weights(tiny_simulated_shop: Simu
     assert (rec.bundle.arrays["neighbours.weights"] == rows).all()
 
 
+def test_observe_reads_the_columns_of_the_fit(tiny_simulated_shop: SimulatedShop) -> None:
+    rows = tiny_simulated_shop.events().rename({"item_id": "sku"})
+    rec = recloop.fit(rows, columns={"event_type": ""})
+    more = pl.DataFrame({"user_id": ["new"], "sku": ["i01"], "timestamp": ["2025-09-01"], "event_type": ["dislike"]})
+    rec.observe(more)
+    assert set(rec.recommend("new", n=3)["source"]) == {"neighbours"}
+    with pytest.raises(UserError, match=r'columns\["item_id"\]=sku: expected a column of more'):
+        rec.observe(more.rename({"sku": "item"}))
+
+
+def test_loaded_bundle_reads_event_types_of_observed_rows(tiny_simulated_shop: SimulatedShop, tmp_path: Path) -> None:
+    rec = recloop.fit(tiny_simulated_shop.events(), config=CONFIG)
+    loaded = recloop.load(rec.save(tmp_path / "bundle"))
+    rows = pl.DataFrame({"user_id": ["new"], "item_id": ["i01"], "timestamp": ["2025-09-01"], "event_type": ["click"]})
+    loaded.observe(rows)
+    assert set(loaded.recommend("new", n=3)["source"]) == {"popular"}  # a click is neutral
+    loaded.observe(rows.with_columns(event_type=pl.lit("purchase")))
+    assert set(loaded.recommend("new", n=3)["source"]) == {"neighbours"}
+
+
+def test_recommend_refuses_unknown_users_and_items(rec: recloop.FittedRecommender) -> None:
+    assert set(rec.recommend("new", n=2)["source"]) == {"popular"}
+    with pytest.raises(UserError, match=r'users=new, other: expected users with events; try: on_unknown="popular"'):
+        rec.recommend(["u01", "new", "other"], on_unknown="error")
+    with pytest.raises(UserError, match="on_unknown=ignore: expected popular or error"):
+        rec.recommend("u01", on_unknown="ignore")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="items_to_recommend=nothing: expected items of the catalog"):
+        rec.recommend("u01", items_to_recommend=["i01", "nothing"])
+    assert rec.recommend([], n=3).is_empty()
+
+
+def test_items_without_events_are_recommended_from_the_catalog(tiny_simulated_shop: SimulatedShop) -> None:
+    catalog = pl.concat(
+        [tiny_simulated_shop.items(), tiny_simulated_shop.items()[:1].with_columns(item_id=pl.lit("c1"))]
+    )
+    rec = recloop.fit(tiny_simulated_shop.events(), catalog, config=CONFIG)
+    assert rec.recommend(["u01", "new"], items_to_recommend=["c1", "i02"])["item_id"].to_list() == ["i02", "c1"] * 2
+    assert rec.score("u01", ["c1"])["score"].to_list() == [None]
+
+
+def test_score_orders_items_as_recommend_does(rec: recloop.FittedRecommender) -> None:
+    lists = rec.recommend("u01", n=5, filter_viewed=False)
+    fused = lists.filter(pl.col("source") == "neighbours")
+    scores = rec.score("u01", lists["item_id"])
+    assert scores.columns == ["user_id", "item_id", "score"]
+    assert scores.head(len(fused))["score"].to_list() == pytest.approx(fused["score"].to_list())
+    both = rec.score(["u01", "u02"], ["i03", "i01"])
+    assert both["user_id"].to_list() == ["u01"] * 2 + ["u02"] * 2
+    assert both["item_id"].to_list() == ["i03", "i01"] * 2
+    with pytest.raises(UserError, match="items=nothing"):
+        rec.score("u01", ["nothing"])
+
+
 def test_similar_items_are_covisitation_rows_filled_by_popular(rec: recloop.FittedRecommender) -> None:
     found = rec.similar_items(["i01", "i02"], n=39)
     assert found["item_id"].to_list() == ["i01"] * 39 + ["i02"] * 39

@@ -22,7 +22,7 @@ from recloop.api.ids import IdType, checked_n, listed
 from recloop.api.messages import python_errors
 from recloop.bundle import Bundle
 from recloop.config import Config
-from recloop.data.frames import as_polars, config_for, frame_as_table, named
+from recloop.data.frames import as_polars, data_of, frame_as_table
 from recloop.data.read import parse_events
 from recloop.data.split import SplitFrames
 from recloop.errors import UserError
@@ -284,8 +284,7 @@ class FittedRecommender:
             more: A frame with the columns of the fit.
         """
         frame = as_polars(more, "more")
-        data = config_for(frame, {"data": named(self._config.data, frame)}).data
-        fresh = parse_events([frame_as_table(frame, "more")], data).frame
+        fresh = parse_events([frame_as_table(frame, "more")], data_of(self._config.data, frame)).frame
         old = self._rows.events
         last = max_int(old[SEQ])
         fresh = fresh.select(pl.int_range(last + 1, last + 1 + pl.len(), dtype=pl.Int64).alias(SEQ), pl.all())

@@ -26,6 +26,7 @@ from recloop.config import Config
 from recloop.data import rejected_rows
 from recloop.data.clean import CleanResult, clean
 from recloop.data.frames import as_polars
+from recloop.data.read import OPTIONAL_COLUMNS
 from recloop.data.split import LEAVE_ONE_OUT, SplitFrames, holdout_rows, split
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
@@ -156,7 +157,7 @@ def load(path: str | Path, events: Any = None, columns: Mapping[str, str] | None
     check_golden(bundle)
     spec = bundle.spec
     tree: dict[str, Any] = {"events": spec.to_json()["events"], "clean": spec.clean.model_dump(mode="json")}
-    names: dict[str, str] = {}
+    names = {name: name for name in OPTIONAL_COLUMNS}  # of frames that `observe` gets later
     if events is not None:
         names = checked_columns(columns or {})
         guesses = choose_columns(as_polars(events), names, {})

@@ -18,7 +18,6 @@ from recloop.data.sources import InputFile
 from recloop.data.tables import Table
 from recloop.errors import UserError
 from recloop.features.id_form import form_ids
-from recloop.files import JsonTree
 from recloop.records import SEQ
 from recloop.settings import build
 
@@ -79,14 +78,10 @@ def config_for(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
     return build({**tree, "data": data}, (), {})
 
 
-def named(data: Data, frame: pl.DataFrame) -> JsonTree:
-    """``[data]`` for further rows: without the optional columns that the frame lacks."""
-    columns = {
-        field: column
-        for field, column in data.columns.model_dump().items()
-        if column and (field not in OPTIONAL_COLUMNS or column in frame.columns)
-    }
-    return {**data.model_dump(mode="json"), "columns": columns}
+def data_of(data: Data, frame: pl.DataFrame) -> Data:
+    """``[data]`` for further rows: optional columns that the frame lacks are not read."""
+    lacking = [name for name in OPTIONAL_COLUMNS if getattr(data.columns, name) not in frame.columns]
+    return data.model_copy(update={"columns": data.columns.model_copy(update=dict.fromkeys(lacking, ""))})
 
 
 def frame_as_table(frame: pl.DataFrame, name: str) -> Table:
