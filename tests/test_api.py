@@ -178,8 +178,8 @@ def test_evaluate_with_a_split_equals_a_fit_with_this_holdout(
     assert held.report.held_out > 0
 
 
-def test_evaluation_table_as_frame_and_html(tiny_simulated_shop: SimulatedShop) -> None:
-    pandas_log = tiny_simulated_shop.events().to_pandas()
+def test_evaluation_table_as_frame_and_html() -> None:
+    pandas_log = SimulatedShop(users=20, items=12).events().to_pandas()
     table = recloop.fit(pandas_log, model="popular", config=CONFIG, holdout="temporal").evaluate(k=5)
     frame = table.to_frame(intervals=True)
     assert isinstance(frame, pd.DataFrame)
@@ -217,6 +217,10 @@ def test_project_opened_from_python_updates_and_recommends(tiny_simulated_shop: 
     assert shop.update() == live == shop.status()["live"]
     assert len(shop.recommend("u01")["items"]) == 10
     assert shop.evaluate().rows[-1].row.model == "served"
+    rows = tiny_simulated_shop.events().head(2).with_columns(event_id=pl.Series(["new-1", "new-2"]))
+    assert shop.ingest(rows).to_json()["accepted"] == 2
+    rows.write_parquet(tmp_path / "again.parquet")
+    assert shop.ingest(tmp_path / "again.parquet").to_json()["duplicate"] == 2
 
 
 def test_public_names_are_importable() -> None:

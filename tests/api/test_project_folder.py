@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 
-import polars as pl
 import pytest
 import typer
 
@@ -20,19 +19,15 @@ def test_every_verb_is_a_method() -> None:
     assert verbs - NEEDS_NO_PROJECT <= set(vars(recloop.ProjectFolder))
 
 
-def test_opened_project_inspects_and_ingests(project: Project) -> None:
+def test_opened_project_inspects(project: Project) -> None:
     shop = recloop.open(project.root)
     assert shop.status()["verdict"] is None
     assert shop.doctor()["read"] > 0
-    assert "signals" in shop.doctor(signals=True) or shop.doctor(signals=True) != shop.doctor()
+    assert set(shop.doctor()) < set(shop.doctor(signals=True))
     assert shop.verify()["unexplained"] == 0
-    assert shop.gc(dry_run=True).to_json() is not None
+    assert shop.gc(dry_run=True).to_json()
     assert shop.token() == shop.token()
-    rows = pl.DataFrame(
-        {"event_id": ["api-1"], "user_id": ["u05"], "item_id": ["i01"], "timestamp": ["2025-08-01T10:00:00Z"]}
-    )
     assert shop.recommend("u05", n=3)["items"]
-    assert len(rows) == 1
 
 
 def test_messages_of_a_project_name_calls(project: Project) -> None:

@@ -142,20 +142,19 @@ class ProjectFolder:
 
     @python_errors("project")
     def ingest(self, rows: Any, url: str = "") -> IngestResult:
-        """Add rows to the log, once per event_id.
+        """Add rows to the log, once per event_id; ``progress=True`` prints the rows that were not stored.
 
         Args:
             rows: A file, or a frame with the columns of the project's log.
             url: Post to this running service; empty: write the log of this folder.
         """
-        console = ConsoleProgress()
         if isinstance(rows, str | Path):
-            return bulk.ingest(self.project, str(rows), url, console)
+            return bulk.ingest(self.project, str(rows), url, self._progress)
         frame = as_polars(rows, "rows")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "rows.parquet"
             frame.write_parquet(file)
-            return bulk.ingest(self.project, str(file), url, console)
+            return bulk.ingest(self.project, str(file), url, self._progress)
 
     @python_errors("project")
     def quarantine(

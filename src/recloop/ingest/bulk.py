@@ -32,7 +32,7 @@ from recloop.ingest.client import Client, iso
 from recloop.ingest.file_rows import read_arrivals
 from recloop.ingest.parse import Rejected
 from recloop.ingest.writer import LogUnavailableError, LogUncertainError, Writer, burst_seconds
-from recloop.progress import ConsoleProgress
+from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.records import DEFAULT_EVENT_TYPE, RECEIVED_AT, RULE, SEQ, Event, now
@@ -95,7 +95,7 @@ class IngestResult:
         return self.counts["rejected"] == self.guests and not self.counts["conflict"]
 
 
-def ingest(project: Project, file: str, url: str, teller: ConsoleProgress) -> IngestResult:
+def ingest(project: Project, file: str, url: str, teller: Progress) -> IngestResult:
     """Add the rows of a file or of stdin (``-``, JSON lines); report rejected ones.
 
     A file is read completely before the first row is stored, so an unreadable file leaves the log unchanged. Rows with
@@ -131,7 +131,7 @@ def ingest(project: Project, file: str, url: str, teller: ConsoleProgress) -> In
     return result
 
 
-def _tell(teller: ConsoleProgress, result: IngestResult, rejected: Sequence[RejectedRow]) -> None:
+def _tell(teller: Progress, result: IngestResult, rejected: Sequence[RejectedRow]) -> None:
     for row in rejected[: max(0, MAX_PRINTED_ROWS - result.shown)]:
         teller.say("ingest", f"{row.place}: {row.reason}: {row.raw[:300]}")
     result.shown += len(rejected)
