@@ -26,6 +26,8 @@ LABEL_COLUMN: Final = "label"
 """Column with the 0 or 1 that ``data.cell`` reads from ``N1-0``."""
 ORDERS_PREFIX: Final = "orders."
 """Prefix of a column of ``data.orders`` whose name the log has too."""
+MISSING_GROUPS: Final = ("", "(not set)", "NULL", "null", "\\N", "NA", "N/A", "nan", "none", "None", "undefined")
+"""Texts of a ``group_id`` that mean that the row belongs to no group."""
 ITEM_MARK: Final = "\x1f"  # separates items inside a cell of the form `2x Name, 1x Name`
 FALLBACK_FIELDS: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, VALUE, QUANTITY, GROUP_ID)
 
@@ -190,6 +192,10 @@ def _filled(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
                     name
                 )
             )
+    if group in frame.columns and frame.schema[group] == pl.String:
+        frame = frame.with_columns(
+            pl.when(~pl.col(group).str.strip_chars().is_in(MISSING_GROUPS)).then(pl.col(group)).alias(group)
+        )
     for field in FALLBACK_FIELDS[2:]:
         name = getattr(data.columns, field)
         others = [other for other in getattr(data.fallback, field) if other in frame.columns]

@@ -9,11 +9,13 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from recloop.data.numbers import read_numbers
+from recloop.data.shape import MISSING_GROUPS
 from recloop.data.time_offset import read_offsets
 from recloop.data.timestamp_readings import Reading, plausible_readings
 from recloop.init.event_names import Meaning, meaning_of
 from recloop.init.names import (
     DEVICE_WORDS,
+    ID_WORDS,
     ORDER_NAMES,
     OUTCOME_NAMES,
     TITLE_NAMES,
@@ -88,7 +90,8 @@ def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequ
         guesses[TIME_OFFSET] = time_offset(frame, guesses[TIMESTAMP].name, free())
     guesses[EVENT_TYPE] = _event_type(frame, free())
     guesses[GROUP_ID] = _first(GROUP_ID, free(), lambda name: _groups(frame, name, guesses[USER_ID].name))
-    guesses[EVENT_ID] = _first(EVENT_ID, free(), lambda name: _unique(frame[name]))
+    several = "[]" in guesses[ITEM_ID].name  # rows of one record share its event_id
+    guesses[EVENT_ID] = _first(EVENT_ID, free(), lambda name: _unique(frame[name], several))
     for field in (QUANTITY, VALUE):
         guesses[field] = _first(field, free(), lambda name: is_numeric(frame[name], separator))
     if not guesses[VALUE].name:
@@ -149,7 +152,9 @@ def _id_candidates(
         filled = 1 - missing_share(column)
         score = name_score(field, name)
         shared = name in other_columns
-        if not filled or (score < 0.3 and not shared) or _is_list(column) or _is_measure(column):
+        if not filled or (score < 0.3 and not shared) or _is_list(column):
+            continue
+        if not set(words_of(leaf(name))) & ID_WORDS and _is_measure(column):
             continue
         reasons = ["its name"] if score >= 0.3 else []
         if shared:
@@ -183,7 +188,7 @@ def _chosen(candidates: Sequence[Candidate], frame: pl.DataFrame) -> ColumnGuess
             why += f"; {better} never repeats in {size:,} rows, {best.name} has {frame[best.name].n_unique():,} values"
         elif missing_share(frame[better]) > 0:
             why += f"; {better} is empty in {missing_share(frame[better]):.1%} of the rows"
-    if rivals and best.score - rivals[0].score < CLOSE_SCORE:
+    if rivals and best.score - rivals[0].score < CLOSE_SCORE and leaf(rivals[0].name) != leaf(best.name):
         why += f"; {rivals[0].name} is as likely"
         confidence = 0.4
     return ColumnGuess(best.name, why, round(confidence, 2))
@@ -289,7 +294,8 @@ def known_share(column: pl.Series) -> float:
 def _first(field: str, names: Sequence[str], accepts: Callable[[str], bool]) -> ColumnGuess:
     for name in ranked(field, names):
         if accepts(name):
-            return ColumnGuess(name, "its name")
+            same_key = tuple(other for other in names if other != name and leaf(other) == leaf(name) != other)
+            return ColumnGuess(name, "its name", fallback=same_key)
     return ColumnGuess("", "no such column")
 
 
@@ -298,7 +304,7 @@ def _groups(frame: pl.DataFrame, name: str, user: str) -> bool:
     if not user:
         return False
     rows = frame.select(pl.col(name).cast(pl.String).alias("group"), pl.col(user).cast(pl.String).alias("user"))
-    rows = rows.filter((pl.col("group").fill_null("") != "") & (pl.col("user").fill_null("") != ""))
+    rows = rows.filter(~pl.col("group").fill_null("").is_in(MISSING_GROUPS) & (pl.col("user").fill_null("") != ""))
     values = rows["group"].n_unique()
     if values <= 1 or values > 0.98 * len(rows):
         return False
@@ -311,8 +317,12 @@ def _types(column: pl.Series) -> bool:
     return not is_blank(column) and not column.dtype.is_nested() and column.n_unique() <= MAX_TYPES
 
 
-def _unique(column: pl.Series) -> bool:
-    return missing_share(column) == 0 and column.n_unique() == len(column) > 1
+def _unique(column: pl.Series, several: bool = False) -> bool:
+    """True if each value is in one row or, with ``several``, in consecutive rows."""
+    if missing_share(column) > 0 or len(column) < 2 or column.dtype.is_nested():
+        return False
+    n_runs = 1 + int((column != column.shift()).sum())
+    return column.n_unique() == (n_runs if several else len(column))
 
 
 def is_numeric(column: pl.Series, separator: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from recloop.data.tables import Table
 from recloop.files import JsonTree
 from recloop.init.columns import ColumnGuess
-from recloop.init.names import TITLE_NAMES, normalize_name
+from recloop.init.names import TITLE_NAMES, leaf, normalize_name
 
 MAX_CATEGORIES: Final = 1_000
 MAX_FEATURES: Final = 8
@@ -26,7 +26,7 @@ def choose_title(side: Side | None, key: str) -> ColumnGuess:
     table, rows = side
     for title in TITLE_NAMES:
         for name in table.columns:
-            if normalize_name(name) == title and name != key:
+            if normalize_name(leaf(name)) == title and name != key:
                 return ColumnGuess(name, "its name")
     texts = {
         name: [text if isinstance(text := row.get(name), str) else None for row in rows]

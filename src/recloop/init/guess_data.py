@@ -402,15 +402,22 @@ def _attributes(
     }
     free = [name for name in frame.columns if name not in used | {LABEL_COLUMN, COUNT_COLUMN}]
     items, users = log.items, log.users
-    known = {leaf(name): name for name in [*data.fallback.item_id, *free]}
-    titles = [name for name in known.values() if normalize_name(leaf(name)) in TITLE_NAMES]
+    parents = {name.rpartition(".")[0] for name in (columns.item_id, *data.fallback.item_id)}
+    beside = [name for name in free if name.rpartition(".")[0] in parents]  # in JSON: keys of the same object
+    titles = [name for name in [*data.fallback.item_id, *beside] if normalize_name(leaf(name)) in TITLE_NAMES]
     of_user = layout.attributes_of(
         frame,
         columns.user_id,
-        [n for n in free if not set(words_of(leaf(n))) & (PRIVATE_WORDS | ROW_WORDS)],
+        [
+            n
+            for n in free
+            if not set(words_of(leaf(n))) & (PRIVATE_WORDS | ROW_WORDS) and (n not in beside or "." not in n)
+        ],
         columns.timestamp,
     )
-    candidates = [name for name in free if not set(words_of(leaf(name))) & (ROW_WORDS - {"id"}) and name not in titles]
+    candidates = [
+        name for name in beside if not set(words_of(leaf(name))) & (ROW_WORDS - {"id"}) and name not in titles
+    ]
     future = [name for name in candidates if set(words_of(leaf(name))) & FUTURE_WORDS]
     of_item = layout.attributes_of(
         frame, columns.item_id, [n for n in candidates if n not in future], columns.timestamp
