@@ -138,7 +138,8 @@ def test_init_of_ratings_sets_filter_seen(tmp_path: Path) -> None:
     assert (made.time_unit, made.scenario) == ("ms", "sequential")
     assert found(made, "split.filter_seen") is True
     assert tomllib.loads(made.toml)["split"]["filter_seen"] is True
-    assert '# positive = ["value >= 4"]' in made.toml
+    events = open_project(tmp_path).config.events
+    assert (events.positive, events.history) == (("value >= 4",), ("value < 4",))
 
 
 def test_init_with_daily_timestamps_disables_the_burst_rule(tmp_path: Path) -> None:

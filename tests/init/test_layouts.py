@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,79 @@ def test_every_decision_is_in_the_file_with_its_reason(tmp_path: Path) -> None:
     made = init("log.csv", orders="orders.csv", root=tmp_path, yes=True)
     assert '# 100.0% of the rows find their order\non = "order_id = id"\n' in made.toml
     assert all(0 <= guess.confidence <= 1 for guess in made.guesses)
+
+
+def test_orders_that_were_cancelled_are_left_out_by_their_status(tmp_path: Path) -> None:
+    status = ["complete", "processing", "refunded", "complete", "canceled"]
+    rows = "".join(
+        f"{k},u{k % 9},p{k % 13},2026-01-{k % 28 + 1:02}T10:00:00Z,{status[k % 5]},shipped\n" for k in range(100)
+    )
+    write(tmp_path, "order_id,customer_id,product_id,created_at,status,shipping_status\n" + rows)
+    made = init("log.csv", root=tmp_path, yes=True)
+    assert value_of(made, "data.where") == "(status IS NULL OR status NOT IN ('canceled', 'refunded'))"
+    assert made.rows.removed["where"] == 40
+
+
+def test_a_time_of_cancellation_on_the_first_line_undoes_the_whole_order(tmp_path: Path) -> None:
+    lines = []
+    for order in range(40):
+        gone = f"2026-02-{order % 28 + 1:02} 09:00:00" if order % 10 == 0 else ""
+        lines.append(f"#10{order:02},a{order % 7}@x.org,2026-01-{order % 28 + 1:02} 09:00:00,{gone},SKU-{order % 5}")
+        lines.append(f"#10{order:02},,,,SKU-{(order + 2) % 5}")
+    write(tmp_path, "Name,Email,Created at,Cancelled at,Lineitem sku\n" + "\n".join(lines) + "\n")
+    made = init("log.csv", root=tmp_path, yes=True)
+    assert value_of(made, "data.carry") == ["Email", "Created at", "Cancelled at"]
+    assert (made.rows.removed["where"], made.rows.kept) == (8, 72)
+
+
+def test_short_uses_are_skips(tmp_path: Path) -> None:
+    rows = "".join(f"u{k % 9},t{k % 13},{1_760_000_000 + k * 977},listen,{k % 100}\n" for k in range(200))
+    write(tmp_path, "uid,track_id,timestamp,event_type,played_ratio_pct\n" + rows)
+    made = init("log.csv", root=tmp_path, yes=True)
+    assert made.columns["value"] == "played_ratio_pct"
+    assert value_of(made, "events.neutral") == ["value < 10"]
+
+
+def test_devices_and_lists_of_a_tracker_are_read(tmp_path: Path) -> None:
+    lines = []
+    for k in range(120):
+        items = (
+            []
+            if k % 4 == 0
+            else [{"item_id": f"i{(k + j) % 9}", "item_name": f"Thing {(k + j) % 9}"} for j in range(2)]
+        )
+        event = {
+            "event_timestamp": str(1_769_400_000_000_000 + k * 91_000_000),
+            "event_name": "page_view" if k % 4 == 0 else ("view_item", "add_to_cart", "purchase")[k % 3],
+            "user_id": f"a{k % 11}" if k % 11 < 3 else None,
+            "user_pseudo_id": f"1234{k % 11}.17000000{k % 11}",
+            "items": items,
+        }
+        lines.append(json.dumps(event))
+    write(tmp_path, "\n".join(lines) + "\n", "events.json")
+    made = init("events.json", root=tmp_path, yes=True)
+    assert {field: made.columns[field] for field in ("user_id", "anonymous_id", "item_id", "timestamp", "name")} == {
+        "user_id": "user_id",
+        "anonymous_id": "user_pseudo_id",
+        "item_id": "items[].item_id",
+        "timestamp": "event_timestamp",
+        "name": "items[].item_name",
+    }
+    events = read_events(open_project(tmp_path))
+    assert (events.left_out, len(events.frame), events.rejects) == (30, 180, [])
+    assert events.frame["user_id"].n_unique() == 11
+
+
+def test_values_of_a_file_without_a_header_tell_its_columns(tmp_path: Path) -> None:
+    rows = "".join(f"{k % 9 + 1}::{k % 13 + 1}::{k % 5 + 1}::{978_300_000 + k * 5_000}\n" for k in range(120))
+    write(tmp_path, rows, "ratings.dat")
+    write(tmp_path, "".join(f"{k + 1}::Film {k} of the year::Drama|Comedy\n" for k in range(13)), "movies.dat")
+    made = init("ratings.dat", "movies.dat", root=tmp_path, yes=True)
+    assert {field: made.columns[field] for field in ("user_id", "item_id", "value", "timestamp")} == {
+        "user_id": "c1",
+        "item_id": "c2",
+        "value": "c3",
+        "timestamp": "c4",
+    }
+    assert value_of(made, "data.item_key") == "c1"
+    assert (made.rows.kept, made.rows.rejected) == (120, 0)

@@ -25,6 +25,7 @@ from recloop.init.names import (
     ranked,
     words_of,
 )
+from recloop.init.value_rules import dwell_column
 from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 ANONYMOUS_ID: Final = "anonymous_id"
@@ -94,6 +95,9 @@ def guess_columns(frame: pl.DataFrame, separator: str, others: Mapping[str, Sequ
     guesses[EVENT_ID] = _first(EVENT_ID, free(), lambda name: _unique(frame[name], several))
     for field in (QUANTITY, VALUE):
         guesses[field] = _first(field, free(), lambda name: is_numeric(frame[name], separator))
+    if not guesses[VALUE].name:
+        used = next((name for name in free() if dwell_column(leaf(name), frame[name]) is not None), "")
+        guesses[VALUE] = ColumnGuess(used, "how long the item was used") if used else guesses[VALUE]
     if not guesses[VALUE].name:
         candidates = (name for name in free() if normalize_name(name) in OUTCOME_NAMES)
         outcome = next((name for name in candidates if _is_outcome(frame[name], separator)), "")

@@ -24,10 +24,9 @@ from recloop.files import JsonTree, replace_file
 from recloop.init.events import guess_events
 from recloop.init.features import Side, choose_fields, choose_title, title_columns
 from recloop.init.guess_data import GuessedSetting, Guesses, guess_data
-from recloop.init.names import normalize_name
 from recloop.init.read_input import read_input
 from recloop.init.template import config_text
-from recloop.records import ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, VALUE, guest_rows
+from recloop.records import ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, guest_rows
 from recloop.settings import build
 
 MIN_REPEAT_SHARE: Final = 0.05
@@ -169,7 +168,6 @@ def inspect_log(
         fields=fields,
         segment=segment,
         scenario=(scenario, reason),
-        rated=normalize_name(names[VALUE]) in {"rating", "stars", "score", "overall"},
         exclude_items=guessed.exclude_items,
         reasons={guess.key: guess.why for guess in guesses.settings},
     )

@@ -9,27 +9,59 @@ import polars as pl
 
 from recloop.config import Events
 from recloop.init.event_names import Meaning, meaning_of, partner
-from recloop.init.names import OUTCOME_NAMES, normalize_name
+from recloop.init.names import OUTCOME_NAMES, leaf, normalize_name
+from recloop.init.value_rules import DwellColumn, dwell_column, rating_rule
 from recloop.records import ANY_TARGET, DEFAULT_EVENT_TYPE, EVENT_TYPE, VALUE
 
 PURCHASE_WEIGHT: Final = 5.0
 STRONG_WEIGHT: Final = 3.0
 WEAK_WEIGHT: Final = 1.0
 """Default weights of a purchase, of a cart or like, and of a view."""
+SHORT_USES: Final = {"percent": 10.0, "ratio": 0.1, "s": 3.0, "ms": 3_000.0}
+"""Use of an item below which it was skipped, by unit."""
 MIN_STRONG_SHARE: Final = 0.01
 """Share of strong rows from which strong types are the only targets and views are history."""
 
 
 def guess_events(frame: pl.DataFrame, names: dict[str, str]) -> tuple[Events, str]:
-    """Guess ``[events]`` from the names of the event types, with the reason."""
-    if not names[EVENT_TYPE]:
-        if normalize_name(names[VALUE]) in OUTCOME_NAMES:
-            events = Events(positive=("value = 1",), negative=(), neutral=("value = 0",))
-            return events, f"{names[VALUE]} is 0 or 1: an impression without effect is neutral"
-        events = Events(positive=(DEFAULT_EVENT_TYPE,))
-        return events, f"no event types: every row is {DEFAULT_EVENT_TYPE}; a posted type without a rule is neutral"
-    counts = frame.group_by(EVENT_TYPE).len().sort(["len", EVENT_TYPE], descending=[True, False])
-    return _of_types(dict(counts.iter_rows()))
+    """Guess ``[events]`` from event types, ratings, times of use and outcomes, with the reason."""
+    dwell = dwell_column(leaf(names[VALUE]), frame[VALUE]) if names[VALUE] else None
+    if names[EVENT_TYPE]:
+        counts = frame.group_by(EVENT_TYPE).len().sort(["len", EVENT_TYPE], descending=[True, False])
+        events, why = _of_types(dict(counts.iter_rows()))
+        return _with_short_uses(events, why, dwell)
+    if normalize_name(names[VALUE]) in OUTCOME_NAMES:
+        events = Events(positive=("value = 1",), negative=(), neutral=("value = 0",))
+        return events, f"{names[VALUE]} is 0 or 1: an impression without effect is neutral"
+    rating = rating_rule(frame[VALUE]) if names[VALUE] and not dwell else None
+    if rating is not None and is_rating_name(names[VALUE]):
+        low = rating.positive[0].replace(">=", "<")
+        events = Events(positive=rating.positive, neutral=rating.neutral, history=(low,))
+        return events, f"{rating.why}; a lower one is history, so the item is not shown again"
+    events = Events(positive=(DEFAULT_EVENT_TYPE,))
+    why = f"no event types: every row is {DEFAULT_EVENT_TYPE}; a posted type without a rule is neutral"
+    return _with_short_uses(events, why, dwell)
+
+
+def is_rating_name(name: str) -> bool:
+    """True for columns such as ``rating``, ``stars`` and, without a header, ``c3``."""
+    return re.fullmatch(r"c\d+", name) is not None or normalize_name(leaf(name)) in {
+        "rating",
+        "stars",
+        "score",
+        "overall",
+    }
+
+
+def _with_short_uses(events: Events, why: str, dwell: DwellColumn | None) -> tuple[Events, str]:
+    """Make a use of a few seconds, or of a tenth of the item, neutral."""
+    if dwell is None:
+        return events, why
+    shortest = SHORT_USES[dwell.unit]
+    rule = f"value < {shortest:g}"
+    return events.model_copy(
+        update={"neutral": (*events.neutral, rule)}
+    ), f"{why}; {dwell.why}: {rule} is a skip, neutral"
 
 
 def _of_types(counts: dict[str, int]) -> tuple[Events, str]:

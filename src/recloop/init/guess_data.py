@@ -16,6 +16,7 @@ from recloop.data.log_catalog import entity_table
 from recloop.data.shape import COUNT_COLUMN, LABEL_COLUMN, expand_cells, join_orders, shape_log
 from recloop.data.tables import Table
 from recloop.errors import UserError
+from recloop.features import conditions
 from recloop.files import JsonTree
 from recloop.init import guess_ids, layout
 from recloop.init.columns import (
@@ -169,15 +170,13 @@ def guess_data(log: LogInput, guesses: Guesses) -> GuessedData:
             "fallback": Fallback(
                 **{n: g.fallback for n, g in columns.items() if g.fallback and n in Fallback.model_fields}
             ),
-            "carry": tuple(n for n in data.carry if n in {g.name for g in columns.values()}),
         }
     )
-    if data.carry:
-        guesses.say("data.carry", list(data.carry), f"filled only in the first row of each {data.columns.group_id}")
     data = _times(data, columns[TIMESTAMP], frame, guesses)
     data = _keys(log, data, frame, guesses)
     data = _ids(log, data, frame, guesses)
     data = _where(data, frame, guesses)
+    data = _carry(data, guesses)
     data, items, users = _attributes(log, data, frame, guesses)
     excluded = guess_ids.charges(frame, data, log.items, separator)
     for item, reason in list(excluded.items())[:MAX_SHOWN]:
@@ -375,6 +374,7 @@ def _where(data: Data, frame: pl.DataFrame, guesses: Guesses) -> Data:
     columns = data.columns
     conditions = (
         layout.child_rows(frame),
+        layout.undone_orders(frame),
         layout.undone_at(frame),
         layout.rows_without_item(
             frame, columns.item_id, data.fallback.item_id, columns.event_type, bool(data.cell.column)
@@ -387,6 +387,16 @@ def _where(data: Data, frame: pl.DataFrame, guesses: Guesses) -> Data:
     why = "; ".join(f"{condition.why} ({condition.rows:,} rows)" for condition in found)
     guesses.say("data.where", text, f"left out: {why}", 0.8)
     return data.model_copy(update={"where": text})
+
+
+def _carry(data: Data, guesses: Guesses) -> Data:
+    """``data.carry`` with the columns that other settings read."""
+    fields = conditions.field_names(data.where, "data.where") if data.where else set()
+    read = fields | {name for name in data.columns.model_dump().values() if name}
+    carry = tuple(name for name in data.carry if name in read)
+    if carry:
+        guesses.say("data.carry", list(carry), f"filled only in the first row of each {data.columns.group_id}")
+    return data.model_copy(update={"carry": carry})
 
 
 # -- attributes in the log

@@ -32,7 +32,7 @@ def guess_headless(frame: pl.DataFrame, cell: str = "") -> dict[str, ColumnGuess
     if kind:
         guesses[EVENT_TYPE] = take(kind, "its values name events")
     ids = [name for name in left if name != cell and _is_id(texts[name], len(frame), bool(cell))]
-    rating = next((name for name in ids if _is_rating(texts[name])), "") if len(ids) > 2 else ""
+    rating = next((name for name in reversed(ids[2:]) if _is_rating(texts[name])), "")
     if rating:
         ids.remove(rating)
         guesses[VALUE] = take(rating, "a few small numbers: a rating")

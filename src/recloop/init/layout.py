@@ -11,6 +11,7 @@ import polars as pl
 from recloop.config import Cell
 from recloop.init.columns import function_share
 from recloop.init.names import name_score, normalize_name, words_of
+from recloop.init.order_status import order_status
 from recloop.records import GROUP_ID, ITEM_ID
 
 IMPRESSIONS: Final = r"^\S+-[01](\s+\S+-[01])*$"
@@ -23,6 +24,13 @@ MIN_OVERLAP: Final = 0.8
 MIN_ATTRIBUTE_SHARE: Final = 0.9
 """Share of items or users that must have one value of an attribute."""
 UNDONE_WORDS: Final = frozenset(["cancelled", "canceled", "refunded", "voided", "storniert", "annulé", "cancelado"])
+STATUS_NAMES: Final = frozenset(["status", "state", "zustand", "estado", "statut", "stato", "durum", "статус", "状态"])
+PART_WORDS: Final = frozenset(["fulfillment", "shipping", "lineitem", "delivery", "product", "item"])
+"""Words of a status that is not the order's."""
+SHOPWARE_UNDONE: Final = frozenset(["-1", "4"])
+"""Shopware's numbers of cancelled and rejected orders."""
+MAX_STATUSES: Final = 30
+MAX_UNDONE_SHARE: Final = 0.6
 TIME_WORDS: Final = frozenset(["at", "on", "date", "time", "am"])
 
 
@@ -67,8 +75,9 @@ def guess_carry(frame: pl.DataFrame) -> tuple[str, tuple[str, ...]]:
         carried = tuple(
             name
             for name in frame.columns
-            if name != group and _filled(further[name]) < 0.02 and _filled(first[name]) > 0.3
+            if name != group and _filled(further[name]) < 0.02 and _filled(first[name]) > 0
         )
+        carried = carried if any(_filled(first[name]) > 0.3 for name in carried) else ()
         if carried:
             return group, carried
         if is_number:
@@ -150,6 +159,27 @@ def undone_at(frame: pl.DataFrame) -> Condition | None:
         words = set(words_of(name))
         if words & UNDONE_WORDS and words & TIME_WORDS and 0 < (filled := _filled(frame[name])) < 0.5:
             return Condition(f"{quoted(name)} IS NULL", round(filled * len(frame)), f"rows with {name} were undone")
+    return None
+
+
+def undone_orders(frame: pl.DataFrame) -> Condition | None:
+    """Condition against orders whose status says that they were cancelled or never paid."""
+    for name in frame.columns:
+        words = set(words_of(name))
+        texts = _texts(frame[name]) if not frame.schema[name].is_nested() else frame[name].clear()
+        if not words & STATUS_NAMES or words & PART_WORDS or not 0 < texts.n_unique() <= MAX_STATUSES:
+            continue
+        values = texts.unique().sort().to_list()
+        status_of = {value: order_status(value) for value in values}
+        numbers = SHOPWARE_UNDONE if normalize_name(name) == "orderstatusid" else frozenset[str]()
+        undone = [value for value in values if status_of[value] in ("undone", "pending") or value in numbers]
+        known = [value for value in values if status_of[value] != "unknown"]
+        rows = int(texts.is_in(undone).sum())
+        if not undone or (not numbers and 2 * len(known) < len(values)) or rows > MAX_UNDONE_SHARE * len(frame):
+            continue
+        listed = ", ".join(sql_text(value) for value in undone)
+        why = f"{name} is {', '.join(undone)}: cancelled, sent back or not paid"
+        return Condition(f"({quoted(name)} IS NULL OR {quoted(name)} NOT IN ({listed}))", rows, why)
     return None
 
 

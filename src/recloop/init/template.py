@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from recloop.config import Data, Events
-from recloop.records import DEFAULT_EVENT_TYPE
 
 HEAD_TEMPLATE = """\
 # recloop: settings of this folder, guessed by `recloop init`; check them once.
@@ -53,11 +52,6 @@ negative = {negative}
 weights = {weights}
 history = {history:<21} # input of models, never a target: views
 undo = {undo}   # undoes the newest event of that type; "*": the heaviest target
-"""
-
-RATED_TEXT = """\
-# low ratings are positive too, as in most published tables; to use only high ones:
-# positive = ["value >= 4"]
 """
 
 CLEAN_TEMPLATE = """
@@ -110,7 +104,6 @@ def config_text(
     fields: Mapping[str, Mapping[str, Mapping[str, Any]]],
     segment: str,
     scenario: tuple[str, str],
-    rated: bool,
     exclude_items: tuple[str, ...],
     reasons: Mapping[str, str],
 ) -> str:
@@ -125,7 +118,6 @@ def config_text(
         fields: By side and name: kind, from, dim, why.
         segment: ``serve.segment``.
         scenario: Name of the scenario and the reason.
-        rated: True if ``value`` is a rating and every row is positive.
         exclude_items: ``clean.exclude_items``.
         reasons: Reason by key of the guesses.
     """
@@ -144,7 +136,6 @@ def config_text(
             negative=_list(events[0].negative), weights=_table(events[0].weights), history=_list(events[0].history),
             undo=_table(events[0].undo),
         ),
-        RATED_TEXT if rated and events[0].positive == (DEFAULT_EVENT_TYPE,) else "",
     ]  # fmt: skip
     burst = "burst = { events = 10, seconds = 1 }   # more rows at once than a person produces"
     if resolution:
