@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from recloop.config import Data
+from recloop.config.data import Cell
 from recloop.data.sources import InputFile
 from recloop.data.tables import read_table, sample_table
 
@@ -68,3 +69,12 @@ def test_read_table_of_parquet_sessions_reads_elements_of_lists(tmp_path: Path) 
         InputFile("data.events", tmp_path / "log.parquet", "log.parquet"), Data(), ["session", "aids[]", "a.b"]
     )
     assert read.frame.rows() == [(1, 5, "x"), (1, 6, "x"), (2, None, "y")]
+
+
+def test_lists_of_parquet_in_samples_and_cells_are_json_texts(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"session": [1, 2], "aids": [[5, 6], []], "none": [[], []]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    source = InputFile("data.events", tmp_path / "log.parquet", "log.parquet")
+    assert sample_table(source, Data(), 10).frame.rows() == [(1, "[5,6]", "[]"), (2, "[]", "[]")]
+    data = Data(cell=Cell(column="aids", separator="json"))
+    assert read_table(source, data, ["session", "aids"]).frame.rows() == [(1, "[5,6]"), (2, "[]")]

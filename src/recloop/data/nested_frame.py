@@ -11,6 +11,7 @@ import polars as pl
 
 from recloop.data.json_leaves import ENTRY_VALUE, find_leaves, main_list
 from recloop.data.json_paths import EACH, Indices, PathTree, Step, expand, key_path, steps_of
+from recloop.data.json_values import json_text
 
 SEARCHED_RECORDS: Final = 5_000
 """Records in which names of entries and the list with most elements are searched."""
@@ -100,12 +101,19 @@ def expand_all(frame: pl.DataFrame) -> NestedRows:
 
     The list of structs with an id that has most elements is expanded; other lists of structs are left out.
     """
-    if not any(isinstance(kind, pl.Struct) or _is_object_list(kind) for kind in frame.schema.values()):
+    if not any(kind.is_nested() for kind in frame.schema.values()):
         return NestedRows(frame, None)
     leaves = find_leaves(frame.head(SEARCHED_RECORDS).to_dicts())
     expanded = main_list(leaves)
     names = [path for path, leaf in leaves.items() if expanded.startswith(leaf.list)]
-    return expand_frame(frame, names)
+    rows = expand_frame(frame, names)
+    columns = [json_texts(column) if column.dtype.is_nested() else column for column in rows.frame.iter_columns()]
+    return NestedRows(pl.DataFrame(columns), rows.records)
+
+
+def json_texts(column: pl.Series) -> pl.Series:
+    """JSON texts of lists or structs."""
+    return pl.Series(column.name, [json_text(value) for value in column.to_list()], dtype=pl.String)
 
 
 def _add_paths(path: str, kind: pl.DataType, paths: list[str]) -> None:

@@ -22,7 +22,7 @@ from recloop.data.json_paths import steps_of
 from recloop.data.json_records import JsonLayout, json_records
 from recloop.data.json_table import MAX_SAMPLE_BYTES, JsonRows, json_leaves, read_json, read_json_objects, sample_json
 from recloop.data.json_values import json_text
-from recloop.data.nested_frame import expand_all, expand_frame, has_path, leaf_paths
+from recloop.data.nested_frame import expand_all, expand_frame, has_path, json_texts, leaf_paths
 from recloop.data.sources import InputFile, Kind
 from recloop.errors import UserError
 from recloop.files import JsonTree
@@ -154,7 +154,7 @@ def read_table(source: InputFile, data: Data, names: Sequence[str] | None = None
     source = source.fixed()
     kind = source.kind
     if kind == "parquet":
-        return _parquet(source, names)
+        return _with_text_cells(_parquet(source, names), data.cell.column)
     if kind == "csv":
         return _csv(source, data, names)
     encoding = encoding_of(source, data.encoding)
@@ -244,6 +244,13 @@ def _parquet(source: InputFile, names: Sequence[str] | None) -> Table:
         return Table(source, "parquet", "", "", columns, frame, {})
     rows = expand_frame(frame, wanted)
     return Table(source, "parquet", "", "", columns, rows.frame, {}, rows.records)
+
+
+def _with_text_cells(table: Table, column: str) -> Table:
+    """Same table with the lists of a column as JSON texts, as in other formats."""
+    if column not in table.frame.columns or not table.frame.schema[column].is_nested():
+        return table
+    return replace(table, frame=table.frame.with_columns(json_texts(table.frame[column])))
 
 
 def _parquet_sample(source: InputFile, rows: int) -> Table:
