@@ -194,6 +194,17 @@ def test_timestamp_resolution_of_one_second_per_minute_is_minute() -> None:
     assert timestamp_resolution(pl.Series([30 * SECOND, 90 * SECOND])) == "minute"
 
 
+def test_doctor_joins_the_users_of_files_without_guests(project_factory: ProjectFactory, tmp_path: Path) -> None:
+    (tmp_path / "users.csv").write_text("user_id,age\n" + "".join(f"u{n},30\n" for n in range(60)))
+    log = shop_log() + "".join(f",i1,2025-01-01T10:00:07,buy,1,g{n}\n" for n in range(30))
+    report = build_report(project_factory(log, KIND, BASKET, 'data.users="users.csv"', 'data.user_columns=["qty"]'))
+    assert report.checks is not None
+    assert {name: (join.share, join.ids) for name, join in report.checks.joins.items()} == {"users": (1.0, 60)}
+    without_file = build_report(project_factory(log, KIND, BASKET, 'data.user_columns=["qty"]'))
+    assert without_file.checks is not None
+    assert without_file.checks.joins == {}
+
+
 def test_doctor_of_a_log_without_a_valid_row_still_renders(project_factory: ProjectFactory) -> None:
     log = HEAD + "".join(f"u{n},i{n},2025-01-0{n + 1},buy,0,\n" for n in range(5))
     report = build_report(project_factory(log, QTY, "clean.max_removed=1"))

@@ -66,10 +66,11 @@ def run_checks(
 ) -> LogChecks:
     """Run every check on the labelled rows of a log."""
     with_user = valid_rows.filter(~guest_rows())
-    tables = {"items": (ITEM_ID, items), "users": (USER_ID, users)}
-    ids = pl.concat([valid_rows[ITEM_ID], valid_rows[USER_ID]])
-    catalog = items.frame[ITEM_ID].to_list() if items is not None and config.data.items else ()
-    known_users = () if users is None else users.frame[USER_ID].to_list()
+    items_file, users_file = items if config.data.items else None, users if config.data.users else None
+    tables = {"items": (valid_rows[ITEM_ID], items_file), "users": (with_user[USER_ID], users_file)}
+    ids = pl.concat([valid_rows[ITEM_ID], with_user[USER_ID]])
+    catalog = () if items_file is None else items_file.frame[ITEM_ID].to_list()
+    known_users = () if users_file is None else users_file.frame[USER_ID].to_list()
     size = log_size(valid_rows, None if items is None else items.frame, config)
     return LogChecks(
         profile=profile(valid_rows, config.data.timezone),
@@ -77,8 +78,8 @@ def run_checks(
         missing_users=missing_words(with_user[USER_ID], known_users),
         spreadsheet_ids=dict(list(spreadsheet_ids(ids).items())[:N_LISTED]),
         joins={
-            name: join_share(valid_rows[id_column], table.frame[id_column])
-            for name, (id_column, table) in tables.items()
+            name: join_share(ids_of_log, table.frame[ids_of_log.name])
+            for name, (ids_of_log, table) in tables.items()
             if table is not None
         },
         crawlers=crawlers(with_user),

@@ -205,7 +205,8 @@ def check_warnings(
         named = ", ".join(f"{text!r} ({rows:,} rows)" for text, rows in list(checks.spreadsheet_ids.items())[:3])
         warnings.append(f"ids that a spreadsheet cut: {named}; several ids became one: export the column as text")
     for name, table in (("items", items), ("users", users)):
-        if table is not None and (join := checks.joins[name]).share < MIN_JOIN_SHARE:
+        join = checks.joins.get(name)
+        if join is not None and table is not None and join.share < MIN_JOIN_SHARE:
             warnings.append(_join_warning(name, join, table_name(table)))
     if checks.tied.reveals_label and config.split.ties == "row":
         warnings.append(f'{_order_of_ties(checks)}; set split.ties = "moment"')

@@ -165,7 +165,7 @@ def _network(size: LogSize) -> Job:
 
 def _cold_start(size: LogSize, config: Config) -> tuple[Job, Job]:
     n_fields = len(config.features.item)
-    described = f"{size.described_items:,} described items, {n_fields} item features"
+    described = f"{size.described_items:,} described items; item features: {n_fields}"
     new_items = Job(
         "new items", "attributes of items ([data] items, [features.item])", described,
         "enough" if size.described_items and n_fields else "not enough",
@@ -173,7 +173,7 @@ def _cold_start(size: LogSize, config: Config) -> tuple[Job, Job]:
     )  # fmt: skip
     n_user_fields = len(config.features.user)
     new_users = Job(
-        "new users", "attributes of users, or their first events", f"{n_user_fields} user features",
+        "new users", "attributes of users, or their first events", f"user features: {n_user_fields}",
         "enough" if n_user_fields else "little", "the popular list; after the first event a personal one",
     )  # fmt: skip
     return new_items, new_users
