@@ -62,5 +62,5 @@ def test_bundle_with_earlier_names_loads_with_its_hash(old_folder: Path) -> None
     assert {name: placement.n for name, placement in bundle.policy.placements.items()} == {"home": 10}
     assert [case.n for case in bundle.golden] == [10] * 5
     assert bundle.spec.context == ("hour", "weekday", "days_since_last")
-    assert set(bundle.spec.context_columns) <= set(bundle.fields.codes)
+    assert {f"context.{name}" for name in bundle.spec.context} <= set(bundle.fields.codes)
     check_golden(bundle)

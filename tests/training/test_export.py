@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -119,3 +120,19 @@ def test_user_graph_bytes_are_independent_of_the_machine(exported: tuple[SASRec,
     origin = {"network": built(arrays, 2)}
     exec("from recloop.training.export import user_graph\n\n\ngraph = user_graph(network, 16, 2)", origin)
     assert origin["graph"] == graph, "called from another file"
+
+
+@pytest.mark.slow
+def test_user_graph_with_several_categories_equals_torch(arrays: Arrays) -> None:
+    torch.manual_seed(1)
+    network: SASRec = load_model("sasrec", {})
+    data = arrays([[[1]]], 500, user_codes=np.full((1, 3), 3, np.int32))
+    fields = [("user.age", 4, 8), ("user.likes", 4, 8), ("user.likes", 4, 8)]
+    network.build(dataclasses.replace(data, user_fields=fields), D, HISTORY)
+    network.eval()
+    inputs = query(5, 7, 3)
+    (answer,) = session(user_graph(network, D, 3)).run([OUTPUT_NAME], inputs)
+    with torch.no_grad():
+        expected = network.forward_user(*(torch.from_numpy(inputs[name]) for name in INPUT_NAMES))
+    np.testing.assert_allclose(answer, expected.numpy(), rtol=0, atol=1e-5)
+    assert len(network.context.tables) == 2

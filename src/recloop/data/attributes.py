@@ -5,13 +5,16 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 import polars as pl
 
+from recloop.config import Field
 from recloop.data.numbers import read_numbers
 from recloop.data.tables import Table
+from recloop.features.categories import with_categories
 from recloop.files import JsonTree
 from recloop.storage.event_log import object_text
 
@@ -46,12 +49,16 @@ def _typed(text: pl.Series, separator: str) -> pl.Series:
     return text
 
 
-def attribute_texts(rows: list[JsonTree], key: str) -> list[str]:
-    """JSON object of every row without its id: sorted keys, no missing values."""
-    return [
-        object_text({name: value for name, raw in row.items() if name != key and (value := _plain(raw)) is not None})
-        for row in rows
-    ]
+def attribute_texts(rows: list[JsonTree], key: str, fields: Mapping[str, Field] | None = None) -> list[str]:
+    """JSON object of every row without its id: sorted keys, no missing values.
+
+    Args:
+        fields: Features by name; attributes of kind ``categories`` become lists.
+    """
+    plain = (
+        {name: value for name, raw in row.items() if name != key and (value := _plain(raw)) is not None} for row in rows
+    )
+    return [object_text(with_categories(row, fields or {})) for row in plain]
 
 
 def object_texts(column: pl.Series) -> tuple[pl.Series, pl.Series]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
-from recloop.config import Data
+from recloop.config import Data, Field
 from recloop.data.attributes import attribute_texts, typed_columns
 from recloop.data.log_catalog import entity_table
 from recloop.data.read import as_ids, no_such_column, read_orders, rejected_rows_of
@@ -71,7 +71,8 @@ def _read_entities(project: Project, text: str, key: str, id_column: str, name: 
         rejects += rejected_rows_of(table, reasons)
         frames.append(
             pl.DataFrame(
-                {id_column: ids, "attributes": attribute_texts(rows, name)}, schema_overrides={"attributes": pl.String}
+                {id_column: ids, "attributes": attribute_texts(rows, name, _fields(project, id_column))},
+                schema_overrides={"attributes": pl.String},
             )
         )
     frame = pl.concat(frames)
@@ -88,8 +89,18 @@ def _from_log(project: Project, id_column: str, key: str, names: Sequence[str]) 
     table = entity_table(shape_log(tables, data, read_orders(project)).tables, key, names)
     rows = typed_columns(table).to_dicts() if table.kind != "parquet" else table.frame.to_dicts()
     ids = as_ids(table.frame[key], table, id_column)
-    frame = pl.DataFrame({id_column: ids, "attributes": pl.Series(attribute_texts(rows, key), dtype=pl.String)})
+    frame = pl.DataFrame(
+        {
+            id_column: ids,
+            "attributes": pl.Series(attribute_texts(rows, key, _fields(project, id_column)), dtype=pl.String),
+        }
+    )
     return EntityTable(_versions(frame, id_column), [], ()) if len(frame) else None
+
+
+def _fields(project: Project, id_column: str) -> Mapping[str, Field]:
+    features = project.config.features
+    return features.item if id_column == ITEM_ID else features.user
 
 
 def _versions(frame: pl.DataFrame, id_column: str) -> pl.DataFrame:

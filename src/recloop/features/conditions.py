@@ -74,6 +74,11 @@ def parse(text: str, columns: Collection[str], key: str) -> Rule:
         raise UserError(key, text, f"a condition of at most {MAX_CHARACTERS:,} characters", "a shorter condition")
     tree = _parsed(text, key)
     names = _check(tree, text, columns, key)
+    if isinstance(columns, Mapping):
+        lists = {name for name in names if isinstance(columns[name], pl.List)}
+        tree = tree.transform(_match_any, lists) if lists else tree
+        if lists and any(_is_compared(node, lists) for node in tree.walk()):
+            raise UserError(key, text, "=, <>, IN, LIKE or IS NULL for a field of several values", "field = 'text'")
     try:
         expression = pl.sql_expr(tree.sql(identify=True, comments=False)).fill_null(False)
         if isinstance(columns, Mapping):
@@ -83,6 +88,37 @@ def parse(text: str, columns: Collection[str], key: str) -> Rule:
     except (pl.exceptions.PolarsError, RecursionError) as error:
         raise _unlike(key, text, error) from None
     return Rule(text, expression, frozenset(names), key)
+
+
+def _match_any(node: exp.Expression, lists: set[str]) -> exp.Expression:
+    """Rewrite a comparison with a field of several values: one of them must be equal."""
+    if isinstance(node, exp.EQ | exp.NEQ) and isinstance(node.expression, exp.Column):
+        node = type(node)(this=node.expression, expression=node.this)
+    column = node.this if isinstance(node, exp.EQ | exp.NEQ | exp.In | exp.Like | exp.ILike) else None
+    if not isinstance(column, exp.Column) or column.name not in lists:
+        return node
+    if isinstance(node, exp.Like | exp.ILike):
+        joined = exp.Anonymous(this="ARRAY_TO_STRING", expressions=[column.copy(), exp.Literal.string(", ")])
+        node.set("this", joined)
+        return node
+    values = node.expressions if isinstance(node, exp.In) else [node.expression]
+    if not all(isinstance(value, exp.Literal) for value in values):
+        return node
+    texts = [exp.Literal.string(value.this) for value in values]
+    checks = [exp.Anonymous(this="ARRAY_CONTAINS", expressions=[column.copy(), value]) for value in texts]
+    any_equal = exp.paren(exp.or_(*checks))
+    return exp.Not(this=any_equal) if isinstance(node, exp.NEQ) else any_equal
+
+
+def _is_compared(node: Any, lists: set[str]) -> bool:
+    """True for an operation on a field of several values that has no rewriting.
+
+    `_match_any` rewrites the others.
+    """
+    is_operation = isinstance(node, (*COMPARISONS, *ARITHMETIC, exp.In, exp.Between)) and not isinstance(
+        node, exp.Paren
+    )
+    return is_operation and any(isinstance(part, exp.Column) and part.name in lists for part in node.iter_expressions())
 
 
 def _parsed(text: str, key: str) -> exp.Expression:

@@ -18,7 +18,7 @@ import numpy as np
 
 from recloop.features.spec import FeatureSpec
 from recloop.features.state import StateBatch, offsets_of
-from recloop.features.vocabulary import FieldCodes, Vocabulary
+from recloop.features.vocabulary import FieldCodes, Vocabulary, values_of
 from recloop.records import DAY, SECOND
 
 
@@ -27,7 +27,7 @@ class EncodedBatch:
     """Batch of B encoded queries as flat arrays.
 
     The history holds dense ``item_ix``. Items outside the table are removed, then the moments that become empty.
-    ``context`` (B, C) holds the codes of `FeatureSpec.context_columns`, 0 = missing; ``now`` (B,) is int64 microseconds.
+    ``context`` (B, C) holds the codes of user and context features, 0 = missing; ``now`` (B,) is int64 microseconds.
     """
 
     states: StateBatch
@@ -110,12 +110,7 @@ def encode(
     moment_query = np.repeat(np.arange(len(states)), np.diff(states.moment_offsets))[items_per_moment > 0]
     negatives = index[states.negatives] if len(states.negatives) else states.negatives
     negative_query = np.repeat(np.arange(len(states)), np.diff(states.negative_offsets))[negatives > 0]
-    user = [
-        fields.codes[f"user.{name}"].codes(
-            None if row is None else row.get(field.source or name) for row in states.attributes
-        )
-        for name, field in spec.user.items()
-    ]
+    user_codes, described = attribute_codes("user", spec, fields, states.attributes)
     last_stamps = np.zeros(len(states), dtype=np.int64)
     has_past = np.diff(states.moment_offsets) > 0
     last_stamps[has_past] = states.stamps[states.moment_offsets[1:][has_past] - 1]
@@ -129,10 +124,20 @@ def encode(
         targets=states.targets[in_table],
         negative_offsets=offsets_of(np.bincount(negative_query, minlength=len(states))),
         negatives=negatives[negatives > 0],
-        context=np.stack([*user, *time_codes], axis=1) if user or time_codes else np.zeros((len(states), 0), np.int32),
-        context_names=spec.context_columns,
+        context=np.column_stack([user_codes, *time_codes]).astype(np.int32),
+        context_names=_column_names(described) + [f"context.{name}" for name in spec.context],
         now=nows,
     )
+
+
+def _column_names(described: Sequence[tuple[str, int, int]]) -> list[str]:
+    """Unique names of the columns; further columns of one feature get ``.2``, ``.3``."""
+    seen: dict[str, int] = {}
+    names = []
+    for name, _, _ in described:
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
+    return names
 
 
 def context_codes(
@@ -170,15 +175,18 @@ def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:
 def attribute_codes(
     side: str, spec: FeatureSpec, fields: FieldCodes, rows: Sequence[Mapping[str, Any] | None]
 ) -> tuple[np.ndarray, list[tuple[str, int, int]]]:
-    """(n, C) int32 codes of item or user features, and (name, codes, dim) per column."""
+    """(n, C) int32 codes of item or user features, and (name, codes, dim) per column.
+
+    A feature with several categories has consecutive columns of one name.
+    """
     features = spec.item if side == "item" else spec.user
     columns = []
     described = []
     for name, field in features.items():
-        raws = [None if row is None else row.get(field.source or name) for row in rows]
-        columns.append(fields.codes[f"{side}.{name}"].codes(raws))
-        described.append((f"{side}.{name}", fields.size(f"{side}.{name}"), field.dim))
-    return (np.stack(columns, axis=1) if columns else np.zeros((len(rows), 0), np.int32)), described
+        key = f"{side}.{name}"
+        columns.append(fields.codes[key].codes(values_of(name, field, rows)))
+        described += [(key, fields.size(key), field.dim)] * fields.columns(key)
+    return (np.column_stack(columns) if columns else np.zeros((len(rows), 0), np.int32)), described
 
 
 def window(encoded: EncodedBatch, history: int) -> HistoryWindow:

@@ -226,7 +226,10 @@ class EventLabeler:
 
 
 def count_unnamed(labeler: EventLabeler, rows: pl.DataFrame) -> dict[str, int]:
-    """Count rows by event type without a rule of ``[events]``, most rows first; they are neutral."""
+    """Count rows by event type without a rule of ``[events]``.
+
+    Most rows first; such rows are neutral.
+    """
     unmatched = labeler.explain(rows).filter(pl.col("by").is_null()) if len(rows) else rows
     counts = unmatched.group_by(EVENT_TYPE).len().sort("len", EVENT_TYPE, descending=[True, False])
     return {str(name): int(size) for name, size in counts.iter_rows()}

@@ -66,11 +66,6 @@ class FeatureSpec:
             dwell=dwell,
         )
 
-    @property
-    def context_columns(self) -> list[str]:
-        """Column names of a query's context: user fields, then context features."""
-        return [f"user.{name}" for name in self.user] + [f"context.{name}" for name in self.context]
-
     @cached_property
     def state_key(self) -> str:
         """Digest (8 hex) of the event classes; bundles with equal keys share snapshots."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from recloop.config import Field
+from recloop.features.categories import as_categories
 from recloop.features.spec import EARLIER_NAMES, FeatureSpec
 from recloop.files import JsonTree
 
 N_BUCKETS = 10
 """Number of quantile buckets of a numeric field (fewer if values repeat)."""
+MAX_COLUMNS = 8
+"""Maximum number of categories of one attribute that are encoded, the first ones."""
 HOURS, WEEKDAYS = 24, 7
 
 
@@ -62,6 +66,37 @@ class CategoryCodes:
 
 
 @dataclass(frozen=True)
+class CategoriesCodes:
+    """Text values in the order of their code, from 1.
+
+    An attribute has up to ``columns`` of them.
+    """
+
+    values: tuple[str, ...]
+    columns: int = 1
+
+    @property
+    def size(self) -> int:
+        return len(self.values) + 1
+
+    def codes(self, raws: Iterable[Any]) -> np.ndarray:
+        """(n, columns) int32; known values first, then 0."""
+        index = self._index
+        rows = []
+        for raw in raws:
+            known = [index[text] for text in as_categories(raw) or () if text in index][: self.columns]
+            rows.append(known + [0] * (self.columns - len(known)))
+        return np.array(rows, dtype=np.int32).reshape(-1, self.columns)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {value: code for code, value in enumerate(self.values, start=1)}
+
+    def to_json(self) -> JsonTree:
+        return {"kind": "categories", "values": list(self.values), "columns": self.columns}
+
+
+@dataclass(frozen=True)
 class NumericBuckets:
     """Ascending bucket edges.
 
@@ -84,7 +119,7 @@ class NumericBuckets:
         return {"kind": "number", "edges": list(self.edges)}
 
 
-Codes = CategoryCodes | NumericBuckets
+Codes = CategoryCodes | CategoriesCodes | NumericBuckets
 
 
 @dataclass(frozen=True)
@@ -97,6 +132,11 @@ class FieldCodes:
         """Number of codes of a feature, including 0 for missing."""
         return self.codes[name].size
 
+    def columns(self, name: str) -> int:
+        """Number of columns of a feature's codes; above 1 for several categories."""
+        codes = self.codes[name]
+        return codes.columns if isinstance(codes, CategoriesCodes) else 1
+
     def to_json(self) -> JsonTree:
         return {name: codes.to_json() for name, codes in self.codes.items()}
 
@@ -107,6 +147,8 @@ class FieldCodes:
             name = EARLIER_NAMES.get(stored_name, stored_name)
             if entry["kind"] == "category":
                 codes[name] = CategoryCodes(tuple(entry["values"]))
+            elif entry["kind"] == "categories":
+                codes[name] = CategoriesCodes(tuple(entry["values"]), int(entry["columns"]))
             else:
                 codes[name] = NumericBuckets(tuple(float(edge) for edge in entry["edges"]))
         return cls(codes)
@@ -128,8 +170,8 @@ class FieldCodes:
         codes: dict[str, Codes] = {}
         for side, fields, rows in (("item", spec.item, items), ("user", spec.user, users)):
             for name, field in fields.items():
-                raws = [None if row is None else row.get(field.source or name) for row in rows]
-                codes[f"{side}.{name}"] = _category(raws) if field.kind == "category" else _number(raws)
+                raws = values_of(name, field, rows)
+                codes[f"{side}.{name}"] = _FITS[field.kind](raws)
         for name in spec.context:
             if name == "hour":
                 codes["context.hour"] = CategoryCodes(tuple(str(hour) for hour in range(HOURS)))
@@ -138,6 +180,15 @@ class FieldCodes:
             else:
                 codes["context.days_since_last"] = _number(gaps.tolist())
         return cls(codes)
+
+
+def values_of(name: str, field: Field, rows: Iterable[Mapping[str, Any] | None]) -> list[Any]:
+    """Values of a feature in rows of attributes; None where missing.
+
+    Several categories are a list.
+    """
+    raws = [None if row is None else row.get(field.source or name) for row in rows]
+    return [as_categories(raw, field.separator) for raw in raws] if field.kind == "categories" else raws
 
 
 def as_text(raw: Any) -> str:
@@ -169,3 +220,16 @@ def _number(raws: Iterable[Any]) -> NumericBuckets:
         return NumericBuckets(())
     edges = np.unique(np.quantile(values, np.arange(1, N_BUCKETS) / N_BUCKETS))
     return NumericBuckets(tuple(float(edge) for edge in edges))
+
+
+def _categories(raws: Iterable[Any]) -> CategoriesCodes:
+    lists = [as_categories(raw) or [] for raw in raws]
+    values = tuple(sorted({text for texts in lists for text in texts}))
+    return CategoriesCodes(values, min(MAX_COLUMNS, max(1, max(map(len, lists), default=1))))
+
+
+_FITS: Mapping[str, Callable[[Iterable[Any]], Codes]] = {
+    "category": _category,
+    "categories": _categories,
+    "number": _number,
+}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from recloop.config import Data
+from recloop.config import Data, Field
 from recloop.data.guests import GUEST_REFUSED, is_present
 from recloop.data.numbers import read_number
 from recloop.data.rejected_rows import GUEST_REASON
+from recloop.features.categories import with_categories
 from recloop.features.id_form import form_id, id_text
 from recloop.features.timestamp_text import EXPECTED_FORMS, parse_timestamp
 from recloop.files import AttributeValues, JsonTree
@@ -160,21 +161,29 @@ def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
     )
 
 
-def check_item(raw: Any, received_at: int, data: Data) -> Item | Rejected:
-    """Convert a row to an item version, or reject it."""
+def check_item(raw: Any, received_at: int, data: Data, fields: Mapping[str, Field]) -> Item | Rejected:
+    """Convert a row to an item version, or reject it.
+
+    Attributes are read as those of a file.
+    """
     row = _convert_row(_with_id(raw, "item_id"), ItemIn)
     if isinstance(row, Rejected):
         return row
     item_id = form_id(row.item_id, data.id_form)
-    return Item(item_id=item_id, attributes=row.attributes, hidden=row.hidden, received_at=received_at)
+    attributes = with_categories(row.attributes, fields)
+    return Item(item_id=item_id, attributes=attributes, hidden=row.hidden, received_at=received_at)
 
 
-def check_user(raw: Any, received_at: int, data: Data) -> User | Rejected:
-    """Convert a row to a user version, or reject it."""
+def check_user(raw: Any, received_at: int, data: Data, fields: Mapping[str, Field]) -> User | Rejected:
+    """Convert a row to a user version, or reject it.
+
+    Attributes are read as those of a file.
+    """
     row = _convert_row(_with_id(raw, "user_id"), UserIn)
     if isinstance(row, Rejected):
         return row
-    return User(user_id=form_id(row.user_id, data.id_form), attributes=row.attributes, received_at=received_at)
+    attributes = with_categories(row.attributes, fields)
+    return User(user_id=form_id(row.user_id, data.id_form), attributes=attributes, received_at=received_at)
 
 
 def timestamp_or_none(text: str, data: Data) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from recloop.data.tables import Table
+from recloop.features.categories import as_categories
 from recloop.files import JsonTree
 from recloop.init.columns import ColumnGuess
 from recloop.init.names import TITLE_NAMES, leaf, normalize_name
@@ -14,6 +15,15 @@ from recloop.init.names import TITLE_NAMES, leaf, normalize_name
 MAX_CATEGORIES: Final = 1_000
 MAX_FEATURES: Final = 8
 """Maximum number of features per side; others can be added manually."""
+
+SEPARATORS: Final = ("|", " > ", ";", ",")
+"""Separators of categories in a text, the first one that fits."""
+MIN_LIST_SHARE: Final = 0.9
+MIN_SEVERAL_SHARE: Final = 0.1
+"""Share of the texts with more than one category from which a separator is one."""
+MAX_DISTINCT_SHARE: Final = 0.5
+MAX_WORDS: Final = 3
+"""Largest mean number of words of a category."""
 
 Side = tuple[Table, list[JsonTree]]
 """Items or users file: the table, and its rows as objects."""
@@ -87,6 +97,9 @@ def choose_fields(side: Side | None, key: str, excluded: set[str]) -> dict[str, 
 def _field(name: str, values: list[Any]) -> JsonTree | None:
     present = [value for value in values if value is not None and value != ""]
     missing = 1 - len(present) / max(1, len(values))
+    several = _several(name, present, missing) if missing <= 0.9 and present else None
+    if several is not None:
+        return several
     if missing > 0.9 or not present or any(isinstance(value, list | dict) for value in present):
         return None
     distinct = len({str(value) for value in present})
@@ -106,6 +119,51 @@ def _field(name: str, values: list[Any]) -> JsonTree | None:
     dim = 4 if distinct <= 10 else 8 if distinct <= 100 else 16
     return {"kind": "category", "from": name, "dim": dim, "missing": missing, "values": distinct,
             "why": f"{distinct:,} distinct values"}  # fmt: skip
+
+
+def _several(name: str, present: list[Any], missing: float) -> JsonTree | None:
+    """Feature of several categories.
+
+    Its values are lists, texts of lists, or texts whose parts repeat.
+    """
+    as_list = [value for value in present if isinstance(value, list) or _is_list_text(value)]
+    separator = "" if len(as_list) >= MIN_LIST_SHARE * len(present) else _separator(present)
+    if separator is None:
+        return None
+    parts = [as_categories(value, separator) or [] for value in present]
+    distinct = len({part for row in parts for part in row})
+    n_parts = sum(map(len, parts))
+    if not 2 <= distinct <= MAX_CATEGORIES or (distinct > 20 and distinct > 0.5 * n_parts):
+        return None
+    dim = 4 if distinct <= 10 else 8 if distinct <= 100 else 16
+    how = f"separated by {separator.strip()!r}" if separator else "in lists"
+    return {"kind": "categories", "from": name, "dim": dim, "missing": missing, "values": distinct, "separator": separator,
+            "why": f"{distinct:,} distinct values, several of an entry {how}"}  # fmt: skip
+
+
+def _is_list_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]")
+
+
+def _separator(present: list[Any]) -> str | None:
+    """Separator of categories in the texts; None without one.
+
+    Its parts repeat in different texts.
+    """
+    texts = [value for value in present if isinstance(value, str)]
+    if len(texts) < len(present):
+        return None
+    for separator in SEPARATORS:
+        split_texts = [[part.strip() for part in text.split(separator)] for text in texts]
+        n_several = sum(len(parts) > 1 for parts in split_texts)
+        parts = [part for row in split_texts for part in row if part]
+        is_short = bool(parts) and sum(len(part.split()) for part in parts) <= MAX_WORDS * len(parts)
+        distinct = {text: set(row) for text, row in zip(texts, split_texts, strict=True)}
+        is_shared = sum(map(len, distinct.values())) > len(set(parts))  # a part is in two different texts
+        repeats = is_shared and len(set(parts)) <= MAX_DISTINCT_SHARE * len(parts)
+        if n_several >= MIN_SEVERAL_SHARE * len(texts) and is_short and repeats:
+            return separator
+    return None
 
 
 def _name(column: str, used: Collection[str]) -> str:

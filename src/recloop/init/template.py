@@ -153,6 +153,8 @@ def config_text(
         for name, field in features.items():
             blocks.append(f"\n[features.{side}.{_key(name)}]".ljust(35) + f"# {field['why']}\n")
             blocks.append(f'kind = "{field["kind"]}"\nfrom = {_text(field["from"])}\ndim = {field["dim"]}\n')
+            if field.get("separator"):
+                blocks[-1] += f"separator = {_text(field['separator'])}\n"
     blocks.append(TAIL_TEMPLATE.format(scenario=scenario[0], reason=_line(scenario[1]), segment=_segment(segment)))
     return "".join(blocks)
 

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from recloop.features import conditions
+from recloop.features.categories import as_categories
 from recloop.features.vocabulary import Vocabulary, as_text
 from recloop.recommend.cache import ENTRY_BYTES, ByteCache
 from recloop.records import ITEM_ID, SEQ, Item
@@ -240,6 +241,8 @@ def _weight(item: Item) -> int:
 
 def _column(values: list[Any]) -> pl.Series:
     present = [value for value in values if value is not None]
+    if any(isinstance(value, list) for value in present):  # an empty list is missing
+        return pl.Series([as_categories(value) for value in values], dtype=pl.List(pl.String))
     if all(isinstance(value, bool) for value in present):
         return pl.Series(values, dtype=pl.Boolean)
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):

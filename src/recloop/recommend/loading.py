@@ -90,7 +90,10 @@ def manifest(project: Project) -> DataManifest:
 
 
 def status(project: Project) -> JsonTree:
-    """Return the keys of ``recloop status``: bundles, and rows after the watermark by type without a rule."""
+    """Return the keys of ``recloop status``.
+
+    They name the bundles, and the rows after the watermark by type without a rule.
+    """
     table = with_removed_flags(project, releases.release_table(project.open_control()))
     if not (project.data / "manifest.json").exists():
         return {**table, "last_seq": 0, "watermark": 0, "unnamed_types": {}}
@@ -100,7 +103,10 @@ def status(project: Project) -> JsonTree:
 
 
 def unnamed_types(project: Project, after: int) -> dict[str, int]:
-    """Count the valid rows of log.db after a seq by event type without a rule of ``[events]``."""
+    """Count rows of log.db after a seq by event type without a rule.
+
+    Rows that a cleaning rule removed do not count.
+    """
     log = project.open_log()
     rows = log.events(after=after).filter(pl.col(RULE).is_null())
     log.close()

@@ -98,13 +98,28 @@ class _AttributeNeighbours:
         query_codes = self._codes([attributes])[0]  # (C,)
         if not query_codes.any():
             return iter(())
-        n_equal = ((self._table == query_codes) & (query_codes > 0)).sum(axis=1)  # (N+1,)
+        n_equal = self._n_equal(self._table, query_codes)  # (N+1,)
         popularity = popularity_rank(bundle.arrays["popular"]) / (len(n_equal) + 1)  # below 1: a tie-breaker
         cold_ids, cold = self._items_without_row(catalog, allowed.text)
-        cold_n_equal = ((cold == query_codes) & (query_codes > 0)).sum(axis=1)
+        cold_n_equal = self._n_equal(cold, query_codes)
         scores = np.where(n_equal > 0, n_equal - popularity, -np.inf)
         cold_scores = np.where(cold_n_equal > 0, cold_n_equal - 1.0, -np.inf)
         return ranked(scores, allowed, b, bundle.items.ids.ids, cold_ids, cold_scores)
+
+    def _n_equal(self, codes: np.ndarray, query_codes: np.ndarray) -> np.ndarray:
+        """(n,) number of fields equal to the query's.
+
+        Several categories count by the share of the query's that a row has.
+        """
+        n_equal = np.zeros(len(codes))
+        start = 0
+        for name in self._bundle.spec.item:
+            stop = start + self._bundle.fields.columns(f"item.{name}")
+            known = query_codes[start:stop][query_codes[start:stop] > 0]
+            if len(known):
+                n_equal += (codes[:, start:stop, None] == known).any(axis=1).sum(axis=1) / len(known)
+            start = stop
+        return n_equal
 
     @cached_property
     def _table(self) -> np.ndarray:

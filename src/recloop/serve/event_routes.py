@@ -57,14 +57,16 @@ class WriteRoutes:
 
     async def post_items(self, request: Request) -> Response:
         now, rows = await self._rows(request)
-        checked = [parse.check_item(row, now, self._service.project.config.data) for row in rows]
+        config = self._service.project.config
+        checked = [parse.check_item(row, now, config.data, config.features.item) for row in rows]
         if items := [item for item in checked if not isinstance(item, Rejected)]:
             await self._service.writer.write(items=items)
         return _upserted(ItemsResponse, ItemResult, checked, ITEM_ID)
 
     async def post_users(self, request: Request) -> Response:
         now, rows = await self._rows(request)
-        checked = [parse.check_user(row, now, self._service.project.config.data) for row in rows]
+        config = self._service.project.config
+        checked = [parse.check_user(row, now, config.data, config.features.user) for row in rows]
         if users := [user for user in checked if not isinstance(user, Rejected)]:
             await self._service.writer.write(users=users)
         return _upserted(UsersResponse, UserResult, checked, USER_ID)
