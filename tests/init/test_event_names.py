@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import polars as pl
 import pytest
 
 from recloop.init.event_names import Meaning, meaning_of, numeric_meanings, partner
+from recloop.init.events import guess_events
 from recloop.init.order_status import order_status
 
 NAMES = {
@@ -111,3 +113,12 @@ def test_order_status_by_whole_words(status: str, texts: str) -> None:
 def test_partner_of_an_undo_is_the_named_type(name: str, expected: str) -> None:
     types = ["view", "dislike", "like", "addtocart", "hide", "follow", "purchase", "unlike", "undislike", "saved"]
     assert partner(name, meaning_of(name), types) == expected
+
+
+def test_guess_events_of_numeric_codes_says_where_they_are_from() -> None:
+    types = ["1"] * 90 + ["2"] * 2 + ["3"] * 4 + ["4"] * 4
+    columns = {"event_type": "behavior_type", "value": ""}
+    events, why = guess_events(pl.DataFrame({"event_type": types}), columns)
+    assert events.weights == {"4": 5.0, "2": 3.0, "3": 3.0, "1": 1.0}
+    assert events.history == ("1",)
+    assert why.startswith("codes of Tianchi data sets")

@@ -205,6 +205,6 @@ def numeric_meanings(counts: Mapping[str, int]) -> dict[str, Meaning]:
     numbers have no meaning of their own; it is made only if 1 is the most frequent type.
     """
     codes = dict(zip("1234", (Meaning.WEAK, Meaning.STRONG, Meaning.STRONG, Meaning.PURCHASE), strict=True))
-    if not {"1", "4"} <= set(counts) <= set(codes) or counts["1"] < max(counts.values()):
+    if len(counts) < 3 or not {"1", "4"} <= set(counts) <= set(codes) or counts["1"] < max(counts.values()):
         return {}
     return {name: codes[name] for name in counts}

@@ -8,7 +8,7 @@ from typing import Final
 import polars as pl
 
 from recloop.config import Events
-from recloop.init.event_names import Meaning, meaning_of, partner
+from recloop.init.event_names import Meaning, meaning_of, numeric_meanings, partner
 from recloop.init.names import OUTCOME_NAMES, leaf, normalize_name
 from recloop.init.value_rules import DwellColumn, dwell_column, rating_rule
 from recloop.records import ANY_TARGET, DEFAULT_EVENT_TYPE, EVENT_TYPE, VALUE
@@ -67,8 +67,9 @@ def _with_short_uses(events: Events, why: str, dwell: DwellColumn | None) -> tup
 def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
     """``[events]`` for row counts by type, most frequent first, and the reason."""
     types_by_meaning: dict[Meaning, list[str]] = {meaning: [] for meaning in Meaning}
+    codes = numeric_meanings(counts)
     for name in counts:
-        types_by_meaning[meaning_of(name)].append(name)
+        types_by_meaning[codes.get(name) or meaning_of(name)].append(name)
     undo, unpaired = _undo(types_by_meaning, list(counts))
     purchases = types_by_meaning[Meaning.PURCHASE]
     strong_types = types_by_meaning[Meaning.STRONG]
@@ -93,6 +94,8 @@ def _of_types(counts: dict[str, int]) -> tuple[Events, str]:
         why = "no positive type found: set events.positive"
     elif not purchases and not history:  # equal weights are not written
         positive, weighted_types = [name for name, _ in weighted_types], []
+    if codes:
+        why = "codes of Tianchi data sets: 1 view, 2 favorite, 3 cart, 4 purchase; check them"
     texts = [tuple(map(_text, names)) for names in (positive, types_by_meaning[Meaning.NEGATIVE], neutral, history)]
     weights = {_text(name): weight for name, weight in weighted_types}
     return Events(
