@@ -33,9 +33,11 @@ def test_encoding_of_other_texts_is_decided_over_all_words(tmp_path: Path, text:
     assert ",".join(read_table(log, Data()).frame.row(0)) == text.splitlines()[1]
 
 
-@pytest.mark.parametrize("encoding", ["cp1251", "euc_jp", "iso8859_7"])
+@pytest.mark.parametrize("encoding", ["cp1251", "euc_jp", "euc_kr", "iso8859_7"])
 def test_encoding_of_texts_without_a_known_encoding_raises(tmp_path: Path, encoding: str) -> None:
-    words = {"cp1251": "чайник,хлеб", "euc_jp": "おちゃ,パン", "iso8859_7": "καφές,ψωμί"}[encoding]
+    words = {
+        "cp1251": "чайник,хлеб", "euc_jp": "おちゃ,パン", "euc_kr": "녹차,사과나무", "iso8859_7": "καφές,ψωμί",
+    }[encoding]  # fmt: skip
     with pytest.raises(UserError, match="iconv -f ENCODING -t UTF-8 log"):
         encoding_of(source(tmp_path / "log.csv", ("a,b\n" + f"{words}\n" * 9).encode(encoding)))
 

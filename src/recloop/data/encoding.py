@@ -24,10 +24,24 @@ REPLACE_BAD: Final = "recloop_bad_byte"
 codecs.register_error(REPLACE_BAD, lambda error: (BAD_BYTE, error.end))  # type: ignore[attr-defined]
 MAX_COUNTED_LINES: Final = 20_000
 """Lines above ASCII that are counted at least, to find the share that is UTF-8."""
-COMMON_HANZI: Final = bytes(
-    byte for lead in range(0xB0, 0xD8) for tail in range(0xA1, 0xFF) for byte in (lead, tail)
-).decode("gb2312", "ignore")
-"""The 3,755 common ideographs: level 1 of GB 2312."""
+FIRST_COMMON_LEAD: Final = 0xB0
+LAST_HANGUL_LEAD: Final = 0xC8
+LAST_COMMON_LEAD: Final = 0xD7
+"""Lead bytes of the 3,755 common ideographs in GB 2312, and the last one of the Hangul in EUC-KR."""
+MIN_KOREAN_LETTERS: Final = 30
+MIN_LATE_SHARE: Final = 0.05
+"""Share of ideographs after the last lead of Hangul that a Chinese text exceeds; about half are."""
+
+
+def _ideographs(first_lead: int, last_lead: int) -> str:
+    leads = range(first_lead, last_lead + 1)
+    return bytes(byte for lead in leads for tail in range(0xA1, 0xFF) for byte in (lead, tail)).decode(
+        "gb2312", "ignore"
+    )
+
+
+COMMON_HANZI: Final = _ideographs(FIRST_COMMON_LEAD, LAST_COMMON_LEAD)
+LATE_HANZI: Final = re.compile(f"[{_ideographs(LAST_HANGUL_LEAD + 1, LAST_COMMON_LEAD)}]")
 WORD_ABOVE_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 COMMON_WORD: Final = re.compile(f"[{COMMON_HANZI}\u3000-\u303f\uff00-\uffef]+")
 MIN_FOREIGN_RUN: Final = 3
@@ -225,14 +239,21 @@ def _decoded(source: InputFile, encoding: str) -> Iterator[str]:
 
 
 def _looks_chinese(source: InputFile) -> bool:
-    """True if most words above ASCII consist of common Chinese characters."""
-    n_words = 0
-    n_common = 0
+    """True if most words above ASCII consist of common Chinese characters.
+
+    Korean text in EUC-KR has only those of the first lead bytes.
+    """
+    n_words = n_common = n_letters = n_late = 0
     for text in _decoded(source, "gb18030"):
         words = WORD_ABOVE_ASCII.findall(text)
+        common_words = [word for word in words if COMMON_WORD.fullmatch(word)]
+        letters = "".join(common_words)
         n_words += len(words)
-        n_common += sum(COMMON_WORD.fullmatch(word) is not None for word in words)
-    return n_common > n_words / 2
+        n_common += len(common_words)
+        n_letters += len(letters)
+        n_late += len(LATE_HANZI.findall(letters))
+    is_korean = n_letters >= MIN_KOREAN_LETTERS and n_late < MIN_LATE_SHARE * n_letters
+    return n_common > n_words / 2 and not is_korean
 
 
 def _looks_western(source: InputFile) -> bool:
