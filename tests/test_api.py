@@ -97,6 +97,8 @@ def test_recommend_refuses_unknown_users_and_items(rec: recloop.FittedRecommende
     with pytest.raises(UserError, match="items_to_recommend=nothing: expected items of the catalog"):
         rec.recommend("u01", items_to_recommend=["i01", "nothing"])
     assert rec.recommend([], n=3).is_empty()
+    with pytest.raises(UserError, match="now=noon: expected a whole number of microseconds"):
+        rec.recommend("u01", now="noon")  # type: ignore[arg-type]
 
 
 def test_items_without_events_are_recommended_from_the_catalog(tiny_simulated_shop: SimulatedShop) -> None:

@@ -172,6 +172,12 @@ def test_mixed_column_and_repeated_names_are_refused() -> None:
     twice = pd.DataFrame([["a", "b"]], columns=["user_id", "user_id"])
     with pytest.raises(UserError, match="columns with different names"):
         recloop.fit(twice)
+    periods = shop_log().to_pandas()
+    periods["Bought at"] = periods["Bought at"].dt.to_period("D")
+    with pytest.raises(UserError, match=r"events=Bought at: expected texts, numbers, dates or lists"):
+        recloop.fit(periods)
+    with pytest.raises(UserError, match=r"events=events: expected rows under the header"):
+        recloop.fit(shop_log().clear())
     with pytest.raises(UserError, match=r"events=LazyFrame.*try: events\.collect\(\)"):
         recloop.fit(shop_log().lazy())
 

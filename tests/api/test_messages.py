@@ -21,6 +21,8 @@ from recloop.errors import BundleError, UserError
         ("data.events", "events"),
         ("rule duplicates", "rule duplicates"),
         ("n", "n"),
+        ("--items", "items"),
+        ("FILE", "events"),
     ],
 )
 def test_key_becomes_an_argument(name: str, argument: str) -> None:
@@ -43,8 +45,8 @@ def test_key_becomes_an_argument(name: str, argument: str) -> None:
         ),
         (
             "--set split.ties=row --set split.filter_seen=true",
-            'config={"split": {"ties": row}} config={"split": {"filter_seen": True}}',
-            "recloop.open(folder, split__ties=row) recloop.open(folder, split__filter_seen=True)",
+            'config={"split": {"ties": "row", "filter_seen": True}}',
+            'recloop.open(folder, split__ties="row", split__filter_seen=True)',
         ),
         (
             "correct clean.keep in recloop.toml",

@@ -18,7 +18,7 @@ import polars as pl
 from recloop import bundle as bundles
 from recloop.api.fit_input import HOLDOUTS, Holdout
 from recloop.api.fit_report import FitReport
-from recloop.api.ids import IdType, checked_n, listed
+from recloop.api.ids import IdType, checked_moment, checked_n, listed
 from recloop.api.messages import python_errors
 from recloop.bundle import Bundle
 from recloop.config import Config
@@ -307,7 +307,7 @@ class FittedRecommender:
         Raises:
             UserError: all rows were learned and ``split`` is None, the bundle was loaded, or the test is empty.
         """
-        cutoffs = None if k is None else [checked_n(value) for value in (k if isinstance(k, Iterable) else [k])]
+        cutoffs = None if k is None else [checked_n(value, "k") for value in (k if isinstance(k, Iterable) else [k])]
         if split is not None and split not in HOLDOUTS:
             raise UserError("split", split, " or ".join(HOLDOUTS), 'split="temporal"')
         if self._refit is None:
@@ -323,7 +323,7 @@ class FittedRecommender:
         if split is not None and split != self._holdout:
             return self._refit(split).evaluate(k=k)
         tree = self._config.model_dump(mode="json", by_alias=True)
-        if cutoffs:
+        if cutoffs is not None:
             tree["evaluate"]["k"] = cutoffs
         config = build(tree, (), {})
         table = evaluate(
@@ -366,8 +366,7 @@ class FittedRecommender:
         return f"<p><b>FittedRecommender</b>: {escape(self._summary)}</p>{report}"
 
     def _moment(self, now: int | None) -> int:
-        events = self._rows.events
-        return max_int(events[TIMESTAMP]) + 1 if now is None else now
+        return max_int(self._rows.events[TIMESTAMP]) + 1 if now is None else checked_moment(now)
 
     def _states(self, users: list[str]) -> StateBatch:
         return self._timeline.states(users, [max_int(self._rows.events[SEQ])] * len(users))

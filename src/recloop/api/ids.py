@@ -83,8 +83,8 @@ def _id_text(value: Any, name: str) -> str:
     return str(value)
 
 
-def checked_n(n: Any) -> int:
-    """Number of items of a list.
+def checked_n(n: Any, name: str = "n") -> int:
+    """Number of items of a list; ``name`` is the argument.
 
     Raises:
         UserError: not a whole number from 1 to 1000.
@@ -94,8 +94,21 @@ def checked_n(n: Any) -> int:
     except TypeError:
         number = 0
     if not 1 <= number <= MAX_N:
-        raise UserError("n", n, f"a whole number from 1 to {MAX_N}", "n=10")
+        raise UserError(name, n, f"a whole number from 1 to {MAX_N}", f"{name}=10")
     return number
+
+
+def checked_moment(now: Any) -> int:
+    """Time of a query, int64 microseconds UTC.
+
+    Raises:
+        UserError: not a whole number.
+    """
+    try:
+        return operator.index(now)
+    except TypeError:
+        fix = "now=int(moment.timestamp() * 1_000_000)"
+        raise UserError("now", now, "a whole number of microseconds since 1970, UTC", fix) from None
 
 
 def listed(ids: Iterable[str]) -> str:

@@ -20,6 +20,9 @@ SETTING: Final = re.compile(
 )
 SET_COLUMN: Final = re.compile(r"\bset data\.columns\.(?P<field>[a-z_]+)")
 SET_KEY: Final = re.compile(rf"\b(?:set|correct) {KEY}(?: in recloop\.toml)?")
+SAME_SECTION: Final = re.compile(
+    r'config=\{"(?P<section>[a-z]+)": \{(?P<settings>[^{}]*)\}\} config=\{"(?P=section)": \{'
+)
 UNDER_SECTION: Final = re.compile(r"(?P<name>[a-z_]+) = (?P<values>[^;]+?) under \[(?P<section>[a-z]+)\]")
 COMMAND: Final = re.compile(r"\brecloop (?P<verb>[a-z]+)\b(?P<rest>[^;]*)")
 SECTIONS: Final = tuple(Config.model_fields)
@@ -28,6 +31,7 @@ FIT_FIXES: Final = {
     "recloop doctor": 'check columns={...} and config={"clean": {...}}',
     "recloop init FILE": 'columns={"user_id": "NAME", "item_id": "NAME", "timestamp": "NAME"}',
     "recloop train popular": 'model="popular"',
+    "recloop status": "the path that rec.save returned",
     'name = "sasrec"': 'model="sasrec"',
     "set [data.columns]": 'columns={"user_id": "NAME", ...}',
     "use a longer log, or check data.columns.timestamp": 'a longer log, or columns={"timestamp": "NAME"}',
@@ -66,7 +70,8 @@ def argument_of(name: str) -> str:
 
     Example: ``data.columns.user_id`` is ``columns["user_id"]``.
     """
-    key, space, rest = name.removeprefix("--").partition(" ")
+    name = {"FILE": "events"}.get(name, name.removeprefix("--"))
+    key, space, rest = name.partition(" ")
     parts = key.split(".")
     if key == "data.events":
         return f"events{space}{rest}"
@@ -88,6 +93,7 @@ def python_fix(fix: str, caller: Caller) -> str:
             fix = fix.replace(text, replacement)
     fix = fix.replace("recloop update --set", "--set")
     fix = SETTING.sub(lambda match: _setting(match["key"], match["value"].strip(), caller), fix)
+    fix = SAME_SECTION.sub(r'config={"\g<section>": {\g<settings>, ', fix).replace(") recloop.open(folder, ", ", ")
     if caller == "fit":
         fix = UNDER_SECTION.sub(r'config={"\g<section>": {"\g<name>": \g<values>}}', fix)
         fix = SET_COLUMN.sub(lambda match: f'columns={{"{match["field"]}": "NAME"}}', fix)
@@ -99,6 +105,8 @@ def python_fix(fix: str, caller: Caller) -> str:
 def _setting(key: str, value: str, caller: Caller) -> str:
     """One setting as an argument of `fit` or of `open`."""
     value = {"true": "True", "false": "False"}.get(value, value)
+    if re.fullmatch(r"[a-z][a-z_-]*", value):
+        value = f'"{value}"'
     if caller == "project":
         return f"recloop.open(folder, {key.replace('.', '__')}={value})"
     parts = key.split(".")

@@ -142,7 +142,9 @@ class ProjectFolder:
 
     @python_errors("project")
     def ingest(self, rows: Any, url: str = "") -> IngestResult:
-        """Add rows to the log, once per event_id; ``progress=True`` prints the rows that were not stored.
+        """Add rows to the log, once per event_id.
+
+        A folder opened with ``progress=True`` prints the rows that were not stored.
 
         Args:
             rows: A file, or a frame with the columns of the project's log.

@@ -29,7 +29,7 @@ def as_polars(frame: Any, name: str = "events") -> pl.DataFrame:
         name: The argument, for messages.
 
     Raises:
-        UserError: the object is not a data frame, has two columns of one name, or a column mixes texts and numbers.
+        UserError: the object is not a data frame, has two columns of one name, or a column of mixed or foreign types.
     """
     try:
         eager = nw.from_native(frame, eager_only=True)
@@ -38,7 +38,9 @@ def as_polars(frame: Any, name: str = "events") -> pl.DataFrame:
         fix = f"{name}.collect()" if isinstance(frame, pl.LazyFrame) else f"{name}=polars.read_csv(FILE)"
         raise UserError(name, type(frame).__name__, expected, fix) from None
     except nw.exceptions.DuplicateError as error:
-        raise UserError(name, _one_line(error), "columns with different names", "rename one of them") from None
+        raise UserError(
+            name, " ".join(str(error).split()), "columns with different names", "rename one of them"
+        ) from None
     columns = eager.columns
     repeated = next((column for column in columns if columns.count(column) > 1), None)
     if repeated is not None:
@@ -48,6 +50,13 @@ def as_polars(frame: Any, name: str = "events") -> pl.DataFrame:
     except (pa.ArrowException, pl.exceptions.PolarsError, TypeError):
         _refuse_mixed_column(eager, name)
         raise
+    plain = (
+        selectors.numeric() | selectors.temporal() | selectors.string(include_categorical=True) | selectors.boolean()
+    )
+    plain |= selectors.nested() | selectors.binary() | selectors.by_dtype(pl.Null, pl.Enum)
+    for column in polars_frame.select(~plain).columns:
+        expected = f"texts, numbers, dates or lists, not {polars_frame.schema[column]}"
+        raise UserError(name, column, expected, f'{name}["{column}"] = {name}["{column}"].astype(str)')
     return polars_frame.with_columns(
         selectors.by_dtype(pl.Categorical, pl.Enum).cast(pl.String), selectors.float().fill_nan(None)
     )
@@ -60,10 +69,6 @@ def _refuse_mixed_column(eager: nw.DataFrame[Any], name: str) -> None:
         except (pa.ArrowException, pl.exceptions.PolarsError, TypeError):
             expected = "one type in a column; this one mixes texts, numbers or objects"
             raise UserError(name, column, expected, f'{name}["{column}"] = {name}["{column}"].astype(str)') from None
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
 
 
 def config_for(frame: pl.DataFrame, config: Mapping[str, Any]) -> Config:
