@@ -82,6 +82,11 @@ def test_find_dialect_without_a_header_numbers_the_columns(tmp_path: Path) -> No
     assert (found.names, found.n_skipped) == (("c1", "c2", "c3"), 0)
 
 
+def test_find_dialect_without_headers_keeps_the_names_of_a_catalog(tmp_path: Path) -> None:
+    found = dialect(tmp_path / "a.csv", "#id,kind,age\nu1,m,20\nu2,f,31\n", header="false")
+    assert (found.names, found.n_skipped) == (("#id", "kind", "age"), 1)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

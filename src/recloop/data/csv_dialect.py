@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from recloop.config import Data
 from recloop.data.encoding import scan_text
@@ -39,6 +39,9 @@ SEPARATOR_LINE: Final = re.compile(r'\ufeff?"?sep=(::|.)"?[\r\n]', re.IGNORECASE
 NUMBERED_NAMES: Final = re.compile(r"(\D+)\d+(\x1f\1\d+)*")
 NUMBER_SHAPE: Final = "9"
 NUMBER: Final = re.compile(r"[-+]?\d+([.,]\d+)*([eE][-+]?\d+)?")
+
+
+FirstLine = Literal["values", "names", "unclear"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def looks_headless(source: InputFile, data: Data | None = None) -> bool:
 def find_dialect(source: InputFile, encoding: str, data: Data) -> Dialect:
     """Form of a text table, by many of its first records.
 
-    ``data.separator`` and ``data.header`` override what the records say.
+    ``data.separator`` and ``data.header`` override what the records say. A first line that is clearly of names is a
+    header also with ``header = false``: a log without names may have a catalog with names.
 
     Raises:
         UserError: the file is blank.
@@ -127,13 +131,14 @@ def find_dialect(source: InputFile, encoding: str, data: Data) -> Dialect:
     if not candidates:
         raise UserError(source.key, source.name, "a header and rows; the file is blank", f"set {source.key}")
     best = _best(candidates)
+    first_line = judge_first_line(best.records)
     dialect = replace(
         best.dialect,
         n_skipped=best.dialect.n_skipped + n_lines,
         n_titles=best.dialect.n_titles + n_lines,
-        is_headless=holds_values(best.records),
+        is_headless=first_line == "values",
     )
-    if data.header:
+    if data.header or first_line == "names":
         return dialect
     n_fields = _common_length(best.records)
     names = tuple(f"c{number}" for number in range(1, n_fields + 1))
@@ -274,16 +279,16 @@ def _preference(candidate: _Candidate) -> tuple[int, float, bool]:
 # -- header
 
 
-def holds_values(records: Sequence[list[str]]) -> bool:
-    """True if the first record holds values as the next ones do, not names.
+def judge_first_line(records: Sequence[list[str]]) -> FirstLine:
+    """Judge whether the first record holds values as the next ones do, or names.
 
-    At least a third of its fields must be like their column, at least one of them by number or pattern, and no field
-    may look like a name above numbers or codes.
+    Values: at least a third of its fields are like their column, at least one of them by number or pattern, and no
+    field looks like a name above numbers or codes. Names: some field does, and none is like its column by pattern.
     """
     first, *rows = records[: MAX_COMPARED_RECORDS + 1]
     if NUMBERED_NAMES.fullmatch(INNER_MARK.join(first)):
-        return False
-    n_fields = n_typed = n_repeated = 0
+        return "unclear"
+    n_fields = n_typed = n_repeated = n_named = 0
     for index, field in enumerate(name.strip() for name in first):
         column = [row[index].strip() for row in rows if index < len(row) and row[index].strip()]
         if not field or not column:
@@ -295,12 +300,14 @@ def holds_values(records: Sequence[list[str]]) -> bool:
         if _has_digit(field) and shapes.count(shape) >= min_same:
             n_typed += 1
         elif shape != NUMBER_SHAPE and shapes.count(NUMBER_SHAPE) >= min_same:
-            return False
+            n_named += 1
         elif field in column:
             n_repeated += 1
         elif not _has_digit(field) and sum(map(_has_digit, column)) >= min_same:
-            return False
-    return n_typed > 0 and (n_typed + n_repeated) * 3 >= n_fields
+            n_named += 1
+    if n_named:
+        return "unclear" if n_typed else "names"
+    return "values" if n_typed and (n_typed + n_repeated) * 3 >= n_fields else "unclear"
 
 
 def _has_digit(value: str) -> bool:
