@@ -196,6 +196,18 @@ def test_dropped_rows_are_reported_and_warned_about_once() -> None:
     assert "<td>columns.item_id</td><td>SKU</td>" in rec._repr_html_()
 
 
+def test_guest_baskets_are_counted_apart_from_users() -> None:
+    order = pl.int_range(pl.len()) // 2
+    customer = pl.when(order % 5 > 0).then(pl.format("c{}", order % 7))
+    frame = shop_log().with_columns(customer.alias("Customer"), pl.format("o{}", order).alias("order_id"))
+    rec = recloop.fit(frame, model="popular")
+    assert rec.report is not None
+    assert (rec.report.users, rec.report.guest_baskets, rec.report.guest_rows) == (7, 6, 12)
+    assert "7 users, 6 guest baskets of 12 rows, 11 items" in str(rec.report)
+    with pytest.raises(UserError, match="users=guest:o0"):
+        rec.recommend("guest:o0", on_unknown="error")
+
+
 def test_progress_prints_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
     recloop.fit(shop_log(), model="popular", progress=True)
     printed = capsys.readouterr().err

@@ -17,7 +17,8 @@ class FitReport:
     Attributes:
         removed: Rows by cleaning rule. left_out: Rows that do not meet ``data.where``.
         rejected: Unreadable rows. reasons: Their most common reasons, as text.
-        users, items: Distinct ids of the kept rows. learned: Rows that the models learned. held_out: Rows of the test.
+        users, items: Distinct ids of the kept rows, without guests. guest_baskets, guest_rows: Baskets without a user
+            and their rows, which teach about items. learned: Rows that the models learned. held_out: Rows of the test.
         guesses: Guessed settings, each with its reason.
         unused_names: Columns named like a field that another column was read for.
     """
@@ -32,6 +33,8 @@ class FitReport:
     items: int
     learned: int
     held_out: int
+    guest_baskets: int
+    guest_rows: int
     guesses: tuple[GuessedSetting, ...]
     unused_names: tuple[str, ...] = ()
 
@@ -67,16 +70,18 @@ class FitReport:
         return {**tree, "guesses": [vars(guess) for guess in self.guesses]}
 
     def __str__(self) -> str:
-        lines = [self.rows_line, f"{self.users:,} users, {self.items:,} items; {self._learned_line}"]
+        lines = [self.rows_line, self._counts_line]
         return "\n".join([*lines, *(f"{guess.key} = {guess.value}   ({guess.why})" for guess in self.guesses)])
 
     @property
-    def _learned_line(self) -> str:
-        return f"{self.learned:,} rows learned, {self.held_out:,} held out"
+    def _counts_line(self) -> str:
+        guests = f", {self.guest_baskets:,} guest baskets of {self.guest_rows:,} rows" if self.guest_baskets else ""
+        learned = f"{self.learned:,} rows learned, {self.held_out:,} held out"
+        return f"{self.users:,} users{guests}, {self.items:,} items; {learned}"
 
     def _repr_html_(self) -> str:
         """Render for a notebook."""
-        head = f"<p>{escape(self.rows_line)}<br>{self.users:,} users, {self.items:,} items; {self._learned_line}</p>"
+        head = f"<p>{escape(self.rows_line)}<br>{self._counts_line}</p>"
         if not self.guesses:
             return head
         rows = "".join(

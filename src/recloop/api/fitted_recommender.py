@@ -41,7 +41,7 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.fusion import fuse
 from recloop.recommend.recommender import RankedList, Recommender, make_golden
-from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query, max_int, now
+from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query, guest_rows, max_int, now
 from recloop.settings import build
 
 P = ParamSpec("P")
@@ -376,7 +376,7 @@ class FittedRecommender:
             raise UserError("on_unknown", on_unknown, "popular or error", 'on_unknown="popular"')
         if on_unknown == "popular":
             return
-        known = set(self._rows.events[USER_ID].unique())
+        known = set(self._rows.events.filter(~guest_rows())[USER_ID].unique())
         unknown = [user for user in ids if user not in known]
         if unknown:
             raise UserError("users", listed(unknown), "users with events", 'on_unknown="popular", for popular items')

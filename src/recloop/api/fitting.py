@@ -27,7 +27,7 @@ from recloop.data import rejected_rows
 from recloop.data.clean import CleanResult, clean
 from recloop.data.frames import as_polars
 from recloop.data.read import OPTIONAL_COLUMNS
-from recloop.data.split import LEAVE_ONE_OUT, SplitFrames, holdout_rows, split
+from recloop.data.split import LEAVE_ONE_OUT, SplitFrames, holdout_rows, n_users, split
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.log_end import end_of
@@ -40,7 +40,7 @@ from recloop.models.base import is_closed_form
 from recloop.pipeline.training_steps import COUNTS_BUNDLE, THREADS, report_features, train_window, with_network
 from recloop.progress import ConsoleProgress, NullProgress, Progress
 from recloop.recommend.recommender import check_golden
-from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, max_int
+from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, guest_rows, max_int
 from recloop.settings import build
 from recloop.storage.event_log import object_text
 from recloop.training import baselines
@@ -138,7 +138,7 @@ def split_whole(valid_rows: pl.DataFrame, config: Config) -> SplitFrames:
         raise UserError(
             "events", "no row is positive: see [events]", f"a target among the {len(valid_rows):,} rows", fix
         )
-    held_moments = holdout_rows(valid_rows, config.split.validation_users, valid_rows[USER_ID].n_unique() // 2)
+    held_moments = holdout_rows(valid_rows, config.split.validation_users, n_users(valid_rows) // 2)
     keys = [USER_ID, STAMP]
     valid = valid_rows.join(held_moments, on=keys, how="semi", maintain_order="left")
     train = valid_rows.join(held_moments, on=keys, how="anti", maintain_order="left")
@@ -200,7 +200,7 @@ def _guess_filter_seen(
     """Leave seen items out of the lists of a log with few repeats, unless given."""
     if settings.split.protocol == LEAVE_ONE_OUT or "filter_seen" in source.tree.get("split", {}):
         return settings, source.guesses
-    positive = cleaned.valid_rows.filter(pl.col(LABEL) > 0)
+    positive = cleaned.valid_rows.filter((pl.col(LABEL) > 0) & ~guest_rows())
     n_pairs = int(positive.select(pl.struct(USER_ID, ITEM_ID).n_unique()).item()) if len(positive) else 0
     repeats = 1 - n_pairs / max(1, len(positive))
     filter_seen = bool(len(positive)) and repeats < MIN_REPEAT_SHARE
@@ -214,6 +214,7 @@ def _report(
 ) -> FitReport:
     raw = source.events
     valid_rows = cleaned.valid_rows
+    guests = valid_rows.filter(guest_rows())
     return FitReport(
         read=raw.read,
         kept=len(valid_rows),
@@ -221,10 +222,12 @@ def _report(
         left_out=raw.left_out,
         rejected=len(raw.rejects),
         reasons=rejected_rows.reasons(raw.rejects),
-        users=valid_rows[USER_ID].n_unique(),
+        users=n_users(valid_rows),
         items=valid_rows[ITEM_ID].n_unique(),
         learned=len(parts.train) + len(parts.valid),
         held_out=len(parts.test),
+        guest_baskets=guests[USER_ID].n_unique(),
+        guest_rows=len(guests),
         guesses=guesses,
         unused_names=source.unused_names,
     )
