@@ -11,6 +11,7 @@ import pytest
 
 import recloop
 from recloop.api.fit_input import read_input
+from recloop.api.text_progress import TextProgress
 from recloop.errors import UserError
 
 START = datetime(2025, 3, 1, 8, 1, 7)  # noqa: DTZ001
@@ -214,6 +215,14 @@ def test_progress_prints_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
     recloop.fit(shop_log(), model="popular")
     assert capsys.readouterr().err == ""
     assert ["60 rows read" in printed, "7 users, 11 items" in printed, "popular on 60 rows" in printed] == [True] * 3
+
+
+def test_text_progress_rewrites_the_line_of_a_long_step(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = TextProgress()
+    progress.say("collect", "5 rows")
+    progress.bar("evaluate", 1, 2)
+    progress.bar("evaluate", 2, 2)
+    assert capsys.readouterr().err == "  collect  5 rows\n\r evaluate  1 of 2\r evaluate  2 of 2\n"
 
 
 def test_a_log_of_one_instant_is_learned() -> None:

@@ -21,6 +21,7 @@ from recloop.api.fit_report import FitReport
 from recloop.api.fitted_recommender import FittedData, FittedRecommender, labelled
 from recloop.api.ids import IdType
 from recloop.api.messages import python_errors
+from recloop.api.text_progress import TextProgress
 from recloop.bundle import Bundle
 from recloop.config import Config
 from recloop.data import rejected_rows
@@ -188,10 +189,13 @@ def _dtype(name: str) -> pl.DataType:
 
 
 def _progress(shown: bool | None) -> Progress:
-    """Console reports if wanted; by default on a terminal or in a notebook."""
+    """Reports to stderr if wanted; by default on a terminal or in a notebook."""
+    in_notebook = "ipykernel" in sys.modules
     if shown is None:
-        shown = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return ConsoleProgress() if shown else NullProgress()
+        shown = sys.stderr.isatty() or in_notebook
+    if not shown:
+        return NullProgress()
+    return TextProgress() if in_notebook else ConsoleProgress()
 
 
 def _guess_filter_seen(
