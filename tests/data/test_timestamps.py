@@ -272,3 +272,19 @@ def test_parse_timestamps_with_a_wrong_time_offset_is_rejected() -> None:
     data = Data(columns={"timestamp": "t", "time_offset": "clock"})  # type: ignore[arg-type]
     read = parse_timestamps([table], "t", data)[0]
     assert read.reasons.to_list() == [None, "time_offset: not a time of day"]
+
+
+@pytest.mark.parametrize(
+    "form", ["%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S UTC"]
+)
+def test_parse_timestamps_of_one_form_equals_the_parsing_of_each(form: str) -> None:
+    """A text of another form in the column leaves the fast path."""
+    moments = pl.datetime_range(datetime(2025, 3, 29), datetime(2025, 10, 28), "7h30m", eager=True)  # noqa: DTZ001
+    texts = moments.dt.strftime(form).to_list()
+    for timezone in ("UTC", "Europe/Berlin"):
+        fast = parse_timestamps(tables([*texts, "", None]), "t", Data(timezone=timezone))[0]
+        slow = parse_timestamps(tables([*texts, "", None, "x"]), "t", Data(timezone=timezone))[0]
+        assert fast.values.to_list() == slow.values.to_list()[:-1]
+        assert fast.reasons.to_list() == slow.reasons.to_list()[:-1]
+        assert fast.how == slow.how
+    assert micros(["2025-01-01T10:00:60Z", "2025-01-01T10:00:59Z"])[0] is None

@@ -36,6 +36,16 @@ PATTERNS: Final = (
 """Form and pattern of dates, most frequent first."""
 
 
+FIXED_FORMS: Final[dict[object, tuple[str, ...]]] = {
+    (10, 10): ("%Y-%m-%d",),
+    (16, 16): ("%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M"),
+    (19, 19): ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"),
+    (20, 20): ("%Y-%m-%dT%H:%M:%SZ",),
+    (23, 23): ("%Y-%m-%d %H:%M:%S UTC",),
+}
+"""Frequent forms of ISO 8601 by the smallest and largest length of the texts."""
+
+
 @dataclass(frozen=True)
 class TextColumn:
     """Timestamp column as text, separated into numbers and dates.
@@ -69,26 +79,51 @@ def split_texts(column: pl.Series) -> TextColumn:
     return TextColumn(text, numeric, split_dates(text, ~numeric & text.is_not_null()))
 
 
+def read_fixed(text: pl.Series, timezone: str) -> tuple[pl.Series, pl.Series, int, bool] | None:
+    """Read a column whose texts all have one frequent form of ISO 8601, much faster than by patterns.
+
+    Returns:
+        Microseconds UTC; reject reason of a skipped hour, else null; rows in a repeated hour; True if the texts have a
+        zone. None: the texts have another form, or several.
+    """
+    lengths = text.str.len_bytes()
+    form = FIXED_FORMS.get((lengths.min(), lengths.max()))
+    if form is None or text.str.contains(":60", literal=True).any():  # a leap second is not a time of day here
+        return None
+    for pattern in form:
+        local = text.str.to_datetime(pattern, time_unit="us", strict=False).to_physical()
+        if local.null_count() == text.null_count():
+            is_zoned = pattern.endswith(("Z", "UTC"))
+            return *to_utc(local, "UTC" if is_zoned else timezone), is_zoned
+    return None
+
+
 def split_dates(text: pl.Series, is_open: pl.Series) -> pl.DataFrame:
     """Split dates into PARTS and their form.
 
     Rows outside ``is_open`` and other texts have nulls.
     """
+    schema = dict.fromkeys((*PARTS, "form"), pl.String) | {"row": pl.Int64}
     rows = is_open.arg_true()
-    frames = []
+    if not len(rows):
+        empty = pl.Series([None], dtype=pl.String).new_from_index(0, len(text))
+        return pl.DataFrame(dict.fromkeys((*PARTS, "form"), empty))
+    frames = [pl.DataFrame(schema=schema)]
     for form, pattern in PATTERNS:
-        if not len(rows):
-            break
-        groups = text.gather(rows).str.extract_groups(pattern).struct.unnest()
+        values = text if len(rows) == len(text) else text.gather(rows)
+        groups = values.str.extract_groups(pattern).struct.unnest()
         matches = groups["a"].is_not_null()
         if not matches.any():
             continue
         missing = [pl.lit(None, pl.String).alias(name) for name in PARTS if name not in groups.columns]
         groups = groups.with_columns(*missing).select(*PARTS, form=pl.lit(form), row=rows.cast(pl.Int64))
+        if len(rows) == len(text) and matches.all():
+            return groups.drop("row")
         frames.append(groups.filter(matches))
         rows = rows.filter(~matches)
-    schema = dict.fromkeys((*PARTS, "form"), pl.String) | {"row": pl.Int64}
-    found = pl.concat([pl.DataFrame(schema=schema), *frames])
+        if not len(rows):
+            break
+    found = pl.concat(frames)
     if len(found) == len(text):
         return found.sort("row").drop("row")
     numbers = pl.DataFrame({"row": pl.int_range(len(text), dtype=pl.Int64, eager=True)})
@@ -168,10 +203,13 @@ def to_utc(local: pl.Series, timezone: str) -> tuple[pl.Series, pl.Series, int]:
     if timezone == "UTC":
         return local, no_reasons, 0
     datetimes = local.cast(pl.Datetime("us"))
+    utc = datetimes.dt.replace_time_zone(timezone, ambiguous="null", non_existent="null").to_physical()
+    n_open = utc.null_count() - local.null_count()
+    if not n_open:
+        return utc, no_reasons, 0
     utc = datetimes.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null").to_physical()
-    last = datetimes.dt.replace_time_zone(timezone, ambiguous="latest", non_existent="null").to_physical()
-    repeated = int((utc != last).sum())
     skipped = utc.is_null() & local.is_not_null()
+    repeated = n_open - int(skipped.sum())
     if not skipped.any():
         return utc, no_reasons, repeated
     rows = skipped.arg_true()

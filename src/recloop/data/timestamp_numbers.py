@@ -23,6 +23,7 @@ from recloop.features.timestamp_text import (
     OUTSIDE,
     SPREADSHEET_DAY_1970,
     UNCLEAR_NUMBER,
+    clear_unit,
 )
 from recloop.records import DAY, SECOND
 
@@ -41,11 +42,13 @@ class Numbers:
         value: (n,) Float64; null for other rows.
         integer: (n,) Int64; null for fractions and other rows.
         unit: (n,) String, unit in which the number is a time of 1973 to 2100, else null.
+        single_unit: The unit if all numbers have the same one, else "".
     """
 
     value: pl.Series
     integer: pl.Series
     unit: pl.Series
+    single_unit: str = ""
 
     @property
     def in_day_range(self) -> pl.Series:
@@ -63,6 +66,15 @@ def as_numbers(column: pl.Series) -> Numbers:
         value = column.cast(pl.Float64).fill_nan(None)
         integer = column.cast(pl.Int64, strict=False) if column.dtype.is_integer() else value.clear(len(value))
         integer = integer.cast(pl.Int64)
+    low, high = value.min(), value.max()
+    if (
+        isinstance(low, float)
+        and isinstance(high, float)
+        and (single := clear_unit(low))
+        and single == clear_unit(high)
+    ):
+        units = pl.select(pl.when(value.is_not_null()).then(pl.lit(single))).to_series()
+        return Numbers(value, integer, units, single)
     unit = pl.lit(None, pl.String)
     for name, factor in MICROSECONDS_PER_UNIT.items():
         micros = pl.lit(value) * factor
@@ -138,7 +150,9 @@ def numbers_to_micros(numbers: Numbers, small: str, timezone: str) -> tuple[pl.S
     default_unit = small if small in MICROSECONDS_PER_UNIT else ("s" if small == "order" else None)
     unit = pl.lit(known_unit).fill_null(pl.lit(default_unit, pl.String))
     micros = pl.lit(None, pl.Int64)
-    for name, factor in MICROSECONDS_PER_UNIT.items():
+    names = MICROSECONDS_PER_UNIT if small == "order" or not numbers.single_unit else (numbers.single_unit,)
+    for name in names:
+        factor = MICROSECONDS_PER_UNIT[name]
         is_possible = (numbers.value.abs() * factor < MAX_IMPORT_SECONDS * SECOND).fill_null(False)
         integer = pl.select(pl.when(is_possible).then(numbers.integer)).to_series()
         exact = integer // 1000 if name == "ns" else integer * int(factor)

@@ -18,7 +18,7 @@ import polars as pl
 from recloop.config import Data
 from recloop.data.tables import Table
 from recloop.data.time_offset import read_offsets
-from recloop.data.timestamp_dates import NAMED_MONTH, TextColumn, compose, spaced_dates, split_texts, to_utc
+from recloop.data.timestamp_dates import NAMED_MONTH, TextColumn, compose, read_fixed, spaced_dates, split_texts, to_utc
 from recloop.data.timestamp_numbers import (
     UNIT_NAMES,
     Numbers,
@@ -88,20 +88,41 @@ def parse_timestamps(
     Raises:
         UserError: an ambiguous order of day and month, numbers with two plausible units, or no stamp at all.
     """
-    columns = [_classify(table, name, data) for table in tables]
+    fixed = [_fixed(table, name, data) for table in tables]
+    columns = [
+        _classify(table, name, data) for table, stamps in zip(tables, fixed, strict=True) if stamps is None
+    ]  # fmt: skip
     day_first = known_order
     if day_first is None:
         open_columns = [column for column in columns if column.texts is not None and column.texts.year_last.any()]
         day_first = _day_first(open_columns, name)
-    parsed = [
+    others = [
         _typed(column, data)
         if column.column.dtype.is_temporal()
         else _parse(column, name, data, bool(day_first))
         for column in columns
     ]  # fmt: skip
-    if tables and known_order is None and all(stamps.values.null_count() == len(stamps.values) for stamps in parsed):
-        _raise_unreadable(columns, parsed, name)
-    return parsed
+    has_stamps = any(stamps.values.null_count() < len(stamps.values) for stamps in others)
+    if columns and known_order is None and len(columns) == len(tables) and not has_stamps:
+        _raise_unreadable(columns, others, name)
+    remaining = iter(others)
+    return [next(remaining) if stamps is None else stamps for stamps in fixed]
+
+
+def _fixed(table: Table, name: str, data: Data) -> ParsedTimestamps | None:
+    """Parse a column of one frequent form; None if its values need to be looked at one by one."""
+    column = table.frame[name]
+    if column.dtype != pl.String or data.columns.time_offset:
+        return None
+    text = pl.select(pl.when(column != "").then(column)).to_series()
+    read = read_fixed(text, data.timezone)
+    if read is None:
+        return None
+    values, reasons, repeated, is_zoned = read
+    zone = f"zone as given, else {data.timezone}" if is_zoned else data.timezone
+    labels = Counter({f"ISO 8601, {zone}": len(values) - values.null_count()})
+    stamps = _with_reasons(values, reasons, text.is_not_null(), _describe(labels, repeated))
+    return stamps if stamps.values.null_count() < len(values) else None
 
 
 def _classify(table: Table, name: str, data: Data) -> _TimestampColumn:
