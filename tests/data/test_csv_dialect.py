@@ -33,6 +33,7 @@ def test_find_dialect_ignores_other_separators_in_the_header(tmp_path: Path) -> 
 
 def test_find_dialect_keeps_decimal_commas_and_clocks_together(tmp_path: Path) -> None:
     assert dialect(tmp_path / "a.csv", "who;what;price\nu;i;3,50\nv;j;4,25\n").separator == ";"
+    assert dialect(tmp_path / "c.csv", "id\tname\n1\ta, b, c\n2\td, e, f\n").separator == "\t"
     assert dialect(tmp_path / "b.csv", "7,1,2026-01-01 10:00\n8,2,2026-01-02 11:00\n").separator == ","
 
 

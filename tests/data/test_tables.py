@@ -105,6 +105,16 @@ def test_sample_table_reads_about_the_rows_in_whole_lines(tmp_path: Path, packed
     assert (sample.frame["a"].max() or "") > "0010000" or packed
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "gb18030"])
+def test_sample_table_of_other_encodings_ends_at_a_line(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(("用户,商品\n" + "".join(f"用户{number:06d},绿茶\n" for number in range(9_000))).encode(encoding))
+    sample = sample_table(InputFile("FILE", path, path.name), Data(), 3_000)
+    assert 2_000 < len(sample.frame) < 8_000
+    assert sample.frame["用户"].str.len_chars().unique().to_list() == [8]
+    assert sample.broken == {}
+
+
 def test_sample_table_of_a_small_file_reads_all(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("a,b\n1,2\n3,4\n")

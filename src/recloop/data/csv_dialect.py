@@ -272,8 +272,9 @@ def _best(candidates: Sequence[_Candidate]) -> _Candidate:
     return max(others or candidates, key=_preference)
 
 
-def _preference(candidate: _Candidate) -> tuple[int, float, bool]:
-    return len(candidate.dialect.names), candidate.fit, candidate.dialect.has_quotes
+def _preference(candidate: _Candidate) -> tuple[bool, int, float, bool]:
+    """Order of consistent candidates: no lines above the header, then the most fields."""
+    return not candidate.dialect.n_titles, len(candidate.dialect.names), candidate.fit, candidate.dialect.has_quotes
 
 
 # -- header

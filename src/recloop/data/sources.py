@@ -214,7 +214,7 @@ class InputFile:
             for block in whole.blocks():
                 first += block[: self.sample_bytes - len(first)]
                 if len(first) == self.sample_bytes:
-                    return _whole_lines(bytes(first)) if is_plain or b"\0" not in first else bytes(first)
+                    return _whole_wide_lines(bytes(first)) if b"\0" in first else _whole_lines(bytes(first))
             return bytes(first)
         with self.path.open("rb") as file:
             first_half = _whole_lines(file.read(half))
@@ -227,7 +227,8 @@ class InputFile:
 def find(root: Path, text: str, key: str) -> list[InputFile]:
     """Find the files of a setting: a file, glob or folder.
 
-    A zip archive gives its members. Files are sorted by the bytes of the name. Their size is fixed: bytes appended later are not read.
+    A zip archive gives its members. Files are sorted by the bytes of the name. Their size is fixed: bytes appended
+    later are not read.
 
     Raises:
         UserError: the path does not exist (the error names the nearest one), or the file is empty.
@@ -306,6 +307,17 @@ def _whole_lines(text: bytes) -> bytes:
             break
         end = text.rfind(line_end, 0, end)
     return text[: (end if end > 0 else last) + 1]
+
+
+def _whole_wide_lines(text: bytes) -> bytes:
+    """Text in UTF-16 up to its last line end."""
+    for line_end in (b"\n\0", b"\0\n"):
+        end = text.rfind(line_end)
+        while end % 2:
+            end = text.rfind(line_end, 0, end)
+        if end > 0:
+            return text[: end + 2]
+    return text[: len(text) // 2 * 2]
 
 
 def _is_table(file: Path, folder: Path) -> bool:
