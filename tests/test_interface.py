@@ -154,7 +154,7 @@ def test_init_json_contains_columns_and_guesses(tmp_path: Path) -> None:
     assert set(done.json) >= {"columns", "time_unit", "scenario", "guesses"}
     assert done.json["columns"]["user_id"] == "user_id"
     assert done.json["time_unit"] == "us"
-    assert all(set(guess) == {"key", "value", "why"} for guess in done.json["guesses"])
+    assert all(set(guess) == {"key", "value", "why", "confidence"} for guess in done.json["guesses"])
     assert (tmp_path / "recloop.toml").is_file()
 
 

@@ -164,3 +164,8 @@ def test_columns_of_every_setting_are_read() -> None:
         orders="o.csv", on="order = id", cell={"column": "goods", "form": "id-label"},
     )  # fmt: skip
     assert set(input_columns(data)) == {"user", "sku", "at", "order", "mode", "name", "id", "goods"}
+
+
+def test_records_left_out_at_the_end_count_as_read(tmp_path: Path) -> None:
+    text = "order,user,sku,at,mode\n1,u1,i1,2026-01-01,0\n1,u1,x,2026-01-01,4\n1,u1,x,2026-01-01,4\n"
+    assert read(tmp_path, text, where="mode = '0'").rows == {"log.csv": 3}

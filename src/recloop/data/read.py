@@ -108,9 +108,9 @@ def parse_events(
         orders: Tables of ``data.orders``.
     """
     skip = since or {}
+    counts = {table.source.name: table.n_records - skip.get(table.source.name, 0) for table in tables}
     shaped = shape_log(tables, data, orders, since)
     tables = shaped.tables
-    counts = {table.source.name: table.n_records - skip.get(table.source.name, 0) for table in tables}
     left_out = sum(shaped.left_out.values())
     records = sum(counts.values())
     rows = sum(len(table.frame) for table in tables)
