@@ -11,8 +11,10 @@ import polars as pl
 
 from recloop.config import Columns, Data
 from recloop.data.read import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, RawEvents, parse_events
+from recloop.data.shape import COUNT_COLUMN, LABEL_COLUMN, input_columns, join_columns
 from recloop.data.sources import find
 from recloop.data.tables import Table, read_table
+from recloop.features import conditions
 from recloop.ingest.client import iso
 from recloop.records import TIMESTAMP
 
@@ -40,12 +42,18 @@ def read_arrivals(root: Path, file: str, data: Data, received_at: int) -> RawEve
         for name in (column, getattr(data.columns, column))
         if name
     }
-    tables = [read_table(source, data, sorted(names | set(EXTRA_COLUMNS))) for source in sources]
-    columns = found_columns(tables, data.columns)
-    if not any(columns.timestamp in table.columns for table in tables):
+    wanted = sorted(names | set(EXTRA_COLUMNS) | set(input_columns(data)))
+    tables = [read_table(source, data, wanted) for source in sources]
+    data = _present_layout(tables, data)
+    orders = (
+        [read_table(source, data, wanted) for source in find(root, data.orders, "data.orders")] if data.orders else []
+    )
+    columns = found_columns([*tables, *orders] if orders else tables, data.columns, bool(orders))
+    if not orders and not any(columns.timestamp in table.columns for table in tables):
         columns = columns.model_copy(update={TIMESTAMP: TIMESTAMP})
-    tables = [with_arrival(table, columns.timestamp, received_at) for table in tables]
-    raw = parse_events(tables, data.model_copy(update={"columns": columns}), EXTRA_COLUMNS)
+    if not orders and not data.carry:
+        tables = [with_arrival(table, columns.timestamp, received_at) for table in tables]
+    raw = parse_events(tables, data.model_copy(update={"columns": columns}), EXTRA_COLUMNS, orders=orders)
     return RawEvents(raw.frame.sort(TIMESTAMP, maintain_order=True), raw.rejects, raw.read, raw.info, raw.sources)
 
 
@@ -64,9 +72,29 @@ def with_arrival(table: Table, name: str, received_at: int) -> Table:
     return replace(table, frame=table.frame.with_columns(filled.alias(name)))
 
 
-def found_columns(tables: Sequence[Table], columns: Columns) -> Columns:
-    """Replace mapped columns that the files lack by recloop's columns that they have."""
-    shared = set.intersection(*(set(table.columns) for table in tables))
+def _present_layout(tables: Sequence[Table], data: Data) -> Data:
+    """Settings of ``[data]`` without ``where`` and ``orders`` if the files lack their columns.
+
+    A file in recloop's own column names has one event per row.
+    """
+    present = set.intersection(*(set(table.columns) for table in tables))
+    update: dict[str, str] = {}
+    if data.orders and join_columns(data.on)[0] not in present:
+        update |= {"orders": "", "on": ""}
+    fields = conditions.field_names(data.where, "data.where") if data.where else set()
+    joined = bool(data.orders) and not update
+    if fields - present - {LABEL_COLUMN, COUNT_COLUMN} and not joined:
+        update["where"] = ""
+    return data.model_copy(update=update)
+
+
+def found_columns(tables: Sequence[Table], columns: Columns, joined: bool = False) -> Columns:
+    """Replace mapped columns that the files lack by recloop's columns that they have.
+
+    With ``joined``, a column may be in the log or in the orders.
+    """
+    names_of = [set(table.columns) for table in tables]
+    shared = set.union(*names_of) if joined else set.intersection(*names_of)
     names: tuple[str, ...] = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
     replacements = {name: name for name in names if getattr(columns, name) not in shared and name in shared}
     return columns.model_copy(update=replacements)

@@ -26,7 +26,7 @@ from recloop.init.features import Side, choose_fields, choose_title, title_colum
 from recloop.init.guess_data import GuessedSetting, Guesses, guess_data
 from recloop.init.read_input import read_input
 from recloop.init.template import config_text
-from recloop.records import ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, guest_rows
+from recloop.records import ITEM_ID, LABEL, QUANTITY, STAMP, TIMESTAMP, USER_ID, guest_rows
 from recloop.settings import build
 
 MIN_REPEAT_SHARE: Final = 0.05
@@ -138,6 +138,10 @@ def inspect_log(
     _say_events(events, why, guesses)
     resolution = "order number" if data.time_unit == "order" else timestamp_resolution(raw.frame[TIMESTAMP])
     rules = Clean(exclude_items=guessed.exclude_items, **({"burst": "off"} if resolution else {}))
+    if resolution in ("day", "order number") and not names[QUANTITY]:
+        rules = rules.model_copy(update={"duplicates": "off"})
+        why_equal = f"stamps have a resolution of one {resolution}: equal rows are a quantity, not repeats"
+        guesses.say("clean.duplicates", "off", why_equal, 0.8)
     reason = (
         f"stamps have a resolution of one {resolution}: rows of one stamp are not a burst"
         if resolution
@@ -168,7 +172,7 @@ def inspect_log(
         fields=fields,
         segment=segment,
         scenario=(scenario, reason),
-        exclude_items=guessed.exclude_items,
+        rules=rules,
         reasons={guess.key: guess.why for guess in guesses.settings},
     )
     build(tomllib.loads(text), environment={})

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from recloop.config import Data, Events
+from recloop.config import Clean, Data, Events
 
 HEAD_TEMPLATE = """\
 # recloop: settings of this folder, guessed by `recloop init`; check them once.
@@ -56,7 +56,7 @@ undo = {undo}   # undoes the newest event of that type; "*": the heaviest target
 
 CLEAN_TEMPLATE = """
 [clean]
-duplicates = "exact"              # exact | off
+duplicates = {duplicates:<20} # exact | off{equal}
 {burst}
 keep = "quantity IS NULL OR quantity <> 0"   # SQL condition over a row
 {exclude_items}max_removed = 0.05                # the run stops and shows the rows if a rule would remove more
@@ -104,7 +104,7 @@ def config_text(
     fields: Mapping[str, Mapping[str, Mapping[str, Any]]],
     segment: str,
     scenario: tuple[str, str],
-    exclude_items: tuple[str, ...],
+    rules: Clean,
     reasons: Mapping[str, str],
 ) -> str:
     """Render recloop.toml.
@@ -118,7 +118,7 @@ def config_text(
         fields: By side and name: kind, from, dim, why.
         segment: ``serve.segment``.
         scenario: Name of the scenario and the reason.
-        exclude_items: ``clean.exclude_items``.
+        rules: The guessed ``[clean]``.
         reasons: Reason by key of the guesses.
     """
     blocks = [
@@ -144,7 +144,11 @@ def config_text(
     blocks.append(
         CLEAN_TEMPLATE.format(
             burst=burst,
-            exclude_items=f"exclude_items = {_list(exclude_items)}   # not products\n" if exclude_items else "",
+            duplicates=_text(rules.duplicates),
+            equal="" if rules.duplicates == "exact" else ": equal rows are a quantity",
+            exclude_items=f"exclude_items = {_list(rules.exclude_items)}   # not products\n"
+            if rules.exclude_items
+            else "",
             filter_seen="true" if repeats < 0.05 else "false",
             repeats=f"{repeats * 100:.1f} % of positive rows are repeats: {seen_rule}",
         )
