@@ -103,7 +103,7 @@ def test_excess_names_a_fix_for_each_reason() -> None:
         ({"guests": 250}, "250 rejected (no user_id (250))", "clean.max_rejected=0.26"),
         ({"unstamped": 100}, "100 rejected (timestamp: not a stamp (100))", "clean.max_rejected=0.11"),
         ({"guests": 20}, "20 rejected (no user_id (20))", ""),
-        ({"guests": 60, "daily": True}, "60 rejected", "clean.max_rejected=0.07 --set 'clean.duplicates=\"off\"'"),
+        ({"guests": 60, "daily": True}, "60 rejected", "clean.max_rejected=0.07"),
     ],
 )
 def test_init_reports_row_counts_and_a_working_next_command(
@@ -152,15 +152,6 @@ def test_init_prefers_repeating_items_and_complete_users(tmp_path: Path) -> None
     whys = {decision.key: decision.why for decision in made.guesses}
     assert "item_id never repeats" in whys["data.columns.item_id"]
     assert "customer_id is empty in 20.0% of the rows" in whys["data.columns.user_id"]
-
-
-def test_init_with_several_items_in_a_cell_raises(tmp_path: Path) -> None:
-    lines = [f'2026-01-{n % 28 + 1:02d},c{n % 9},"2x Tea, 1x Cup {n % 3}",' for n in range(60)]
-    (tmp_path / "log.csv").write_text("Date,Customer,Product(s),Blank\n" + "\n".join(lines) + "\n")
-    with pytest.raises(UserError, match="Product\\(s\\) has several items in one cell") as refused:
-        init(str(tmp_path / "log.csv"), root=tmp_path, yes=True)
-    assert "one row per item" in refused.value.fix
-    assert "Blank" not in str(refused.value)
 
 
 # -- in a used project

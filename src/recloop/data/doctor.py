@@ -13,8 +13,8 @@ from recloop.data import rejected_rows
 from recloop.data.clean import CleanResult, clean, nothing_left
 from recloop.data.doctor_checks import LogChecks, run_checks
 from recloop.data.doctor_warnings import check_notes, check_warnings, count_notes, count_warnings, heavy_user
-from recloop.data.entities import EntityTable, read_items, read_users
-from recloop.data.read import RawEvents, read_events
+from recloop.data.entities import EntityTable, read_project
+from recloop.data.read import RawEvents
 from recloop.data.repeats import repeat_share
 from recloop.data.split import n_users, split
 from recloop.errors import UserError
@@ -119,7 +119,7 @@ def build_report(project: Project) -> Report:
     A rule that removes too many rows and a log that cannot be split are warnings here.
     """
     config = project.config
-    raw, items, users = read_events(project), read_items(project), read_users(project)
+    raw, items, users = read_project(project)
     after = sum(len(table.frame) for table in (items, users) if table is not None)
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
     valid_rows = cleaned.valid_rows

@@ -10,9 +10,9 @@ import polars as pl
 from recloop.config import Data, Field
 from recloop.data.attributes import attribute_texts, typed_columns
 from recloop.data.log_catalog import entity_table
-from recloop.data.read import as_ids, no_such_column, read_orders, rejected_rows_of
+from recloop.data.read import RawEvents, as_ids, no_such_column, parse_events, read_log, read_orders, rejected_rows_of
 from recloop.data.rejected_rows import RejectedRow
-from recloop.data.shape import input_columns, shape_log
+from recloop.data.shape import shape_log
 from recloop.data.sources import InputFile, find
 from recloop.data.tables import Table, read_objects, read_table
 from recloop.errors import UserError
@@ -34,15 +34,27 @@ class EntityTable:
     sources: tuple[InputFile, ...]
 
 
+def read_project(project: Project) -> tuple[RawEvents, EntityTable | None, EntityTable | None]:
+    """Read the events, items and users of a project; the log is read once.
+
+    Raises:
+        UserError: as `recloop.data.read.read_events`.
+    """
+    data = project.config.data
+    tables = read_log(project, [*data.item_columns, *data.user_columns])
+    orders = read_orders(project)
+    raw = parse_events(tables, data, orders=orders)
+    return raw, _items(project, tables, orders), _users(project, tables, orders)
+
+
 def read_items(project: Project) -> EntityTable | None:
     """Read the items from their files, or from columns of the log.
 
     None if neither ``data.items`` nor ``data.item_columns`` is configured.
     """
     data = project.config.data
-    if not data.items and data.item_columns:
-        return _from_log(project, ITEM_ID, data.columns.item_id, data.item_columns)
-    return _read_entities(project, data.items, "data.items", ITEM_ID, data.item_key or data.columns.item_id)
+    tables = read_log(project, data.item_columns) if data.item_columns and not data.items else []
+    return _items(project, tables, read_orders(project))
 
 
 def read_users(project: Project) -> EntityTable | None:
@@ -51,8 +63,21 @@ def read_users(project: Project) -> EntityTable | None:
     None if neither ``data.users`` nor ``data.user_columns`` is configured.
     """
     data = project.config.data
+    tables = read_log(project, data.user_columns) if data.user_columns and not data.users else []
+    return _users(project, tables, read_orders(project))
+
+
+def _items(project: Project, tables: Sequence[Table], orders: Sequence[Table]) -> EntityTable | None:
+    data = project.config.data
+    if not data.items and data.item_columns:
+        return _from_log(project, shape_log(tables, data, orders).tables, ITEM_ID, data.item_columns)
+    return _read_entities(project, data.items, "data.items", ITEM_ID, data.item_key or data.columns.item_id)
+
+
+def _users(project: Project, tables: Sequence[Table], orders: Sequence[Table]) -> EntityTable | None:
+    data = project.config.data
     if not data.users and data.user_columns:
-        return _from_log(project, USER_ID, data.columns.user_id, data.user_columns)
+        return _from_log(project, shape_log(tables, data, orders).tables, USER_ID, data.user_columns)
     return _read_entities(project, data.users, "data.users", USER_ID, data.user_key or data.columns.user_id)
 
 
@@ -81,12 +106,10 @@ def _read_entities(project: Project, text: str, key: str, id_column: str, name: 
     return EntityTable(_versions(frame, id_column), rejects, tuple(sources))
 
 
-def _from_log(project: Project, id_column: str, key: str, names: Sequence[str]) -> EntityTable | None:
-    """Attributes that stand in the log, with the newest value of each id."""
-    data = project.config.data
-    wanted = [*input_columns(data), *names]
-    tables = [read_table(source, data, wanted) for source in find(project.sources, data.events, "data.events")]
-    table = entity_table(shape_log(tables, data, read_orders(project)).tables, key, names)
+def _from_log(project: Project, tables: Sequence[Table], id_column: str, names: Sequence[str]) -> EntityTable | None:
+    """Attributes that are columns of the log, with the newest value of each id."""
+    key = getattr(project.config.data.columns, id_column)
+    table = entity_table(tables, key, names)
     rows = typed_columns(table).to_dicts() if table.kind != "parquet" else table.frame.to_dicts()
     ids = as_ids(table.frame[key], table, id_column)
     frame = pl.DataFrame(

@@ -11,8 +11,7 @@ import rich.table
 import rich.text
 
 from recloop.data.clean import clean, describe_row
-from recloop.data.entities import read_items, read_users
-from recloop.data.read import read_events
+from recloop.data.entities import read_project
 from recloop.features.dwell import DWELL, DWELL_PCT
 from recloop.features.labels import CLASS_NAMES, EventLabeler
 from recloop.files import JsonTree
@@ -74,7 +73,7 @@ class RuleReport:
 def examine_signals(project: Project) -> RuleReport:
     """Apply the rules of a project to every valid row of its log."""
     config = project.config
-    raw, items, users = read_events(project), read_items(project), read_users(project)
+    raw, items, users = read_project(project)
     after = sum(len(table.frame) for table in (items, users) if table is not None)
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
     signal = EventLabeler(config.events, config.clean, cleaned.dwell)

@@ -22,9 +22,8 @@ from recloop.data import new_files, rejected_rows
 from recloop.data.atomic_folder import AtomicFolder
 from recloop.data.clean import CleanResult, clean, nothing_left
 from recloop.data.doctor import Report, report
-from recloop.data.entities import EntityTable, read_items, read_users
+from recloop.data.entities import EntityTable, read_project
 from recloop.data.posted_rows import PostedRows
-from recloop.data.read import read_events
 from recloop.data.rejected_rows import RejectedRow
 from recloop.data.sources import find, fingerprint
 from recloop.data.split import SplitFrames, split
@@ -106,7 +105,7 @@ def prepare(project: Project, logged: bool = False, posted: PostedRows | None = 
         _same_import(project, data_fingerprint)
     files = new_files.records_of([source for source in sources if source.key == "data.events"])
     catalogs = new_files.records_of([source for source in sources if source.key in ("data.items", "data.users")])
-    raw, items, users = read_events(project), read_items(project), read_users(project)
+    raw, items, users = read_project(project)
     read_files = new_files.with_rows(files, raw)
     excess_error = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)
     if excess_error is not None:

@@ -74,10 +74,14 @@ def read_events(project: Project) -> RawEvents:
     Raises:
         UserError: a file, a column or all rows are missing, stamps are ambiguous, or a number column has no number.
     """
+    return parse_events(read_log(project), project.config.data, orders=read_orders(project))
+
+
+def read_log(project: Project, extra_columns: Sequence[str] = ()) -> list[Table]:
+    """Read the tables of ``data.events`` with the columns of an event and further ones."""
     data = project.config.data
-    sources = find(project.sources, data.events, "data.events")
-    tables = [read_table(source, data, input_columns(data)) for source in sources]
-    return parse_events(tables, data, orders=read_orders(project))
+    columns = [*input_columns(data), *extra_columns]
+    return [read_table(source, data, columns) for source in find(project.sources, data.events, "data.events")]
 
 
 def read_orders(project: Project) -> list[Table]:

@@ -73,7 +73,7 @@ def with_arrival(table: Table, name: str, received_at: int) -> Table:
 
 
 def _present_layout(tables: Sequence[Table], data: Data) -> Data:
-    """Settings of ``[data]`` without ``where`` and ``orders`` if the files lack their columns.
+    """Settings of ``[data]`` without those whose columns the files lack.
 
     A file in recloop's own column names has one event per row.
     """

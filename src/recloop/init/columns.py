@@ -164,7 +164,7 @@ def _id_candidates(
         if shared:
             score += 0.6
             reasons.append("the other file has it too")
-        score -= 0.6 * (1 - filled)
+        score -= 0.6 * (1 - filled) + 0.2 * (filled < 0.9)
         size = len(column)
         n_unique = column.n_unique()
         if size >= MIN_UNIQUE_ROWS and field == ITEM_ID and n_unique == size:

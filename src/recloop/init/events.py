@@ -24,7 +24,10 @@ MIN_STRONG_SHARE: Final = 0.01
 
 
 def guess_events(frame: pl.DataFrame, names: dict[str, str]) -> tuple[Events, str]:
-    """Guess ``[events]`` from event types, ratings, times of use and outcomes, with the reason."""
+    """Guess ``[events]`` from types, ratings, times of use and outcomes.
+
+    The reason is returned too.
+    """
     dwell = dwell_column(leaf(names[VALUE]), frame[VALUE]) if names[VALUE] else None
     if names[EVENT_TYPE]:
         counts = frame.group_by(EVENT_TYPE).len().sort(["len", EVENT_TYPE], descending=[True, False])

@@ -1,4 +1,4 @@
-"""Guess the settings of ids: words for a missing user, their form, and items that are not products."""
+"""Guess the settings of ids: missing users, their form, excluded items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recloop.data.numbers import read_numbers
 from recloop.errors import UserError
 from recloop.features.id_form import WHOLE_NUMBER, form_ids
 from recloop.init.features import Side
-from recloop.records import GROUP_ID, ITEM_ID, USER_ID, VALUE
+from recloop.records import GROUP_ID, ITEM_ID, QUANTITY, USER_ID, VALUE
 
 MAX_CUT_SHARE: Final = 0.01
 """Share of rows with ids that a spreadsheet cut above which the log is refused."""
@@ -31,7 +31,7 @@ def missing_users(frame: pl.DataFrame, data: Data, users: Side | None) -> dict[s
 
 
 def id_form(frame: pl.DataFrame, data: Data, items: Side | None, users: Side | None) -> tuple[str, str, float]:
-    """``data.id_form`` with its reason and confidence; ``text`` without a reason to change it."""
+    """``data.id_form`` with its reason and confidence; ``text`` is as written."""
     for name, column, side, key in (
         ("items", data.columns.item_id, items, data.item_key or data.columns.item_id),
         ("users", data.columns.user_id, users, data.user_key or data.columns.user_id),
@@ -57,7 +57,7 @@ def id_form(frame: pl.DataFrame, data: Data, items: Side | None, users: Side | N
 
 
 def refuse_cut_ids(frame: pl.DataFrame, data: Data) -> None:
-    """Refuse ids that a spreadsheet cut to scientific notation, such as ``1.23457E+12``.
+    """Refuse ids that a spreadsheet cut, such as ``1.23457E+12``.
 
     Raises:
         UserError: more than 1 % of the rows have such an id.
@@ -78,7 +78,10 @@ def refuse_cut_ids(frame: pl.DataFrame, data: Data) -> None:
 
 
 def charges(frame: pl.DataFrame, data: Data, items: Side | None, separator: str) -> dict[str, str]:
-    """Reason by item id that is probably not a product, most rows first."""
+    """Reason by item id that is probably not a product, most rows first.
+
+    Only rows of known users that are not returns are looked at.
+    """
     columns = data.columns
     rows = pl.DataFrame(
         {ITEM_ID: ids_of(frame, columns.item_id, data.id_form), USER_ID: ids_of(frame, columns.user_id)}
@@ -88,9 +91,13 @@ def charges(frame: pl.DataFrame, data: Data, items: Side | None, separator: str)
     if columns.value and columns.value in frame.columns:
         rows = rows.with_columns(read_numbers(frame[columns.value], separator)[0].alias(VALUE))
     known = set() if items is None else set(_side_ids(items, data.item_key or columns.item_id))
+    bought = pl.col(USER_ID).is_not_null()
+    if columns.quantity and columns.quantity in frame.columns:
+        rows = rows.with_columns(read_numbers(frame[columns.quantity], separator)[0].alias(QUANTITY))
+        bought &= pl.col(QUANTITY).fill_null(1) > 0
     found = {
         one.item_id: one.reason
-        for one in log_checks.non_products(rows)
+        for one in log_checks.non_products(rows.filter(bought))
         if one.proposed and (one.item_id not in known or len(one.reasons) > 1)
     }
     missing = log_checks.missing_words(rows[ITEM_ID], known)

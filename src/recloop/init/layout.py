@@ -163,7 +163,7 @@ def undone_at(frame: pl.DataFrame) -> Condition | None:
 
 
 def undone_orders(frame: pl.DataFrame) -> Condition | None:
-    """Condition against orders whose status says that they were cancelled or never paid."""
+    """Condition against orders with a status of cancelled, sent back or not paid."""
     for name in frame.columns:
         words = set(words_of(name))
         texts = _texts(frame[name]) if not frame.schema[name].is_nested() else frame[name].clear()

@@ -22,9 +22,9 @@ from recloop import __version__
 from recloop.bundle import Bundle
 from recloop.config import Burst, Clean, Config
 from recloop.data.clean import CleanResult, clean
-from recloop.data.entities import EntityTable, read_items, read_users
+from recloop.data.entities import EntityTable, read_project
 from recloop.data.log_checks import non_products
-from recloop.data.read import RawEvents, read_events
+from recloop.data.read import RawEvents
 from recloop.data.split import cut_of
 from recloop.errors import UserError
 from recloop.evaluation.bootstrap import Difference, difference, user_means
@@ -117,7 +117,7 @@ def measure_rule(project: Project, rule: str) -> RuleEffect:
     Raises:
         UserError: the rule is unknown, removes no row, or leaves no test moment.
     """
-    raw, items, users = read_events(project), read_items(project), read_users(project)
+    raw, items, users = read_project(project)
     name = rule.removeprefix("clean.")
     on, off = _variants(project.config, name, raw, items)
     with_rule, without = _cleaned(raw, items, users, on), _cleaned(raw, items, users, off)
