@@ -71,8 +71,11 @@ def test_missing_columns_are_named_in_one_message() -> None:
         recloop.fit(frame)
     text = str(refused.value)
     assert text.startswith("columns=no user_id, no item_id, no timestamp: ")
-    assert "the frame has a, b" in text
-    assert text.endswith('try: columns={"user_id": "NAME", "item_id": "NAME", "timestamp": "NAME"}')
+    assert "the frame has a, b; c holds lists or objects; try: one row per event: events.explode" in text
+    with pytest.raises(UserError) as refused:
+        recloop.fit(frame.drop("c"))
+    fix = 'try: columns={"user_id": "NAME", "item_id": "NAME", "timestamp": "NAME"}'
+    assert str(refused.value).endswith(fix)
 
 
 def test_frame_without_names_is_read_by_its_values() -> None:

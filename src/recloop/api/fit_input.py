@@ -89,15 +89,21 @@ def read_input(
         UserError: a frame, a column, a value or a setting is invalid, or too many rows are unreadable.
     """
     frame = as_polars(events)
-    frame = frame.drop(
-        name for name, kind in frame.schema.items() if kind.is_nested()
-    )  # no field of an event is nested
+    nested = [name for name, kind in frame.schema.items() if kind.is_nested()]
+    frame = frame.drop(nested)  # no field of an event is nested
     sides = {name: _side(side, name) for name, side in (("items", items), ("users", users))}
     tree = {name: dict(value) if isinstance(value, Mapping) else value for name, value in config.items()}
     given_data = dict(tree.get("data", {}))
     given = {**dict(given_data.pop("columns", {})), **checked_columns(columns)}
     guesses = Guesses()
-    guessed = _guess_data(frame, sides, given, build({"data": given_data}, (), {}).data, guesses)
+    try:
+        guessed = _guess_data(frame, sides, given, build({"data": given_data}, (), {}).data, guesses)
+    except UserError as error:
+        if not nested or error.name != "columns":
+            raise
+        expected = f"{error.expected}; {', '.join(nested)} holds lists or objects"
+        fix = f'one row per event: events.explode("{nested[0]}").unnest("{nested[0]}")'
+        raise UserError(error.name, error.value, expected, fix) from None
     data = {**guessed.data.model_dump(mode="json"), **given_data}
     if "time_unit" not in given_data and looks_compact(frame[data["columns"][TIMESTAMP]]):
         data["time_unit"] = "iso"
