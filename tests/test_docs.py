@@ -24,7 +24,7 @@ DOCS = ROOT / "docs"
 README, README_ZH = ROOT / "README.md", ROOT / "README.zh.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 QUICKSTART = DOCS / "quickstart.md"
-GUIDE = ["data", "events", "models", "serving", "release", "monitoring", "python"]
+GUIDE = ["data", "events", "models", "serving", "release", "monitoring", "python", "export"]
 MAX_README_LINES = 120
 FENCE = re.compile(r"^```(\w+) run[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -109,7 +109,7 @@ def test_cli_help_shows_panels_and_verbs(tmp_path: Path) -> None:
     for panel in ("Get started", "Inspect", "Release", "Pipeline steps"):
         assert panel in shown.out
     verbs = ("init", "update", "serve", "demo", "doctor", "evaluate", "recommend", "status", "report", "verify")
-    for verb in (*verbs, "promote", "rollback", "reject", "prepare", "train", "ingest", "quarantine", "gc"):
+    for verb in (*verbs, "promote", "rollback", "reject", "prepare", "train", "ingest", "export", "quarantine", "gc"):
         assert recloop(tmp_path, verb, "--help").code == 0, verb
 
 

@@ -11,6 +11,7 @@ from recloop.api.fitted_recommender import renamed_argument
 from recloop.api.ids import checked_n
 from recloop.api.messages import python_errors
 from recloop.data import doctor, label_report
+from recloop.data.export import Exported, export
 from recloop.data.frames import as_polars
 from recloop.evaluation.table import EvaluationTable
 from recloop.files import JsonTree
@@ -179,6 +180,11 @@ class ProjectFolder:
     def reject(self, bundle: str, reason: str = "") -> JsonTree:
         """Exclude a bundle permanently."""
         return transitions.reject(self.project, bundle, reason)
+
+    @python_errors("project")
+    def export(self, what: str, folder: str | Path, form: str = "parquet") -> Exported:
+        """Write the ``split`` (parquet, hdf5) or the ``log`` (jsonl, parquet) into a new folder."""
+        return export(self.project, what, form, Path(folder))
 
     @python_errors("project")
     def gc(self, dry_run: bool = False) -> Collection:

@@ -37,6 +37,7 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
             pipeline_steps.prepare,
             pipeline_steps.train,
             pipeline_steps.ingest,
+            pipeline_steps.export,
             pipeline_steps.quarantine,
             pipeline_steps.gc,
         ),

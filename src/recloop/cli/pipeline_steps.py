@@ -83,6 +83,27 @@ def quarantine(
     plain("next: recloop update")
 
 
+def export(
+    what: Annotated[str, typer.Argument(metavar="split|log", help="export the split, or the log as a new project")],
+    form: Annotated[str, typer.Option("--format", help="parquet, hdf5 (split) or jsonl (log)")] = "parquet",
+    folder: Annotated[str, typer.Option("--out", metavar="DIR", help="write into this new folder")] = "",
+    as_json: Json = False,
+) -> None:
+    """Export the split for training, or the log for a new project."""
+    from pathlib import Path
+
+    from recloop.data import export as exports
+
+    here = project()
+    done = exports.export(here, what, form, Path(folder or f"export-{what}"))
+    if as_json:
+        print_json(done.to_json())
+        return
+    for name, rows in done.rows.items():
+        plain(f"{name}: {rows:,} rows")
+    plain(f"wrote {', '.join(str(file) for file in done.files)}")
+
+
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be removed and remove nothing")] = False,
     as_json: Json = False,
