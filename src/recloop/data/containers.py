@@ -42,7 +42,8 @@ def packing_of(start: bytes) -> Packing | None:
 def members(path: Path) -> list[str] | None:
     """Names of the files in a zip archive.
 
-    None if the file is not an archive or is an office document. Hidden files and folders of the operating system are left out.
+    None if the file is not an archive or is an office document. Hidden files and folders of the operating system are
+    left out.
     """
     with path.open("rb") as file:
         if packing_of(file.read(4)) != "zip":

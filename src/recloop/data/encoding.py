@@ -173,7 +173,7 @@ def _scan(source: InputFile, encoding: str) -> TextScan | None:
 def _nul_error(source: InputFile, line: int) -> UserError:
     return UserError(
         source.key, source.name, f"text without NUL bytes; line {line:,} has one",
-        f"{source.unpack_command} | tr -d '\\000' > NEW, then set {source.key} to NEW",
+        f"{source.unpack_command} | tr -d '\\000' > NEW, then {source.use_of_new}",
     )  # fmt: skip
 
 

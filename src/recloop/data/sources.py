@@ -111,6 +111,11 @@ class InputFile:
         command = UNPACK_COMMANDS[self.packing] if self.packing else "cat {}"
         return command.format(self.path.name, self.member)
 
+    @property
+    def use_of_new(self) -> str:
+        """Instruction to use the file NEW instead of this one."""
+        return f"set {self.key} to NEW" if self.key.startswith("data.") else f"pass NEW as {self.key}"
+
     def content(self) -> Iterator[bytes]:
         """Yield the bytes of the file as stored, or of the unpacked member."""
         with open_bytes(self.path, self.n_bytes, self.member) as stream:
@@ -197,7 +202,7 @@ class InputFile:
                 self.key, self.name,
                 f"at most {limit:,} unpacked bytes for {packed:,} packed ones "
                 f"(ratio {MAX_UNPACK_RATIO}, limit {MAX_UNPACKED_BYTES:,})",
-                f"{self.unpack_command} > NEW, then set {self.key} to NEW",
+                f"{self.unpack_command} > NEW, then {self.use_of_new}",
             )  # fmt: skip
 
     def _sample(self) -> bytes:
