@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recloop import loop
 from recloop.data.read import read_events
 from recloop.errors import UserError
 from recloop.init.detect import InitResult, init
 from recloop.project import open_project
+from recloop.serve import offline
 
 
 def write(folder: Path, text: str, name: str = "log.csv") -> str:
@@ -288,3 +292,43 @@ def test_values_of_a_file_without_a_header_tell_its_columns(tmp_path: Path) -> N
     }
     assert value_of(made, "data.item_key") == "c1"
     assert (made.rows.kept, made.rows.rejected) == (120, 0)
+
+
+def test_long_table_of_properties_is_refused_with_a_command_that_works(tmp_path: Path) -> None:
+    rows = "".join(f"{1_430_000_000_000 + k},u{k % 9},i{k % 7}\n" for k in range(60))
+    write(tmp_path, "timestamp,visitorid,itemid\n" + rows)
+    properties = "".join(f"{k},i{k % 7},{('color', 'size')[k % 2]},{k}\n" for k in range(42))
+    write(tmp_path, "timestamp,itemid,property,value\n" + properties, "items.csv")
+    with pytest.raises(UserError, match="itemid is in up to 6 rows, each with one property: a long table") as refused:
+        init("log.csv", "items.csv", root=tmp_path, yes=True)
+    command = refused.value.fix.removeprefix('python -c "').partition('", then')[0]
+    subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True)
+    made = init("log.csv", "wide.csv", root=tmp_path, yes=True)
+    assert made.rows.kept == 60
+
+
+@pytest.mark.slow
+def test_chinese_export_with_semicolons_and_orders_in_a_second_file_gives_a_list(tmp_path: Path) -> None:
+    lines = "订单号;商品编号;商品名称;数量;单价\n" + "".join(
+        f"D{order};P{item};红茶 {item} 号;{item % 3 + 1};{item},50\n" for order, item in order_rows(60)
+    )
+    orders = "订单号;会员ID;下单时间\n" + "".join(
+        f"D{order};M{order % 9};2026-01-{order % 28 + 1:02} 10:{order % 60:02}:00\n" for order in range(60)
+    )
+    (tmp_path / "lines.csv").write_bytes(lines.encode("gb18030"))
+    (tmp_path / "orders.csv").write_bytes(orders.encode("gb18030"))
+    made = init("lines.csv", orders="orders.csv", root=tmp_path, yes=True)
+    assert {
+        field: made.columns[field] for field in ("user_id", "item_id", "timestamp", "quantity", "value", "name")
+    } == {
+        "user_id": "会员ID",
+        "item_id": "商品编号",
+        "timestamp": "下单时间",
+        "quantity": "数量",
+        "value": "单价",
+        "name": "商品名称",
+    }
+    loop.first_run(open_project(tmp_path, ["model.name=popular"]))
+    answer = offline.recommend(open_project(tmp_path), "M1", n=3)
+    assert len(answer["items"]) == 3
+    assert answer["items"][0]["name"].startswith("红茶")

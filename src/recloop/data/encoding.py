@@ -30,7 +30,7 @@ LAST_COMMON_LEAD: Final = 0xD7
 """Lead bytes of the 3,755 common ideographs in GB 2312, and the last one of the Hangul in EUC-KR."""
 MIN_KOREAN_LETTERS: Final = 30
 MIN_LATE_SHARE: Final = 0.05
-"""Share of ideographs after the last lead of Hangul that a Chinese text exceeds; about half are."""
+"""Share of different ideographs after the last lead of Hangul that a Chinese text exceeds; about half are."""
 
 
 def _ideographs(first_lead: int, last_lead: int) -> str:
@@ -243,7 +243,8 @@ def _looks_chinese(source: InputFile) -> bool:
 
     Korean text in EUC-KR has only those of the first lead bytes.
     """
-    n_words = n_common = n_letters = n_late = 0
+    n_words = n_common = n_letters = 0
+    different = set[str]()
     for text in _decoded(source, "gb18030"):
         words = WORD_ABOVE_ASCII.findall(text)
         common_words = [word for word in words if COMMON_WORD.fullmatch(word)]
@@ -251,8 +252,9 @@ def _looks_chinese(source: InputFile) -> bool:
         n_words += len(words)
         n_common += len(common_words)
         n_letters += len(letters)
-        n_late += len(LATE_HANZI.findall(letters))
-    is_korean = n_letters >= MIN_KOREAN_LETTERS and n_late < MIN_LATE_SHARE * n_letters
+        different |= set(letters)
+    n_late = len(LATE_HANZI.findall("".join(different)))
+    is_korean = n_letters >= MIN_KOREAN_LETTERS and n_late < MIN_LATE_SHARE * len(different)
     return n_common > n_words / 2 and not is_korean
 
 

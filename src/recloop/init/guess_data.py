@@ -31,12 +31,14 @@ from recloop.init.columns import (
 from recloop.init.features import Side
 from recloop.init.headless import guess_headless
 from recloop.init.layout import Condition
-from recloop.init.names import FUTURE_WORDS, TITLE_NAMES, leaf, normalize_name, words_of
+from recloop.init.names import FUTURE_WORDS, TITLE_NAMES, leaf, name_score, normalize_name, words_of
 from recloop.records import EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 FIELDS: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, GROUP_ID)
 MAX_SHOWN: Final = 20
 LABELS: Final = {USER_ID: "user id", ITEM_ID: "item id", TIMESTAMP: "time"}
+PROPERTY_NAMES: Final = ("property", "attribute", "key", "name", "field")
+"""Columns with the name of a property in a long table."""
 PRIVATE_WORDS: Final = frozenset(
     [
         "email",
@@ -324,7 +326,10 @@ def _keys(log: LogInput, data: Data, frame: pl.DataFrame, guesses: Guesses) -> D
         (USER_ID, log.users, "--users", "user_key"),
     ):
         column = getattr(data.columns, name)
-        if side is None or (column in side[0].columns and data.header):
+        if side is None:
+            continue
+        if column in side[0].columns and data.header:
+            _refuse_long(flag, side[0], column)
             continue
         right, share = _best_key(guess_ids.ids_of(frame, column).drop_nulls(), side[0].frame)
         if share < 0.5:
@@ -343,6 +348,29 @@ def _best_key(values: pl.Series, frame: pl.DataFrame) -> tuple[str, float]:
             shares[name] = int(values.is_in(keys.unique().implode()).sum()) / max(1, len(values))
     best = max(shares, key=lambda name: shares[name], default="")
     return best, shares.get(best, 0.0)
+
+
+def _refuse_long(flag: str, table: Table, key: str) -> None:
+    """Refuse a file with one row per property of an id.
+
+    Raises:
+        UserError: ids repeat, and two columns hold the names and values of properties.
+    """
+    names = {normalize_name(name): name for name in table.columns}
+    pair = next(((names[left], names["value"]) for left in PROPERTY_NAMES if left in names and "value" in names), None)
+    ids = table.frame[key]
+    if pair is None or ids.n_unique() > 0.7 * len(ids):
+        return
+    most = int(ids.value_counts()["count"].max() or 0)  # type: ignore[arg-type]
+    time = next((f".sort('{name}')" for name in table.columns if name_score(TIMESTAMP, name) > 0.7), "")
+    command = (
+        f"import polars as pl; pl.read_csv('{table.source.path.name}', infer_schema=False){time}"
+        f".pivot('{pair[0]}', index='{key}', values='{pair[1]}', aggregate_function='last').write_csv('wide.csv')"
+    )
+    raise UserError(
+        flag, table.source.name, f"one row per id; {key} is in up to {most} rows, each with one property: a long table",
+        f'python -c "{command}", then {flag} wide.csv',
+    )  # fmt: skip
 
 
 def _refuse_side(flag: str, side: Side, column: str, name: str) -> None:

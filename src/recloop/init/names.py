@@ -78,7 +78,7 @@ FIELD_WORDS: Final[Mapping[str, frozenset[str]]] = {
     ),
     VALUE: _words(
         "rating stars score price amount revenue total sales preis betrag bewertung prix precio prezzo preço "
-        "цена fiyat 价格 评分 金额"
+        "цена fiyat 价格 单价 售价 评分 金额"
     ),
     QUANTITY: _words(
         "quantity qty units menge anzahl pieces pcs stück stueck stk cantidad quantité quantite quantita "
