@@ -171,3 +171,18 @@ def test_row_with_a_null_timestamp_has_the_time_of_arrival(tmp_path: Path) -> No
     result = posted(row, data())
     assert result is not None
     assert (ingested(row, data(), tmp_path), result[2]) == (result, ARRIVAL)
+
+
+def test_row_with_a_time_offset_by_each_input_has_its_time_of_day(tmp_path: Path) -> None:
+    row = GIVEN | {"timestamp": "2025-01-01", "clock": "13:00"}
+    names = data().columns.model_copy(update={"time_offset": "clock"})
+    settings = data(timezone="Europe/Berlin").model_copy(update={"columns": names})
+    for result in (imported(row, settings, tmp_path), ingested(row, settings, tmp_path), piped(row, settings)):
+        assert result is not None
+        assert result[2] == NOON
+
+
+def test_ingested_file_without_the_columns_of_where_is_read(tmp_path: Path) -> None:
+    settings = data(where="status <> 'refunded'")
+    assert ingested(GIVEN, settings, tmp_path) == ingested(GIVEN, data(), tmp_path)
+    assert ingested(GIVEN | {"status": "refunded"}, settings, tmp_path) is None

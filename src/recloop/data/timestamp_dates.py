@@ -80,7 +80,7 @@ def split_texts(column: pl.Series) -> TextColumn:
 
 
 def read_fixed(text: pl.Series, timezone: str) -> tuple[pl.Series, pl.Series, int, bool] | None:
-    """Read a column whose texts all have one frequent form of ISO 8601, much faster than by patterns.
+    """Read a column of one frequent form of ISO 8601, faster than by patterns.
 
     Returns:
         Microseconds UTC; reject reason of a skipped hour, else null; rows in a repeated hour; True if the texts have a

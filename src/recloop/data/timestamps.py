@@ -110,7 +110,7 @@ def parse_timestamps(
 
 
 def _fixed(table: Table, name: str, data: Data) -> ParsedTimestamps | None:
-    """Parse a column of one frequent form; None if its values need to be looked at one by one."""
+    """Parse a column of one frequent form; None for other forms or several."""
     column = table.frame[name]
     if column.dtype != pl.String or data.columns.time_offset:
         return None

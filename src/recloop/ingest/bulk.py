@@ -210,6 +210,13 @@ def _named(row: Any, columns: Columns) -> Any:
     for name, column in columns:
         if column and name not in row and column in row:
             row[name] = row.pop(column)
+    if (
+        columns.time_offset
+        and isinstance(clock := row.get("time_offset"), str)
+        and isinstance(row.get("timestamp"), str)
+    ):
+        row["timestamp"] = f"{row['timestamp']} {clock}"
+        del row["time_offset"]
     if not columns.event_type:
         row.setdefault("event_type", DEFAULT_EVENT_TYPE)
     return row
