@@ -42,6 +42,8 @@ OFFSET_WORDS: Final = frozenset(
 """Words of columns with a time of day."""
 MIN_CONFIDENCE: Final = 0.5
 """Confidence below which `init` asks on a terminal and refuses in a script."""
+MIN_NAME_SCORE: Final = 0.3
+"""Score of a name from which it can be the field's."""
 CLOSE_SCORE: Final = 0.04
 """Difference of scores below which two columns are equally likely."""
 
@@ -172,7 +174,8 @@ def _id_candidates(
         if size >= MIN_UNIQUE_ROWS and n_unique <= 1 + (filled < 1):
             score -= 0.2
         found.append(Candidate(name, score, filled, ", and ".join(reasons)))
-    return sorted(found, key=lambda one: -one.score)
+    named = [one for one in found if name_score(field, one.name) >= MIN_NAME_SCORE]
+    return sorted(named or found, key=lambda one: -one.score)
 
 
 def _chosen(candidates: Sequence[Candidate], frame: pl.DataFrame) -> ColumnGuess:
