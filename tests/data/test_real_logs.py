@@ -55,10 +55,13 @@ def test_prepare_of_online_retail_gives_known_counts(shared_data: Path, tmp_path
     made = init(str(shared_data / "online-retail-by-day"), root=tmp_path, yes=True)
     assert {ours: theirs for ours, theirs in made.columns.items() if theirs} == {
         "user_id": "CustomerID", "item_id": "StockCode", "timestamp": "InvoiceDate", "group_id": "InvoiceNo",
-        "quantity": "Quantity", "value": "UnitPrice",
+        "quantity": "Quantity", "value": "UnitPrice", "name": "Description",
     }  # fmt: skip
-    project = open_project(tmp_path)
-    assert project.config.clean.burst == "off"  # timestamps have minute resolution
+    proposed = open_project(tmp_path).config.clean
+    assert proposed.burst == "off"  # timestamps have minute resolution
+    assert {"POST", "M", "DOT"} <= set(proposed.exclude_items)
+    every_item = "clean.exclude_items=[]"
+    project = open_project(tmp_path, [every_item])
     report = prepare(project).report
     n_guest_rows = 135_080
     assert (report.read, report.rejected, report.removed) == (541_909, 0, {"duplicates": 5_270})
@@ -70,7 +73,7 @@ def test_prepare_of_online_retail_gives_known_counts(shared_data: Path, tmp_path
     assert report.returns.rows == (events["use"] == Use.UNDO).sum() == 10_587
     purchases = without_undone(events).filter(pl.col("label") > 0)
     assert report.kept == report.returns.rows + report.returns.undone + len(purchases)
-    users = build_report(open_project(tmp_path, ['data.guests="reject"']))
+    users = build_report(open_project(tmp_path, ['data.guests="reject"', every_item]))
     assert (users.rejected, users.removed, users.guests.rows) == (n_guest_rows, {"duplicates": 5_227}, 0)
     assert (users.kept, users.returns.rows) == (401_602, 8_872)
     assert "24.9 % of rows could not be read: guest without user_id (135,080)" in users.warnings
