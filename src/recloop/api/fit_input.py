@@ -22,10 +22,12 @@ from recloop.data.timestamp_numbers import looks_compact
 from recloop.errors import UserError
 from recloop.files import JsonTree
 from recloop.init.columns import ColumnGuess, guess_columns
+from recloop.init.detect import guess_rules
 from recloop.init.events import guess_events
 from recloop.init.features import Side, choose_fields, choose_title, title_columns
-from recloop.init.guess_data import GuessedData, GuessedSetting, Guesses, LogInput, guess_data
+from recloop.init.guess_data import GuessedData, guess_data
 from recloop.init.headless import guess_headless
+from recloop.init.log_input import GuessedSetting, Guesses, LogInput
 from recloop.models.base import is_closed_form
 from recloop.records import DEFAULT_EVENT_TYPE, ITEM_ID, TIMESTAMP, USER_ID
 from recloop.settings import build
@@ -270,12 +272,13 @@ def _with_meaning(tree: JsonTree, raw: RawEvents, guessed: GuessedData, guesses:
     clean = dict(tree.get("clean", {}))
     if guessed.exclude_items:
         clean.setdefault("exclude_items", list(guessed.exclude_items))
-    resolution = timestamp_resolution(raw.frame[TIMESTAMP])
-    if resolution and "burst" not in clean:
-        clean["burst"] = "off"
-        guesses.say(
-            "clean.burst", "off", f"stamps have a resolution of one {resolution}: rows of one stamp are not a burst"
-        )
+    own = Guesses()
+    counted = bool(guessed.data.columns.quantity)
+    rules = guess_rules(timestamp_resolution(raw.frame[TIMESTAMP]), counted, guessed.exclude_items, own)
+    for key in ("duplicates", "burst"):
+        if getattr(rules, key) == "off" and key not in clean:
+            clean[key] = "off"
+            guesses.settings += [guess for guess in own.settings if guess.key == f"clean.{key}"]
     if "events" in tree:
         return {**tree, "clean": clean}
     events, why = guess_events(raw.frame, dict(guessed.data.columns.model_dump()))

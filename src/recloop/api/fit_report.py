@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from recloop.files import JsonTree
-from recloop.init.guess_data import GuessedSetting
+from recloop.init.log_input import GuessedSetting
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from recloop.features.log_end import end_of
 from recloop.features.spec import FeatureSpec
 from recloop.features.state import StateHistory
 from recloop.init.detect import MIN_REPEAT_SHARE
-from recloop.init.guess_data import GuessedSetting
+from recloop.init.log_input import GuessedSetting
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.models.base import is_closed_form
 from recloop.pipeline.training_steps import COUNTS_BUNDLE, THREADS, report_features, train_window, with_network

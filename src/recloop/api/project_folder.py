@@ -183,7 +183,7 @@ class ProjectFolder:
 
     @python_errors("project")
     def export(self, what: str, folder: str | Path, form: str = "parquet") -> Exported:
-        """Write the ``split`` (parquet, hdf5) or the ``log`` (jsonl, parquet) into a new folder."""
+        """Write the split (parquet, hdf5) or the log (jsonl, parquet) into a folder."""
         return export(self.project, what, form, Path(folder))
 
     @python_errors("project")

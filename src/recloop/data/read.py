@@ -78,7 +78,7 @@ def read_events(project: Project) -> RawEvents:
 
 
 def read_log(project: Project, extra_columns: Sequence[str] = ()) -> list[Table]:
-    """Read the tables of ``data.events`` with the columns of an event and further ones."""
+    """Read the tables of ``data.events`` with the columns of an event."""
     data = project.config.data
     columns = [*input_columns(data), *extra_columns]
     return [read_table(source, data, columns) for source in find(project.sources, data.events, "data.events")]

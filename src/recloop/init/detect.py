@@ -23,7 +23,8 @@ from recloop.errors import UserError
 from recloop.files import JsonTree, replace_file
 from recloop.init.events import guess_events
 from recloop.init.features import Side, choose_fields, choose_title, title_columns
-from recloop.init.guess_data import GuessedSetting, Guesses, guess_data
+from recloop.init.guess_data import guess_data
+from recloop.init.log_input import GuessedSetting, Guesses
 from recloop.init.read_input import read_input
 from recloop.init.template import config_text
 from recloop.records import ITEM_ID, LABEL, QUANTITY, STAMP, TIMESTAMP, USER_ID, guest_rows
@@ -137,17 +138,7 @@ def inspect_log(
     events, why = guess_events(raw.frame, names)
     _say_events(events, why, guesses)
     resolution = "order number" if data.time_unit == "order" else timestamp_resolution(raw.frame[TIMESTAMP])
-    rules = Clean(exclude_items=guessed.exclude_items, **({"burst": "off"} if resolution else {}))
-    if resolution in ("day", "order number") and not names[QUANTITY]:
-        rules = rules.model_copy(update={"duplicates": "off"})
-        why_equal = f"stamps have a resolution of one {resolution}: equal rows are a quantity, not repeats"
-        guesses.say("clean.duplicates", "off", why_equal, 0.8)
-    reason = (
-        f"stamps have a resolution of one {resolution}: rows of one stamp are not a burst"
-        if resolution
-        else "stamps are fine enough"
-    )
-    guesses.say("clean.burst", "off" if resolution else {"events": 10, "seconds": 1}, reason)
+    rules = guess_rules(resolution, bool(names[QUANTITY]), guessed.exclude_items, guesses)
     cleaned = clean(raw.frame, Config(data=data, events=events, clean=rules))
     remedies = _remedies(raw, cleaned, resolution)
     for setting, text in remedies.items():
@@ -187,6 +178,24 @@ def inspect_log(
     command, keep = _next(cleaned, remedies)
     columns = {**names, "name": title.name}
     return InitResult(columns, data.time_unit, scenario, tuple(guesses.settings), text, rows, command, keep)
+
+
+def guess_rules(resolution: str, counted: bool, exclude_items: Sequence[str], guesses: Guesses) -> Clean:
+    """Guess ``[clean]`` by the resolution of the stamps ("" if they are fine enough).
+
+    Args:
+        counted: True if the log has a column of quantities.
+    """
+    coarse = f"stamps have a resolution of one {resolution}"
+    settings: dict[str, object] = {"exclude_items": tuple(exclude_items)}
+    if resolution in ("day", "order number") and not counted:
+        settings["duplicates"] = "off"
+        guesses.say("clean.duplicates", "off", f"{coarse}: equal rows are a quantity, not repeats", 0.8)
+    if resolution:
+        settings["burst"] = "off"
+    why = f"{coarse}: rows of one stamp are not a burst" if resolution else "stamps are fine enough"
+    guesses.say("clean.burst", "off" if resolution else {"events": 10, "seconds": 1}, why)
+    return Clean.model_validate(settings)
 
 
 def _say_events(events: Events, why: str, guesses: Guesses) -> None:

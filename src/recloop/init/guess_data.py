@@ -5,19 +5,15 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 import polars as pl
 
 from recloop.config import Cell, Columns, Data, Fallback
-from recloop.data.attributes import typed_columns
-from recloop.data.log_catalog import entity_table
-from recloop.data.shape import COUNT_COLUMN, LABEL_COLUMN, expand_cells, join_orders, shape_log
-from recloop.data.tables import Table
+from recloop.data.shape import COUNT_COLUMN, LABEL_COLUMN, expand_cells, join_orders
 from recloop.errors import UserError
 from recloop.features import conditions
-from recloop.files import JsonTree
 from recloop.init import guess_ids, layout
 from recloop.init.columns import (
     ANONYMOUS_ID,
@@ -29,103 +25,17 @@ from recloop.init.columns import (
     reading_of,
 )
 from recloop.init.features import Side
+from recloop.init.guess_attributes import guess_attributes
+from recloop.init.guess_sides import guess_keys
 from recloop.init.headless import guess_headless
 from recloop.init.layout import Condition
-from recloop.init.names import FUTURE_WORDS, TITLE_NAMES, leaf, name_score, normalize_name, words_of
+from recloop.init.log_input import Guesses, LogInput
+from recloop.init.names import words_of
 from recloop.records import EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 FIELDS: Final = (USER_ID, ITEM_ID, TIMESTAMP, EVENT_TYPE, GROUP_ID)
 MAX_SHOWN: Final = 20
 LABELS: Final = {USER_ID: "user id", ITEM_ID: "item id", TIMESTAMP: "time"}
-PROPERTY_NAMES: Final = ("property", "attribute", "key", "name", "field")
-"""Columns with the name of a property in a long table."""
-PRIVATE_WORDS: Final = frozenset(
-    [
-        "email",
-        "mail",
-        "name",
-        "phone",
-        "street",
-        "address",
-        "address1",
-        "address2",
-        "city",
-        "zip",
-        "company",
-        "ip",
-        "login",
-        "birthday",
-        "notes",
-        "note",
-    ]
-)
-"""Words of columns that identify a person; they never become attributes."""
-ROW_WORDS: Final = frozenset(
-    [
-        "id",
-        "no",
-        "number",
-        "uuid",
-        "session",
-        "row",
-        "line",
-        "date",
-        "time",
-        "at",
-        "timestamp",
-        "status",
-        "quantity",
-        "qty",
-    ]
-)
-"""Words of columns that describe a row; they never become attributes of an item."""
-
-
-@dataclass(frozen=True)
-class GuessedSetting:
-    """Guessed setting, the reason and the confidence from 0 to 1."""
-
-    key: str
-    value: Any
-    why: str
-    confidence: float = 1.0
-
-
-@dataclass
-class Guesses:
-    """Guesses in the order in which they were made, and notes on what is left out."""
-
-    settings: list[GuessedSetting] = field(default_factory=list)
-
-    def say(self, key: str, value: Any, why: str, confidence: float = 1.0) -> None:
-        self.settings.append(GuessedSetting(key, value, why, confidence))
-
-
-@dataclass(frozen=True)
-class LogInput:
-    """Files as read for `init`: tables with all columns, orders, and the sides.
-
-    Attributes:
-        read_settings: Settings of ``[data]`` that the files were read with.
-        ask: True if a terminal answers questions.
-        accept: True if guesses below the least confidence are accepted.
-        chosen: Columns by field that are not guessed.
-        sampled: True if the tables hold a part of the rows.
-    """
-
-    tables: list[Table]
-    orders: list[Table]
-    items: Side | None
-    users: Side | None
-    read_settings: Data
-    ask: bool
-    accept: bool = True
-    chosen: Mapping[str, str] = field(default_factory=dict)
-    sampled: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.tables[0].source.name
 
 
 @dataclass(frozen=True)
@@ -175,11 +85,11 @@ def guess_data(log: LogInput, guesses: Guesses) -> GuessedData:
         }
     )
     data = _times(data, columns[TIMESTAMP], frame, guesses)
-    data = _keys(log, data, frame, guesses)
+    data = guess_keys(log, data, frame, guesses)
     data = _ids(log, data, frame, guesses)
     data = _where(data, frame, guesses)
     data = _carry(data, guesses)
-    data, items, users = _attributes(log, data, frame, guesses)
+    data, items, users = guess_attributes(log, data, frame, guesses)
     excluded = guess_ids.charges(frame, data, log.items, separator)
     for item, reason in list(excluded.items())[:MAX_SHOWN]:
         guesses.say("not a product", item, reason, 0.8)
@@ -315,72 +225,6 @@ def _times(data: Data, guess: ColumnGuess, frame: pl.DataFrame, guesses: Guesses
     return data.model_copy(update={"time_unit": reading.unit}) if reading.unit in readable else data
 
 
-# -- keys of the other files
-
-
-def _keys(log: LogInput, data: Data, frame: pl.DataFrame, guesses: Guesses) -> Data:
-    """``data.item_key`` and ``data.user_key``, if the id columns have other names."""
-    update = {}
-    for name, side, flag, key in (
-        (ITEM_ID, log.items, "--items", "item_key"),
-        (USER_ID, log.users, "--users", "user_key"),
-    ):
-        column = getattr(data.columns, name)
-        if side is None:
-            continue
-        if column in side[0].columns and data.header:
-            _refuse_long(flag, side[0], column)
-            continue
-        right, share = _best_key(guess_ids.ids_of(frame, column).drop_nulls(), side[0].frame)
-        if share < 0.5:
-            _refuse_side(flag, side, column, name)
-        guesses.say(f"data.{key}", right, f"{share:.1%} of the log's rows are found in it", share)
-        update[key] = right
-    return data.model_copy(update=update)
-
-
-def _best_key(values: pl.Series, frame: pl.DataFrame) -> tuple[str, float]:
-    """Unique column that holds most of the values, and the share of rows found."""
-    shares = {}
-    for name in frame.columns:
-        keys = frame[name].cast(pl.String, strict=False).drop_nulls() if not frame[name].dtype.is_nested() else None
-        if keys is not None and len(keys) and keys.n_unique() >= 0.95 * len(keys):
-            shares[name] = int(values.is_in(keys.unique().implode()).sum()) / max(1, len(values))
-    best = max(shares, key=lambda name: shares[name], default="")
-    return best, shares.get(best, 0.0)
-
-
-def _refuse_long(flag: str, table: Table, key: str) -> None:
-    """Refuse a file with one row per property of an id.
-
-    Raises:
-        UserError: ids repeat, and two columns hold the names and values of properties.
-    """
-    names = {normalize_name(name): name for name in table.columns}
-    pair = next(((names[left], names["value"]) for left in PROPERTY_NAMES if left in names and "value" in names), None)
-    ids = table.frame[key]
-    if pair is None or ids.n_unique() > 0.7 * len(ids):
-        return
-    most = int(ids.value_counts()["count"].max() or 0)  # type: ignore[arg-type]
-    time = next((f".sort('{name}')" for name in table.columns if name_score(TIMESTAMP, name) > 0.7), "")
-    command = (
-        f"import polars as pl; pl.read_csv('{table.source.path.name}', infer_schema=False){time}"
-        f".pivot('{pair[0]}', index='{key}', values='{pair[1]}', aggregate_function='last').write_csv('wide.csv')"
-    )
-    raise UserError(
-        flag, table.source.name, f"one row per id; {key} is in up to {most} rows, each with one property: a long table",
-        f'python -c "{command}", then {flag} wide.csv',
-    )  # fmt: skip
-
-
-def _refuse_side(flag: str, side: Side, column: str, name: str) -> None:
-    matches = difflib.get_close_matches(column, side[0].columns, n=1, cutoff=0.0)
-    raise UserError(
-        flag, side[0].source.name, f"the id column {column} of the log; nearest: {matches[0]}",
-        f"rename {matches[0]} to {column}, or export the file with the ids of the log's {name}",
-    )  # fmt: skip
-
-
 def _ids(log: LogInput, data: Data, frame: pl.DataFrame, guesses: Guesses) -> Data:
     """``data.missing_users`` and ``data.id_form``."""
     guess_ids.refuse_cut_ids(frame, data)
@@ -425,64 +269,3 @@ def _carry(data: Data, guesses: Guesses) -> Data:
     if carry:
         guesses.say("data.carry", list(carry), f"filled only in the first row of each {data.columns.group_id}")
     return data.model_copy(update={"carry": carry})
-
-
-# -- attributes in the log
-
-
-def _attributes(
-    log: LogInput, data: Data, frame: pl.DataFrame, guesses: Guesses
-) -> tuple[Data, Side | None, Side | None]:
-    """``data.item_columns`` and ``data.user_columns``, with the sides that they give."""
-    columns = data.columns
-    used = {name for name in columns.model_dump().values() if name} | {
-        name for names in data.fallback.model_dump().values() for name in names
-    }
-    free = [name for name in frame.columns if name not in used | {LABEL_COLUMN, COUNT_COLUMN}]
-    items, users = log.items, log.users
-    parents = {name.rpartition(".")[0] for name in (columns.item_id, *data.fallback.item_id)}
-    beside = [name for name in free if name.rpartition(".")[0] in parents]  # in JSON: keys of the same object
-    titles = [name for name in [*data.fallback.item_id, *beside] if normalize_name(leaf(name)) in TITLE_NAMES]
-    of_user = layout.attributes_of(
-        frame,
-        columns.user_id,
-        [
-            n
-            for n in free
-            if not set(words_of(leaf(n))) & (PRIVATE_WORDS | ROW_WORDS) and (n not in beside or "." not in n)
-        ],
-        columns.timestamp,
-    )
-    candidates = [
-        name for name in beside if not set(words_of(leaf(name))) & (ROW_WORDS - {"id"}) and name not in titles
-    ]
-    future = [name for name in candidates if set(words_of(leaf(name))) & FUTURE_WORDS]
-    of_item = layout.attributes_of(
-        frame, columns.item_id, [n for n in candidates if n not in future], columns.timestamp
-    )
-    if future:
-        guesses.say("not used", future, "these count events after a row, which a model must not know")
-    item_names = [name for name in of_item if of_item[name] > of_user.get(name, 0.0)]
-    price = [columns.value] if columns.value and "price" in words_of(columns.value) else []
-    item_names = [*titles[:1], *item_names, *price] if items is None else []
-    if item_names:
-        why = "one value per item: they become the catalog, with the newest value of each"
-        guesses.say("data.item_columns", item_names, why, 0.8)
-        data = data.model_copy(update={"item_columns": tuple(item_names)})
-        items = _log_side(log, data, columns.item_id, item_names)
-    user_names = [name for name in of_user if name not in item_names] if users is None else []
-    if user_names:
-        guesses.say("data.user_columns", user_names, "one value per user: they become user attributes", 0.8)
-        data = data.model_copy(update={"user_columns": tuple(user_names)})
-        users = _log_side(log, data, columns.user_id, user_names)
-    taken = {*data.item_columns, *data.user_columns, *data.carry, data.cell.column}
-    unused = [name for name in free if name not in taken and not is_blank(frame[name])]
-    if unused:
-        guesses.say("not used", unused, "columns that no setting reads")
-    return data, items, users
-
-
-def _log_side(log: LogInput, data: Data, key: str, names: Sequence[str]) -> Side:
-    table = entity_table(shape_log(log.tables, data, log.orders).tables, key, names)
-    rows: list[JsonTree] = typed_columns(table).to_dicts() if table.kind != "parquet" else table.frame.to_dicts()
-    return table, rows

@@ -13,7 +13,7 @@ from recloop.data.sources import InputFile, find
 from recloop.data.tables import Table, read_table, sample_table
 from recloop.errors import UserError
 from recloop.init.features import Side
-from recloop.init.guess_data import LogInput
+from recloop.init.log_input import LogInput
 
 SAMPLE_ROWS: Final = 100_000
 """Rows of the log that `init` reads, from the beginning and the middle of its files."""
