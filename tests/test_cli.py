@@ -60,6 +60,7 @@ def tree(done: Done) -> dict[str, Any]:
         (["bogus"], "No such command 'bogus'"),
         (["status", "--bogus"], "No such option: --bogus"),
         (["recommend"], "Missing argument"),
+        (["recommend", "-32ae..", "-n", "3"], "recommend -n 3 -- -32ae.."),
         (["status", "-C"], "-C="),
         (["verify", "--last", "0"], "--last"),
         (["serve", "--workers", "2"], "--workers=2"),
@@ -303,6 +304,7 @@ def test_help_is_a_short_sentence(name: str, text: str) -> None:
 
 
 def test_version_prints_name_and_number(cli: Cli) -> None:
+    assert cli("status", "-h")[1] == cli("status", "--help")[1]
     assert cli("--version") == (0, f"recloop {recloop.__version__}\n", "")
 
 

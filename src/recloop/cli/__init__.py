@@ -46,6 +46,7 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
 """Panels of --help and their verbs, in display order."""
 
 app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
     help="Turn a raw interaction log into a served, monitored and retrained recommender.",
 )  # fmt: skip

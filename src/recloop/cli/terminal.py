@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import sqlite3
 import sys
@@ -145,6 +146,15 @@ def _as_user_error(error: Exception) -> UserError | None:
 def _print_usage_error(arguments: Sequence[str], error: Any) -> int:
     """Print an unknown verb or option, or an invalid value; return exit code 2."""
     verb = getattr(getattr(error, "ctx", None), "info_name", None)
+    id_word = _id_like_option(arguments) if verb == "recommend" else ""
+    if id_word:
+        words = [word for word in arguments if word != id_word]
+        print(
+            f"error: USER={id_word}: expected -- before an id that begins with -; "
+            f"try: recloop {shlex.join([*words, '--', id_word])}",
+            file=sys.stderr,
+        )
+        return 2
     usage = "recloop --help" if verb in {None, "recloop"} else f"recloop {verb} --help"
     problem = error.format_message().rstrip(".")
     print(
@@ -152,6 +162,17 @@ def _print_usage_error(arguments: Sequence[str], error: Any) -> int:
         file=sys.stderr,
     )
     return 2
+
+
+def _id_like_option(arguments: Sequence[str]) -> str:
+    """Return the first word that begins with ``-``, but is not an option of ``recommend``; empty if none."""
+    known = {"-n", "-C", "-h"}
+    for word in arguments:
+        if word == "--":
+            return ""
+        if re.match("-[^-]", word) and word[:2] not in known:
+            return word
+    return ""
 
 
 def _refuse_old_names(words: Sequence[str]) -> None:
