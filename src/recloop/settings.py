@@ -12,7 +12,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import pydantic
@@ -40,6 +40,8 @@ RENAMED: Final = {
     "update.replay": "update.replay_ratio",
 }
 """Old key -> new key; ``*`` is any name. An old key is an error in a project and is translated in an old bundle."""
+MIN_NAME_SIMILARITY: Final = 0.6
+"""Similarity by `difflib` from which an unknown key is a misspelt one."""
 RENAMED_VALUES: Final = {("features.context", "gap"): "days_since_last"}
 """(new key, old value of its list) -> new value."""
 
@@ -142,15 +144,23 @@ def _known(section: type[pydantic.BaseModel], tree: Mapping[str, Any], prefix: s
                 continue
             if new_key(prefix + key) != prefix + key:
                 _refuse_renamed(prefix + key, value, prefix + key, new_key(prefix + key))
-            near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
-            raise UserError(
-                prefix + key, value, f"a known key; nearest: {prefix}{near}", f"rename it to {near} in {FILE}"
-            )
+            raise _unknown_key(prefix, key, value, names)
         if isinstance(value, Mapping):
             _known_inside(names[key], value, f"{prefix}{key}.")
         for part in value if isinstance(value, list) else ():
             if isinstance(part, str) and (prefix + key, part) in RENAMED_VALUES:
                 _refuse_renamed(prefix + key, part, part, RENAMED_VALUES[prefix + key, part])
+
+
+def _unknown_key(prefix: str, key: str, value: Any, names: Collection[str]) -> UserError:
+    matches = difflib.get_close_matches(key, names, n=1, cutoff=MIN_NAME_SIMILARITY)
+    if matches:
+        near = matches[0]
+        return UserError(prefix + key, value, f"a known key; nearest: {prefix}{near}", f"rename it to {near} in {FILE}")
+    section = f"[{prefix.removesuffix('.')}]" if prefix else FILE
+    return UserError(
+        prefix + key, value, f"a key of {section}: {', '.join(names)}", f"remove {prefix + key} from {FILE}"
+    )
 
 
 def _refuse_renamed(key: str, value: Any, old: str, new: str) -> None:

@@ -123,7 +123,9 @@ def test_catalog_key_is_found_by_name_of_the_log_or_by_its_ids() -> None:
         catalogue = read(shop_log(), items=items(key)).items
         assert catalogue["item_id"].to_list() == items()["SKU"].to_list()
         assert '"brand":"blue"' in catalogue["attributes"][0]
-    with pytest.raises(UserError, match=r"items=items: expected the id column SKU of the log; nearest: x"):
+    with pytest.raises(
+        UserError, match=r"items=items: expected a column with ids of SKU of the log, found none among x"
+    ):
         recloop.fit(shop_log(), items=pl.DataFrame({"x": ["q1", "q2"], "brand": ["red", "blue"]}))
 
 

@@ -53,6 +53,7 @@ def test_condition_columns_are_the_used_fields() -> None:
     ("text", "said"),
     [
         ("valeu > 4", "nearest to valeu: value"),
+        ("zzz > 4", "a known field instead of zzz; try: one of "),
         ('event_type = "rating"', "single quotes: 'rating'"),
         ("other.value = 1", "a known field"),
         ("value >", "a condition"),

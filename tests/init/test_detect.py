@@ -242,7 +242,10 @@ def test_init_chooses_the_item_column_that_both_files_share(tmp_path: Path) -> N
     assert init("log.csv", "items.csv", root=tmp_path, yes=True).columns["item_id"] == "sku"
     assert init("log.csv", root=tmp_path, yes=True, force=True).columns["item_id"] == "item"
     write(tmp_path / "items.csv", cod=codes, name=["n"] * n)
-    with pytest.raises(UserError, match=r"--items=items\.csv: expected the id column item of the log; nearest: "):
+    with pytest.raises(
+        UserError,
+        match=r"--items=items\.csv: expected a column with ids of item of the log, found none among cod, name",
+    ):
         init("log.csv", "items.csv", root=tmp_path, yes=True, force=True)
 
 
@@ -262,7 +265,10 @@ def test_init_with_an_existing_file_is_refused_before_reading(tmp_path: Path) ->
     [
         ({"foo": ["1", "2"], "item_id": ["a", "b"], "time": ["2025-01-01", "2025-01-02"]}, "data.columns.user_id="),
         ({"user_id": ["1", "2"], "bar": ["a", "b"], "time": ["2025-01-01", "2025-01-02"]}, "a column with the item id"),
-        ({"user_id": ["1", "2"], "item_id": ["a", "b"], "time": ["now", "then"]}, "a column with the time"),
+        (
+            {"user_id": ["1", "2"], "item_id": ["a", "b"], "time": ["now", "then"]},
+            "a column with the time in a known form",
+        ),
         ({"user_id": [], "item_id": [], "time": []}, "rows under the header"),
         ({"user_id": ["1"], "item_id": ["a"], "date": ["01/02/2025"]}, "month first"),
     ],

@@ -22,6 +22,7 @@ from sqlglot import exp
 from recloop.errors import UserError
 
 MAX_CHARACTERS: Final = 10_000  # characters; a request may contain a condition
+MIN_NAME_SIMILARITY: Final = 0.6  # by difflib; a less similar field is not suggested
 MAX_DEPTH: Final = 500  # nodes from the root; use IN instead of a longer chain of OR
 
 COMPARISONS: Final = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE)
@@ -176,15 +177,14 @@ def _known(node: exp.Column, text: str, columns: Collection[str], key: str) -> s
     name = node.name
     if name in columns and len(node.parts) == 1:
         return name
-    matches = difflib.get_close_matches(name, list(columns), n=1, cutoff=0.0)
+    matches = difflib.get_close_matches(name, list(columns), n=1, cutoff=MIN_NAME_SIMILARITY)
+    nearest = f"; nearest to {name}: {matches[0]}" if matches else ""
     quoted = isinstance(node.this, exp.Identifier) and node.this.quoted
     hint = f"; write a text in single quotes: '{name}'" if quoted else ""
-    expected = (
-        f"a known field; nearest to {name}: {matches[0]}"
-        if matches
-        else "a condition without fields; no field is known here"
-    )
-    raise UserError(key, text, expected + hint, f"one of {', '.join(sorted(columns)[:20])}" if matches else FIX)
+    if not columns:
+        raise UserError(key, text, f"a condition without fields; no field is known here{hint}", FIX)
+    expected = "a known field" if matches else f"a known field instead of {name}"
+    raise UserError(key, text, expected + nearest + hint, f"one of {', '.join(sorted(columns)[:20])}")
 
 
 def _is_list(node: exp.In) -> bool:

@@ -104,7 +104,7 @@ def _layout(log: LogInput, guesses: Guesses) -> tuple[Data, pl.DataFrame]:
     data = log.read_settings
     frame = pl.concat([table.frame for table in log.tables], how="diagonal_relaxed")
     if not len(frame):
-        raise UserError("FILE", log.name, "rows under the header, found none", "recloop init FILE")
+        raise UserError("FILE", log.name, "rows under the header, found none", "export the file with rows")
     if not data.header:
         guesses.say("data.header", False, "the first line holds values, not names; columns are c1, c2, ...", 0.9)
     if log.orders:
@@ -175,7 +175,8 @@ def _missing_column(log: LogInput, name: str, filled: Sequence[str], frame: pl.D
     """Expectation and fix for a required column that no column can be."""
     shown = ", ".join(f"{column} ({_example(frame[column])})" for column in filled[:12])
     more = f" and {len(filled) - 12} more" if len(filled) > 12 else ""
-    expected = f"a column with the {LABELS[name]}; {log.name} has {shown}{more}"
+    form = " in a known form, such as 2025-12-31 18:30:00" if name == TIMESTAMP else ""
+    expected = f"a column with the {LABELS[name]}{form}; {log.name} has {shown}{more}"
     words = {word for column in filled for word in words_of(column)}
     if name == ITEM_ID and words & {"order", "increment", "invoice"}:
         return expected, "export the order items: one row per product of an order, with the product's id or SKU"
@@ -204,8 +205,9 @@ def _asked(field_name: str, guess: ColumnGuess, names: Sequence[str]) -> ColumnG
             return ColumnGuess("", "your answer")
         if answer in names:
             return ColumnGuess(answer, "your answer")
-        matches = difflib.get_close_matches(answer, names, n=1, cutoff=0.0)
-        sys.stderr.write(f"  no column {answer}; nearest: {matches[0]}\n")
+        matches = difflib.get_close_matches(answer, names, n=1)
+        known = f"nearest: {matches[0]}" if matches else f"columns: {', '.join(names)}"
+        sys.stderr.write(f"  no column {answer}; {known}\n")
 
 
 def _times(data: Data, guess: ColumnGuess, frame: pl.DataFrame, guesses: Guesses) -> Data:

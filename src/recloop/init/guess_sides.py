@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Final
 
 import polars as pl
@@ -76,8 +75,5 @@ def _refuse_long(flag: str, table: Table, key: str) -> None:
 
 
 def _refuse_side(flag: str, side: Side, column: str, name: str) -> None:
-    matches = difflib.get_close_matches(column, side[0].columns, n=1, cutoff=0.0)
-    raise UserError(
-        flag, side[0].source.name, f"the id column {column} of the log; nearest: {matches[0]}",
-        f"rename {matches[0]} to {column}, or export the file with the ids of the log's {name}",
-    )  # fmt: skip
+    expected = f"a column with ids of {column} of the log, found none among {', '.join(side[0].columns)}"
+    raise UserError(flag, side[0].source.name, expected, f"export the file with the ids of the log's {name}")
