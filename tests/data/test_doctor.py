@@ -127,7 +127,10 @@ def test_doctor_warns_of_repeats_seen_items_and_unlisted_items(project_factory: 
     found = said(build_report(project_factory(log, 'data.items="items.csv"', "split.filter_seen=true")))
     assert "% of rows are repeats; split.filter_seen = true never recommends them" in found
     assert "10 items of the log (10.0 % of rows) are not in items.csv" in found
-    assert "1 rows of items.csv repeat an earlier item_id; the last one is used" in found
+    assert "1 rows of items.csv repeat an earlier item_id; the last one is used\n" in f"{found}\n"
+    (tmp_path / "items.csv").write_text("item_id,field,value\n" + "".join(f"i{n % 50},x,1\n" for n in range(100)))
+    found = said(build_report(project_factory(log, 'data.items="items.csv"')))
+    assert "50 rows of items.csv repeat an earlier item_id; the last one is used: one row per attribute?" in found
 
 
 def test_doctor_warns_of_a_user_with_many_rows(project_factory: ProjectFactory) -> None:

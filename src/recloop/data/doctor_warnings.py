@@ -23,6 +23,7 @@ from recloop.records import GROUP_ID, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID,
 
 MAX_SHARED_STAMPS: Final = 0.1  # a larger share of rows with a shared stamp gives a warning
 MIN_JOIN_SHARE: Final = 0.9  # of ids; a smaller share of a file's ids in the log gives a warning
+MAX_REPEATED_IDS: Final = 0.1  # of a table's rows; a larger share looks like one row per attribute
 N_NAMED: Final = 6  # ids in one sentence
 
 
@@ -55,9 +56,10 @@ def count_warnings(
         if table is not None and table.rejects:
             warnings.append(f"{len(table.rejects):,} rows of {table.sources[0].name} without {id_column} were ignored")
         if table is not None and (n_repeated := len(table.frame) - table.frame[id_column].n_unique()):
-            warnings.append(
-                f"{n_repeated:,} rows of {table_name(table)} repeat an earlier {id_column}; the last one is used"
-            )
+            is_long = n_repeated > MAX_REPEATED_IDS * len(table.frame)
+            hint = ": one row per attribute? Export one row per id" if is_long else ""
+            name = table_name(table)
+            warnings.append(f"{n_repeated:,} rows of {name} repeat an earlier {id_column}; the last one is used{hint}")
     if n_wrong := cleaned.removed.get(CLOCK):
         end = iso(max_int(valid_rows[TIMESTAMP])) if len(valid_rows) else "unknown"
         warnings.append(

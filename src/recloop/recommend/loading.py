@@ -170,7 +170,7 @@ def check_servable(project: Project, bundle: Bundle, live: Bundle | None) -> Jso
         raise BundleError(
             "item table",
             bundle.id,
-            f"a table that starts with the {len(live.items)} items of {live.id}",
+            f"the {len(live.items)} items of the live bundle {live.id} first; this bundle was trained on other data",
             "recloop update",
         )
     _check_fields(project, bundle)
