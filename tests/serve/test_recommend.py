@@ -19,6 +19,7 @@ from recloop import bundle as bundles
 from recloop.bundle import Bundle
 from recloop.project import open_project
 from recloop.records import FUSED_SOURCES, Decision
+from recloop.serve import recommend_routes
 from recloop.storage import releases
 
 
@@ -117,7 +118,9 @@ def test_recommend_filter_applies_to_every_source(client: httpx.Client) -> None:
 
 def test_recommend_applies_the_filters_of_placement_and_request(client: httpx.Client) -> None:
     assert "tea" not in {i["category"] for i in ask(client, n=80, placement="cart", properties="category")["items"]}
-    assert ask(client, placement="cart", filter="category = 'tea'")["items"] == []
+    empty = ask(client, placement="cart", filter="category = 'tea'")
+    assert empty["items"] == []
+    assert empty["empty_reason"].endswith("AND (category = 'tea')")
     assert ask(client, filter="category = 'tea'")["items"]
     assert ask(client, placement="cart", filter="category = 'tea' OR 1 = 1", n=80)["items"]  # parentheses around both
     answer = ask(client, n=80, placement="cart", filter="category = 'tea' OR price > 0", properties="category")
@@ -130,6 +133,26 @@ def test_recommend_replaces_excluded_items(client: httpx.Client) -> None:
     assert not set(before[:3]) & set(after)
     assert len(set(before[3:]) & set(after)) >= 6  # ranks inside a source close up: two items may swap
     assert len(after) == 10
+
+
+def test_recommend_with_all_items_excluded_is_empty_and_names_the_reason(client: httpx.Client) -> None:
+    answer = ask(client, n=1, filter="item_id = 'i01'", exclude="i01")
+    assert answer["items"] == []
+    assert answer["empty_reason"] == "every remaining item is excluded: seen, disliked or in exclude"
+    assert "empty_reason" not in ask(client, n=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "excluded"),
+    [(["a,b"], ("a", "b")), (["a,b", ""], ("a,b",)), (["a,b", "c", "c"], ("a,b", "c")), ([], ())],
+)
+def test_exclude_repeated_is_taken_literally(values: list[str], excluded: tuple[str, ...]) -> None:
+    assert recommend_routes._excluded(values) == excluded
+
+
+def test_item_id_with_an_encoded_slash_before_similar_is_an_item(client: httpx.Client) -> None:
+    assert client.get("/v1/items/i01%2Fsimilar").status_code == 404
+    assert client.get("/v1/items/i01/similar").json()["items"]
 
 
 @pytest.mark.parametrize("user_id", ["unknown", "a/b", "", " ", "名", "%2F", "a?b", "null", "0" * 2000])

@@ -47,6 +47,7 @@ class RankedList:
     inputs: dict[str, str]
     positives: int
     n: int = 0  # maximum length, from the query or the placement
+    empty_reason: str = ""  # cause of a list without slots
 
     @property
     def items(self) -> list[str]:
@@ -194,8 +195,20 @@ class Recommender:
                 unfilled = FallbackQuery(encoded, allowed, b, query.item_id, placement.list)
                 more = fill_fallback(stages, unfilled, (slot.item_id for slot in slots), k - n_found)
                 slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
-            answers.append(RankedList(slots, {}, int(encoded.states.positives[b]), k))
+            empty_reason = "" if slots else self._empty_reason(allowed, b)
+            answers.append(RankedList(slots, {}, int(encoded.states.positives[b]), k, empty_reason))
         return answers
+
+    def _empty_reason(self, allowed: CandidateMask, b: int) -> str:
+        """Name the cause of an empty list: the filter, the excluded items or the sources."""
+        latest = self.catalog.latest(allowed.text, self.bundle.items.ids)
+        if not latest and not allowed.mask.any():
+            return f"no shown item passes the filter {allowed.text}" if allowed.text else "all items are hidden"
+        remaining = allowed.mask.copy()
+        remaining[allowed.banned[b]] = False
+        if not remaining.any() and allowed.banned_ids[b].issuperset(latest):
+            return "every remaining item is excluded: seen, disliked or in exclude"
+        return "the placement has no source for the remaining items"
 
     def inputs(self, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> dict[str, str]:
         """Return 8 hex per input: state, catalog, now, filters, then each feature."""

@@ -68,7 +68,8 @@ def recommend(
 
 def render(reply: JsonTree) -> rich.table.Table:
     """Format the reply as a table for a terminal."""
-    table = rich.table.Table(title=f"{reply['placement']}, {reply['model_version']}", title_justify="left")
+    empty = f": {reply['empty_reason']}" if "empty_reason" in reply else ""
+    table = rich.table.Table(title=f"{reply['placement']}, {reply['model_version']}{empty}", title_justify="left")
     attributes = [name for name in (reply["items"] or [{}])[0] if name not in SLOT_COLUMNS]
     for column, justify in (("", "right"), ("item", "left"), *((name, "left") for name in attributes)):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]

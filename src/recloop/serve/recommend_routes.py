@@ -19,6 +19,7 @@ from recloop.serve.schemas import HttpError, ItemResponse, PastEvent, Temperatur
 from recloop.serve.service import Service
 
 MAX_LAST_EVENTS = 20
+SIMILAR_SUFFIX = b"/similar"
 
 
 class RecommendRoutes:
@@ -35,8 +36,14 @@ class RecommendRoutes:
         return self._respond(request, self._query(request, user_id, "home", parameters.get("item", "")))
 
     async def similar(self, request: Request) -> Response:
-        """Recommend items similar to an item; ``?user_id=`` is optional."""
+        """Recommend items similar to an item; ``?user_id=`` is optional.
+
+        An encoded slash is part of the id: ``/v1/items/x%2Fsimilar`` is the item ``x/similar``.
+        """
         item_id = request.path_params["item_id"]
+        if not request.scope.get("raw_path", SIMILAR_SUFFIX).endswith(SIMILAR_SUFFIX):
+            request.path_params["item_id"] = f"{item_id}/similar"
+            return await self.get_item(request)
         service = self._service
         if not await self._item_exists(item_id):
             raise HttpError(404, "not_found", "unknown item: expected an id from the events or the catalog", "item_id")
@@ -121,12 +128,17 @@ class RecommendRoutes:
             now=request_time(request, self._service.project, self._service.clock),
             n=int(n) if n else 0,
             placement=parameters.get("placement", placement),
-            exclude=_names(parameters.getlist("exclude")),
+            exclude=_excluded(parameters.getlist("exclude")),
             filter=parameters.get("filter", "").strip(),
             properties=_names(parameters.getlist("properties")),
             request_id=request.state.request_id,
             item_id=item_id,
         )
+
+
+def _excluded(values: list[str]) -> tuple[str, ...]:
+    """Return the ids to exclude: the parts of a single value, or each repeated value as it is."""
+    return _names(values) if len(values) < 2 else tuple(dict.fromkeys(value for value in values if value))
 
 
 def _names(values: list[str]) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Parameter(NamedTuple):
 
 TEXT_SCHEMA: Final = {"type": "string"}
 FILTER_PARAMETERS: Final = (
-    Parameter("exclude", TEXT_SCHEMA, "comma-separated item ids to exclude"),
+    Parameter("exclude", TEXT_SCHEMA, "comma-separated item ids to exclude; if repeated, each value is one id"),
     Parameter("filter", TEXT_SCHEMA, "condition on item fields, such as category = 'tea' AND price < 5"),
     Parameter("properties", TEXT_SCHEMA, "comma-separated item attributes to add to each slot"),
 )

@@ -41,7 +41,7 @@ def build_response(
         attributes = {} if item is None else item.attributes
         fields = {"item_id": slot.item_id, "score": slot.score, "source": slot.source, "reason": reasons[slot.source]}
         items.append({**fields, **{name: attributes.get(name) for name in query.properties if name not in fields}})
-    return RecommendResponse(query.request_id, bundle, variant, query.placement, degraded, items)
+    return RecommendResponse(query.request_id, bundle, variant, query.placement, degraded, items, ranked.empty_reason)
 
 
 def build_decision(

@@ -62,8 +62,11 @@ class SlotResponse(msgspec.Struct):
     reason: str
 
 
-class RecommendResponse(msgspec.Struct):
-    """Reply of ``GET /v1/recommend``: descending scores, ties by item index."""
+class RecommendResponse(msgspec.Struct, omit_defaults=True):
+    """Reply of ``GET /v1/recommend``: descending scores, ties by item index.
+
+    ``empty_reason`` is the cause of a list without items; other lists do not have it.
+    """
 
     request_id: str
     model_version: str
@@ -71,6 +74,7 @@ class RecommendResponse(msgspec.Struct):
     placement: str
     degraded: list[str]
     items: list[JsonTree]
+    empty_reason: str = ""
 
 
 class ItemResponse(msgspec.Struct):
