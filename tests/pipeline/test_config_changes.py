@@ -242,7 +242,7 @@ def test_restart_during_serving_is_refused_and_changes_nothing(mistaken: Path) -
 def test_restart_with_an_unreadable_column_changes_nothing(mistaken: Path) -> None:
     live = open_project(mistaken).live_bundle_id()
     toml = (mistaken / "recloop.toml").read_text()
-    (mistaken / "recloop.toml").write_text(toml.replace('item_id = "line"', 'item_id = "skew"'))
+    (mistaken / "recloop.toml").write_text(toml.replace('item_id = "line"', 'item_id = "skus"'))
     code, _, err = cli(mistaken, "update")
     assert (code, "nearest: sku" in err) == (2, True)
     assert not (mistaken / ".restart").exists()

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from recloop.config import Config
+from recloop.config import Config, Field
 from recloop.files import JsonTree
 from recloop.settings import translate_recorded
 
@@ -31,6 +31,7 @@ IGNORED_KEYS: Final = (
 )
 RESTART_KEY_PREFIXES: Final = ("data.", "clean.", "split.protocol", "split.quantile", "split.ties", "split.k_core")
 """Keys (or prefixes of keys) that decide the rows and their split."""
+FEATURE_TABLES: Final = ("features.item.", "features.user.")
 NEXT_BUNDLE_KEY_PREFIXES: Final = ("placement.", "train.seed")
 """Keys that do not start a training."""
 
@@ -83,11 +84,20 @@ def changed_keys(config: Config, recorded_settings: Mapping[str, Any] | None) ->
     defaults = recorded(Config())  # a key added after the bundle was made had its default value
     keys = sorted({*recorded_settings, *settings})
     pairs = [
-        (key, recorded_settings.get(key, defaults.get(key)), settings.get(key))
+        (key, recorded_settings.get(key, _default_of(key, recorded_settings, defaults)), settings.get(key))
         for key in keys
         if key not in IGNORED_KEYS
     ]
     return [Change(key, earlier, current) for key, earlier, current in pairs if earlier != current]
+
+
+def _default_of(key: str, recorded_settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
+    """Return the earlier value of a key that a bundle did not record."""
+    table, _, name = key.rpartition(".")
+    is_recorded_feature = table.startswith(FEATURE_TABLES) and f"{table}.kind" in recorded_settings
+    if is_recorded_feature and name in Field.model_fields:
+        return Field.model_fields[name].default
+    return defaults.get(key)
 
 
 def with_effect(changes: Sequence[Change], *effects: Effect) -> list[Change]:
