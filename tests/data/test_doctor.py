@@ -218,3 +218,11 @@ def test_doctor_of_a_log_without_a_valid_row_still_renders(project_factory: Proj
     assert {job.verdict for job in report.checks.jobs} <= {"not enough", "little"}
     rich.console.Console(file=io.StringIO()).print(render(report))
     assert "5 rows read" in page(report, "shop")
+
+
+def test_doctor_of_users_with_one_moment_names_their_test(project_factory: ProjectFactory) -> None:
+    log = HEAD + "".join(f"u{n},i{n % 7},2025-01-01T0{n // 60}:{n % 60:02}:01,buy,1,\n" for n in range(100))
+    tested = "100.0 % of users have only one moment, which is tested without a history if it is after the cut"
+    assert tested in build_report(project_factory(log)).notes
+    other = project_factory(log, 'split.protocol="leave-one-out"')
+    assert "100.0 % of users have only one moment, which is not tested" in build_report(other).notes

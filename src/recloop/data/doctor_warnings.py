@@ -96,7 +96,9 @@ def count_notes(valid_rows: pl.DataFrame, config: Config, repeats: float) -> lis
     per_user = valid_rows.filter(~guest_rows()).group_by(USER_ID).agg(pl.col(STAMP).n_unique())[STAMP]
     single = (per_user == 1).mean()
     if isinstance(single, float) and single >= 0.5 and len(per_user) > 1:
-        notes.append(f"{percent(single)} of users have only one moment and are not in the test")
+        is_temporal = config.split.protocol == "temporal"
+        test = "tested without a history if it is after the cut" if is_temporal else "not tested"
+        notes.append(f"{percent(single)} of users have only one moment, which is {test}")
     if repeats == 0 and not config.split.filter_seen and len(valid_rows) > 1:
         notes.append("no user repeats an item; split.filter_seen = true removes seen items from the lists")
     if not columns.event_id:
