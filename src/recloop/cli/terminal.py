@@ -165,7 +165,7 @@ def _print_usage_error(arguments: Sequence[str], error: Any) -> int:
 
 
 def _id_like_option(arguments: Sequence[str]) -> str:
-    """Return the first word that begins with ``-``, but is not an option of ``recommend``; empty if none."""
+    """Return the first word with ``-`` that is not an option of `recommend`, or empty."""
     known = {"-n", "-C", "-h"}
     for word in arguments:
         if word == "--":

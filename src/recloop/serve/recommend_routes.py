@@ -137,7 +137,7 @@ class RecommendRoutes:
 
 
 def _excluded(values: list[str]) -> tuple[str, ...]:
-    """Return the ids to exclude: the parts of a single value, or each repeated value as it is."""
+    """Return the parts of a single value, or repeated values as they are."""
     return _names(values) if len(values) < 2 else tuple(dict.fromkeys(value for value in values if value))
 
 
