@@ -188,9 +188,11 @@ def check_warnings(
     warnings = []
     if checks.outliers is not None:
         found = checks.outliers
+        ends = [f"earliest {found.earliest[:10]}"] if found.earliest < found.first else []
+        ends += [f"latest {found.latest[:10]}"] if found.latest > found.last else []
         warnings.append(
             f"{percent(found.share)} of rows lie in {found.first[:10]} .. {found.last[:10]}; {found.rows:,} rows lie far "
-            f"outside ({found.earliest[:10]} .. {found.latest[:10]}): wrong clocks, or data.time_unit is wrong"
+            f"outside ({', '.join(ends)}): wrong clocks, or data.time_unit is wrong"
         )
     if checks.missing_users:
         words = ", ".join(f"{word!r} ({rows:,})" for word, rows in list(checks.missing_users.items())[:N_NAMED])
