@@ -90,6 +90,7 @@ def test_excess_names_a_fix_for_each_reason() -> None:
 
     assert "guests" in said("no user_id")
     assert "data.columns.item_id to a column with fewer gaps" in said("no item_id")
+    assert "guests, set data.columns.group_id; otherwise set data.columns.user_id" in said("no user_id")
     assert "data.time_unit" in said("timestamp: not a stamp")
     assert "data.time_unit" in said("timestamp outside 1970..2100")
     assert 'data.columns.quantity=""' in said("quantity: not a number")

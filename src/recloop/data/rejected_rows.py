@@ -61,7 +61,8 @@ def fix_for(rejects: Sequence[RejectedRow]) -> str:
     """Fix for the most common reason."""
     reason = Counter(row.reason for row in rejects).most_common(1)[0][0]
     if reason == GUEST_REASON:
-        return "rows without a user are guests; otherwise set data.columns.user_id to a column with fewer gaps"
+        guests = "if they are orders of guests, set data.columns.group_id"
+        return f"{guests}; otherwise set data.columns.user_id to a column with fewer gaps"
     if reason.startswith("no "):
         return f"otherwise set data.columns.{reason[3:]} to a column with fewer gaps"
     name = reason.partition(":")[0]
