@@ -169,10 +169,15 @@ def test_event_of_tomorrow_is_quarantined_and_of_next_minute_is_seen_when_due(pr
 
     async def work(client: httpx.AsyncClient, _: Any) -> None:
         row = {"user_id": "early", "event_type": "purchase", "item_id": "i05", "event_id": "t"}
-        for stamp in ((START + DAY) / SECOND, -1, "0005-01-01T00:00:00Z", "9999-12-31T00:00:00Z"):
+        for stamp, status, reason in (
+            ((START + DAY) / SECOND, "quarantined", "rule clock"),
+            (-1, "rejected", "timestamp=-1"),
+            ("0005-01-01T00:00:00Z", "rejected", "timestamp=0005"),
+            ("9999-12-31T00:00:00Z", "rejected", "timestamp=9999"),
+        ):
             wrong = await client.post("/v1/events", json={**row, "timestamp": stamp, "event_id": str(stamp)})
-            assert (wrong.status_code, wrong.json()["quarantined"]) == (207, 1), stamp
-            assert wrong.json()["rows"][0]["reason"].startswith("rule clock")
+            assert (wrong.status_code, wrong.json()[status]) == (207, 1), stamp
+            assert wrong.json()["rows"][0]["reason"].startswith(reason)
         listed = (await client.get("/v1/recommend/early")).json()
         assert not any(item["source"] == "history" for item in listed["items"])
         ahead = {**row, "item_id": "i06", "event_id": "u", "timestamp": (START + 60 * SECOND) / SECOND}
