@@ -23,8 +23,9 @@ demo: $(VENV)/.demo
 bench-quality: $(VENV)/.demo
 	$(BIN)/python benchmarks/quality.py
 
-# The fast tests; docs, borders, import contracts and the anchors run in `make check`.
-IN_CHECK := tests/test_docs.py tests/test_reference.py tests/test_interface.py tests/test_imports.py tests/evaluation/test_anchor.py
+# The fast tests; docs, the command line, import contracts and the anchors run in `make check`.
+IN_CHECK := tests/test_docs.py tests/test_reference.py tests/test_interface.py tests/test_imports.py tests/test_cli.py \
+  tests/test_bad_input.py tests/evaluation/test_anchor.py
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK))

@@ -166,6 +166,7 @@ def test_cli_with_a_closed_pipe_exits_0(project: Project, words: list[str]) -> N
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_update_interrupted_exits_130_and_the_next_succeeds(tmp_path: Path) -> None:
     folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path / "shop")
     words = [*RECLOOP, "-C", str(folder), "update", "--set", "model.name=popular"]

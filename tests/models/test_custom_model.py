@@ -52,6 +52,7 @@ class Mean(nn.Module):
 '''
 
 
+@pytest.mark.slow
 def test_custom_network_by_path_is_served_without_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Callable[..., Server]
 ) -> None:

@@ -332,6 +332,7 @@ def test_update_with_shuffled_items_is_blocked_by_the_input_check(
     assert {"new_rows", "forgetting"} <= {one["name"] for one in unchecked_update.gates}
 
 
+@pytest.mark.slow
 def test_update_after_quarantine_of_poisoned_rows_equals_one_without_them(
     later: Later, first: tuple[Path, pl.DataFrame]
 ) -> None:
@@ -414,6 +415,7 @@ def test_update_with_few_rows_is_not_refused(later: Later, first: tuple[Path, pl
         assert done.verdict in {"registered", "waiting", "nothing"}, done.reason
 
 
+@pytest.mark.slow
 def test_update_with_an_inconclusive_window_waits_for_more_rows(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     project = later(first[1][:900], "release.gates.max_ndcg_loss=0.0001")
     one = loop.update(project)

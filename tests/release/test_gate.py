@@ -244,6 +244,7 @@ def test_no_slice_collapse_with_few_users_is_a_weak_pass() -> None:
     assert (found.value, found.high, found.ok, found.weak) == (-1.0, -1.0, True, True), "hits for three of 100 users"
 
 
+@pytest.mark.slow
 def test_no_slice_collapse_at_min_users_has_the_nominal_error() -> None:
     """Lists of both bundles hit one user in five by chance; the gate seldom refuses."""
     random = np.random.default_rng(0)

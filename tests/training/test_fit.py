@@ -231,6 +231,7 @@ def test_train_with_a_diverging_loss_raises_and_names_lr(arrays: Arrays, tmp_pat
         train_alone(circle(arrays), tmp_path, lr=1e30, epochs=5)
 
 
+@pytest.mark.slow
 def test_fit_network_writes_its_progress_bar_to_stderr_only(
     arrays: Arrays, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def mean_gradient(name: str, m: int) -> tuple[float, float]:
     return float((ours - true).norm() / true.norm()), float((best * ours - true).norm() / true.norm())
 
 
+@pytest.mark.slow
 def test_ss_refined_mean_gradient_equals_that_of_full_softmax() -> None:
     error, _ = mean_gradient("ss_refined", 256)
     assert error <= 0.05
