@@ -332,3 +332,25 @@ def test_chinese_export_with_semicolons_and_orders_in_a_second_file_gives_a_list
     answer = offline.recommend(open_project(tmp_path), "M1", n=3)
     assert len(answer["items"]) == 3
     assert all(item["item_id"] in {f"P{number}" for number in range(11)} for item in answer["items"])
+
+
+def test_two_times_that_disagree_stop_a_script_and_name_both(tmp_path: Path) -> None:
+    rows = "".join(
+        f"u{k % 9},i{k % 7},2026-01-{k % 28 + 1:02}T10:00:00Z,2025-03-{k % 28 + 1:02}T10:00:00Z\n" for k in range(90)
+    )
+    write(tmp_path, "user_id,item_id,created_at,ordered_at\n" + rows)
+    with pytest.raises(
+        UserError, match=r"one clear column for the time: .*ordered_at is as likely and has other times"
+    ):
+        init("log.csv", root=tmp_path)
+    assert (
+        init("log.csv", root=tmp_path, sets=["data.columns.timestamp=ordered_at"]).columns["timestamp"] == "ordered_at"
+    )
+
+
+def test_file_of_broken_rows_alone_names_the_reason(tmp_path: Path) -> None:
+    write(tmp_path, '{"user_id": "u", "item_id": "i", "x": ' + "[" * 100_000 + "]" * 100_000 + "}\n", "deep.jsonl")
+    with pytest.raises(UserError, match="readable rows; all 1 are broken: ") as refused:
+        init("deep.jsonl", root=tmp_path, yes=True)
+    assert len(str(refused.value)) < 400
+    assert not (tmp_path / "recloop.toml").exists()

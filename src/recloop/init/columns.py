@@ -26,7 +26,7 @@ from recloop.init.names import (
     words_of,
 )
 from recloop.init.value_rules import dwell_column
-from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
+from recloop.records import DAY, EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 ANONYMOUS_ID: Final = "anonymous_id"
 TIME_OFFSET: Final = "time_offset"
@@ -42,6 +42,8 @@ OFFSET_WORDS: Final = frozenset(
 """Words of columns with a time of day."""
 MIN_CONFIDENCE: Final = 0.5
 """Confidence below which `init` asks on a terminal and refuses in a script."""
+CLOSE_TIME_SCORE: Final = 0.08
+"""Difference of scores below which two time columns are equally likely."""
 MIN_NAME_SCORE: Final = 0.3
 """Score of a name from which it can be the field's."""
 CLOSE_SCORE: Final = 0.04
@@ -246,11 +248,19 @@ def _time(frame: pl.DataFrame, names: Sequence[str]) -> ColumnGuess:
         best = found[0].name
         others = ", ".join(one.name for one in found[1:4])
         why = f"{found[0].why}: {readings[best].form}" + (f"; others: {others}" if others else "")
+        for other in found[1:]:
+            if found[0].score - other.score < CLOSE_TIME_SCORE and _disagree(readings[best], readings[other.name]):
+                return ColumnGuess(best, f"{why}; {other.name} is as likely and has other times", 0.4)
         return ColumnGuess(best, why)
     for name in names:
         if normalize_name(name) in ORDER_NAMES and is_numeric(frame[name], ","):
             return ColumnGuess(name, "no time; it numbers the rows", 0.6)
     return ColumnGuess("", "no column has such a name and holds times", 0.0)
+
+
+def _disagree(left: Reading, right: Reading) -> bool:
+    """True if two columns begin or end more than a day apart."""
+    return abs(left.first - right.first) > DAY or abs(left.last - right.last) > DAY
 
 
 def time_offset(frame: pl.DataFrame, time: str, names: Sequence[str]) -> ColumnGuess:

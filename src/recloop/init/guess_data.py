@@ -104,7 +104,10 @@ def _layout(log: LogInput, guesses: Guesses) -> tuple[Data, pl.DataFrame]:
     data = log.read_settings
     frame = pl.concat([table.frame for table in log.tables], how="diagonal_relaxed")
     if not len(frame):
-        raise UserError("FILE", log.name, "rows under the header, found none", "export the file with rows")
+        broken = next((table.broken for table in log.tables if table.broken), {})
+        reason = f"readable rows; all {len(broken):,} are broken: {next(iter(broken.values()))}" if broken else ""
+        expected = reason or "rows under the header, found none"
+        raise UserError("FILE", log.name, expected, "export the file again" if broken else "export the file with rows")
     if not data.header:
         guesses.say("data.header", False, "the first line holds values, not names; columns are c1, c2, ...", 0.9)
     if log.orders:
