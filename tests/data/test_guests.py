@@ -129,7 +129,7 @@ def test_doctor_names_guest_baskets_and_their_rows(project_factory: ProjectFacto
 
 def test_doctor_of_guests_alone_says_that_lists_cannot_be_personal(project_factory: ProjectFactory) -> None:
     report = build_report(project_factory(HEAD + ",i1,2025-01-01,a\n,i2,2025-01-02,b\n,i1,2025-01-03,c\n", GROUP))
-    assert "every row is a guest's" in "\n".join(report.warnings)
+    assert "all rows belong to guests" in "\n".join(report.warnings)
     assert isinstance(report.users, int)
     assert report.users == 0
 

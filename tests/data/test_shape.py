@@ -169,3 +169,10 @@ def test_columns_of_every_setting_are_read() -> None:
 def test_records_left_out_at_the_end_count_as_read(tmp_path: Path) -> None:
     text = "order,user,sku,at,mode\n1,u1,i1,2026-01-01,0\n1,u1,x,2026-01-01,4\n1,u1,x,2026-01-01,4\n"
     assert read(tmp_path, text, where="mode = '0'").rows == {"log.csv": 3}
+
+
+def test_rows_expanded_and_left_out_in_equal_number_keep_their_records(tmp_path: Path) -> None:
+    text = "order,user,sku,at,mode\n1,u1,x,2026-01-01,4\n1,u1, ,2026-01-01,0\n1,u1,i1 i2,2026-01-01,0\n"
+    raw = read(tmp_path, text, cell={"column": "sku"}, where="mode = '0'")
+    assert raw.frame["item_id"].to_list() == ["i1", "i2"]
+    assert [row.line for row in raw.rejects] == [3]

@@ -31,6 +31,13 @@ def typed_columns(table: Table) -> pl.DataFrame:
     return pl.DataFrame(columns)
 
 
+def typed_rows(table: Table) -> list[JsonTree]:
+    """Rows of a table as objects; texts become numbers and booleans."""
+    frame = table.frame if table.kind == "parquet" else typed_columns(table)
+    rows: list[JsonTree] = frame.to_dicts()
+    return rows
+
+
 def _typed(text: pl.Series, separator: str) -> pl.Series:
     present = text.drop_nulls()
     if not len(present):

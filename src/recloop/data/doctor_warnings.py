@@ -140,7 +140,7 @@ def _rows(valid_rows: pl.DataFrame, config: Config, repeats: float) -> list[str]
     warnings = []
     of_users = valid_rows.filter(~guest_rows())
     if not len(of_users):
-        return ["every row is a guest's: lists cannot be personal and there is no test"]
+        return ["all rows belong to guests: lists are not personal, and no user can be tested"]
     if of_users[USER_ID].n_unique() == 1:
         warnings.append("only one user: collaborative models cannot learn")
     if valid_rows[ITEM_ID].n_unique() == 1:

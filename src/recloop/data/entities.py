@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from recloop.config import Data, Field
-from recloop.data.attributes import attribute_texts, typed_columns
+from recloop.data.attributes import attribute_texts, typed_columns, typed_rows
 from recloop.data.log_catalog import entity_table
 from recloop.data.read import RawEvents, as_ids, no_such_column, parse_events, read_log, read_orders, rejected_rows_of
 from recloop.data.rejected_rows import RejectedRow
@@ -110,7 +110,7 @@ def _from_log(project: Project, tables: Sequence[Table], id_column: str, names: 
     """Attributes that are columns of the log, with the newest value of each id."""
     key = getattr(project.config.data.columns, id_column)
     table = entity_table(tables, key, names)
-    rows = typed_columns(table).to_dicts() if table.kind != "parquet" else table.frame.to_dicts()
+    rows = typed_rows(table)
     ids = as_ids(table.frame[key], table, id_column)
     frame = pl.DataFrame(
         {

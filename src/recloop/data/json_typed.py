@@ -71,7 +71,7 @@ class TypedColumn:
         return typed_column([attribute(empty if value is None else value) for value in self.values], kind)
 
     def entry(self, name: str) -> Column:
-        raise NotImplementedError(name)  # entries are decoded in full
+        raise AssertionError(f"{name}: entries are decoded in full")
 
     def elements(self) -> tuple[Column, Indices]:
         assert self.kind.element is not None
@@ -80,4 +80,4 @@ class TypedColumn:
         return typed_column(elements, self.kind.element), np.fromiter(map(len, lists), np.int64, len(lists))
 
     def series(self) -> pl.Series:
-        raise NotImplementedError  # a value that is a column is decoded in full
+        raise AssertionError("a value that is a column is decoded in full")

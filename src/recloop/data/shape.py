@@ -95,8 +95,8 @@ def shape_log(
             is_new = records >= (since or {}).get(table.source.name, 0)
             left_out[table.source.name] = int((is_new & ~passes).sum())
             frame, records = frame.filter(passes), records.filter(passes)
-        is_changed = table.records is not None or len(records) != len(table.frame)
-        shaped.append(replace(table, frame=frame, records=records if is_changed else None))
+        has_rows_changed = table.records is not None or bool(data.cell.column or data.where)
+        shaped.append(replace(table, frame=frame, records=records if has_rows_changed else None))
     return ShapedLog(_with_identities(shaped, data), left_out)
 
 
@@ -173,11 +173,7 @@ def _filled(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
     """Carry order fields down, fill blank cells, and give ids their form."""
     group = data.columns.group_id
     if data.carry and group in frame.columns:
-        carried = [name for name in data.carry if name in frame.columns]
-        first = (_not_blank(name).drop_nulls().first().over(group) for name in carried)
-        frame = frame.with_columns(
-            pl.coalesce(_not_blank(name), value).alias(name) for name, value in zip(carried, first, strict=True)
-        )
+        frame = carry_down(frame, group, [name for name in data.carry if name in frame.columns])
     for field in (USER_ID, ITEM_ID):
         name = getattr(data.columns, field)
         if name in frame.columns and frame.schema[name] == pl.String:
@@ -202,6 +198,13 @@ def _filled(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
         if name in frame.columns and others:
             frame = frame.with_columns(pl.coalesce(_not_blank(column) for column in (name, *others)).alias(name))
     return frame
+
+
+def carry_down(frame: pl.DataFrame, group: str, names: Sequence[str]) -> pl.DataFrame:
+    """Fill blank cells with the first value of the column in the same group."""
+    return frame.with_columns(
+        pl.coalesce(_not_blank(name), _not_blank(name).drop_nulls().first().over(group)).alias(name) for name in names
+    )
 
 
 def _not_blank(name: str) -> pl.Expr:

@@ -53,13 +53,14 @@ CLOSE_SCORE: Final = 0.04
 class ColumnGuess(NamedTuple):
     """Detected column ("" for none) with its reason.
 
-    ``fallback`` names the columns that fill its blank cells.
+    ``fallback`` names the columns that fill its blank cells. ``orders_rows``: numbers that replace a missing time.
     """
 
     name: str
     why: str
     confidence: float = 1.0
     fallback: tuple[str, ...] = ()
+    orders_rows: bool = False
 
 
 class Candidate(NamedTuple):
@@ -254,7 +255,7 @@ def _time(frame: pl.DataFrame, names: Sequence[str]) -> ColumnGuess:
         return ColumnGuess(best, why)
     for name in names:
         if normalize_name(name) in ORDER_NAMES and is_numeric(frame[name], ","):
-            return ColumnGuess(name, "no time; it numbers the rows", 0.6)
+            return ColumnGuess(name, "no time; it numbers the rows", 0.6, orders_rows=True)
     return ColumnGuess("", "no column has such a name and holds times", 0.0)
 
 

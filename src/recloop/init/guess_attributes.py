@@ -8,10 +8,9 @@ from typing import Final
 import polars as pl
 
 from recloop.config import Data
-from recloop.data.attributes import typed_columns
+from recloop.data.attributes import typed_rows
 from recloop.data.log_catalog import entity_table
 from recloop.data.shape import COUNT_COLUMN, LABEL_COLUMN, shape_log
-from recloop.files import JsonTree
 from recloop.init import layout
 from recloop.init.columns import is_blank
 from recloop.init.features import Side
@@ -82,5 +81,4 @@ def guess_attributes(
 
 def _log_side(log: LogInput, data: Data, key: str, names: Sequence[str]) -> Side:
     table = entity_table(shape_log(log.tables, data, log.orders).tables, key, names)
-    rows: list[JsonTree] = typed_columns(table).to_dicts() if table.kind != "parquet" else table.frame.to_dicts()
-    return table, rows
+    return table, typed_rows(table)

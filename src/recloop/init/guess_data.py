@@ -11,7 +11,7 @@ from typing import Final
 import polars as pl
 
 from recloop.config import Cell, Columns, Data, Fallback
-from recloop.data.shape import COUNT_COLUMN, LABEL_COLUMN, expand_cells, join_orders
+from recloop.data.shape import COUNT_COLUMN, LABEL_COLUMN, carry_down, expand_cells, join_orders
 from recloop.errors import UserError
 from recloop.features import conditions
 from recloop.init import guess_ids, layout
@@ -121,11 +121,7 @@ def _layout(log: LogInput, guesses: Guesses) -> tuple[Data, pl.DataFrame]:
         data = data.model_copy(update={"on": join.on})
     group, carry = layout.guess_carry(frame)
     if carry:
-        first = (
-            pl.when(pl.col(n).cast(pl.String) != "").then(pl.col(n)).drop_nulls().first().over(group).alias(n)
-            for n in carry
-        )
-        frame = frame.with_columns(first)
+        frame = carry_down(frame, group, carry)
     if group:
         data = data.model_copy(update={"carry": carry, "columns": Columns(group_id=group)})
     cell = layout.guess_cell(frame, not data.header)
@@ -215,7 +211,7 @@ def _asked(field_name: str, guess: ColumnGuess, names: Sequence[str]) -> ColumnG
 
 def _times(data: Data, guess: ColumnGuess, frame: pl.DataFrame, guesses: Guesses) -> Data:
     """``data.time_unit`` where the values alone do not tell it."""
-    if guess.why.startswith("no time"):
+    if guess.orders_rows:
         why = (
             "order numbers instead of times: the order of a user's rows is kept; dates, hours and trends are not known"
         )
@@ -249,7 +245,7 @@ def _ids(log: LogInput, data: Data, frame: pl.DataFrame, guesses: Guesses) -> Da
 def _where(data: Data, frame: pl.DataFrame, guesses: Guesses) -> Data:
     """``data.where``: conditions against rows that are not events about items."""
     columns = data.columns
-    conditions = (
+    candidates = (
         layout.child_rows(frame),
         layout.undone_orders(frame),
         layout.undone_at(frame),
@@ -257,7 +253,7 @@ def _where(data: Data, frame: pl.DataFrame, guesses: Guesses) -> Data:
             frame, columns.item_id, data.fallback.item_id, columns.event_type, bool(data.cell.column)
         ),
     )
-    found: list[Condition] = [condition for condition in conditions if condition is not None]
+    found: list[Condition] = [condition for condition in candidates if condition is not None]
     if not found:
         return data
     text = " AND ".join(condition.text for condition in found)

@@ -24,7 +24,7 @@ def read_input(folder: Path, files: Sequence[str], ask: bool, accept: bool, chos
     """Read the files of a log.
 
     Args:
-        files: Log, items, users and orders; "" if there is no such file.
+        files: Log, items, users and orders; "" for a file that is not given.
         chosen: Columns by field that are not guessed.
 
     Raises:
