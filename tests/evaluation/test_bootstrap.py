@@ -36,11 +36,24 @@ def test_resample_with_one_seed_is_equal_per_column() -> None:
     assert first.shape == (200, 3)
 
 
-def test_resample_in_chunks_gives_one_draw() -> None:
+def test_resample_in_chunks_gives_one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "MAX_DRAWN_USERS", 70_000)
     values = np.random.default_rng(2).random((70_000, 1))  # at least two chunks at 2^23 weights
     whole = bootstrap.resample(values, seed=0, draws=150)
     assert whole.std() == pytest.approx(values.std() / np.sqrt(70_000), rel=0.25)
     assert len(np.unique(whole)) > 100
+
+
+def test_resample_of_groups_has_the_width_of_drawn_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.clip(np.random.default_rng(3).normal(0.1, 0.2, size=(4_000, 2)), 0, 1)
+    values[:1_500, 1] = np.nan
+    means = bootstrap.mean_over_users(values)
+    drawn = bootstrap.resample(values, seed=0)
+    monkeypatch.setattr(bootstrap, "MAX_DRAWN_USERS", 3_999)
+    in_groups = bootstrap.resample(values, seed=0)
+    assert not np.array_equal(drawn, in_groups)
+    np.testing.assert_allclose(in_groups.mean(axis=0), means, atol=3e-4)
+    np.testing.assert_allclose(in_groups.std(axis=0), drawn.std(axis=0), rtol=0.08)
 
 
 def test_estimate_of_one_user_has_no_width_and_of_none_is_null() -> None:
