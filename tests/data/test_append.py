@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from recloop.config import Clean, Events
@@ -47,6 +48,22 @@ def test_rows_before_burst_are_the_users_rows_within_the_window() -> None:
     assert rows_before_burst(valid(edge), edge, Clean(), SIGNAL) == [], "the window excludes its start, as on arrival"
     assert rows_before_burst(valid(rows), rows, Clean(burst="off"), SIGNAL) == []
     assert rows_before_burst(valid(rows), rows.filter(pl.col("seq") > 5), Clean(), SIGNAL) == []
+
+
+def test_rows_before_burst_equal_the_pairs_of_rows_within_the_window() -> None:
+    random = np.random.default_rng(0)
+    users, stamps = random.choice(["ann", "bob"], 400).tolist(), random.integers(0, 60 * SECOND, 400).tolist()
+    is_removed = (random.random(400) < 0.1).tolist()
+    acts = list(enumerate(zip(users, stamps, is_removed, strict=True), start=1))
+    rows = frame([(n, user, at, "click", "burst" if removed else None) for n, (user, at, removed) in acts])
+    caught = [(user, at) for _, (user, at, removed) in acts if removed]
+    expected = [
+        n
+        for n, (user, at, removed) in acts
+        if not removed and any(owner == user and 0 <= end - at < SECOND for owner, end in caught)
+    ]
+    assert rows_before_burst(valid(rows), rows, Clean(), SIGNAL) == expected
+    assert 50 < len(expected) < 350
 
 
 def test_rows_before_burst_include_archived_rows() -> None:

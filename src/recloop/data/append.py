@@ -149,10 +149,13 @@ def rows_before_burst(valid_rows: pl.DataFrame, rows: pl.DataFrame, clean: Clean
         return []
     user_rows = valid_rows.filter(pl.col(USER_ID).is_in(burst_rows[USER_ID].unique().implode()))
     candidates = user_rows.select(SEQ).with_columns(signal.acts(user_rows)).filter(~pl.col("strong"))
-    pairs = candidates.select(SEQ, USER_ID, TIMESTAMP).join(burst_rows, on=USER_ID)
-    distance = pl.col("caught") - pl.col(TIMESTAMP)
-    pairs = pairs.filter((distance >= 0) & (distance < round(clean.burst.seconds * SECOND)))
-    return pairs[SEQ].unique().sort().to_list()
+    # The first removed row at or after a row decides, so a crawler's rows are not joined with each other.
+    next_caught = candidates.select(SEQ, USER_ID, TIMESTAMP).sort(TIMESTAMP).join_asof(
+        burst_rows.sort("caught"), left_on=TIMESTAMP, right_on="caught", by=USER_ID, strategy="forward",
+        check_sortedness=False,
+    )  # fmt: skip
+    is_before = pl.col("caught") - pl.col(TIMESTAMP) < round(clean.burst.seconds * SECOND)
+    return next_caught.filter(is_before)[SEQ].sort().to_list()
 
 
 def split_at(labelled: pl.DataFrame, window: NewWindow, config: Config) -> SplitFrames:
