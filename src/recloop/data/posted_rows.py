@@ -40,7 +40,7 @@ class PostedRows:
     def collect(cls, archive: Archive, log: EventLog) -> PostedRows:
         """Collect every posted row of a project."""
         after, imported = archive.watermark, archive.manifest.imported_until
-        archived = archive.events().filter(pl.col(SEQ) > imported).with_columns(pl.lit(None, pl.String).alias(RULE))
+        archived = archive.matching(pl.col(SEQ) > imported).with_columns(pl.lit(None, pl.String).alias(RULE))
         schema = [*EVENT_SCHEMA, RULE]
         quarantined = archive.quarantine().filter(pl.col(SEQ) > imported)
         events = pl.concat(
@@ -65,9 +65,7 @@ class PostedRows:
             .select(schema)
             .sort(SEQ)
         )
-        withdrawn = (
-            archive.events().filter(pl.col(SEQ) <= imported).join(manual_rules, on=SEQ).rename({"by_hand": RULE})
-        )
+        withdrawn = archive.matching(pl.col(SEQ) <= imported).join(manual_rules, on=SEQ).rename({"by_hand": RULE})
         return cls(
             events,
             _later(archive.items(), log.items(after), ITEM_SCHEMA, imported),

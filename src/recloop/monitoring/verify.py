@@ -158,14 +158,14 @@ class DecisionReplayer:
         # Rows that an update archived were in the log, so each counts from its seq on.
         first_seq, last_seq = (extreme(decision.as_of_seq for decision in decisions) for extreme in (min, max))
         first_seq = min(first_seq, archive.watermark)
-        users = pl.Series([decision.user_id for decision in decisions], dtype=pl.String).unique().implode()
-        of_users = pl.col(USER_ID).is_in(users)
+        users = pl.Series([decision.user_id for decision in decisions], dtype=pl.String).unique()
+        of_users = pl.col(USER_ID).is_in(users.implode())
         log_rows = (
             log.events(after=archive.watermark, until=last_seq)
             .filter(of_users & pl.col(RULE).is_null())
             .select(*EVENT_SCHEMA)
         )
-        self._old_events, self._new_events = _cut(archive.events().filter(of_users), log_rows, first_seq)
+        self._old_events, self._new_events = _cut(archive.for_users(users), log_rows, first_seq)
         old_users = archive.users()
         log_rows = log.users(archive.watermark, last_seq).filter(of_users)
         self._old_users, self._new_users = _cut(

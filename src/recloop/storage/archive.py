@@ -72,9 +72,9 @@ class Archive:
         in_seqs = pl.col(SEQ).is_in(pl.Series(list(seqs), dtype=pl.Int64).implode())
         return dict(self._all().filter(in_seqs).select(SEQ, USER_ID).collect().iter_rows())
 
-    def for_users(self, users: Sequence[str]) -> pl.DataFrame:
+    def for_users(self, users: Sequence[str] | pl.Series) -> pl.DataFrame:
         """Valid events of these users by seq: EVENT_SCHEMA."""
-        of_users = pl.col(USER_ID).is_in(pl.Series(list(users), dtype=pl.String).implode())
+        of_users = pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).implode())
         return self._believed().filter(of_users).collect().sort(SEQ)
 
     def matching(self, condition: pl.Expr) -> pl.DataFrame:
