@@ -12,7 +12,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,6 +116,13 @@ class Bundle:
     golden: list[GoldenCase] = field(default_factory=list)
     users: UserTable | None = None
     window: pl.DataFrame | None = None
+    _shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def shared(self, name: str, derive: Callable[[], Any]) -> Any:
+        """Return a value derived from the arrays; all users of this bundle share it."""
+        if name not in self._shared:
+            self._shared[name] = derive()
+        return self._shared[name]
 
     @property
     def id(self) -> str:

@@ -39,6 +39,7 @@ from recloop.features.state import StateHistory
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender
+from recloop.recommend.top_k import Workspace
 from recloop.records import EVENT_SCHEMA, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query
 from recloop.settings import build
 from recloop.simulation.shop import SimulatedShop
@@ -491,7 +492,7 @@ def test_evaluate_with_an_empty_model_ranking_raises(
             return found
 
     def made(bundle: Bundle, threads: int = 1) -> dict[str, Any]:
-        return {"popular": sources.PopularSource(bundle), "model": Broken(bundle)}
+        return {"popular": sources.PopularSource(bundle, Workspace(len(bundle.items) + 1)), "model": Broken(bundle)}
 
     monkeypatch.setattr("recloop.recommend.recommender.make_sources", made)
     with pytest.raises(UserError, match="scores=NaN"):

@@ -77,7 +77,7 @@ class SimilarItems:
         ids = np.concatenate([arrays["neighbours.ids"][span] for span in spans])
         weights = np.concatenate([arrays["neighbours.weights"][span] for span in spans])
         rows = sp.csr_array((weights, ids, offsets), shape=(len(spans), len(self._bundle.items) + 1))
-        return best_sparse(rows, allowed, popularity_rank(arrays["popular"]))
+        return best_sparse(rows, allowed, popularity_rank(self._bundle))
 
 
 class _AttributeNeighbours:
@@ -99,7 +99,7 @@ class _AttributeNeighbours:
         if not query_codes.any():
             return iter(())
         n_equal = self._n_equal(self._table, query_codes)  # (N+1,)
-        popularity = popularity_rank(bundle.arrays["popular"]) / (len(n_equal) + 1)  # below 1: a tie-breaker
+        popularity = popularity_rank(bundle) / (len(n_equal) + 1)  # below 1: a tie-breaker
         cold_ids, cold = self._items_without_row(catalog, allowed.text)
         cold_n_equal = self._n_equal(cold, query_codes)
         scores = np.where(n_equal > 0, n_equal - popularity, -np.inf)

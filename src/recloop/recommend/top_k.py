@@ -11,8 +11,6 @@ from recloop.recommend.filters import CandidateMask
 
 DEPTH = 200
 """Items that a source contributes to the fusion."""
-MIN_ITEMS_PER_EXCLUSION = 20
-"""If at most one item in this many is excluded, scoring the whole table is cheaper than a copy."""
 
 
 @dataclass(frozen=True)
@@ -29,43 +27,10 @@ class TopK:
     def empty(cls, size: int, depth: int = DEPTH) -> TopK:
         return cls(np.zeros((size, depth), dtype=np.int32), np.full((size, depth), -np.inf, dtype=np.float32))
 
-
-def best_dense(
-    vectors: np.ndarray, users: np.ndarray, owners: np.ndarray, size: int, allowed: CandidateMask, depth: int = DEPTH
-) -> TopK:
-    """Return the largest inner products of user vectors with allowed items.
-
-    Ties are ordered by item_ix.
-
-    Args:
-        vectors: (N+1, D) float32 item table, row 0 is padding.
-        users: (b, D) float32 vectors of the queries ``owners`` (b,); the other of ``size`` queries get empty lists.
-    """
-    recalled = TopK.empty(size, depth)
-    if not len(users):
-        return recalled
-    columns = np.flatnonzero(allowed.mask)
-    few_excluded = (len(allowed.mask) - len(columns)) * MIN_ITEMS_PER_EXCLUSION < len(allowed.mask)
-    if few_excluded:  # score all rows except padding, then mask the few
-        columns, table = np.arange(1, len(vectors)), vectors[1:]
-    else:  # compress first, because many -inf make the partition slow
-        table = vectors[columns]
-    excluded = np.flatnonzero(~allowed.mask[1:]) if few_excluded else np.zeros(0, dtype=np.int64)
-    scores = users @ table.T
-    for row, owner in enumerate(owners):
-        banned = np.searchsorted(columns, allowed.banned[owner])
-        in_table = banned < len(columns)
-        in_table[in_table] = columns[banned[in_table]] == allowed.banned[owner][in_table]
-        scores[row, banned[in_table]] = -np.inf
-        scores[row, excluded] = -np.inf
-        best = _top(scores[row], min(depth, len(columns)))
-        best = best[scores[row, best] > -np.inf]
-        # A float32 product depends on its batch, so the kept items are rescored alone.
-        best_scores = table[best] @ users[row]
-        order = np.lexsort((columns[best], -best_scores))
-        recalled.items[owner, : len(best)] = columns[best][order]
-        recalled.scores[owner, : len(best)] = best_scores[order]
-    return recalled
+    def put(self, b: int, items: np.ndarray, scores: np.ndarray) -> None:
+        """Store the list of query b, at most n items."""
+        self.items[b, : len(items)] = items
+        self.scores[b, : len(items)] = scores
 
 
 def best_row(scores: np.ndarray, allowed: CandidateMask, b: int, depth: int = DEPTH) -> tuple[np.ndarray, np.ndarray]:
@@ -94,30 +59,53 @@ def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, 
         keep = allowed.mask[items] & (values > 0)
         if len(allowed.banned[row]):
             keep &= ~np.isin(items, allowed.banned[row])
-        items, values = items[keep], values[keep]
-        if len(items) > depth:
-            border = np.partition(values, len(values) - depth)[len(values) - depth]
-            above_border = values >= border  # all entries that tie at the border; ``rank`` breaks the ties
-            items, values = items[above_border], values[above_border]
-        order = np.lexsort((rank[items], -values))[:depth]
-        recalled.items[row, : len(order)] = items[order]
-        recalled.scores[row, : len(order)] = values[order]
+        recalled.put(row, *best_ranked(items[keep], values[keep], rank, depth))
     return recalled
 
 
-def best_listed(order: np.ndarray, size: int, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
-    """Return the first allowed items of one shared list, scored by rank."""
-    recalled = TopK.empty(size, depth)
-    allowed_items = order[allowed.mask[order]]
-    for row in range(size):
-        banned = allowed.banned[row]
-        best = allowed_items[: depth + len(banned)]
+def best_ranked(
+    items: np.ndarray, values: np.ndarray, rank: np.ndarray, depth: int = DEPTH
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ``depth`` distinct items with the largest values, descending, ties by ``rank`` (N+1,)."""
+    if len(items) > depth:
+        border = np.partition(values, len(values) - depth)[len(values) - depth]
+        above_border = values >= border  # all entries that tie at the border; ``rank`` breaks the ties
+        items, values = items[above_border], values[above_border]
+    order = np.lexsort((rank[items], -values))[:depth]
+    return items[order], values[order]
+
+
+class Workspace:
+    """Arrays with one entry per item_ix, reused by the sources of one thread.
+
+    Marking the few items of a query in them is cheaper than sorting the items.
+    """
+
+    def __init__(self, n_rows: int) -> None:
+        self._flags = np.zeros(n_rows, dtype=bool)  # all False between calls
+        self._slots = np.zeros(n_rows, dtype=np.int64)  # written before each use
+
+    def is_allowed(self, items: np.ndarray, allowed: CandidateMask, b: int) -> np.ndarray:
+        """Return (n,) bool: the items pass the mask and are not banned in query b."""
+        is_allowed: np.ndarray = allowed.mask[items]
+        banned = allowed.banned[b]
         if len(banned):
-            best = best[~np.isin(best, banned)]
-        best = best[:depth]
-        recalled.items[row, : len(best)] = best
-        recalled.scores[row, : len(best)] = 1.0 / np.arange(1, len(best) + 1)
-    return recalled
+            self._flags[banned] = True
+            is_allowed &= ~self._flags[items]
+            self._flags[banned] = False
+        return is_allowed
+
+    def totals(self, items: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the distinct items (d,) int64 and the float64 sums of their values.
+
+        Values are added in the order of the entries.
+        """
+        entries = np.arange(len(items))
+        items = items.astype(np.int64)
+        self._slots[items] = entries  # the last entry of an item stays
+        distinct = items[self._slots[items] == entries]
+        self._slots[distinct] = entries[: len(distinct)]
+        return distinct, np.bincount(self._slots[items], weights=values, minlength=len(distinct))
 
 
 def _top(scores: np.ndarray, depth: int) -> np.ndarray:

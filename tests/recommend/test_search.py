@@ -1,0 +1,90 @@
+"""Vector search: equal to a full float32 sort, with masks, bans, ties and any scale."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recloop.errors import BundleError
+from recloop.recommend import search
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.search import ScanTable, VectorSearch
+
+
+def allowed(mask: np.ndarray, banned: list[int]) -> CandidateMask:
+    return CandidateMask(mask, [np.array(sorted(banned), dtype=np.int32)], [frozenset()], "")
+
+
+def full_sort(table: np.ndarray, user: np.ndarray, mask: np.ndarray, banned: list[int], depth: int) -> np.ndarray:
+    """Allowed items by the float32 dot product of each item alone, ties by item_ix."""
+    items = np.setdiff1d(np.flatnonzero(mask), banned)
+    return items[np.lexsort((items, -np.vecdot(table[items], user)))][:depth]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 300), st.sampled_from([0, 20, 10_000]))
+def test_search_equals_a_full_sort(seed: int, depth: int, n_items: int, min_scan: int) -> None:
+    generator = np.random.default_rng(seed)
+    table = generator.integers(-2, 3, (n_items + 1, 3)).astype(np.float32)  # integers give many exact ties
+    user = generator.integers(-2, 3, 3).astype(np.float32)
+    mask = generator.random(n_items + 1) < 0.7
+    mask[0] = False
+    banned = generator.choice(n_items + 1, min(n_items, 4), replace=False).tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "MIN_SCAN_ITEMS", min_scan)
+        patch.setattr(search, "MAX_RESCORED", 7)
+        items, scores = VectorSearch(ScanTable.build(table)).best(user, allowed(mask, banned), 0, depth)
+    assert items.tolist() == full_sort(table, user, mask, banned, depth).tolist()
+    assert np.array_equal(scores, np.vecdot(table[items], user))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+def test_search_is_exact_for_columns_and_items_of_any_scale(spread: float) -> None:
+    generator = np.random.default_rng(5)
+    table = generator.standard_normal((9_001, 16)).astype(np.float32)
+    table *= np.exp(spread * generator.standard_normal(16)).astype(np.float32)
+    table *= np.exp(spread / 3 * generator.standard_normal((9_001, 1))).astype(np.float32)
+    table[4_000:4_300] = table[17]  # copies tie at the border
+    mask = generator.random(9_001) < 0.5
+    mask[0] = False
+    finder = VectorSearch(ScanTable.build(table))
+    for user in generator.standard_normal((20, 16)).astype(np.float32):
+        items, _ = finder.best(user, allowed(mask, [17, 4_000]), 0, 200)
+        assert items.tolist() == full_sort(table, user, mask, [17, 4_000], 200).tolist()
+
+
+def test_scan_scores_few_of_many_items_in_float32() -> None:
+    generator = np.random.default_rng(6)
+    table = generator.standard_normal((20_000, 64)).astype(np.float32)
+    finder = VectorSearch(ScanTable.build(table))
+    masked = finder._masked(np.ones(20_000, dtype=bool))
+    candidates = finder._scan(table[3], masked.bias, np.zeros(0, dtype=np.int32), 200)
+    assert 200 <= len(candidates) < 2_000
+
+
+def test_scan_has_the_largest_sums_without_overflow() -> None:
+    table = np.ones((2_000, 256), dtype=np.float32)
+    finder = VectorSearch(ScanTable.build(table))
+    items, scores = finder.best(np.ones(256, dtype=np.float32), allowed(np.arange(2_000) >= 900, []), 0, 3)
+    assert (items.tolist(), scores.tolist()) == ([900, 901, 902], [256.0] * 3)
+    assert finder._sums[0, 900] == 127 * 63 * 256
+
+
+def test_search_with_a_zero_vector_returns_the_first_items() -> None:
+    finder = VectorSearch(ScanTable.build(np.ones((3_000, 2), dtype=np.float32)))
+    items, _ = finder.best(np.zeros(2, dtype=np.float32), allowed(np.arange(3_000) > 0, [1]), 0, 2)
+    assert items.tolist() == [2, 3]
+
+
+def test_search_without_an_allowed_item_is_empty() -> None:
+    items, scores = VectorSearch(ScanTable.build(np.ones((3, 2), dtype=np.float32))).best(
+        np.ones(2, dtype=np.float32), allowed(np.zeros(3, dtype=bool), []), 0, 5
+    )
+    assert len(items) == len(scores) == 0
+
+
+def test_build_with_nan_raises() -> None:
+    with pytest.raises(BundleError, match="item_vectors"):
+        ScanTable.build(np.array([[0.0], [np.nan]], dtype=np.float32))

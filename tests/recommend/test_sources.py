@@ -1,0 +1,142 @@
+"""Sources of counts against their plain definitions on random histories."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from recloop.bundle import Bundle
+from recloop.features.encode import EncodedBatch, window
+from recloop.features.state import offsets_of
+from recloop.recommend import sources
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.sources import CoVisitationSource, HistorySource, PopularSource, newest_window
+from recloop.recommend.top_k import Workspace
+from recloop.records import DAY
+
+N_ITEMS = 60
+RECENT = (1.0, 0.6, 0.4)
+
+
+def random_batch(generator: np.random.Generator, n_queries: int = 6) -> EncodedBatch:
+    n_moments = generator.integers(0, 7, n_queries)
+    n_items = generator.integers(1, 9, n_moments.sum())
+    items = [generator.choice(N_ITEMS, n, replace=False).astype(np.int32) + 1 for n in n_items]
+    stamps = [np.sort(generator.integers(0, 30 * DAY, n)) for n in n_moments]
+    return EncodedBatch(
+        states=cast(Any, None),
+        moment_offsets=offsets_of(n_moments),
+        stamps=np.concatenate([np.zeros(0, dtype=np.int64), *stamps]),
+        item_offsets=offsets_of(n_items),
+        items=np.concatenate([np.zeros(0, dtype=np.int32), *items]),
+        targets=generator.random(n_items.sum()) < 0.8,
+        negative_offsets=np.zeros(n_queries + 1, dtype=np.int64),
+        negatives=np.zeros(0, dtype=np.int32),
+        context=np.zeros((n_queries, 0), dtype=np.int32),
+        context_names=[],
+        now=np.zeros(n_queries, dtype=np.int64),
+    )
+
+
+def random_filters(generator: np.random.Generator, n_queries: int = 6) -> CandidateMask:
+    mask = generator.random(N_ITEMS + 1) < 0.7
+    mask[0] = False
+    banned = [np.sort(generator.choice(N_ITEMS, n, replace=False) + 1).astype(np.int32) for n in range(n_queries)]
+    return CandidateMask(mask, banned, [frozenset()] * n_queries, "")
+
+
+def random_bundle(generator: np.random.Generator) -> Bundle:
+    rows = sp.random_array((N_ITEMS + 1, N_ITEMS + 1), density=0.2, rng=generator, format="csr")
+    arrays = {
+        "popular": (generator.permutation(N_ITEMS) + 1).astype(np.int32),
+        "neighbours.indptr": rows.indptr.astype(np.int64),
+        "neighbours.ids": rows.indices.astype(np.int32),
+        "neighbours.weights": np.round(rows.data, 1).astype(np.float32),  # ties
+    }
+    return cast(Bundle, SimpleNamespace(arrays=arrays, shared=lambda _, derive: derive()))
+
+
+def ranking(scores: np.ndarray, allowed: CandidateMask, b: int, order: np.ndarray, depth: int) -> list[int]:
+    """Allowed items with a score above 0, descending; ties in the order of the popular list."""
+    shown = [ix for ix in order.tolist() if allowed.mask[ix] and ix not in allowed.banned[b] and scores[ix] > 0]
+    return sorted(shown, key=lambda ix: -scores[ix])[:depth]
+
+
+def listed(items: np.ndarray) -> list[int]:
+    return items[: np.count_nonzero(items)].tolist()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_neighbours_equal_the_product_with_the_stored_rows(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    encoded, allowed, bundle = random_batch(generator), random_filters(generator), random_bundle(generator)
+    arrays = bundle.arrays
+    rows = sp.csr_array((arrays["neighbours.weights"], arrays["neighbours.ids"], arrays["neighbours.indptr"])).toarray()
+    top = CoVisitationSource(bundle, RECENT, Workspace(N_ITEMS + 1)).best(encoded, allowed, 9)
+    for b in range(len(encoded)):
+        history = np.zeros(N_ITEMS + 1)
+        for age, moment in enumerate(reversed(range(*encoded.moment_offsets[b : b + 2]))):
+            if age < len(RECENT):
+                history[encoded.items[encoded.item_offsets[moment] : encoded.item_offsets[moment + 1]]] += RECENT[age]
+        scores = np.zeros(N_ITEMS + 1)
+        for ix in np.flatnonzero(history):
+            scores += history[ix] * rows[ix].astype(np.float64)
+        wanted = ranking(scores.astype(np.float32), allowed, b, arrays["popular"], 9)
+        assert listed(top.items[b]) == wanted
+        assert np.array_equal(top.scores[b, : len(wanted)], scores.astype(np.float32)[wanted])
+
+
+@pytest.mark.parametrize("half_life", [None, 3.0, 0.01])
+@pytest.mark.parametrize("seed", range(4))
+def test_history_equals_the_sum_of_decayed_acts(seed: int, half_life: float | None) -> None:
+    generator = np.random.default_rng(seed)
+    encoded, allowed, bundle = random_batch(generator), random_filters(generator), random_bundle(generator)
+    top = HistorySource(bundle, half_life, Workspace(N_ITEMS + 1)).best(encoded, allowed, 9)
+    for b in range(len(encoded)):
+        scores = np.zeros(N_ITEMS + 1)
+        moments = range(*encoded.moment_offsets[b : b + 2])
+        for moment in moments:
+            age = (encoded.stamps[moments[-1]] - encoded.stamps[moment]) / DAY
+            decay = 1.0 if half_life is None else 0.5 ** min(age / half_life, sources.MAX_HALVINGS)
+            for row in range(encoded.item_offsets[moment], encoded.item_offsets[moment + 1]):
+                scores[encoded.items[row]] += decay * (1.0 if encoded.targets[row] else sources.INPUT_WEIGHT)
+        wanted = ranking(sources._in_24_bits(scores), allowed, b, bundle.arrays["popular"], 9)
+        assert listed(top.items[b]) == wanted
+        np.testing.assert_allclose(top.scores[b, : len(wanted)], scores[wanted], rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("prefix", [1, 12, 800])
+def test_popular_equals_the_filtered_list(prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "POPULAR_PREFIX", prefix)
+    generator = np.random.default_rng(1)
+    encoded, allowed, bundle = random_batch(generator), random_filters(generator), random_bundle(generator)
+    top = PopularSource(bundle, Workspace(N_ITEMS + 1)).best(encoded, allowed, 9)
+    for b in range(len(encoded)):
+        wanted = ranking(np.ones(N_ITEMS + 1), allowed, b, bundle.arrays["popular"], 9)
+        assert listed(top.items[b]) == wanted
+        assert np.allclose(top.scores[b, : len(wanted)], 1 / np.arange(1, len(wanted) + 1))
+
+
+def test_popular_after_a_change_of_the_mask_follows_the_new_mask() -> None:
+    generator = np.random.default_rng(2)
+    encoded, allowed, bundle = random_batch(generator), random_filters(generator), random_bundle(generator)
+    source = PopularSource(bundle, Workspace(N_ITEMS + 1))
+    first = source.best(encoded, allowed, 9).items[0, 0]
+    changed = allowed.mask.copy()
+    changed[first] = False
+    other = CandidateMask(changed, allowed.banned, allowed.banned_ids, "")
+    assert first not in source.best(encoded, other, 9).items[0]
+
+
+@pytest.mark.parametrize("history", [1, 5, 12, 100])
+def test_newest_window_equals_the_window_of_a_batch(history: int) -> None:
+    encoded = random_batch(np.random.default_rng(history), 20)
+    windows = window(encoded, history)
+    for b in range(len(encoded)):
+        span = slice(windows.offsets[b], windows.offsets[b + 1])
+        items, moments = newest_window(encoded, b, history)
+        assert (items.tolist(), moments.tolist()) == (windows.items[span].tolist(), windows.moments[span].tolist())
