@@ -492,7 +492,10 @@ def test_evaluate_with_an_empty_model_ranking_raises(
             return found
 
     def made(bundle: Bundle, threads: int = 1) -> dict[str, Any]:
-        return {"popular": sources.PopularSource(bundle, Workspace(len(bundle.items) + 1)), "model": Broken(bundle)}
+        return {
+            "popular": sources.PopularSource(bundle, Workspace(len(bundle.items) + 1)),
+            "model": Broken(bundle, Workspace(len(bundle.items) + 1)),
+        }
 
     monkeypatch.setattr("recloop.recommend.recommender.make_sources", made)
     with pytest.raises(UserError, match="scores=NaN"):
