@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from typing import Final
 
 import msgspec
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from polars.datatypes import DataTypeClass
 
 from recloop.files import AttributeValues, JsonTree
@@ -234,6 +237,17 @@ def hash_unit_interval(salt: str, raw_id: str) -> float:
     """
     digest = hashlib.blake2b(salt.encode() + b"\0" + raw_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+def hash_unit_intervals(salt: str, raw_ids: Sequence[str]) -> NDArray[np.float64]:
+    """(n,) `hash_unit_interval` of each id."""
+    start = hashlib.blake2b(salt.encode() + b"\0", digest_size=8)
+    digests = bytearray()
+    for raw_id in raw_ids:
+        state = start.copy()
+        state.update(raw_id.encode())
+        digests += state.digest()
+    return np.frombuffer(bytes(digests), dtype=">u8").astype(np.float64) / 2**64
 
 
 def is_holdout_user(user_id: str) -> bool:

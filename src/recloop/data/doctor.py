@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import polars as pl
-
 from recloop.config import Config
 from recloop.data import rejected_rows
-from recloop.data.clean import CleanResult, clean, nothing_left
+from recloop.data.clean import clean, nothing_left
 from recloop.data.doctor_checks import LogChecks, run_checks
 from recloop.data.doctor_warnings import check_notes, check_warnings, count_notes, count_warnings, heavy_user
 from recloop.data.entities import EntityTable, read_project
+from recloop.data.log_counts import LogCounts
 from recloop.data.read import RawEvents
-from recloop.data.repeats import repeat_share
-from recloop.data.split import n_users, split
+from recloop.data.split import split
 from recloop.errors import UserError
-from recloop.features.labels import class_of, with_uses
-from recloop.features.undo import without_undone
 from recloop.files import JsonTree
 from recloop.project import Project
-from recloop.records import DAY, EVENT_TYPE, ITEM_ID, LABEL, STAMP, TIMESTAMP, USE, USER_ID, Use, guest_rows, iso
+from recloop.records import DAY, EVENT_TYPE, iso
 
 MIN_SQLITE_VERSION: Final = (3, 51, 3)
 
@@ -123,7 +120,8 @@ def build_report(project: Project) -> Report:
     after = sum(len(table.frame) for table in (items, users) if table is not None)
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
     valid_rows = cleaned.valid_rows
-    log_report = _counts(raw, cleaned, items, users, config)
+    counts = LogCounts.of(valid_rows, config)
+    log_report = _report(raw, cleaned.removed, counts, items, users, config)
     unread = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)
     stops = [str(error) for error in (unread, *cleaned.excessive) if error is not None]
     try:
@@ -146,68 +144,54 @@ def _sqlite_note() -> list[str]:
 
 
 def report(
-    raw: RawEvents, cleaned: CleanResult, items: EntityTable | None, users: EntityTable | None, config: Config
+    raw: RawEvents,
+    removed: Mapping[str, int],
+    counts: LogCounts,
+    items: EntityTable | None,
+    users: EntityTable | None,
+    config: Config,
 ) -> Report:
-    """Build the report of a cleaned log without the checks of `build_report`."""
-    counts = _counts(raw, cleaned, items, users, config)
-    return replace(counts, warnings=(*counts.warnings, *heavy_user(cleaned.valid_rows, config)))
+    """Build the report of a cleaned log without the checks of `build_report`.
+
+    Args:
+        removed: Rows by cleaning rule.
+        counts: Counts of the valid rows.
+    """
+    counted = _report(raw, removed, counts, items, users, config)
+    return replace(counted, warnings=(*counted.warnings, *heavy_user(counts, config)))
 
 
-def _counts(
-    raw: RawEvents, cleaned: CleanResult, items: EntityTable | None, users: EntityTable | None, config: Config
+def _report(
+    raw: RawEvents,
+    removed: Mapping[str, int],
+    counts: LogCounts,
+    items: EntityTable | None,
+    users: EntityTable | None,
+    config: Config,
 ) -> Report:
     """Counts of a cleaned log, with their warnings and notes."""
-    valid_rows = cleaned.valid_rows
-    first, last = valid_rows[TIMESTAMP].min(), valid_rows[TIMESTAMP].max()
     span = Span(None, None, 0.0)
-    if isinstance(first, int) and isinstance(last, int):
-        span = Span(iso(first), iso(last), round((last - first) / DAY, 2))
-    type_rows = (
-        valid_rows.group_by(EVENT_TYPE)
-        .agg(pl.len().alias("rows"), pl.col(LABEL).min().alias("low"), pl.col(LABEL).max().alias("high"))
-        .sort(["rows", EVENT_TYPE], descending=[True, False])
-    )
-    repeats = repeat_share(valid_rows)
+    if counts.first is not None and counts.last is not None:
+        span = Span(iso(counts.first), iso(counts.last), round((counts.last - counts.first) / DAY, 2))
+    types = counts.types.sort(["rows", EVENT_TYPE], descending=[True, False])
+    guests = counts.guests
     return Report(
         read=raw.read,
-        kept=len(valid_rows),
-        removed=({"where": raw.left_out} if raw.left_out else {}) | cleaned.removed,
+        kept=counts.rows,
+        removed=({"where": raw.left_out} if raw.left_out else {}) | dict(removed),
         rejected=len(raw.rejects),
-        users=n_users(valid_rows),
-        items=valid_rows[ITEM_ID].n_unique(),
-        moments=valid_rows.select(pl.struct(USER_ID, STAMP).n_unique()).item() if len(valid_rows) else 0,
+        users=len(counts.of_users),
+        items=len(counts.items),
+        moments=counts.moments,
         span=span,
-        repeats=round(repeats, 4),
-        warnings=tuple(count_warnings(raw, cleaned, items, users, config, repeats)),
-        notes=tuple(count_notes(valid_rows, config, repeats)),
+        repeats=round(counts.repeats, 4),
+        warnings=tuple(count_warnings(raw, removed, counts, items, users, config)),
+        notes=tuple(count_notes(counts, config)),
         info=raw.info,
         event_types={
-            name: TypeRows(rows, low if low == high else "mixed") for name, rows, low, high in type_rows.iter_rows()
+            name: TypeRows(rows, low if low == high else "mixed") for name, rows, low, high in types.iter_rows()
         },
-        event_classes=_classes(valid_rows),
-        guests=_guests(valid_rows),
-        returns=_returns(valid_rows),
+        event_classes=counts.event_classes(),
+        guests=GuestCounts(len(guests), int(guests["rows"].sum())),
+        returns=ReturnCounts(counts.returns, counts.undone),
     )
-
-
-def _guests(valid_rows: pl.DataFrame) -> GuestCounts:
-    rows = valid_rows.filter(guest_rows())
-    return GuestCounts(rows[USER_ID].n_unique(), len(rows))
-
-
-def _returns(valid_rows: pl.DataFrame) -> ReturnCounts:
-    n_returns = int((valid_rows[USE] == Use.UNDO).sum())
-    if not n_returns:
-        return ReturnCounts()
-    uses = pl.DataFrame({"before": valid_rows[USE], "after": without_undone(valid_rows)[USE]})
-    is_undone = pl.col("before").is_in([int(Use.TARGET), int(Use.INPUT), int(Use.NEGATIVE)]) & (pl.col("after") == 0)
-    return ReturnCounts(n_returns, len(uses.filter(is_undone)))
-
-
-def _classes(valid_rows: pl.DataFrame) -> dict[str, str]:
-    """Class of each event type's rows; ``by condition`` if they differ."""
-    classes: dict[str, str] = {}
-    for name, use, label in with_uses(valid_rows).select(EVENT_TYPE, USE, LABEL).unique().iter_rows():
-        class_name = class_of(use, label)
-        classes[name] = class_name if classes.setdefault(name, class_name) == class_name else "by condition"
-    return classes

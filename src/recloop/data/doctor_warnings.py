@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 import polars as pl
 
 from recloop.config import Config
-from recloop.data.clean import CleanResult
 from recloop.data.doctor_checks import LogChecks
 from recloop.data.entities import EntityTable
 from recloop.data.log_anomalies import min_heavy_rows
 from recloop.data.log_checks import FORM_CAUSES, JoinShare
-from recloop.data.log_profile import timestamp_resolution
+from recloop.data.log_counts import LogCounts
 from recloop.data.read import RawEvents
 from recloop.features.clock_rule import CLOCK
-from recloop.features.labels import EventLabeler, count_unnamed
-from recloop.features.moments import reused_groups
-from recloop.records import GROUP_ID, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID, guest_rows, iso, max_int
+from recloop.records import GROUP_ID, ITEM_ID, USER_ID, iso
 
 MAX_SHARED_STAMPS: Final = 0.1  # a larger share of rows with a shared stamp gives a warning
 MIN_JOIN_SHARE: Final = 0.9  # of ids; a smaller share of a file's ids in the log gives a warning
@@ -39,14 +37,13 @@ def table_name(table: EntityTable) -> str:
 
 def count_warnings(
     raw: RawEvents,
-    cleaned: CleanResult,
+    removed: Mapping[str, int],
+    counts: LogCounts,
     items: EntityTable | None,
     users: EntityTable | None,
     config: Config,
-    repeats: float,
 ) -> list[str]:
     """Warnings of reading and cleaning, in the order of the steps."""
-    valid_rows = cleaned.valid_rows
     warnings: list[str] = []
     if raw.rejects:
         reasons = Counter(row.reason for row in raw.rejects).most_common(3)
@@ -60,109 +57,104 @@ def count_warnings(
             hint = ": one row per attribute? Export one row per id" if is_long else ""
             name = table_name(table)
             warnings.append(f"{n_repeated:,} rows of {name} repeat an earlier {id_column}; the last one is used{hint}")
-    if n_wrong := cleaned.removed.get(CLOCK):
-        end = iso(max_int(valid_rows[TIMESTAMP])) if len(valid_rows) else "unknown"
+    if n_wrong := removed.get(CLOCK):
+        end = "unknown" if counts.last is None else iso(counts.last)
         warnings.append(
             f"{n_wrong:,} rows are dated before 1970 or more than {config.clean.future} after the end of the log ({end}); "
             "the rule clock quarantines them"
         )
-    if not len(valid_rows):
+    if not counts.rows:
         return [*warnings, "no valid row is left"]
-    warnings += _stamps(valid_rows, config)
-    warnings += _rows(valid_rows, config, repeats)
+    warnings += _stamps(counts, config)
+    warnings += _rows(counts, config)
     if items is not None:
-        warnings += _items_outside_catalog(valid_rows, items)
+        warnings += _items_outside_catalog(counts, items)
     return warnings
 
 
-def count_notes(valid_rows: pl.DataFrame, config: Config, repeats: float) -> list[str]:
+def count_notes(counts: LogCounts, config: Config) -> list[str]:
     """Facts of a log that are as they should be, or that no setting changes."""
-    if not len(valid_rows):
+    if not counts.rows:
         return []
     notes = []
     columns = config.data.columns
-    guests = valid_rows.filter(guest_rows())
+    guests = counts.guests
     if len(guests):
-        share = percent(len(guests) / len(valid_rows))
+        rows = int(guests["rows"].sum())
         notes.append(
-            f"{guests[USER_ID].n_unique():,} guest baskets ({len(guests):,} rows, {share}) have no user; they count "
+            f"{len(guests):,} guest baskets ({rows:,} rows, {percent(rows / counts.rows)}) have no user; they count "
             'for popularity and for what is bought together, never in a test; data.guests = "reject" leaves them out'
         )
-    shared_share = _shared_share(valid_rows)
-    if columns.group_id and shared_share > 0:
-        notes.append(
-            f"{percent(shared_share)} of rows share their stamp with others: baskets, grouped by {columns.group_id}"
-        )
-    per_user = valid_rows.filter(~guest_rows()).group_by(USER_ID).agg(pl.col(STAMP).n_unique())[STAMP]
+    if columns.group_id and counts.shared:
+        share = percent(counts.shared_share)
+        notes.append(f"{share} of rows share their stamp with others: baskets, grouped by {columns.group_id}")
+    per_user = counts.of_users["moments"]
     single = (per_user == 1).mean()
     if isinstance(single, float) and single >= 0.5 and len(per_user) > 1:
         is_temporal = config.split.protocol == "temporal"
         test = "tested without a history if it is after the cut" if is_temporal else "not tested"
         notes.append(f"{percent(single)} of users have only one moment, which is {test}")
-    if repeats == 0 and not config.split.filter_seen and len(valid_rows) > 1:
+    if counts.repeats == 0 and not config.split.filter_seen and counts.rows > 1:
         notes.append("no user repeats an item; split.filter_seen = true removes seen items from the lists")
     if not columns.event_id:
         notes.append("no event_id: an import cannot be repeated safely; set data.columns.event_id if a column has one")
     return notes
 
 
-def _shared_share(valid_rows: pl.DataFrame) -> float:
-    return float(valid_rows.select(pl.struct(USER_ID, TIMESTAMP).is_duplicated().mean()).item())
-
-
-def _stamps(valid_rows: pl.DataFrame, config: Config) -> list[str]:
+def _stamps(counts: LogCounts, config: Config) -> list[str]:
     warnings = []
-    shared_share = _shared_share(valid_rows)
-    if not config.data.columns.group_id and shared_share >= MAX_SHARED_STAMPS:
+    if not config.data.columns.group_id and counts.shared_share >= MAX_SHARED_STAMPS:
         warnings.append(
-            f"{percent(shared_share)} of rows share their stamp with others of the same user and count as one moment; "
+            f"{percent(counts.shared_share)} of rows share their stamp with others of the same user and count as one moment; "
             "if a column names the basket, set data.columns.group_id"
         )
-    if len(reused := reused_groups(valid_rows)):
+    if len(reused := counts.reused):
         samples = ", ".join(repr(group) for group in reused[GROUP_ID].unique(maintain_order=True).head(3))
         warnings.append(
             f"{len(reused):,} groups ({config.data.columns.group_id}) span more than a day, such as {samples}: "
             "a reused group id starts a new moment"
         )
-    coarse = timestamp_resolution(valid_rows[TIMESTAMP])
-    if coarse and config.clean.burst != "off":
+    if counts.resolution and config.clean.burst != "off":
         warnings.append(
-            f'stamps have a resolution of one {coarse}, too coarse for the burst rule; set clean.burst = "off"'
+            f'stamps have a resolution of one {counts.resolution}, too coarse for the burst rule; set clean.burst = "off"'
         )
-    if valid_rows[TIMESTAMP].n_unique() == 1:
-        warnings.append(
-            f"all rows have one stamp, {iso(int(valid_rows[TIMESTAMP][0]))}: rows cannot be ordered in time"
-        )
+    if counts.first is not None and counts.first == counts.last:
+        warnings.append(f"all rows have one stamp, {iso(counts.first)}: rows cannot be ordered in time")
     return warnings
 
 
-def _rows(valid_rows: pl.DataFrame, config: Config, repeats: float) -> list[str]:
+def _rows(counts: LogCounts, config: Config) -> list[str]:
     warnings = []
-    of_users = valid_rows.filter(~guest_rows())
-    if not len(of_users):
+    n_users = len(counts.of_users)
+    if not n_users:
         return ["all rows belong to guests: lists are not personal, and no user can be tested"]
-    if of_users[USER_ID].n_unique() == 1:
+    if n_users == 1:
         warnings.append("only one user: collaborative models cannot learn")
-    if valid_rows[ITEM_ID].n_unique() == 1:
+    if len(counts.items) == 1:
         warnings.append("only one item: a ranking needs at least two")
     warnings += [
         f"event type {name!r} ({rows:,} rows) is not in a rule of [events] and is neutral"
-        for name, rows in list(count_unnamed(EventLabeler(config.events, config.clean), valid_rows).items())[:10]
+        for name, rows in list(counts.unnamed.items())[:10]
     ]
-    if not (valid_rows[LABEL] > 0).any():
+    if not counts.has_positive:
         warnings.append("no row is positive: see [events]")
-    if repeats >= 0.1 and config.split.filter_seen:
-        warnings.append(f"{percent(repeats)} of rows are repeats; split.filter_seen = true never recommends them")
+    if counts.repeats >= 0.1 and config.split.filter_seen:
+        warnings.append(
+            f"{percent(counts.repeats)} of rows are repeats; split.filter_seen = true never recommends them"
+        )
     return warnings
 
 
-def heavy_user(valid_rows: pl.DataFrame, config: Config) -> list[str]:
+def heavy_user(counts: LogCounts, config: Config) -> list[str]:
     """Warning of the user with most rows, if it is heavy (`min_heavy_rows`)."""
-    per_user = valid_rows.filter(~guest_rows()).group_by(USER_ID).len().sort("len", USER_ID, descending=[True, False])
-    if not len(per_user) or per_user["len"][0] < min_heavy_rows(per_user["len"]):
+    users = counts.of_users
+    if not len(users):
         return []
-    heaviest, max_rows = per_user.row(0)
-    return [_crawler_warning(heaviest, f"{percent(max_rows / len(valid_rows))} of all rows", config)]
+    max_rows = int(users["rows"].max())  # type: ignore[arg-type]
+    if max_rows < min_heavy_rows(users["rows"]):
+        return []
+    heaviest = users.filter(pl.col("rows") == max_rows)[USER_ID].sort()[0]
+    return [_crawler_warning(heaviest, f"{percent(max_rows / counts.rows)} of all rows", config)]
 
 
 def _crawler_warning(user_id: str, reasons: str, config: Config) -> str:
@@ -171,14 +163,13 @@ def _crawler_warning(user_id: str, reasons: str, config: Config) -> str:
     return f'user {user_id!r} has {reasons}: a checkout account, a test or a crawler? To leave it out: clean.keep = "{keep}"'
 
 
-def _items_outside_catalog(valid_rows: pl.DataFrame, items: EntityTable) -> list[str]:
-    item_ids = items.frame[ITEM_ID].unique()
-    missing = valid_rows.filter(~pl.col(ITEM_ID).is_in(item_ids.implode()))
+def _items_outside_catalog(counts: LogCounts, items: EntityTable) -> list[str]:
+    missing = counts.items.join(items.frame.select(ITEM_ID), on=ITEM_ID, how="anti")
     if not len(missing):
         return []
     name = items.sources[0].name if items.sources else "the catalog"
-    share = percent(len(missing) / len(valid_rows))
-    return [f"{missing[ITEM_ID].n_unique():,} items of the log ({share} of rows) are not in {name}"]
+    share = percent(int(missing["rows"].sum()) / counts.rows)
+    return [f"{len(missing):,} items of the log ({share} of rows) are not in {name}"]
 
 
 def check_warnings(

@@ -23,6 +23,7 @@ from recloop.data.atomic_folder import AtomicFolder
 from recloop.data.clean import CleanResult, clean, nothing_left
 from recloop.data.doctor import Report, report
 from recloop.data.entities import EntityTable, read_project
+from recloop.data.log_counts import LogCounts
 from recloop.data.posted_rows import PostedRows
 from recloop.data.rejected_rows import RejectedRow
 from recloop.data.sources import find, fingerprint
@@ -124,7 +125,8 @@ def prepare(project: Project, logged: bool = False, posted: PostedRows | None = 
     if empty_error is not None:
         raise empty_error
     split_frames = split(cleaned.valid_rows, config.split)
-    log_report = report(raw, cleaned, items, users, config)
+    counts = LogCounts.of(cleaned.valid_rows, config)
+    log_report = report(raw, cleaned.removed, counts, items, users, config)
     rejects = [*raw.rejects, *(row for table in (items, users) if table is not None for row in table.rejects)]
     _write(
         project,

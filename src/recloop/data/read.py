@@ -141,7 +141,7 @@ def parse_events(
         readable = reasons.is_null()
         first_record = skip.get(table.source.name, 0)
         if since is not None:
-            numbers = pl.Series(table.record_of(range(len(frame))), dtype=pl.Int64)
+            numbers = table.row_records
             frame = frame.with_columns(pl.coalesce(EVENT_ID, _row_ids(table, numbers)).alias(EVENT_ID))
             readable &= numbers >= first_record
         frames.append(frame.filter(readable))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from recloop.data.codes import codes, pair_codes
 from recloop.records import EVENT_TYPE, ITEM_ID, LABEL, USER_ID, guest_rows
 
 
@@ -13,7 +14,16 @@ def repeat_share(labelled: pl.DataFrame) -> float:
     Rows of different types are one act, such as a cart and the purchase after it. Thus a pair of user and item has as many
     acts as rows of its most frequent type. Guest baskets have no earlier act.
     """
-    positive = labelled.filter((pl.col(LABEL) > 0) & ~guest_rows())
-    rows_of_type = positive.group_by(USER_ID, ITEM_ID, EVENT_TYPE).len()
-    acts = rows_of_type.group_by(USER_ID, ITEM_ID).agg(pl.col("len").max())["len"]
+    acts = positive_acts(labelled)
     return 1.0 - len(acts) / int(acts.sum()) if len(acts) else 0.0
+
+
+def positive_acts(labelled: pl.DataFrame) -> pl.Series:
+    """(pairs,) UInt32 acts of each pair of user and item with a positive row, without guests."""
+    positive = (
+        labelled.lazy().filter((pl.col(LABEL) > 0) & ~guest_rows()).select(USER_ID, ITEM_ID, EVENT_TYPE).collect()
+    )
+    pairs = pl.DataFrame(
+        {"pair": pair_codes(positive[USER_ID], positive[ITEM_ID]), EVENT_TYPE: codes(positive[EVENT_TYPE])}
+    )
+    return pairs.group_by("pair", EVENT_TYPE).len().group_by("pair").agg(pl.col("len").max())["len"]

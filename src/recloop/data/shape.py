@@ -86,10 +86,11 @@ def shape_log(
     left_out = {}
     for table in tables:
         frame = _filled(table.frame, data)
-        records = _records(table)
+        records = table.row_records
         if data.cell.column and data.cell.column in frame.columns:
             frame, records = _expanded(frame, records, data)
-        frame = _unique_event_ids(frame, records, data.columns.event_id)
+        if table.records is not None or data.cell.column:
+            frame = _unique_event_ids(frame, records, data.columns.event_id)
         if data.where:
             passes = conditions.parse(data.where, frame.columns, "data.where").mask(_blank_to_null(frame))
             is_new = records >= (since or {}).get(table.source.name, 0)
@@ -98,12 +99,6 @@ def shape_log(
         has_rows_changed = table.records is not None or bool(data.cell.column or data.where)
         shaped.append(replace(table, frame=frame, records=records if has_rows_changed else None))
     return ShapedLog(_with_identities(shaped, data), left_out)
-
-
-def _records(table: Table) -> pl.Series:
-    if table.records is not None:
-        return table.records
-    return pl.Series("record", table.record_of(range(len(table.frame))), dtype=pl.Int64)
 
 
 def _same_columns(tables: Sequence[Table]) -> list[Table]:
@@ -150,7 +145,7 @@ def _joined(table: Table, orders: pl.DataFrame, data: Data, source: Table) -> Ta
             expected = f"a column that joins {table.source.name} and {source.source.name}; {file} has {', '.join(columns[:20])}"
             raise UserError("data.on", data.on, expected, 'on = "column of the log = column of the orders"')
     joined = join_orders(table.frame, orders, data.on)
-    records = _records(table)
+    records = table.row_records
     lost = records.filter(~joined["found"])
     keys = joined.filter(~pl.col("found"))[left].cast(pl.String)
     reasons = {

@@ -10,9 +10,12 @@ validation.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
 from recloop.config import Split
@@ -20,15 +23,20 @@ from recloop.errors import UserError
 from recloop.features.log_end import end_of
 from recloop.features.undo import without_undone
 from recloop.records import (
+    GUEST_PREFIX,
+    ITEM_ID,
     LABEL,
+    PAIR,
     SEQ,
     STAMP,
     TIMESTAMP,
+    UNITS,
     USE,
     USER_ID,
+    WEIGHT,
     Use,
     guest_rows,
-    hash_unit_interval,
+    hash_unit_intervals,
     is_holdout_user,
 )
 
@@ -130,7 +138,7 @@ def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
 def cut_of(labelled: pl.DataFrame, quantile: float) -> int:
     """Stamp of event floor(quantile * n) in (timestamp, seq) order."""
     index = math.floor(quantile * len(labelled))
-    return int(labelled.sort(TIMESTAMP, SEQ)[TIMESTAMP][min(index, len(labelled) - 1)])
+    return int(labelled[TIMESTAMP].sort()[min(index, len(labelled) - 1)])
 
 
 def validation_start(stamps: pl.Series) -> int:
@@ -147,23 +155,49 @@ def validation_start(stamps: pl.Series) -> int:
 
 def holdout_rows(past: pl.DataFrame, max_users: int, half_of_users: int) -> pl.DataFrame:
     """Return user_id and stamp of the moments held out for validation."""
-    rows = without_undone(past.filter(~guest_rows()))
-    moments = rows.filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).unique()
-    last_moments = moments.group_by(USER_ID).agg(pl.col(STAMP).max())
-    inputs = rows.filter(pl.col(USE).is_in([int(Use.TARGET), int(Use.INPUT)])).select(
-        USER_ID, pl.col(STAMP).alias("seen")
-    )
-    earlier_inputs = last_moments.join(inputs.unique(), on=USER_ID).filter(pl.col("seen") <= pl.col(STAMP))
-    last_moments = last_moments.join(earlier_inputs.group_by(USER_ID).agg(pl.len().alias("moments")), on=USER_ID)
-    is_late = pl.col(STAMP) >= validation_start(moments[STAMP])
-    eligible = last_moments.filter((pl.col("moments") >= 2) & is_late)[USER_ID].sort().to_list()
-    ordered = sorted(
-        (hash_unit_interval("valid", user_id), user_id) for user_id in eligible if not is_holdout_user(user_id)
-    )
-    users = [user_id for _, user_id in ordered[: min(max_users, half_of_users)]]
-    return last_moments.filter(pl.col(USER_ID).is_in(users)).select(USER_ID, STAMP)
+    candidates = HoldoutCandidates.of(past)
+    return candidates.chosen(min(max_users, half_of_users))
+
+
+class HoldoutCandidates(NamedTuple):
+    """Last moments of the users of a log before the cut.
+
+    ``last_moments`` has user_id, stamp and ``moments``, the number of input moments until then. ``stamps`` (m,) are those
+    of all moments with a positive row.
+    """
+
+    last_moments: pl.DataFrame
+    stamps: pl.Series
+
+    @classmethod
+    def of(cls, past: pl.DataFrame) -> HoldoutCandidates:
+        """Last moments of rows (LABELLED) before the cut; guests have none."""
+        columns = [USER_ID, ITEM_ID, STAMP, LABEL, WEIGHT, USE, PAIR, UNITS]
+        rows = without_undone(past.lazy().filter(~guest_rows()).select(columns).collect())
+        moments = rows.lazy().filter(pl.col(LABEL) > 0).select(USER_ID, STAMP).unique().collect()
+        last_moments = moments.group_by(USER_ID).agg(pl.col(STAMP).max())
+        is_input = pl.col(USE).is_in([int(Use.TARGET), int(Use.INPUT)])
+        inputs = rows.lazy().filter(is_input).select(USER_ID, pl.col(STAMP).alias("seen")).unique().collect()
+        earlier_inputs = last_moments.join(inputs, on=USER_ID).filter(pl.col("seen") <= pl.col(STAMP))
+        n_earlier = earlier_inputs.group_by(USER_ID).agg(pl.len().alias("moments"))
+        return cls(last_moments.join(n_earlier, on=USER_ID), moments[STAMP])
+
+    @classmethod
+    def total(cls, parts: Sequence[HoldoutCandidates]) -> HoldoutCandidates:
+        """Candidates of disjoint sets of users."""
+        return cls(pl.concat([part.last_moments for part in parts]), pl.concat([part.stamps for part in parts]))
+
+    def chosen(self, n: int) -> pl.DataFrame:
+        """user_id and stamp of the moments of the ``n`` users with the smallest hash."""
+        is_late = pl.col(STAMP) >= validation_start(self.stamps)
+        eligible = self.last_moments.filter((pl.col("moments") >= 2) & is_late)[USER_ID].sort()
+        order = np.argsort(hash_unit_intervals("valid", eligible.to_list()), kind="stable")
+        ascending = (eligible[int(row)] for row in order)
+        users = list(itertools.islice((user_id for user_id in ascending if not is_holdout_user(user_id)), n))
+        return self.last_moments.filter(pl.col(USER_ID).is_in(users)).select(USER_ID, STAMP)
 
 
 def n_users(rows: pl.DataFrame) -> int:
     """Number of users of a log, without guest baskets."""
-    return rows.filter(~guest_rows())[USER_ID].n_unique()
+    user_ids = rows[USER_ID].unique()
+    return len(user_ids) - int(user_ids.str.starts_with(GUEST_PREFIX).sum())

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
@@ -80,21 +81,21 @@ class Table:
             how += f", without {self.dialect.n_titles} {lines} above the header"
         return how
 
+    @property
+    def row_records(self) -> pl.Series:
+        """(n,) Int64 record number of every row; broken records are counted too."""
+        if self.records is not None:
+            return self.records
+        is_row = np.ones(len(self.frame) + len(self.broken), dtype=bool)
+        is_row[list(self.broken)] = False
+        return pl.Series("record", np.flatnonzero(is_row), dtype=pl.Int64)
+
     def record_of(self, rows: Sequence[int]) -> list[int]:
         """Record numbers of rows of ``frame`` in ascending order.
 
         Broken records are counted too.
         """
-        if self.records is not None:
-            return list(self.records.gather(sorted(rows)).to_list())
-        broken = sorted(self.broken)
-        numbers = []
-        n_broken = 0
-        for row in sorted(rows):
-            while n_broken < len(broken) and broken[n_broken] <= row + n_broken:
-                n_broken += 1
-            numbers.append(row + n_broken)
-        return numbers
+        return list(self.row_records.gather(sorted(rows)).to_list())
 
     def line_of(self, row: int) -> int:
         """Line number (row number in Parquet) of a row of ``frame``."""

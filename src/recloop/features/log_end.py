@@ -5,6 +5,8 @@ Every cut, reference window, tail and half-life is measured from this stamp, nev
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -44,12 +46,12 @@ def robust_end(stamps: pl.Series | NDArray[np.int64], users: pl.Series | None = 
         int64 microseconds; 0 for an empty log, the maximum for one with fewer than 10 rows.
     """
     values = np.asarray(stamps, dtype=np.int64)
-    order = np.argsort(values, kind="stable")
-    ascending = values[order]
-    owners = None if users is None else users.rank("dense").to_numpy().astype(np.int64)[order]
+    is_ascending = bool((values[1:] >= values[:-1]).all())
+    ascending = values if is_ascending else np.sort(values)
+    owners = None if users is None else functools.cache(lambda: _owners(values, users))
     size = len(ascending)
     while size >= MIN_ROWS:
-        remaining = _before_jump(ascending[:size], None if owners is None else owners[:size])
+        remaining = _before_jump(ascending[:size], owners)
         if remaining == size:
             break
         size = remaining
@@ -66,19 +68,30 @@ def few(size: int) -> int:
     return max(min(MAX_FEW_ROWS, size // 5), int(size * MAX_FEW_SHARE))
 
 
-def _before_jump(ascending: NDArray[np.int64], owners: NDArray[np.int64] | None) -> int:
-    """Number of ascending stamps before the first jump with too few rows after it."""
+def _owners(values: NDArray[np.int64], users: pl.Series) -> NDArray[np.int64]:
+    """(n,) number of each row's user, in the order of the stamps."""
+    return users.rank("dense").to_numpy().astype(np.int64)[np.argsort(values, kind="stable")]
+
+
+def _before_jump(ascending: NDArray[np.int64], owners: Callable[[], NDArray[np.int64]] | None) -> int:
+    """Number of ascending stamps before the first jump with too few rows after it.
+
+    Users are numbered only if a jump needs them.
+    """
     size = len(ascending)
     skipped = few(size)
     gaps = np.diff(ascending)  # (n-1,) the pause after each row
+    if not (gaps >= DAY).any():
+        return size
     longest = np.zeros(size - 1, dtype=np.int64)  # (n-1,) the longest pause before it
     longest[skipped + 1 :] = np.maximum.accumulate(gaps[skipped:])[:-1]
     jumps = np.flatnonzero((gaps >= DAY) & (gaps / GAP_FACTOR > longest))
-    users = few(int(owners.max())) if owners is not None else 0
     for jump in jumps[jumps >= size // 2].tolist():
         rows = size - jump - 1
         if rows <= skipped:
             return int(jump) + 1
-        if owners is not None and rows <= MAX_FEW_USERS_SHARE * size and len(np.unique(owners[jump + 1 :])) <= users:
-            return int(jump) + 1
+        if owners is not None and rows <= MAX_FEW_USERS_SHARE * size:
+            of_rows = owners()[:size]
+            if len(np.unique(of_rows[jump + 1 :])) <= few(int(of_rows.max())):
+                return int(jump) + 1
     return size

@@ -33,17 +33,20 @@ def moment_stamps(frame: pl.DataFrame) -> pl.DataFrame:
     frame = frame.with_columns(stamp.alias(STAMP), newest)
     is_not_first = pl.col(SEQ) != pl.col(SEQ).first().over(USER_ID, GROUP_ID)
     is_ended = pl.col(GROUP_ID).is_not_null() & is_not_first & (pl.col("newest") - FIRST_OF_GROUP > GROUP_LIFE)
-    reused = pl.concat([reused_groups(frame), frame.filter(is_ended).select(USER_ID, GROUP_ID)]).unique()
+    reused = pl.concat(
+        [reused_groups(frame).select(USER_ID, GROUP_ID), frame.filter(is_ended).select(USER_ID, GROUP_ID)]
+    ).unique()
     return (_regrouped(frame, reused) if len(reused) else frame).drop("newest")
 
 
 def reused_groups(frame: pl.DataFrame) -> pl.DataFrame:
-    """Find user_id and group_id of reused groups.
+    """Find user_id, group_id and first distant seq of reused groups, in this order.
 
     A reused group has rows more than `GROUP_SPAN` from its first row. ``frame`` is in seq order.
     """
     is_far = pl.col(GROUP_ID).is_not_null() & ((pl.col(TIMESTAMP) - FIRST_OF_GROUP).abs() > GROUP_SPAN)
-    return frame.filter(is_far).select(USER_ID, GROUP_ID).unique(maintain_order=True)
+    far_rows = frame.lazy().filter(is_far).select(USER_ID, GROUP_ID, SEQ).collect()
+    return far_rows.unique([USER_ID, GROUP_ID], keep="first", maintain_order=True)
 
 
 def _regrouped(frame: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
