@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import polars as pl
@@ -19,7 +20,7 @@ from recloop import bundle as bundles
 from recloop.bundle import Bundle
 from recloop.project import open_project
 from recloop.records import FUSED_SOURCES, Decision
-from recloop.serve import recommend_routes
+from recloop.serve.request import list_parameters
 from recloop.storage import releases
 
 
@@ -147,7 +148,8 @@ def test_recommend_with_all_items_excluded_is_empty_and_names_the_reason(client:
     [(["a,b"], ("a", "b")), (["a,b", ""], ("a,b",)), (["a,b", "c", "c"], ("a,b", "c")), ([], ())],
 )
 def test_exclude_repeated_is_taken_literally(values: list[str], excluded: tuple[str, ...]) -> None:
-    assert recommend_routes._excluded(values) == excluded
+    query = urlencode([("exclude", value) for value in values]).encode()
+    assert list_parameters(query).exclude == excluded
 
 
 def test_item_id_with_an_encoded_slash_before_similar_is_an_item(client: httpx.Client) -> None:

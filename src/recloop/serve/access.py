@@ -1,4 +1,4 @@
-"""ASGI middleware: access checks on Host, Origin, content type and admin token.
+"""Access checks on Host, Origin, content type and admin token.
 
 A loopback address is not authentication. Any page in a browser on this machine can send requests to it, and after DNS
 rebinding the page can also read the answers. Therefore a request must name a known Host and must not come from a page
@@ -35,44 +35,42 @@ CONSOLE_PREFIX = "/_nicegui"
 """Path prefix of the console's scripts and socket."""
 
 
-class AccessMiddleware:
-    """Access checks; runs inside `RequestMiddleware`, which formats the errors.
+class AccessRules:
+    """Checks of request heads.
 
     Args:
         service: Source of ``serve.hosts`` and the admin token.
         host: Listening address, accepted in addition to `LOCAL_HOSTS` and ``serve.hosts``.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, host: str = "") -> None:
-        self._app = app
+    def __init__(self, service: Service, host: str = "") -> None:
         self._configured = frozenset(host_name(name).encode() for name in service.project.config.serve.hosts)
         local_hosts = [host_name(name).encode() for name in (*LOCAL_HOSTS, host) if name]
         self._hosts = self._configured.union(local_hosts)
         self._token = service.token.encode()
-        self._login = Login(service.token)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":  # neither the API nor the console uses one
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        path = scope["path"]
-        head = Head(scope["headers"])
+    def check(self, head: Head) -> None:
+        """Check host and origin of any request.
+
+        Raises:
+            HttpError: 400 or 421 for the host, 403 for the origin.
+        """
         self._check_host(head)
         self._check_origin(head)
-        if path.startswith(API_PREFIX):
-            if scope["method"] == "POST" and head.content_type not in WRITE_CONTENT_TYPES:
-                raise _not_a_write(head)
-            if path.startswith(ADMIN_PREFIX):
-                self._check_token(head)
-        elif scope["app"].state.console and (
-            path in ROOT_PATHS or path == LOGIN_PATH or path.startswith(CONSOLE_PREFIX)
-        ):
-            await self._console(scope, receive, private(send), head)
+
+    def check_token(self, head: Head) -> None:
+        """Check the admin token.
+
+        Raises:
+            HttpError: 401.
+        """
+        kind, _, token = head.authorization.partition(b" ")
+        if kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token):
             return
-        await self._app(scope, receive, send)
+        message = "the admin token is missing or wrong; to show it: recloop token"
+        error = HttpError(401, "unauthorized", message, "Authorization", "Authorization: Bearer TOKEN")
+        error.headers["WWW-Authenticate"] = "Bearer"
+        raise error
 
     def _check_host(self, head: Head) -> None:
         if len(head.hosts) != 1:
@@ -99,14 +97,36 @@ class AccessMiddleware:
         if authority != head.hosts[0].lower() and name_of(authority) not in self._configured:
             raise _foreign("Origin", head.origin)
 
-    def _check_token(self, head: Head) -> None:
-        kind, _, token = head.authorization.partition(b" ")
-        if kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token):
+
+class AccessMiddleware:
+    """Access checks; runs inside `RequestMiddleware`, which formats the errors."""
+
+    def __init__(self, app: ASGIApp, service: Service, rules: AccessRules) -> None:
+        self._app = app
+        self._rules = rules
+        self._login = Login(service.token)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # neither the API nor the console uses one
+            await send({"type": "websocket.close", "code": 1008})
             return
-        message = "the admin token is missing or wrong; to show it: recloop token"
-        error = HttpError(401, "unauthorized", message, "Authorization", "Authorization: Bearer TOKEN")
-        error.headers["WWW-Authenticate"] = "Bearer"
-        raise error
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        head = Head(scope["headers"])
+        self._rules.check(head)
+        if path.startswith(API_PREFIX):
+            if scope["method"] == "POST" and head.content_type not in WRITE_CONTENT_TYPES:
+                raise _not_a_write(head)
+            if path.startswith(ADMIN_PREFIX):
+                self._rules.check_token(head)
+        elif scope["app"].state.console and (
+            path in ROOT_PATHS or path == LOGIN_PATH or path.startswith(CONSOLE_PREFIX)
+        ):
+            await self._console(scope, receive, private(send), head)
+            return
+        await self._app(scope, receive, send)
 
     async def _console(self, scope: Scope, receive: Receive, send: Send, head: Head) -> None:
         """Serve the console to a client with the cookie or the token, else the login form."""
@@ -118,20 +138,36 @@ class AccessMiddleware:
                 await response(scope, receive, send)
                 return
         if not self._login.is_known(head.cookies):
-            self._check_token(head)
+            self._rules.check_token(head)
         await self._app(scope, receive, send)
 
 
 class Head:
-    """Headers used by the access checks, read in one pass."""
+    """Headers used by the access checks and by lists, read in one pass.
 
-    __slots__ = ("authorization", "content_type", "cookies", "destination", "hosts", "origin", "site")
+    Attributes:
+        request_id, time: Values of ``X-Request-Id`` and ``X-Recloop-Now``; None if absent.
+    """
+
+    __slots__ = (
+        "authorization",
+        "content_type",
+        "cookies",
+        "destination",
+        "hosts",
+        "origin",
+        "request_id",
+        "site",
+        "time",
+    )
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.hosts: list[bytes] = []
         self.origin: bytes | None = None
         self.content_type = self.authorization = self.site = self.destination = b""
         self.cookies: list[bytes] = []
+        self.request_id: bytes | None = None
+        self.time: bytes | None = None
         for name, value in headers:
             if name == b"host":
                 self.hosts.append(value.strip())
@@ -148,6 +184,10 @@ class Head:
                 self.site = value.strip().lower()
             elif name == b"sec-fetch-dest":
                 self.destination = value.strip().lower()
+            elif name == b"x-request-id":
+                self.request_id = value if self.request_id is None else self.request_id
+            elif name == b"x-recloop-now":
+                self.time = value if self.time is None else self.time
 
 
 def host_name(host: str) -> str:

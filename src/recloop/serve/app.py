@@ -24,8 +24,9 @@ from recloop.project import Project
 from recloop.records import now
 from recloop.serve import admin_routes, openapi, reload, server
 from recloop.serve import request as request_parts
-from recloop.serve.access import AccessMiddleware
+from recloop.serve.access import AccessMiddleware, AccessRules
 from recloop.serve.event_routes import WriteRoutes
+from recloop.serve.list_endpoint import ListApplication, ListEndpoint
 from recloop.serve.middleware import RequestMiddleware, json_response, problem_response
 from recloop.serve.recommend_routes import RecommendRoutes
 from recloop.serve.request import only
@@ -106,7 +107,7 @@ def build(service: Service, host: str = "") -> Starlette:
     status = StatusRoutes(service)
     get = ["GET"]
     post = ["POST"]
-    app = Starlette(
+    app = ListApplication(
         routes=[
             Route("/v1/recommend", only(reads.recommend, request_parts.RECOMMEND_BY_QUERY_PARAMETERS), methods=get),
             Route(
@@ -131,11 +132,13 @@ def build(service: Service, host: str = "") -> Starlette:
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.add_middleware(AccessMiddleware, service=service, host=host)
+    rules = AccessRules(service, host)
+    app.add_middleware(AccessMiddleware, service=service, rules=rules)
     app.add_middleware(RequestMiddleware)
     app.state.service = service
     app.state.draining = False
     app.state.console = False  # set to True by `console.mount`
+    app.lists = ListEndpoint(reads, rules)
     return app
 
 

@@ -73,7 +73,7 @@ class WriteRoutes:
 
     async def _rows(self, request: Request) -> tuple[int, list[Any]]:
         content = await request_parts.read_body(request)
-        now = request_time(request, self._service.project, self._service.clock)
+        now = request_time(request.headers.get("x-recloop-now"), self._service.project, self._service.clock)
         return now, parse.parse_rows(content, request.headers.get("content-type", ""))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import traceback
-import uuid
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 from starlette.datastructures import Headers, MutableHeaders, State
@@ -18,7 +19,59 @@ from recloop.ingest.writer import LogBusyError, LogUnavailableError, LogUncertai
 from recloop.serve.schemas import HttpError
 
 LOGGER = logging.getLogger(__name__)
-CLIENT_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,200}")
+CLIENT_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
+REQUEST_ID_BYTES = 16
+ID_BLOCK_BYTES = 256 * REQUEST_ID_BYTES
+"""Random bytes per system call, which costs more than a small response."""
+
+
+class RequestIds:
+    """Source of random request ids of 32 hex digits; used on the event loop only."""
+
+    def __init__(self) -> None:
+        self._random = b""
+        self._used = 0
+        os.register_at_fork(after_in_child=self._forget)
+
+    def next(self) -> str:
+        """Return a new id."""
+        if self._used == len(self._random):
+            self._random = os.urandom(ID_BLOCK_BYTES)
+            self._used = 0
+        start = self._used
+        self._used += REQUEST_ID_BYTES
+        return self._random[start : self._used].hex()
+
+    def _forget(self) -> None:
+        self._random = b""
+        self._used = 0
+
+
+REQUEST_IDS = RequestIds()
+
+
+def client_id(header: bytes | None) -> str | None:
+    """Return the client's ``X-Request-Id`` if valid: 1 to 200 visible characters."""
+    return header.decode("ascii") if header is not None and CLIENT_REQUEST_ID.fullmatch(header) else None
+
+
+class Reply(NamedTuple):
+    """Whole response: status, headers with lower-case names, and body."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def json_reply(body: bytes) -> Reply:
+    """Build the reply of status 200 with a JSON body."""
+    return Reply(200, [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")], body)
+
+
+def error_reply(error: Exception) -> Reply:
+    """Build the reply of a failed request, as `RequestMiddleware` does."""
+    response = problem_response(_http_error(error))
+    return Reply(response.status_code, response.raw_headers, bytes(response.body))
 
 
 class RequestMiddleware:
@@ -38,8 +91,8 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         header = Headers(scope=scope).get("x-request-id")
-        request_id = uuid.uuid4().hex
-        client_request_id = header if header is not None and CLIENT_REQUEST_ID.fullmatch(header) else None
+        request_id = REQUEST_IDS.next()
+        client_request_id = client_id(None if header is None else header.encode("latin-1"))
         scope.setdefault("state", {}).update(request_id=request_id, client_request_id=client_request_id)
         state: State = scope["app"].state
         started = False

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import asyncio
 import time
+from typing import NamedTuple
 
-from starlette.background import BackgroundTask
+import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,12 +15,20 @@ from recloop.errors import UserError
 from recloop.recommend import similar_items
 from recloop.records import Query, iso
 from recloop.serve.middleware import json_response
-from recloop.serve.request import MAX_LIST_ITEMS, request_time
+from recloop.serve.request import ListParameters, list_parameters, request_time
 from recloop.serve.schemas import HttpError, ItemResponse, PastEvent, Temperature, UserResponse, unprocessable
 from recloop.serve.service import Service
 
 MAX_LAST_EVENTS = 20
 SIMILAR_SUFFIX = b"/similar"
+ENCODER = msgspec.json.Encoder()
+
+
+class RequestKeys(NamedTuple):
+    """Ids of a request: the service's own, and the client's ``X-Request-Id`` if valid."""
+
+    request_id: str
+    client_request_id: str | None
 
 
 class RecommendRoutes:
@@ -29,11 +38,22 @@ class RecommendRoutes:
         self._service = service
 
     async def recommend(self, request: Request) -> Response:
-        parameters = request.query_params
-        user_id = request.path_params.get("user_id", parameters.get("user_id", ""))
+        parameters = list_parameters(request.scope["query_string"])
+        user_id = request.path_params.get("user_id", parameters.user_id)
+        body = self.recommend_body(user_id, parameters, _ids(request), request.headers.get("x-recloop-now"))
+        return Response(body, media_type="application/json")
+
+    def recommend_body(
+        self, user_id: str, parameters: ListParameters, ids: RequestKeys, time_header: str | None
+    ) -> bytes:
+        """Recommend a list to a user; return the JSON body.
+
+        Raises:
+            HttpError: 422 for an invalid parameter.
+        """
         if not user_id:
             raise unprocessable("user_id", "", "a user id, in the path or as ?user_id=")
-        return self._respond(request, self._query(request, user_id, "home", parameters.get("item", "")))
+        return self._body(self._query(user_id, parameters, ids, time_header, "home", parameters.item), parameters, ids)
 
     async def similar(self, request: Request) -> Response:
         """Recommend items similar to an item; ``?user_id=`` is optional.
@@ -47,34 +67,32 @@ class RecommendRoutes:
         service = self._service
         if not await self._item_exists(item_id):
             raise HttpError(404, "not_found", "unknown item: expected an id from the events or the catalog", "item_id")
-        query = self._query(request, request.query_params.get("user_id", ""), similar_items.LIST_KIND, item_id)
+        parameters = list_parameters(request.scope["query_string"])
+        ids = _ids(request)
+        time_header = request.headers.get("x-recloop-now")
+        query = self._query(parameters.user_id, parameters, ids, time_header, similar_items.LIST_KIND, item_id)
         placement = service.bundle.policy.placements.get(query.placement)
         if placement is not None and placement.list != similar_items.LIST_KIND:
             raise unprocessable("placement", query.placement, "a placement with list similar")
-        return self._respond(request, query)
+        return Response(self._body(query, parameters, ids), media_type="application/json")
 
-    def _respond(self, request: Request, query: Query) -> Response:
+    def _body(self, query: Query, parameters: ListParameters, ids: RequestKeys) -> bytes:
         started = time.perf_counter()
-        parameters = request.query_params
+        service = self._service
         try:
-            query = self._service.recommender.normalize(query)
-            ranked, decision = self._service.recommend(
+            query = service.recommender.normalize(query)
+            ranked, decision = service.recommend(
                 query,
                 started=started,
-                session_id=parameters.get("session_id"),
-                anonymous_id=parameters.get("anonymous_id"),
-                client_request_id=request.state.client_request_id,
+                session_id=parameters.session_id,
+                anonymous_id=parameters.anonymous_id,
+                client_request_id=ids.client_request_id,
             )
         except UserError as error:
             raise unprocessable(error.name, str(error.value), error.expected) from None
-        response = json_response(self._service.reply(query, ranked, decision))
-        if self._service.shadow_queue:
-            response.background = BackgroundTask(self._score_shadows)
-        return response
-
-    async def _score_shadows(self) -> None:
-        """Score queued shadow requests after the response, on the event loop."""
-        self._service.shadow_queue.drain()
+        if service.shadow_queue:
+            asyncio.get_running_loop().call_soon(service.shadow_queue.drain)
+        return ENCODER.encode(service.reply(query, ranked, decision))
 
     async def get_item(self, request: Request) -> Response:
         item_id = request.path_params["item_id"]
@@ -117,30 +135,28 @@ class RecommendRoutes:
             )
         )
 
-    def _query(self, request: Request, user_id: str, placement: str, item_id: str) -> Query:
-        """Parse the request; ``placement`` is the default placement."""
-        parameters = request.query_params
-        n = parameters.get("n")
-        if n is not None and not (re.fullmatch(r"[0-9]{1,4}", n) and 1 <= int(n) <= MAX_LIST_ITEMS):
-            raise unprocessable("n", n, f"a whole number from 1 to {MAX_LIST_ITEMS}")
+    def _query(
+        self,
+        user_id: str,
+        parameters: ListParameters,
+        ids: RequestKeys,
+        time_header: str | None,
+        placement: str,
+        item_id: str,
+    ) -> Query:
+        """Build the query of a request; ``placement`` is the default placement."""
         return Query(
             user_id=user_id,
-            now=request_time(request, self._service.project, self._service.clock),
-            n=int(n) if n else 0,
-            placement=parameters.get("placement", placement),
-            exclude=_excluded(parameters.getlist("exclude")),
-            filter=parameters.get("filter", "").strip(),
-            properties=_names(parameters.getlist("properties")),
-            request_id=request.state.request_id,
+            n=parameters.length(),
+            now=request_time(time_header, self._service.project, self._service.clock),
+            placement=placement if parameters.placement is None else parameters.placement,
+            exclude=parameters.exclude,
+            filter=parameters.filter,
+            properties=parameters.properties,
+            request_id=ids.request_id,
             item_id=item_id,
         )
 
 
-def _excluded(values: list[str]) -> tuple[str, ...]:
-    """Return the parts of a single value, or repeated values as they are."""
-    return _names(values) if len(values) < 2 else tuple(dict.fromkeys(value for value in values if value))
-
-
-def _names(values: list[str]) -> tuple[str, ...]:
-    """Split comma-separated and repeated values into distinct names, in order."""
-    return tuple(dict.fromkeys(name for value in values for name in value.split(",") if name))
+def _ids(request: Request) -> RequestKeys:
+    return RequestKeys(request.state.request_id, request.state.client_request_id)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
+from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -84,13 +87,88 @@ async def read_body(request: Request) -> bytes:
     return b"".join(chunks)
 
 
-def request_time(request: Request, project: Project, clock: Callable[[], int]) -> int:
+class ListParameters(NamedTuple):
+    """Query parameters of a list.
+
+    Of a repeated parameter the last value counts, but ``exclude`` and ``properties`` keep all.
+
+    Attributes:
+        names: Names in the query string, for `check_names`.
+        n: Unchecked text; see `length`.
+    """
+
+    names: tuple[str, ...] = ()
+    user_id: str = ""
+    n: str | None = None
+    placement: str | None = None
+    exclude: tuple[str, ...] = ()
+    filter: str = ""
+    properties: tuple[str, ...] = ()
+    item: str = ""
+    session_id: str | None = None
+    anonymous_id: str | None = None
+
+    def length(self) -> int:
+        """Return ``n``; 0 without one.
+
+        Raises:
+            HttpError: 422 for a value that is not a length.
+        """
+        if self.n is None:
+            return 0
+        if not (re.fullmatch(r"[0-9]{1,4}", self.n) and 1 <= int(self.n) <= MAX_LIST_ITEMS):
+            raise unprocessable("n", self.n, f"a whole number from 1 to {MAX_LIST_ITEMS}")
+        return int(self.n)
+
+
+WITHOUT_PARAMETERS: Final = ListParameters()
+CACHED_QUERY_BYTES = 200
+"""Longest query string whose parameters are cached; a shop repeats a few of them."""
+
+
+def list_parameters(query_string: bytes) -> ListParameters:
+    """Parse the query string of a list."""
+    if not query_string:
+        return WITHOUT_PARAMETERS
+    return _parse_cached(query_string) if len(query_string) <= CACHED_QUERY_BYTES else _parse(query_string)
+
+
+def _parse(query_string: bytes) -> ListParameters:
+    pairs = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True)
+    last = dict(pairs)
+    return ListParameters(
+        names=tuple(last),
+        user_id=last.get("user_id", ""),
+        n=last.get("n"),
+        placement=last.get("placement"),
+        exclude=_excluded([value for name, value in pairs if name == "exclude"]),
+        filter=last.get("filter", "").strip(),
+        properties=_distinct([value for name, value in pairs if name == "properties"]),
+        item=last.get("item", ""),
+        session_id=last.get("session_id"),
+        anonymous_id=last.get("anonymous_id"),
+    )
+
+
+_parse_cached = lru_cache(1024)(_parse)
+
+
+def _excluded(values: Sequence[str]) -> tuple[str, ...]:
+    """Return the parts of a single value, or repeated values as they are."""
+    return _distinct(values) if len(values) < 2 else tuple(dict.fromkeys(value for value in values if value))
+
+
+def _distinct(values: Sequence[str]) -> tuple[str, ...]:
+    """Split comma-separated and repeated values into distinct names, in order."""
+    return tuple(dict.fromkeys(name for value in values for name in value.split(",") if name))
+
+
+def request_time(header: str | None, project: Project, clock: Callable[[], int]) -> int:
     """Return the time of the request: the clock, or ``X-Recloop-Now`` of a replay.
 
     Raises:
         HttpError: 422 for a header that is not a timestamp.
     """
-    header = request.headers.get("x-recloop-now")
     if header is None or not project.config.serve.allow_time_header:
         return clock()
     stamp = timestamp_or_none(header, project.config.data)
@@ -101,19 +179,33 @@ def request_time(request: Request, project: Project, clock: Callable[[], int]) -
 
 def only(handler: Handler, parameters: tuple[Parameter, ...] = NO_PARAMETERS) -> Handler:
     """Wrap a handler to answer 422 for query parameters other than these."""
-    names = frozenset(parameter.name for parameter in parameters)
+    allowed = names_of(parameters)
 
     async def checked(request: Request) -> Response:
         if request.scope["query_string"]:
-            for name in request.query_params:
-                if name not in names:
-                    raise _unknown(name, names)
+            check_names(request.query_params, allowed)
         return await handler(request)
 
     return checked
 
 
-def _unknown(name: str, names: frozenset[str]) -> HttpError:
+def names_of(parameters: Iterable[Parameter]) -> frozenset[str]:
+    """Return the names of parameters."""
+    return frozenset(parameter.name for parameter in parameters)
+
+
+def check_names(names: Iterable[str], allowed: Collection[str]) -> None:
+    """Refuse unknown query parameters.
+
+    Raises:
+        HttpError: 422, naming the first unknown parameter and the nearest known one.
+    """
+    for name in names:
+        if name not in allowed:
+            raise _unknown(name, allowed)
+
+
+def _unknown(name: str, names: Collection[str]) -> HttpError:
     matches = difflib.get_close_matches(name[:MAX_SHOWN_CHARACTERS], names, n=1, cutoff=MIN_NAME_SIMILARITY)
     if matches:
         expected = f"a known parameter; nearest: {matches[0]}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+import msgspec
 
 from recloop.files import JsonTree
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList
 from recloop.records import Decision, Query
 from recloop.release.assignment import Arm
-from recloop.serve.schemas import RecommendResponse
+from recloop.serve.schemas import RecommendResponse, SlotResponse
 
 REASONS: Mapping[str, str] = {
     "model": "fits what you chose lately",
@@ -34,14 +37,21 @@ def build_response(
     query: Query, ranked: RankedList, catalog: Catalog, bundle: str, variant: str, degraded: list[str]
 ) -> RecommendResponse:
     """Build the response of ``GET /v1/recommend`` from a ranked list."""
-    items = []
     reasons = SIMILAR_REASONS if query.item_id else REASONS
-    for slot in ranked.slots:
+    slots = [SlotResponse(slot.item_id, slot.score, slot.source, reasons[slot.source]) for slot in ranked.slots]
+    items: list[Any] = _with_properties(slots, query.properties, catalog) if query.properties else slots
+    return RecommendResponse(query.request_id, bundle, variant, query.placement, degraded, items, ranked.empty_reason)
+
+
+def _with_properties(slots: list[SlotResponse], properties: tuple[str, ...], catalog: Catalog) -> list[JsonTree]:
+    """Add item attributes to slots, except names of a slot's own fields."""
+    added = [name for name in properties if name not in SlotResponse.__struct_fields__]
+    rows = []
+    for slot in slots:
         item = catalog.get(slot.item_id)
         attributes = {} if item is None else item.attributes
-        fields = {"item_id": slot.item_id, "score": slot.score, "source": slot.source, "reason": reasons[slot.source]}
-        items.append({**fields, **{name: attributes.get(name) for name in query.properties if name not in fields}})
-    return RecommendResponse(query.request_id, bundle, variant, query.placement, degraded, items, ranked.empty_reason)
+        rows.append(msgspec.structs.asdict(slot) | {name: attributes.get(name) for name in added})
+    return rows
 
 
 def build_decision(

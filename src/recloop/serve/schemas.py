@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -73,7 +73,7 @@ class RecommendResponse(msgspec.Struct, omit_defaults=True):
     variant: str
     placement: str
     degraded: list[str]
-    items: list[JsonTree]
+    items: list[Any]  # SlotResponse, or a mapping with its fields and the requested properties
     empty_reason: str = ""
 
 

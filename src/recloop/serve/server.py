@@ -15,6 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from recloop.errors import UserError
+from recloop.serve.list_endpoint import ListProtocol
 
 KEEP_ALIVE_SECONDS = 5  # seconds before an idle connection is closed
 TICKS_PER_SECOND = 10  # uvicorn's main loop
@@ -75,7 +76,7 @@ def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "") 
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=ListProtocol,
         ws="none",
         access_log=False,  # it would print user ids
         log_config=None,
