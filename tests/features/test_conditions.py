@@ -74,6 +74,7 @@ def test_condition_columns_are_the_used_fields() -> None:
         ("*", "*"),
         ("(" * 3000 + "value = 1" + ")" * 3000, "nested too deeply"),
         (" OR ".join(["value = 1"] * 600), "500 levels of nesting"),
+        (" OR ".join(["value = 1"] * 201), "at most 200 comparisons, found 201"),
         ("value = 1" + " " * 10_000, "at most 10,000"),
     ],
 )

@@ -23,6 +23,7 @@ from recloop.errors import UserError
 
 MAX_CHARACTERS: Final = 10_000  # characters; a request may contain a condition
 MIN_NAME_SIMILARITY: Final = 0.6  # by difflib; a less similar field is not suggested
+MAX_TERMS: Final = 200  # comparisons; each costs time for every item or event
 MAX_DEPTH: Final = 500  # nodes from the root; use IN instead of a longer chain of OR
 
 COMPARISONS: Final = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE)
@@ -148,7 +149,9 @@ def field_names(text: str, key: str) -> set[str]:
 def _check(tree: exp.Expression, text: str, columns: Collection[str], key: str) -> set[str]:
     """Reject every node outside the condition language and return the fields used."""
     names: set[str] = set()
+    n_terms = 0
     for node in tree.walk():
+        n_terms += isinstance(node, PREDICATES)
         if not isinstance(node, ALLOWED):
             raise UserError(key, text, f"{GRAMMAR}; found {node.sql(comments=False)[:60]}", FIX)
         if node.depth > MAX_DEPTH:
@@ -169,6 +172,9 @@ def _check(tree: exp.Expression, text: str, columns: Collection[str], key: str) 
             operands = (node.this,) if isinstance(node, exp.Not) else (node.left, node.right)
             for operand in operands:
                 _must_decide(operand, text, key)
+    if n_terms > MAX_TERMS:
+        expected = f"at most {MAX_TERMS} comparisons, found {n_terms}"
+        raise UserError(key, text, expected, "field IN (value, value, ...) instead of many OR")
     _must_decide(tree, text, key)
     return names
 
