@@ -159,7 +159,7 @@ def test_two_tower_similar_lists_use_attributes_for_cold_items(fitted_two_tower:
     """Cold items get neighbours of their category; hot items fuse two sources."""
     recommender = Recommender(fitted_two_tower.bundle, fitted_two_tower.catalogue)
     ids = fitted_two_tower.bundle.items.ids
-    cold = fitted_two_tower.catalogue.latest("", ids)
+    cold = list(fitted_two_tower.catalogue.latest("", ids))
     category = dict(SimulatedShop(seed=0).items().select(ITEM_ID, pl.col("category")).iter_rows())
     names = [*cold, ids.ids[0]]
     queries = [

@@ -6,12 +6,13 @@ import numpy as np
 import scipy.sparse as sp
 
 from recloop.recommend.filters import CandidateMask
+from recloop.recommend.table_mask import TableMask
 from recloop.recommend.top_k import best_sparse
 
 
 def allowed(mask: np.ndarray, banned: list[list[int]]) -> CandidateMask:
     rows = [np.array(sorted(row), dtype=np.int32) for row in banned]
-    return CandidateMask(mask, rows, [frozenset()] * len(rows), "")
+    return CandidateMask(TableMask.of(mask), rows, [frozenset()] * len(rows), "")
 
 
 def test_best_sparse_keeps_positive_entries_and_breaks_ties_by_rank() -> None:

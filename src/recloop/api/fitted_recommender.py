@@ -38,9 +38,10 @@ from recloop.pipeline.training_steps import THREADS
 from recloop.progress import NullProgress, Progress
 from recloop.recommend import similar_items as similar
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.filters import CandidateMask
+from recloop.recommend.filters import NO_IDS, NO_ITEMS, CandidateMask
 from recloop.recommend.fusion import fuse
 from recloop.recommend.recommender import RankedList, Recommender, make_golden
+from recloop.recommend.table_mask import TableMask
 from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query, guest_rows, max_int, now
 from recloop.settings import build
 
@@ -218,7 +219,7 @@ class FittedRecommender:
             batch = user_ids[start : start + SCORED_USERS]
             encoded = self._recommender.encode(self._states(batch), [moment] * len(batch))
             everything = CandidateMask(
-                np.arange(n_items + 1) > 0, [np.zeros(0, dtype=np.int64)] * len(batch), [frozenset()] * len(batch), ""
+                TableMask.of(np.arange(n_items + 1) > 0), [NO_ITEMS] * len(batch), [NO_IDS] * len(batch), ""
             )
             recalled = self._recommender.recall(encoded, everything, placement.weights, n_items)
             fused = fuse(recalled, placement.weights, n_items, placement.fusion_constant)

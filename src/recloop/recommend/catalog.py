@@ -2,67 +2,84 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import compress
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
 import polars as pl
 
-from recloop.features import conditions
-from recloop.features.categories import as_categories
-from recloop.features.vocabulary import Vocabulary, as_text
+from recloop.features.vocabulary import Vocabulary
+from recloop.recommend.attribute_columns import AttributeColumns, Condition
 from recloop.recommend.cache import ENTRY_BYTES, ByteCache
+from recloop.recommend.journal import Journal
+from recloop.recommend.table_mask import TableMask
+from recloop.recommend.table_view import CachedMask, TableView
 from recloop.records import ITEM_ID, SEQ, Item
 
 FILTER_CACHE_BYTES = 64 * 2**20
 """Memory limit of cached condition results of all bundles; the oldest are dropped first."""
+CONDITION_CACHE_BYTES: Final = 4 * 2**20
+CONDITION_BYTES: Final = 2_000  # estimate for a compiled condition, without its text
+DECODE_ROWS: Final = 20_000  # rows whose attributes are decoded together
+MIN_CHUNK, MAX_CHUNK = 64, 65_536  # rows of one step of `latest`
 
 Result = TypeVar("Result")
 
 
-class _View:
-    """Catalog rows of the items of one table, with cached condition results.
+@dataclass
+class _Passing:
+    """Catalog rows that are shown and pass a condition.
 
     Attributes:
-        rows: (N,) int32 catalog row of each item, -1 if the catalog lacks it.
-        masks, latest: Results of `Catalog.mask` and `Catalog.latest`, by condition.
+        bits: (n/8,) uint8, packed.
+        position: Position in the journal of these bits.
     """
 
-    def __init__(self, rows: np.ndarray) -> None:
-        self.rows = rows
-        self.masks: ByteCache[str, np.ndarray] = ByteCache(FILTER_CACHE_BYTES)
-        self.latest: ByteCache[str, list[str]] = ByteCache(FILTER_CACHE_BYTES)
+    condition: Condition | None
+    bits: np.ndarray
+    position: int
 
-    @property
-    def bytes(self) -> int:
-        return self.masks.bytes + self.latest.bytes
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) bool of some catalog rows."""
+        passes: np.ndarray = self.bits[rows >> 3] & (128 >> (rows & 7)) != 0
+        return passes
 
-    def add(self, item_ix: int, row: int) -> None:
-        """Add a new catalog item to the view."""
-        if item_ix:
-            self.rows[item_ix - 1] = row
-
-    def clear(self) -> None:
-        self.masks.clear()
-        self.latest.clear()
+    def set(self, rows: np.ndarray, passes: np.ndarray, n_rows: int) -> None:
+        """Set the bits of some rows of a catalog that has now ``n_rows`` rows."""
+        n_new = (n_rows + 7) // 8 - len(self.bits)
+        if n_new:
+            self.bits = np.concatenate([self.bits, np.zeros(n_new, dtype=np.uint8)])
+        bit = np.uint8(128) >> (rows & 7).astype(np.uint8)
+        np.bitwise_or.at(self.bits, rows >> 3, bit)
+        np.bitwise_xor.at(self.bits, rows[~passes] >> 3, bit[~passes])
 
 
 class Catalog:
-    """Items by raw id; ``version`` depends only on the current items."""
+    """Items by raw id; ``version`` depends only on the current items.
+
+    An upsert changes one row. Cached results of conditions catch up with the changed rows at their next use. A catalog
+    belongs to one thread; `copy` makes one for another thread.
+    """
 
     def __init__(self) -> None:
-        self._items: dict[str, Item] = {}
-        self._first_seq: dict[str, int] = {}
-        self._out: set[str] = set()  # hidden or deleted
+        self._items: list[Item] = []  # by catalog row
+        self._rows: dict[str, int] = {}
+        self._first_seq: list[int] = []
+        self._last_unordered = -1  # newest row whose first seq is not above all earlier ones
+        self._max_seq = -(2**63)
+        self._out: set[int] = set()  # hidden or deleted
         self._sum: int | None = None  # sum of all items' weights; None: not computed yet
-        self._frame: pl.DataFrame | None = None
-        self._passing: ByteCache[str, np.ndarray] = ByteCache(FILTER_CACHE_BYTES)  # bits of `_passes`, by condition
-        self._views: WeakKeyDictionary[Vocabulary, _View] = WeakKeyDictionary()  # a view is dropped with its bundle
+        self._journal = Journal()
+        self._columns = AttributeColumns(self._items, self._journal)
+        self._conditions: ByteCache[str, Condition] = ByteCache(CONDITION_CACHE_BYTES)
+        self._passing: ByteCache[str, _Passing] = ByteCache(FILTER_CACHE_BYTES)
+        self._views: WeakKeyDictionary[Vocabulary, TableView] = WeakKeyDictionary()  # dropped with its bundle
 
     @classmethod
     def from_frames(cls, frames: Sequence[pl.DataFrame | None], max_seq: int | None = None) -> Catalog:
@@ -70,19 +87,17 @@ class Catalog:
 
         Columns: item_id, seq, attributes, hidden, deleted.
         """
+        names = (ITEM_ID, SEQ, "attributes", "hidden", "deleted")
+        sorted_frames = [frame.select(names).sort(SEQ, maintain_order=True) for frame in frames if frame is not None]
         catalog = cls()
-        for frame in frames:
-            if frame is None:
-                continue
-            rows = frame.sort(SEQ)
+        if sorted_frames:
+            versions = pl.concat(sorted_frames)
             if max_seq is not None:
-                rows = rows.filter(pl.col(SEQ) <= max_seq)
-            for item_id, seq, text, hidden, deleted in rows.select(
-                ITEM_ID, SEQ, "attributes", "hidden", "deleted"
-            ).iter_rows():
-                catalog.upsert(
-                    Item(item_id=item_id, attributes=msgspec.json.decode(text), hidden=hidden, deleted=deleted, seq=seq)
-                )
+                versions = versions.filter(pl.col(SEQ) <= max_seq)
+            newest = versions.group_by(ITEM_ID, maintain_order=True).agg(
+                pl.col(SEQ).first().alias("first_seq"), *(pl.col(name).last() for name in names[1:])
+            )
+            catalog._append_all(_items_of(newest), newest["first_seq"].to_list())
         catalog._weight_sum()  # computed here instead of at the first request
         return catalog
 
@@ -91,38 +106,53 @@ class Catalog:
         """Build a catalog from a bundle's item table; no item is hidden."""
         catalog = cls()
         rows = zip(ids, attributes, strict=True)
-        catalog._items = {item_id: Item(item_id=item_id, attributes=dict(row)) for item_id, row in rows}
-        catalog._first_seq = dict.fromkeys(catalog._items, 0)
+        catalog._append_all([Item(item_id=item_id, attributes=dict(row)) for item_id, row in rows], [0] * len(ids))
+        return catalog
+
+    def copy(self) -> Catalog:
+        """Return a catalog of the same items with its own caches, for another thread.
+
+        Later upserts must be applied to both.
+        """
+        catalog = Catalog()
+        catalog._append_all(self._items, self._first_seq)
+        catalog._sum = self._sum
         return catalog
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __contains__(self, item_id: object) -> bool:
-        return item_id in self._items
+        return item_id in self._rows
 
     def get(self, item_id: str) -> Item | None:
-        return self._items.get(item_id)
+        row = self._rows.get(item_id)
+        return None if row is None else self._items[row]
 
     def first_seq(self, item_id: str) -> int:
         """Return the seq of an item's first version; 0 without one."""
-        return self._first_seq.get(item_id, 0)
+        row = self._rows.get(item_id)
+        return 0 if row is None else self._first_seq[row]
 
     def upsert(self, item: Item) -> None:
         """Apply a new version of an item, which replaces all attributes."""
-        previous = self._items.get(item.item_id)
+        row = self._rows.get(item.item_id)
+        previous = None if row is None else self._items[row]
         if self._sum is not None:
             self._sum = (self._sum + _weight(item) - (0 if previous is None else _weight(previous))) % 2**64
-        self._items[item.item_id] = item
-        if previous is None:
-            for vocabulary, view in self._views.items():
-                view.add(vocabulary.index(item.item_id), len(self._items) - 1)
-        self._first_seq.setdefault(item.item_id, item.seq)
-        if item.hidden or item.deleted:
-            self._out.add(item.item_id)
+        if row is None:
+            row = self._rows[item.item_id] = len(self._items)
+            self._items.append(item)
+            self._first_seq.append(item.seq)
+            self._check_order(row, item.seq)
         else:
-            self._out.discard(item.item_id)
-        self._invalidate_conditions()
+            self._items[row] = item
+        if item.hidden or item.deleted:
+            self._out.add(row)
+        else:
+            self._out.discard(row)
+        self._columns.replace(previous, item)
+        self._journal.add(row)
 
     @property
     def version(self) -> str:
@@ -132,106 +162,136 @@ class Catalog:
     @property
     def fields(self) -> set[str]:
         """Return the attributes that at least one item has."""
-        return set().union(*(item.attributes for item in self._items.values()))
+        return set(self._columns.types.names)
 
     @property
     def columns(self) -> list[str]:
         """Return the fields that a condition may name: item_id and all attributes."""
-        return self._table().columns
+        return self._columns.names
 
     def check(self, text: str, key: str) -> None:
         """Raise UserError if a condition does not parse or names an unknown field."""
         if text.strip():
-            conditions.parse(text, self._table().schema, key)
+            self._condition(text, key)
 
     @property
     def cached_bytes(self) -> int:
         """Return the bytes of cached condition results, at most `FILTER_CACHE_BYTES`."""
-        return self._passing.bytes + sum(view.bytes for view in self._views.values())
+        return self._passing.bytes + sum(view.masks.bytes for view in self._views.values())
 
-    def mask(self, text: str, vocabulary: Vocabulary) -> np.ndarray:
-        """Return (N+1,) bool: shown table items that pass a condition; row 0 is False."""
+    def mask(self, text: str, vocabulary: Vocabulary) -> TableMask:
+        """Return the shown table items that pass a condition.
+
+        Items that the catalog lacks pass only the empty condition. The mask is immutable; it is the same object until
+        an item starts or stops to pass.
+        """
         view = self._view(vocabulary)
-        mask = view.masks.get(text)
-        if mask is None:
-            mask = np.ones(len(vocabulary) + 1, dtype=bool)
-            if text.strip():
-                in_catalog = view.rows >= 0
-                mask[1:] = in_catalog
-                mask[1:][in_catalog] = self._passes(text)[view.rows[in_catalog]]
-            for item_id in self._out:
-                mask[vocabulary.index(item_id)] = False
-            mask[0] = False
-            self._cache(view.masks, text, mask, mask.nbytes)
+        cached = view.masks.get(text)
+        if cached is not None and cached.position == self._journal.end:
+            return cached.mask
+        passing = self._passing_rows(text)
+        is_usable = cached is not None and cached.passing is passing
+        changed = self._journal.since(cached.position) if cached is not None and is_usable else None
+        if cached is None or changed is None:
+            is_passing = np.unpackbits(passing.bits, count=len(self._items)).view(bool)
+            mask = view.new_mask(is_passing, passes_unlisted=not text.strip())
+        else:
+            mask = view.patched(cached.mask, changed, passing.at(changed))
+        self._cache(view.masks, text, CachedMask(mask, self._journal.end, passing), mask.mask.nbytes)
         return mask
 
-    def latest(self, text: str, vocabulary: Vocabulary) -> list[str]:
-        """Return shown items outside the table that pass a condition, newest first.
+    def latest(self, text: str, vocabulary: Vocabulary) -> Iterator[str]:
+        """Yield shown items outside the table that pass a condition, newest first.
 
         Ties by id bytes.
         """
-        view = self._view(vocabulary)
-        latest = view.latest.get(text)
-        if latest is None:
-            is_candidate = self._passes(text).copy()
-            is_candidate[view.rows[view.rows >= 0]] = False
-            latest = sorted(
-                compress(self._items, is_candidate), key=lambda item_id: (-self._first_seq[item_id], item_id)
+        outside = self._view(vocabulary).outside.values
+        passing = self._passing_rows(text)
+        stop, size = len(outside), MIN_CHUNK
+        while stop:
+            start = max(0, stop - size)
+            rows = outside[start:stop][::-1]
+            for row in rows[passing.at(rows)].tolist():
+                yield self._items[row].item_id
+            stop, size = start, min(4 * size, MAX_CHUNK)
+
+    def outside_version(self, vocabulary: Vocabulary) -> int:
+        """Return a number that changes with every change of an item outside the table."""
+        return self._view(vocabulary).outside_version
+
+    def _condition(self, text: str, key: str = "filter") -> Condition:
+        condition = self._conditions.get(text)
+        if condition is None or not self._columns.is_current(condition):
+            condition = self._columns.compile(text, key)
+            self._conditions.put(text, condition, CONDITION_BYTES + 20 * len(text))
+        return condition
+
+    def _passing_rows(self, text: str) -> _Passing:
+        """Return the catalog rows that are shown and pass a condition."""
+        passing = self._passing.get(text)
+        if passing is not None and passing.position == self._journal.end:
+            return passing
+        condition = self._condition(text) if text.strip() else None
+        changed = None if passing is None else self._journal.since(passing.position)
+        same_columns = passing is not None and (
+            passing.condition is condition
+            or (
+                condition is not None
+                and passing.condition is not None
+                and passing.condition.columns == condition.columns
             )
-            self._cache(view.latest, text, latest, sys.getsizeof(latest))
-        return latest
+        )
+        if passing is None or changed is None or not same_columns:
+            passes = np.ones(len(self._items), dtype=bool)
+            if condition is not None:
+                passes = self._columns.evaluate(condition)
+            passes[list(self._out)] = False
+            passing = _Passing(condition, np.packbits(passes), self._journal.end)
+        else:
+            passes = np.array([row not in self._out for row in changed.tolist()], dtype=bool)
+            if condition is not None:
+                passes &= self._columns.evaluate_rows(condition, changed)
+            passing.set(changed, passes, len(self._items))
+            passing.condition, passing.position = condition, self._journal.end
+        self._cache(self._passing, text, passing, passing.bits.nbytes)
+        return passing
 
-    def _passes(self, text: str) -> np.ndarray:
-        """Return (n,) bool by catalog row: the item is shown and passes a condition."""
-        packed = self._passing.get(text)
-        if packed is not None:
-            return np.unpackbits(packed, count=len(self._items)).view(bool)
-        passes = np.array([item_id not in self._out for item_id in self._items], dtype=bool)
-        if text.strip():
-            table = self._table()
-            rule = conditions.parse(text, table.schema, "filter")
-            passes &= table.select(rule.expr.fill_null(False)).to_series().to_numpy()  # a constant applies to all rows
-        packed = np.packbits(passes)
-        self._cache(self._passing, text, packed, packed.nbytes)
-        return passes
-
-    def _view(self, vocabulary: Vocabulary) -> _View:
+    def _view(self, vocabulary: Vocabulary) -> TableView:
         view = self._views.get(vocabulary)
         if view is None:
-            row_of = {item_id: row for row, item_id in enumerate(self._items)}
-            rows = np.fromiter((row_of.get(item_id, -1) for item_id in vocabulary.ids), np.int32, len(vocabulary))
-            view = self._views[vocabulary] = _View(rows)
+            view = self._views[vocabulary] = TableView(len(vocabulary), FILTER_CACHE_BYTES)
+        if view.position != self._journal.end or len(view.item_ix) != len(self._items):
+            is_ordered = self._last_unordered < len(view.item_ix)
+            view.update(vocabulary, self._items, self._first_seq, self._journal, is_ordered)
         return view
+
+    def _append_all(self, items: Sequence[Item], first_seq: Sequence[int]) -> None:
+        """Fill an empty catalog; ids are unique."""
+        self._items.extend(items)
+        self._rows = {item.item_id: row for row, item in enumerate(items)}
+        self._first_seq.extend(first_seq)
+        self._out = {row for row, item in enumerate(items) if item.hidden or item.deleted}
+        for row, seq in enumerate(first_seq):
+            self._check_order(row, seq)
+
+    def _check_order(self, row: int, seq: int) -> None:
+        if seq <= self._max_seq:
+            self._last_unordered = row
+        self._max_seq = max(self._max_seq, seq)
 
     def _cache(self, cache: ByteCache[str, Result], text: str, value: Result, size: int) -> None:
         """Cache a condition's result; clients choose conditions, so the cache is bounded."""
         size += sys.getsizeof(text)
+        cache.pop(text)
         while self.cached_bytes + size + ENTRY_BYTES > FILTER_CACHE_BYTES and self.cached_bytes:
-            view_caches = (results for view in self._views.values() for results in (view.masks, view.latest))
-            max((self._passing, *view_caches), key=lambda results: results.bytes).drop_oldest()
+            caches: list[ByteCache[str, Any]] = [self._passing, *(view.masks for view in self._views.values())]
+            max(caches, key=lambda results: results.bytes).drop_oldest()
         cache.put(text, value, size)
 
     def _weight_sum(self) -> int:
         if self._sum is None:
-            self._sum = sum(_weight(item) for item in self._items.values()) % 2**64
+            self._sum = sum(map(_weight, self._items)) % 2**64
         return self._sum
-
-    def _invalidate_conditions(self) -> None:
-        """Invalidate cached condition results after an item changed."""
-        self._frame = None
-        self._passing.clear()
-        for view in self._views.values():
-            view.clear()
-
-    def _table(self) -> pl.DataFrame:
-        """Return item attributes as columns for conditions; mixed types become text."""
-        if self._frame is None:
-            names = sorted({name for item in self._items.values() for name in item.attributes} - {ITEM_ID})
-            columns = {ITEM_ID: pl.Series(list(self._items), dtype=pl.String)}
-            for name in names:
-                columns[name] = _column([item.attributes.get(name) for item in self._items.values()])
-            self._frame = pl.DataFrame(columns)
-        return self._frame
 
 
 def _weight(item: Item) -> int:
@@ -239,12 +299,20 @@ def _weight(item: Item) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-def _column(values: list[Any]) -> pl.Series:
-    present = [value for value in values if value is not None]
-    if any(isinstance(value, list) for value in present):  # an empty list is missing
-        return pl.Series([as_categories(value) for value in values], dtype=pl.List(pl.String))
-    if all(isinstance(value, bool) for value in present):
-        return pl.Series(values, dtype=pl.Boolean)
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in present):
-        return pl.Series([None if value is None else float(value) for value in values], dtype=pl.Float64)
-    return pl.Series([None if value is None else as_text(value) for value in values], dtype=pl.String)
+def _items_of(versions: pl.DataFrame) -> list[Item]:
+    """Decode item versions; blocks of rows are decoded together."""
+    items: list[Item] = []
+    was_enabled = gc.isenabled()
+    gc.disable()  # a collection after every few hundred new objects finds nothing
+    try:
+        for block in versions.iter_slices(DECODE_ROWS):
+            attributes = msgspec.json.decode(f"[{','.join(block['attributes'].to_list())}]", type=list[dict[str, Any]])
+            columns = (block[name].to_list() for name in (ITEM_ID, SEQ, "hidden", "deleted"))
+            items += [
+                Item(item_id=item_id, attributes=row, hidden=hidden, deleted=deleted, seq=seq)
+                for row, item_id, seq, hidden, deleted in zip(attributes, *columns, strict=True)
+            ]
+    finally:
+        if was_enabled:
+            gc.enable()
+    return items

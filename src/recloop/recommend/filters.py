@@ -4,32 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from recloop.features.encode import EncodedBatch, digest
+from recloop.features.state import StateBatch
 from recloop.features.vocabulary import Vocabulary
 from recloop.recommend.catalog import Catalog
+from recloop.recommend.table_mask import TableMask
 from recloop.records import Query
+
+NO_ITEMS = np.zeros(0, dtype=np.int32)
+NO_IDS: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class CandidateMask:
     """Filters of B queries: a shared table mask and the banned items of each query.
 
-    ``mask`` is (N+1,) bool. Query b must not show the table items ``banned[b]`` (ascending item_ix) or the raw ids
-    ``banned_ids[b]``. ``text`` is the whole condition, for items outside the table.
+    Query b must not show the table items ``banned[b]`` (ascending item_ix) or the raw ids ``banned_ids[b]``. ``text`` is
+    the whole condition, for items outside the table.
     """
 
-    mask: np.ndarray
+    table: TableMask
     banned: list[np.ndarray]
     banned_ids: list[frozenset[str]]
     text: str
 
+    @property
+    def mask(self) -> np.ndarray:
+        """(N+1,) bool: table items that pass the condition."""
+        return self.table.mask
+
+    @property
+    def is_all(self) -> bool:
+        """True if every table item passes the condition."""
+        return self.table.is_all
+
+    @property
+    def n_allowed(self) -> int:
+        """Number of table items that pass the condition."""
+        return self.table.n_allowed
+
+    @property
+    def version(self) -> int:
+        """Number of the table mask, unique in the process."""
+        return self.table.version
+
+    @property
+    def digest(self) -> bytes:
+        """8 bytes that identify the table mask in every process."""
+        return self.table.digest
+
     def input(self, b: int) -> str:
         """Return 8 hex digits that identify the filters of query b."""
-        packed = np.packbits(self.mask).tobytes() + self.banned[b].astype("<i4").tobytes()
-        return digest(packed + "\0".join(sorted(self.banned_ids[b])).encode())
+        banned, banned_ids = self.banned[b], self.banned_ids[b]
+        parts = self.digest + (banned.astype("<i4", copy=False).tobytes() if len(banned) else b"")
+        return digest(parts + "\0".join(sorted(banned_ids)).encode() if banned_ids else parts)
+
+
+@lru_cache(maxsize=1_000)
+def joined(filters: tuple[str, ...]) -> str:
+    """Return one condition that holds if all do; empty conditions hold."""
+    return " AND ".join(f"({condition})" for condition in filters if condition.strip())
 
 
 def candidate_mask(
@@ -46,20 +84,33 @@ def candidate_mask(
         filters: The conditions of the placement and of the query; an item must pass both.
         filter_seen: Exclude every item of the history that was a target.
     """
-    text = " AND ".join(f"({condition})" for condition in filters if condition.strip())
-    states = encoded.states
-    offsets = encoded.row_offsets
-    banned, banned_ids = [], []
-    for b, query in enumerate(queries):
-        low, high = states.negative_offsets[b], states.negative_offsets[b + 1]
-        ids = frozenset(query.exclude).union(states.names[states.negatives[low:high]].tolist())
-        ban_lists = [encoded.negatives[encoded.negative_offsets[b] : encoded.negative_offsets[b + 1]]]
-        if query.exclude:
-            ban_lists.append(vocabulary.lookup(query.exclude))
-        if filter_seen:
-            query_rows = slice(offsets[b], offsets[b + 1])
-            ban_lists.append(encoded.items[query_rows][encoded.targets[query_rows]])
-        all_banned = np.unique(np.concatenate(ban_lists)) if sum(map(len, ban_lists)) else ban_lists[0]
-        banned.append(all_banned[all_banned > 0])
-        banned_ids.append(ids)
+    text = joined(filters)
+    banned = [_banned(vocabulary, encoded, b, query, filter_seen) for b, query in enumerate(queries)]
+    banned_ids = [_banned_ids(encoded.states, b, query) for b, query in enumerate(queries)]
     return CandidateMask(catalog.mask(text, vocabulary), banned, banned_ids, text)
+
+
+def _banned(vocabulary: Vocabulary, encoded: EncodedBatch, b: int, query: Query, filter_seen: bool) -> np.ndarray:
+    """(n,) ascending item_ix that query b must not show."""
+    bans = []
+    low, high = encoded.negative_offsets[b], encoded.negative_offsets[b + 1]
+    if high > low:
+        bans.append(encoded.negatives[low:high])
+    if query.exclude:
+        bans.append(vocabulary.lookup(query.exclude))
+    if filter_seen:
+        first, last = encoded.moment_offsets[b], encoded.moment_offsets[b + 1]
+        rows = slice(encoded.item_offsets[first], encoded.item_offsets[last])
+        bans.append(encoded.items[rows][encoded.targets[rows]])
+    if not bans:
+        return NO_ITEMS
+    banned = np.unique(bans[0] if len(bans) == 1 else np.concatenate(bans))
+    return banned[1:] if len(banned) and banned[0] == 0 else banned
+
+
+def _banned_ids(states: StateBatch, b: int, query: Query) -> frozenset[str]:
+    """Raw ids that query b must not show."""
+    low, high = states.negative_offsets[b], states.negative_offsets[b + 1]
+    if high > low:
+        return frozenset(query.exclude).union(states.names[states.negatives[low:high]].tolist())
+    return frozenset(query.exclude) if query.exclude else NO_IDS

@@ -201,12 +201,13 @@ class Recommender:
 
     def _empty_reason(self, allowed: CandidateMask, b: int) -> str:
         """Name the cause of an empty list: the filter, the excluded items or the sources."""
-        latest = self.catalog.latest(allowed.text, self.bundle.items.ids)
-        if not latest and not allowed.mask.any():
+        outside = self.catalog.latest(allowed.text, self.bundle.items.ids)
+        newest = next(outside, None)
+        if newest is None and not allowed.n_allowed:
             return f"no shown item passes the filter {allowed.text}" if allowed.text else "all items are hidden"
-        remaining = allowed.mask.copy()
-        remaining[allowed.banned[b]] = False
-        if not remaining.any() and allowed.banned_ids[b].issuperset(latest):
+        banned_ids = allowed.banned_ids[b]
+        has_outside = newest is not None and (newest not in banned_ids or any(i not in banned_ids for i in outside))
+        if np.count_nonzero(allowed.mask[allowed.banned[b]]) == allowed.n_allowed and not has_outside:
             return "every remaining item is excluded: seen, disliked or in exclude"
         return "the placement has no source for the remaining items"
 

@@ -1,0 +1,270 @@
+"""Attribute columns: the values of catalog items as typed columns for conditions.
+
+The type of a column follows from the current values of all items. One value of another type must not break a condition
+on the others, so a condition that is not valid for the column's type is tried with its second type.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from recloop.errors import UserError
+from recloop.features import conditions
+from recloop.features.categories import as_categories
+from recloop.features.vocabulary import as_text
+from recloop.recommend.journal import Journal
+from recloop.records import ITEM_ID, Item
+
+MIN_STALE_ROWS: Final = 1_024
+STALE_SHARE: Final = 8
+"""A column is read again if more than 1 in this many rows and `MIN_STALE_ROWS` changed since."""
+
+
+class ValueType(IntEnum):
+    """Type of an attribute's value; objects are text."""
+
+    LIST = 0
+    BOOLEAN = 1
+    NUMBER = 2
+    TEXT = 3
+    MISSING = 4
+
+
+DTYPES: Final[Mapping[ValueType, pl.DataType]] = {
+    ValueType.LIST: pl.List(pl.String),
+    ValueType.BOOLEAN: pl.Boolean(),
+    ValueType.NUMBER: pl.Float64(),
+    ValueType.TEXT: pl.String(),
+}
+
+
+@dataclass(frozen=True)
+class ColumnTypes:
+    """Type of a column, and a second one that leaves out the values of other types."""
+
+    first: ValueType
+    second: ValueType
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Condition, compiled for the types of its columns.
+
+    Attributes:
+        columns: Type in which the condition reads each column.
+        types: Types of the columns when it was compiled.
+    """
+
+    expr: pl.Expr
+    columns: dict[str, ValueType]
+    types: dict[str, ColumnTypes]
+
+
+class FieldTypes:
+    """Number of values of each type by field; decides the types of the columns."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._counts: dict[str, list[int]] = {}
+        values = chain.from_iterable(zip(row, map(type, row.values()), strict=True) for row in rows)
+        for (name, python_type), n_values in Counter(values).items():
+            self._counts.setdefault(name, [0] * len(ValueType))[_value_type(python_type)] += n_values
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all fields, sorted."""
+        return sorted(self._counts)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._counts
+
+    def replace(self, previous: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+        """Count the values of a new version of an item instead of its previous ones."""
+        for name, value in row.items():
+            counts = self._counts.get(name)
+            if counts is None:
+                counts = self._counts[name] = [0] * len(ValueType)
+            counts[_value_type(type(value))] += 1
+        for name, value in previous.items():
+            counts = self._counts[name]
+            counts[_value_type(type(value))] -= 1
+            if not any(counts):
+                del self._counts[name]
+
+    def column(self, name: str) -> ColumnTypes:
+        """Types of a column: list before text, and text for values of several types."""
+        n_list, n_boolean, n_number, n_text, _ = self._counts[name]
+        if n_list:
+            first = ValueType.LIST
+        elif not n_number and not n_text:
+            first = ValueType.BOOLEAN
+        elif not n_boolean and not n_text:
+            first = ValueType.NUMBER
+        else:
+            first = ValueType.TEXT
+        if first in {ValueType.BOOLEAN, ValueType.NUMBER} or not (n_boolean or n_number):
+            return ColumnTypes(first, first)
+        return ColumnTypes(first, ValueType.NUMBER if n_number >= n_boolean else ValueType.BOOLEAN)
+
+
+ITEM_ID_TYPES: Final = ColumnTypes(ValueType.TEXT, ValueType.TEXT)
+
+
+class AttributeColumns:
+    """Columns of a catalog's items, which evaluate conditions.
+
+    A column is read from all items once. Rows that changed later are evaluated from the items themselves, so a new
+    version of an item costs one row.
+
+    Args:
+        items: Items by catalog row, shared with the catalog.
+        journal: Changed rows, shared with the catalog.
+    """
+
+    def __init__(self, items: Sequence[Item], journal: Journal) -> None:
+        self._items = items
+        self._journal = journal
+        self._types: FieldTypes | None = None
+        self._columns: dict[tuple[str, ValueType], tuple[int, pl.Series]] = {}  # end of the journal, values
+        self.n_reads = 0  # columns read from all items
+
+    @property
+    def types(self) -> FieldTypes:
+        """Types of all fields; counted at the first use."""
+        if self._types is None:
+            self._types = FieldTypes(item.attributes for item in self._items)
+        return self._types
+
+    @property
+    def names(self) -> list[str]:
+        """Fields that a condition may name: item_id and all attributes."""
+        return [ITEM_ID, *(name for name in self.types.names if name != ITEM_ID)]
+
+    def replace(self, previous: Item | None, item: Item) -> None:
+        """Update the types for a new version of an item."""
+        if self._types is not None:
+            self._types.replace({} if previous is None else previous.attributes, item.attributes)
+
+    def compile(self, text: str, key: str) -> Condition:
+        """Check a condition for the current types.
+
+        Raises:
+            UserError: it does not parse, names an unknown field or compares different types.
+        """
+        types = {name: self._column_types(name) for name in self.names}
+        try:
+            return _compiled(text, key, types, {name: pair.first for name, pair in types.items()})
+        except UserError:
+            second = {name: pair.second for name, pair in types.items()}
+            if all(pair.first == pair.second for pair in types.values()):
+                raise
+            try:
+                return _compiled(text, key, types, second)
+            except UserError:
+                pass
+            raise  # the error for the columns' first types
+
+    def is_current(self, condition: Condition) -> bool:
+        """True if the types of the condition's columns did not change."""
+        known = self.types
+        return all(
+            (name == ITEM_ID or name in known) and self._column_types(name) == types
+            for name, types in condition.types.items()
+        )
+
+    def evaluate(self, condition: Condition) -> np.ndarray:
+        """(n,) bool by catalog row: the item's attributes pass."""
+        passes = np.zeros(len(self._items), dtype=bool)
+        if not condition.columns:
+            passes[:] = pl.select(condition.expr).item()
+            return passes
+        columns = [self._column(name, value_type) for name, value_type in condition.columns.items()]
+        oldest = min(end for end, _ in columns)
+        n_rows = min(len(values) for _, values in columns)
+        frame = pl.DataFrame([values[:n_rows] for _, values in columns])
+        passes[:n_rows] = frame.select(condition.expr).to_series().to_numpy()
+        rows = self._journal.since(oldest)
+        assert rows is not None  # `_column` reads older columns again
+        if len(rows):
+            passes[rows] = self.evaluate_rows(condition, rows)
+        return passes
+
+    def evaluate_rows(self, condition: Condition, rows: np.ndarray) -> np.ndarray:
+        """(n,) bool: the attributes of the items of some catalog rows pass."""
+        if not condition.columns:
+            return np.full(len(rows), pl.select(condition.expr).item(), dtype=bool)
+        items = [self._items[row] for row in rows.tolist()]
+        frame = pl.DataFrame([_series(name, items, value_type) for name, value_type in condition.columns.items()])
+        passes = np.empty(len(rows), dtype=bool)
+        passes[:] = frame.select(condition.expr).to_series().to_numpy()
+        return passes
+
+    def _column_types(self, name: str) -> ColumnTypes:
+        return ITEM_ID_TYPES if name == ITEM_ID else self.types.column(name)
+
+    def _column(self, name: str, value_type: ValueType) -> tuple[int, pl.Series]:
+        """Return the end of the journal when a column was read, and its values then."""
+        column = self._columns.get((name, value_type))
+        end = self._journal.end
+        max_stale = max(MIN_STALE_ROWS, len(self._items) // STALE_SHARE)
+        if column is None or column[0] < self._journal.start or end - column[0] > max_stale:
+            self.n_reads += 1
+            column = self._columns[name, value_type] = (end, _series(name, self._items, value_type))
+        return column
+
+
+def _compiled(text: str, key: str, types: Mapping[str, ColumnTypes], value_types: Mapping[str, ValueType]) -> Condition:
+    schema = {name: DTYPES[value_type] for name, value_type in value_types.items()}
+    rule = conditions.parse(text, schema, key)
+    names = sorted(rule.columns)
+    return Condition(rule.expr, {name: value_types[name] for name in names}, {name: types[name] for name in names})
+
+
+def _series(name: str, items: Sequence[Item], value_type: ValueType) -> pl.Series:
+    """(n,) values of a field; null for a missing value and for one of another type."""
+    if name == ITEM_ID:
+        return pl.Series(name, [item.item_id for item in items], dtype=pl.String)
+    values = [item.attributes.get(name) for item in items]
+    return pl.Series(name, _READERS[value_type](values), dtype=DTYPES[value_type])
+
+
+def _lists(values: list[Any]) -> list[list[str] | None]:
+    return [as_categories(value) for value in values]  # an empty list is missing
+
+
+def _booleans(values: list[Any]) -> list[bool | None]:
+    return [value if isinstance(value, bool) else None for value in values]
+
+
+def _numbers(values: list[Any]) -> list[float | None]:
+    return [float(value) if type(value) is int or type(value) is float else None for value in values]
+
+
+def _texts(values: list[Any]) -> list[str | None]:
+    return [None if value is None else as_text(value) for value in values]
+
+
+_READERS: Final[Mapping[ValueType, Callable[[list[Any]], list[Any]]]] = {
+    ValueType.LIST: _lists,
+    ValueType.BOOLEAN: _booleans,
+    ValueType.NUMBER: _numbers,
+    ValueType.TEXT: _texts,
+}
+_TYPES: Final[dict[type, ValueType]] = {
+    list: ValueType.LIST,
+    bool: ValueType.BOOLEAN,
+    int: ValueType.NUMBER,
+    float: ValueType.NUMBER,
+    type(None): ValueType.MISSING,
+}
+
+
+def _value_type(python_type: type) -> ValueType:
+    return _TYPES.get(python_type, ValueType.TEXT)

@@ -1,0 +1,120 @@
+"""Table view: the catalog rows of a bundle's item table, and its cached masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recloop.features.vocabulary import Vocabulary
+from recloop.recommend.cache import ByteCache
+from recloop.recommend.journal import Journal
+from recloop.recommend.table_mask import TableMask
+from recloop.records import Item
+
+
+@dataclass(frozen=True)
+class CachedMask:
+    """Mask of a condition at a position of the journal; ``passing`` are its catalog rows."""
+
+    mask: TableMask
+    position: int
+    passing: object
+
+
+class GrowingArray:
+    """(n,) int32 array with an append that costs no copy of the whole."""
+
+    def __init__(self) -> None:
+        self._buffer = np.zeros(0, dtype=np.int32)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def values(self) -> np.ndarray:
+        """View of the values until the next append."""
+        return self._buffer[: self._size]
+
+    def extend(self, values: np.ndarray) -> None:
+        """Append values; the buffer doubles when it is full."""
+        size = self._size + len(values)
+        if size > len(self._buffer):
+            buffer = np.zeros(max(size, 2 * self._size), dtype=np.int32)
+            buffer[: self._size] = self.values
+            self._buffer = buffer
+        self._buffer[self._size : size] = values
+        self._size = size
+
+
+class TableView:
+    """Catalog seen from one item table.
+
+    Attributes:
+        item_ix: Item of each catalog row; 0 outside the table.
+        outside: Catalog rows outside the table, oldest first (by first seq, ties by descending id bytes).
+        outside_version: Number of updates that changed an item outside the table.
+        masks: Masks by condition.
+        position: Position in the journal of this view.
+    """
+
+    def __init__(self, n_table: int, cache_bytes: int) -> None:
+        self._n_table = n_table
+        self.item_ix = GrowingArray()
+        self.outside = GrowingArray()
+        self.outside_version = 0
+        self.masks: ByteCache[str, CachedMask] = ByteCache(cache_bytes)
+        self.position = 0
+
+    def update(
+        self,
+        vocabulary: Vocabulary,
+        items: Sequence[Item],
+        first_seq: Sequence[int],
+        journal: Journal,
+        is_ordered: bool,
+    ) -> None:
+        """Add new catalog rows and record changes outside the table.
+
+        Args:
+            is_ordered: The first seqs of the new rows ascend and are above all earlier ones.
+        """
+        n_known = len(self.item_ix)
+        if len(items) > n_known:
+            item_ix = vocabulary.lookup((item.item_id for item in items[n_known:]), len(items) - n_known)
+            self.item_ix.extend(item_ix)
+            if is_ordered:
+                self.outside.extend(np.flatnonzero(item_ix == 0) + n_known)
+            else:
+                self.outside = self._sorted_outside(items, first_seq)
+        changed = journal.since(self.position)
+        if changed is None or not self.item_ix.values[changed].all():
+            self.outside_version += 1
+        self.position = journal.end
+
+    def new_mask(self, passes: np.ndarray, passes_unlisted: bool) -> TableMask:
+        """Return the mask of the table from (n,) bool by catalog row.
+
+        Args:
+            passes_unlisted: Value of table items that the catalog lacks.
+        """
+        mask = np.full(self._n_table + 1, passes_unlisted)
+        mask[self.item_ix.values] = passes
+        mask[0] = False
+        return TableMask.of(mask)
+
+    def patched(self, mask: TableMask, rows: np.ndarray, passes: np.ndarray) -> TableMask:
+        """Return a mask with new values of some catalog rows."""
+        item_ix = self.item_ix.values[rows]
+        in_table = item_ix > 0
+        return mask.patched(item_ix[in_table], passes[in_table])
+
+    def _sorted_outside(self, items: Sequence[Item], first_seq: Sequence[int]) -> GrowingArray:
+        rows = np.flatnonzero(self.item_ix.values == 0).tolist()
+        rows.sort(key=lambda row: items[row].item_id, reverse=True)
+        rows.sort(key=first_seq.__getitem__)
+        outside = GrowingArray()
+        outside.extend(np.array(rows, dtype=np.int32))
+        return outside
