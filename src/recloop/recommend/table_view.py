@@ -16,7 +16,10 @@ from recloop.records import Item
 
 @dataclass(frozen=True)
 class CachedMask:
-    """Mask of a condition at a position of the journal; ``passing`` are its catalog rows."""
+    """Mask of a condition as of a position of the journal.
+
+    ``passing`` are the catalog rows behind it.
+    """
 
     mask: TableMask
     position: int
