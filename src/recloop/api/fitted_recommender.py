@@ -188,7 +188,7 @@ class FittedRecommender:
             shown = np.zeros_like(allowed.mask)
             shown[table.lookup(allowed_ids)] = True
             shown[0] = False  # padding: the index of an item outside the table
-            allowed = replace(allowed, mask=allowed.mask & shown)
+            allowed = replace(allowed, table=TableMask.of(allowed.mask & shown))
         recalled = recommender.recall(encoded, allowed, placement.weights)
         fused = fuse(recalled, placement.weights, n, placement.fusion_constant)
         return recommender.assemble(encoded, allowed, fused, queries, placement, fallback)
