@@ -11,10 +11,11 @@ from recloop.errors import BundleError
 from recloop.recommend import search
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.search import ScanTable, VectorSearch
+from recloop.recommend.table_mask import TableMask
 
 
 def allowed(mask: np.ndarray, banned: list[int]) -> CandidateMask:
-    return CandidateMask(mask, [np.array(sorted(banned), dtype=np.int32)], [frozenset()], "")
+    return CandidateMask(TableMask.of(mask), [np.array(sorted(banned), dtype=np.int32)], [frozenset()], "")
 
 
 def full_sort(table: np.ndarray, user: np.ndarray, mask: np.ndarray, banned: list[int], depth: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from recloop.features.state import offsets_of
 from recloop.recommend import sources
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.sources import CoVisitationSource, HistorySource, PopularSource, newest_window
+from recloop.recommend.table_mask import TableMask
 from recloop.recommend.top_k import Workspace
 from recloop.records import DAY
 
@@ -46,7 +47,7 @@ def random_filters(generator: np.random.Generator, n_queries: int = 6) -> Candid
     mask = generator.random(N_ITEMS + 1) < 0.7
     mask[0] = False
     banned = [np.sort(generator.choice(N_ITEMS, n, replace=False) + 1).astype(np.int32) for n in range(n_queries)]
-    return CandidateMask(mask, banned, [frozenset()] * n_queries, "")
+    return CandidateMask(TableMask.of(mask), banned, [frozenset()] * n_queries, "")
 
 
 def random_bundle(generator: np.random.Generator) -> Bundle:
@@ -128,7 +129,7 @@ def test_popular_after_a_change_of_the_mask_follows_the_new_mask() -> None:
     first = source.best(encoded, allowed, 9).items[0, 0]
     changed = allowed.mask.copy()
     changed[first] = False
-    other = CandidateMask(changed, allowed.banned, allowed.banned_ids, "")
+    other = CandidateMask(TableMask.of(changed), allowed.banned, allowed.banned_ids, "")
     assert first not in source.best(encoded, other, 9).items[0]
 
 
