@@ -21,9 +21,11 @@ from recloop.config import Config
 from recloop.data.split import split
 from recloop.errors import UserError
 from recloop.evaluation import evaluate as module
+from recloop.evaluation import paired
 from recloop.evaluation.evaluate import evaluate
+from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.metrics import RANKING
-from recloop.evaluation.queries import make_queries
+from recloop.evaluation.queries import make_queries, states_of
 from recloop.evaluation.table import (
     MIN_LENGTHS,
     EvaluationProtocol,
@@ -40,7 +42,7 @@ from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.top_k import Workspace
-from recloop.records import EVENT_SCHEMA, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query
+from recloop.records import COVERING, EVENT_SCHEMA, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query
 from recloop.settings import build
 from recloop.simulation.shop import SimulatedShop
 from recloop.training.baselines import draft_bundle, fit_counts
@@ -265,6 +267,41 @@ def test_evaluate_served_row_equals_recommend(data: Data, bundle: Bundle, table:
             assert served.estimates[part, f"{name}@10"].value == pytest.approx(value, abs=1e-9)
     shown = {item for items in ranked.values() for item in items[:5]}  # coverage counts the first k
     assert served.row.coverage == pytest.approx(len(shown) / len(bundle.items))
+
+
+def test_list_recommender_equals_recommend(data: Data, bundle: Bundle) -> None:
+    """Short lists too: the catalog has items outside the table, and unknown users have no history."""
+    queries = make_queries(data.test, "successive")
+    span = slice(0, 12)
+    states = states_of(StateHistory(data.events), queries, span)
+    items = [*bundle.items.ids.ids, "new-1", "new-2"]
+    catalogue = Catalog.from_table(items, [{}] * len(items))
+    fallback = ("latest", "popular")
+    changed = replace(bundle, policy=replace(bundle.policy, fallback=fallback))
+    batch = [
+        Query(user_id=user, now=int(now), n=60) for user, now in zip(queries.users[span], queries.now, strict=False)
+    ]
+    answers = Recommender(changed, catalogue).recommend(states, batch, with_inputs=False)
+    recommender = ListRecommender(changed, catalogue, "home", 60)
+    found = recommender.recommend(states, queries.now[span])
+    assert recommender.ids(found.items) == [answer.items for answer in answers]
+    shares = [np.mean([source in COVERING for source in answer.sources]) for answer in answers]
+    assert found.covering_share == pytest.approx(shares)
+    assert recommender.numbers(["new-1", "unknown"]).tolist() == [len(bundle.items) + 1, 0]
+
+
+def test_answer_each_equals_single_answers(data: Data, bundle: Bundle) -> None:
+    other = fitted(data, {"popular": 1.0})
+    queries = paired.subsample(make_queries(data.test, "successive"), 20)
+    timeline, catalogue = StateHistory(data.events), Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
+    for found, single in zip(
+        paired.answer_each([bundle, other], queries, timeline, catalogue),
+        [paired.answer(one, queries, timeline, catalogue) for one in (bundle, other)],
+        strict=True,
+    ):
+        assert found.lists == single.lists
+        assert np.array_equal(found.repeat, single.repeat, equal_nan=True)
+        assert np.array_equal(found.covering, single.covering)
 
 
 def test_evaluate_unseen_targets_are_misses_in_all_and_excluded_in_warm(

@@ -21,7 +21,8 @@ from recloop.config import Config
 from recloop.errors import UserError
 from recloop.evaluation import metrics
 from recloop.evaluation.leave_one_out import TargetRanks
-from recloop.evaluation.queries import Queries, make_queries
+from recloop.evaluation.lists import ListRecommender
+from recloop.evaluation.queries import Queries, codes_of_targets, is_repeat, make_queries, states_of
 from recloop.evaluation.table import (
     SLICES,
     EvaluationProtocol,
@@ -38,7 +39,6 @@ from recloop.policy import RRF
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.fusion import fuse
-from recloop.recommend.recommender import RankedList, Recommender
 from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import Query
 
@@ -95,19 +95,18 @@ def evaluate(
     for bundle in bundles:
         _unseen(bundle, queries, config.split.protocol)
     timeline = StateHistory(data.events, data.users)
-    codes = {name: code for code, name in enumerate(timeline.names)}
-    targets = np.array([codes[raw] for raw in queries.targets], dtype=np.int64)
     evaluations = [
         _BundleEvaluation(bundle, catalog, config, queries, with_baselines=number == 0, threads=threads)
         for number, bundle in enumerate(bundles)
     ]
-    repeat = np.zeros(len(targets), dtype=bool)
+    target_codes = codes_of_targets(timeline, queries)
+    repeat = np.zeros(len(target_codes), dtype=bool)
     positives = np.zeros(len(queries), dtype=np.int64)
     for start in range(0, len(queries), CHUNK_QUERIES):
         span = slice(start, min(start + CHUNK_QUERIES, len(queries)))
-        states = timeline.states(queries.users[span], queries.as_of[span].tolist(), queries.now[span].tolist())
+        states = states_of(timeline, queries, span)
         flat = slice(queries.offsets[span.start], queries.offsets[span.stop])
-        repeat[flat] = _is_repeat(states, targets[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
+        repeat[flat] = is_repeat(states, target_codes[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
         positives[span] = states.positives
         for evaluation in evaluations:
             evaluation.ask(states, span)
@@ -145,21 +144,6 @@ def _unseen(bundle: Bundle, queries: Queries, protocol: str) -> None:
             "bundle", bundle.id or "refit", "a bundle with a cut before the test (this one was fitted on the test)",
             "recloop evaluate BUNDLE, with the bundle from before the refit",
         )  # fmt: skip
-
-
-def _is_repeat(states: StateBatch, targets: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return a (T,) bool mask of targets that are already in their query's state."""
-    row_offsets = states.item_offsets[states.moment_offsets]
-    in_state = np.zeros(len(states.names), dtype=bool)
-    repeats = np.zeros(len(targets), dtype=bool)
-    for b in range(len(states)):
-        rows = slice(row_offsets[b], row_offsets[b + 1])
-        span = slice(offsets[b], offsets[b + 1])
-        items = states.items[rows][states.targets[rows]]
-        in_state[items] = True
-        repeats[span] = in_state[targets[span]]
-        in_state[items] = False
-    return repeats
 
 
 @dataclass
@@ -204,49 +188,40 @@ class _BundleEvaluation:
         self.bundle = bundle
         self.queries = queries
         self.ks = list(config.evaluate.k)
-        self.recommender = Recommender(bundle, catalog, threads)
-        self.placement = "home" if "home" in bundle.policy.placements else bundle.default_placement
+        placement = "home" if "home" in bundle.policy.placements else bundle.default_placement
+        self.placement = placement
+        self.lists = ListRecommender(bundle, catalog, placement, max(self.ks), threads)
+        self.recommender = self.lists.recommender
         network = {"model": bundle.manifest.model.name} if "model" in self.recommender.scorers else {}
         sources = [SOURCE_OF[model] for model in config.evaluate.baselines] if with_baselines else []
         names = {source: bundle.scorers[source].model for source in sources}
         self.names = {source: name for source, name in (names | network).items() if source in self.recommender.scorers}
-        self.settings = self.recommender.placement(self.placement)
-        served = self.settings.weights
+        served = self.lists.settings.weights
         self.sources = sorted({*self.names, *(source for source, weight in served.items() if weight > 0)})
-        one_target = config.split.protocol == LEAVE_ONE_OUT
-        self.depth = DEPTH if one_target else max(self.ks)
-        shape = (len(queries), max(self.ks))
-
-        def make_row(
-            name: str,
-            kind: RowKind,
-            weights: Mapping[str, float],
-            fallback: Sequence[str] | None,
-            fusion_constant: float,
-        ) -> _EvaluatedRow:
-            ranks = TargetRanks.empty(len(queries)) if one_target else None
-            return _EvaluatedRow(name, kind, weights, fallback, fusion_constant, np.zeros(shape, dtype=np.int64), ranks)
-
+        self.one_target = config.split.protocol == LEAVE_ONE_OUT
+        self.depth = DEPTH if self.one_target else max(self.ks)
         self.evaluated = [
-            make_row(name, "network" if source == "model" else "baseline", {source: 1.0}, SINGLE_SOURCE_FALLBACK, RRF)
+            self._row(name, "network" if source == "model" else "baseline", {source: 1.0}, SINGLE_SOURCE_FALLBACK, RRF)
             for source, name in self.names.items()
         ]
-        self.evaluated.append(make_row("served", "served", served, None, self.settings.fusion_constant))
-        self.wanted = bundle.items.ids.lookup(queries.targets, len(queries.targets)).astype(np.int64)
-        # Items that are only in served lists get numbers after the end of the table.
-        self.beyond: dict[str, int] = {}
+        self.evaluated.append(self._row("served", "served", served, None, self.lists.settings.fusion_constant))
+
+    def _row(
+        self,
+        name: str,
+        kind: RowKind,
+        weights: Mapping[str, float],
+        fallback: Sequence[str] | None,
+        fusion_constant: float,
+    ) -> _EvaluatedRow:
+        ranks = TargetRanks.empty(len(self.queries)) if self.one_target else None
+        lists = np.zeros((len(self.queries), max(self.ks)), dtype=np.int64)
+        return _EvaluatedRow(name, kind, weights, fallback, fusion_constant, lists, ranks)
 
     def ask(self, states: StateBatch, span: slice) -> None:
         """Answer these queries for every row."""
-        k = max(self.ks)
-        now = self.queries.now[span]
-        batch = [
-            Query(user_id=user, now=stamp, n=k, placement=self.placement)
-            for user, stamp in zip(self.queries.users[span], now.tolist(), strict=True)
-        ]
         clock = _Clock()
-        encoded = self.recommender.encode(states, now)
-        allowed = self.recommender.candidate_mask(encoded, batch, self.settings)
+        encoded, allowed = self.lists.encode(states, self.queries.now[span])
         shared = clock.lap()
         recalled: dict[str, TopK] = {}
         recall_seconds: dict[str, float] = {}
@@ -258,39 +233,20 @@ class _BundleEvaluation:
         for row in self.evaluated:
             row_sources = {source: top_k for source, top_k in recalled.items() if row.weights.get(source, 0.0) > 0}
             fused = fuse(row_sources or recalled, row.weights, self.depth, row.fusion_constant)
-            answers = self.recommender.assemble(encoded, allowed, fused, batch, self.settings, row.fallback)
-            self._write_lists(row.lists[span], answers)
+            row.lists[span] = self.lists.lists(encoded, allowed, fused, row.fallback).items
             if row.ranks is not None:
                 scored = recalled["model"] if row.kind == "network" else fused
-                row.ranks.record(span, self._targets(span), scored, row.lists[span], row.kind == "baseline")
+                targets = self.lists.numbers(self.queries.targets[span])
+                row.ranks.record(span, targets, scored, row.lists[span], row.kind == "baseline")
             row.seconds += shared + sum(recall_seconds[source] for source in row_sources) + clock.lap()
-
-    def _write_lists(self, lists: NDArray[np.int64], answers: Sequence[RankedList]) -> None:
-        """Write answers into (b, K) lists as item numbers."""
-        index = self.bundle.items.ids.index
-        for b, answer in enumerate(answers):
-            for rank, item_id in enumerate(answer.items):
-                item_ix = index(item_id)
-                if not item_ix:
-                    item_ix = self.beyond.setdefault(item_id, len(self.bundle.items) + 1 + len(self.beyond))
-                lists[b, rank] = item_ix
-
-    def _targets(self, span: slice) -> NDArray[np.int64]:
-        """Return the item numbers of the targets; items outside the table follow its end."""
-        numbers = self.wanted[span].copy()
-        target_ids = self.queries.targets[span]
-        for t in np.flatnonzero(numbers == 0):
-            numbers[t] = self.beyond.get(target_ids[t], 0)
-        return numbers
 
     def rows(self, repeat: NDArray[np.bool_]) -> list[QueryMetrics]:
         """Return the rows of this bundle: every value of every query, by slice."""
-        numbers = self._targets(slice(None))
-        masks = {
-            "all": np.ones(len(numbers), dtype=bool), "warm": self.wanted > 0, "repeat": repeat, "explore": ~repeat,
-        }  # fmt: skip
+        numbers = self.lists.numbers(self.queries.targets)
+        is_warm = (numbers > 0) & (numbers <= len(self.bundle.items))
+        masks = {"all": np.ones(len(numbers), dtype=bool), "warm": is_warm, "repeat": repeat, "explore": ~repeat}
         slices = {name: metrics.keep_targets(numbers, self.queries.offsets, masks[name]) for name in SLICES}
-        tail = np.concatenate([[False], self.bundle.items.tail, np.ones(len(self.beyond), dtype=bool)])
+        tail = np.concatenate([[False], self.bundle.items.tail, np.ones(self.lists.n_beyond, dtype=bool)])
         rows = []
         for row in self.evaluated:
             values = {

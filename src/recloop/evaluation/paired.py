@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 
 from recloop.bundle import Bundle
 from recloop.evaluation import metrics
-from recloop.evaluation.queries import Queries
-from recloop.features.state import StateBatch, StateHistory
+from recloop.evaluation.lists import ListRecommender
+from recloop.evaluation.queries import Queries, codes_of_targets, is_repeat, states_of
+from recloop.features.state import StateHistory
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, select_state
-from recloop.records import COLD_POSITIVES, COVERING, Query
+from recloop.records import COLD_POSITIVES, Query
 from recloop.storage.data_manifest import WindowLoss
 
 
@@ -99,56 +101,58 @@ def answer(
     bundle: Bundle, queries: Queries, timeline: StateHistory, catalog: Catalog, threads: int = 1
 ) -> QueryResults:
     """Recommend with the first user placement, from the state just before each moment."""
-    recommender = Recommender(bundle, catalog, threads)
-    placement = _placement(bundle)
-    lists: list[list[str]] = []
-    covering = np.zeros(len(queries))
+    return answer_each([bundle], queries, timeline, catalog, threads)[0]
+
+
+def answer_each(
+    bundles: Sequence[Bundle], queries: Queries, timeline: StateHistory, catalog: Catalog, threads: int = 1
+) -> list[QueryResults]:
+    """Answer the queries with each bundle as `answer` does; all use the same states."""
+    recommenders = [ListRecommender(bundle, catalog, _placement(bundle), LIST_LENGTH, threads) for bundle in bundles]
+    lists = [np.zeros((len(queries), LIST_LENGTH), dtype=np.int64) for _ in bundles]
+    covering = np.zeros((len(bundles), len(queries)))
     cold = np.zeros(len(queries), dtype=bool)
-    is_repeat = np.zeros(len(queries.targets), dtype=bool)
+    target_codes = codes_of_targets(timeline, queries)
+    repeat = np.zeros(len(target_codes), dtype=bool)
     for start in range(0, len(queries), CHUNK_QUERIES):
         span = slice(start, min(start + CHUNK_QUERIES, len(queries)))
-        states = _states(timeline, queries, span)
-        batch = [
-            Query(user_id=user, now=int(now), placement=placement, n=LIST_LENGTH)
-            for user, now in zip(queries.users[span], queries.now[span], strict=True)
-        ]
-        for b, ranked in enumerate(recommender.recommend(states, batch, with_inputs=False)):
-            q = start + b
-            lists.append(ranked.items)
-            covering[q] = np.mean([source in COVERING for source in ranked.sources]) if ranked.slots else 0.0
-            cold[q] = ranked.positives < COLD_POSITIVES
-            targets = slice(queries.offsets[q], queries.offsets[q + 1])
-            earlier_targets = _held(states, b)
-            is_repeat[targets] = [raw_id in earlier_targets for raw_id in queries.targets[targets]]
-    item_numbers, target_numbers = _numbered(lists, queries.targets)
+        states = states_of(timeline, queries, span)
+        cold[span] = states.positives < COLD_POSITIVES
+        flat = slice(queries.offsets[span.start], queries.offsets[span.stop])
+        repeat[flat] = is_repeat(states, target_codes[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
+        for number, recommender in enumerate(recommenders):
+            answers = recommender.recommend(states, queries.now[span])
+            lists[number][span] = answers.items
+            covering[number, span] = answers.covering_share
+    return [
+        _results(recommender, queries, lists[number], repeat, cold, covering[number])
+        for number, recommender in enumerate(recommenders)
+    ]
+
+
+def _results(
+    recommender: ListRecommender,
+    queries: Queries,
+    lists: NDArray[np.int64],
+    repeat: NDArray[np.bool_],
+    cold: NDArray[np.bool_],
+    covering: NDArray[np.float64],
+) -> QueryResults:
+    numbers = recommender.numbers(queries.targets)
 
     def ndcg(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-        targets, offsets = metrics.keep_targets(target_numbers, queries.offsets, mask)
-        return metrics.ranking(item_numbers, targets, offsets, LIST_LENGTH)["NDCG"]
+        targets, offsets = metrics.keep_targets(numbers, queries.offsets, mask)
+        return metrics.ranking(lists, targets, offsets, LIST_LENGTH)["NDCG"]
 
     return QueryResults(
         users=np.array(queries.users, dtype=np.str_),
-        lists=lists,
-        ndcg=ndcg(np.ones(len(target_numbers), dtype=bool)),
-        repeat=ndcg(is_repeat),
-        explore=ndcg(~is_repeat),
+        lists=recommender.ids(lists),
+        ndcg=ndcg(np.ones(len(numbers), dtype=bool)),
+        repeat=ndcg(repeat),
+        explore=ndcg(~repeat),
         cold=cold,
         covering=covering,
     )
-
-
-def _numbered(lists: list[list[str]], targets: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number the items of lists (Q, 10) and targets (T,) from 1.
-
-    0 is padding, and all items that are not targets share the last number.
-    """
-    number_of = {raw_id: number for number, raw_id in enumerate(dict.fromkeys(targets), start=1)}
-    other = len(number_of) + 1
-    list_numbers = [
-        [number_of.get(raw_id, other) for raw_id in items] + [0] * (LIST_LENGTH - len(items)) for items in lists
-    ]
-    target_numbers = [number_of[raw_id] for raw_id in targets]
-    return np.array(list_numbers, dtype=np.int64).reshape(-1, LIST_LENGTH), np.array(target_numbers, dtype=np.int64)
 
 
 def latency(
@@ -159,7 +163,7 @@ def latency(
     The fastest of three runs is used, to exclude the load of other processes.
     """
     timed = subsample(queries, TIMED_QUERIES)
-    states = _states(timeline, timed, slice(0, len(timed)))
+    states = states_of(timeline, timed, slice(0, len(timed)))
     recommenders = [Recommender(bundle, catalog) for bundle in bundles]
     seconds = np.full((2, len(timed)), np.inf)
     for q in range(len(timed)):
@@ -197,13 +201,3 @@ def window_loss(ndcg: NDArray[np.float64]) -> LossEstimate:
 def _placement(bundle: Bundle) -> str:
     personal = (name for name, placement in bundle.policy.placements.items() if placement.list == "for_you")
     return next(personal, bundle.default_placement)
-
-
-def _states(timeline: StateHistory, queries: Queries, span: slice) -> StateBatch:
-    return timeline.states(queries.users[span], queries.as_of[span].tolist(), queries.now[span].tolist())
-
-
-def _held(states: StateBatch, b: int) -> set[str]:
-    rows = states.item_offsets[states.moment_offsets[[b, b + 1]]]
-    span = slice(rows[0], rows[1])
-    return set(states.names[states.items[span][states.targets[span]]].tolist())

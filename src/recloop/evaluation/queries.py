@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recloop.errors import UserError
-from recloop.features.state import offsets_of
+from recloop.features.state import StateBatch, StateHistory, offsets_of
 from recloop.features.undo import without_undone
 from recloop.records import ITEM_ID, LABEL, SEQ, STAMP, USER_ID, guest_rows
 
@@ -62,3 +62,29 @@ def make_queries(test: pl.DataFrame, which: Targets) -> Queries:
         offsets=offsets_of(rows[ITEM_ID].list.len().to_numpy()),
         targets=rows[ITEM_ID].explode().to_list() if len(rows) else [],
     )
+
+
+def states_of(timeline: StateHistory, queries: Queries, span: slice) -> StateBatch:
+    """Return the states just before the queries of ``span``."""
+    return timeline.states(queries.users[span], queries.as_of[span].tolist(), queries.now[span].tolist())
+
+
+def codes_of_targets(timeline: StateHistory, queries: Queries) -> NDArray[np.int64]:
+    """(T,) codes of the targets in the states of ``timeline``."""
+    codes = {name: code for code, name in enumerate(timeline.names)}
+    return np.array([codes[raw_id] for raw_id in queries.targets], dtype=np.int64)
+
+
+def is_repeat(states: StateBatch, targets: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return a (T,) bool mask of targets that are already in their query's state."""
+    row_offsets = states.item_offsets[states.moment_offsets]
+    in_state = np.zeros(len(states.names), dtype=bool)
+    repeats = np.zeros(len(targets), dtype=bool)
+    for b in range(len(states)):
+        rows = slice(row_offsets[b], row_offsets[b + 1])
+        span = slice(offsets[b], offsets[b + 1])
+        items = states.items[rows][states.targets[rows]]
+        in_state[items] = True
+        repeats[span] = in_state[targets[span]]
+        in_state[items] = False
+    return repeats

@@ -153,7 +153,8 @@ def final_evidence(run: UpdateRun, candidate: Bundle, final: Bundle) -> list[Gat
         timeline, catalog = run.evaluation_context
         queries = paired.subsample(make_queries(run.data.test, "successive"), MAX_OVERLAP_QUERIES)
         if len(queries):
-            lists = [paired.answer(bundle, queries, timeline, catalog).lists for bundle in (final, candidate)]
+            both = paired.answer_each((final, candidate), queries, timeline, catalog)
+            lists = [results.lists for results in both]
     loss_log = run.folder / "rest" / "log.jsonl"
     losses = (
         [json.loads(line)["loss"] for line in loss_log.read_text("utf-8").splitlines()] if loss_log.exists() else []

@@ -201,17 +201,13 @@ def run_gates(run: UpdateRun) -> None:
     timeline, catalog = run.evaluation_context
     all_queries = make_queries(run.data.test, "successive")
     queries = paired.subsample(all_queries)
-    candidate_results, live_results = (
-        paired.answer(bundle, queries, timeline, catalog, training_steps.THREADS) for bundle in (candidate, run.live)
-    )
+    sides = (candidate, run.live)
+    candidate_results, live_results = paired.answer_each(sides, queries, timeline, catalog, training_steps.THREADS)
     pairs = pair_scores(candidate_results, live_results)
     holdout = holdout_queries(run)
     holdout_pairs = None
     if len(holdout):
-        candidate_holdout, live_holdout = (
-            paired.answer(bundle, holdout, timeline, catalog, training_steps.THREADS)
-            for bundle in (candidate, run.live)
-        )
+        candidate_holdout, live_holdout = paired.answer_each(sides, holdout, timeline, catalog, training_steps.THREADS)
         holdout_pairs = pair_scores(candidate_holdout, live_holdout)
     windows = inherited_windows(run)
     has_decisions = loading.has_decisions(run.project)

@@ -41,9 +41,12 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
     """
     size = next(iter(recalled.values())).items.shape[0]
     fused = FusedTopK.empty(size, k)
+    weighted = [source for source in FUSED_SOURCES if source in recalled and weights.get(source, 0.0) > 0]
+    if len(weighted) == 1:
+        return _single(fused, recalled[weighted[0]], FUSED_SOURCES.index(weighted[0]), weights[weighted[0]], constant)
     rows, items, shares, sources = [], [], [], []
     for number, source in enumerate(FUSED_SOURCES):
-        if source in recalled and weights.get(source, 0.0) > 0:
+        if source in weighted:
             row, rank = np.nonzero(recalled[source].items)
             rows.append(row)
             items.append(recalled[source].items[row, rank])
@@ -68,4 +71,16 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
     fused.items[target] = item[order][in_list]
     fused.scores[target] = total[order][in_list]
     fused.sources[target] = source_number[order][in_list]
+    return fused
+
+
+def _single(fused: FusedTopK, recalled: TopK, number: int, weight: float, constant: float) -> FusedTopK:
+    """Write the list of the only source into ``fused``: its order, scored by rank."""
+    width = min(fused.items.shape[1], recalled.items.shape[1])
+    items = recalled.items[:, :width]
+    is_item = items > 0
+    scores = (weight / (constant + 1.0 + np.arange(width))).astype(np.float32)
+    fused.items[:, :width] = items
+    fused.scores[:, :width] = np.where(is_item, scores, np.float32(-np.inf))
+    fused.sources[:, :width] = np.where(is_item, np.int8(number), np.int8(-1))
     return fused

@@ -175,9 +175,6 @@ class Recommender:
     ) -> list[RankedList]:
         """Build the slots: fused items, then fallback items with scores -1, -2, ..."""
         ids = self.bundle.items.ids.ids
-        if stage_names is None:
-            stage_names = ("latest",) if placement.list == "latest" else self.bundle.policy.fallback
-        stages = [(name, self._stages[name]) for name in stage_names]
         answers = []
         for b, query in enumerate(queries):
             k = query.n or placement.n
@@ -192,12 +189,34 @@ class Recommender:
                 )
             ]
             if n_found < k:
-                unfilled = FallbackQuery(encoded, allowed, b, query.item_id, placement.list)
-                more = fill_fallback(stages, unfilled, (slot.item_id for slot in slots), k - n_found)
+                used = [slot.item_id for slot in slots]
+                more = self.fallback(encoded, allowed, b, query, placement, used, k - n_found, stage_names)
                 slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
             empty_reason = "" if slots else self._empty_reason(allowed, b)
             answers.append(RankedList(slots, {}, int(encoded.states.positives[b]), k, empty_reason))
         return answers
+
+    def fallback(
+        self,
+        encoded: EncodedBatch,
+        allowed: CandidateMask,
+        b: int,
+        query: Query,
+        placement: Placement,
+        used_ids: Sequence[str],
+        n_free: int,
+        stage_names: Sequence[str] | None = None,
+    ) -> list[tuple[str, str]]:
+        """Return (item_id, source) of the free slots of query b.
+
+        ``stage_names``: stages of the fallback; None: those of the placement.
+        """
+        if stage_names is None:
+            stage_names = ("latest",) if placement.list == "latest" else self.bundle.policy.fallback
+        stages = [(name, self._stages[name]) for name in stage_names]
+        return fill_fallback(
+            stages, FallbackQuery(encoded, allowed, b, query.item_id, placement.list), used_ids, n_free
+        )
 
     def _empty_reason(self, allowed: CandidateMask, b: int) -> str:
         """Name the cause of an empty list: the filter, the excluded items or the sources."""

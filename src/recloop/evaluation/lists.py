@@ -1,0 +1,118 @@
+"""Lists of many queries as arrays of item numbers.
+
+The lists are those of `Recommender.recommend`; slots are not built as objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recloop.bundle import Bundle
+from recloop.features.encode import EncodedBatch
+from recloop.features.state import StateBatch
+from recloop.policy import Placement
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.fusion import FusedTopK
+from recloop.recommend.recommender import Recommender
+from recloop.records import COVERING, FUSED_SOURCES, Query
+
+FUSED_COVERING: Final = np.array([*(source in COVERING for source in FUSED_SOURCES), False])
+"""Whether each fused source counts as personal; the last entry (index -1) is an empty slot."""
+
+
+@dataclass(frozen=True)
+class ItemLists:
+    """Lists of B queries.
+
+    Attributes:
+        items: (B, K) numbers of `ListRecommender`, 0 after the end of a list.
+        covering: (B, K) True for slots with a personal source (`records.COVERING`).
+    """
+
+    items: NDArray[np.int64]
+    covering: NDArray[np.bool_]
+
+    @property
+    def covering_share(self) -> NDArray[np.float64]:
+        """(B,) share of slots with a personal source; 0 for an empty list."""
+        sizes = np.count_nonzero(self.items, axis=1)
+        share: NDArray[np.float64] = np.count_nonzero(self.covering, axis=1) / np.maximum(sizes, 1)
+        return share
+
+
+class ListRecommender:
+    """Recommender of one placement that returns lists of ``k`` items as numbers.
+
+    The number of an item is its item_ix; items outside the table get numbers after its end when a list first holds them.
+    """
+
+    def __init__(self, bundle: Bundle, catalog: Catalog, placement: str, k: int, threads: int = 1) -> None:
+        self.recommender = Recommender(bundle, catalog, threads)
+        self.k = k
+        self.settings: Placement = self.recommender.placement(placement)
+        self._table = bundle.items.ids
+        self._query = Query(user_id="", now=0, n=k, placement=placement)
+        self._beyond: dict[str, int] = {}
+
+    @property
+    def n_beyond(self) -> int:
+        """Number of items outside the table that a list holds."""
+        return len(self._beyond)
+
+    def encode(self, states: StateBatch, now: NDArray[np.int64]) -> tuple[EncodedBatch, CandidateMask]:
+        """Encode the states at each ``now`` and apply the filters of the placement."""
+        encoded = self.recommender.encode(states, now)
+        queries = [self._query] * len(encoded)
+        return encoded, self.recommender.candidate_mask(encoded, queries, self.settings)
+
+    def recommend(self, states: StateBatch, now: NDArray[np.int64]) -> ItemLists:
+        """Recommend the placement's list for each state."""
+        encoded, allowed = self.encode(states, now)
+        queries = [self._query] * len(encoded)
+        fused = self.recommender.fuse_sources(encoded, allowed, queries, self.settings, self.k)
+        return self.lists(encoded, allowed, fused)
+
+    def lists(
+        self, encoded: EncodedBatch, allowed: CandidateMask, fused: FusedTopK, stages: Sequence[str] | None = None
+    ) -> ItemLists:
+        """Return the fused items of each query and fill the free slots.
+
+        Args:
+            stages: Stages of the fallback; None: those of the bundle.
+        """
+        items = np.zeros((len(encoded), self.k), dtype=np.int64)
+        covering = np.zeros(items.shape, dtype=bool)
+        width = min(self.k, fused.items.shape[1])
+        items[:, :width] = fused.items[:, :width]
+        covering[:, :width] = FUSED_COVERING[fused.sources[:, :width]]
+        for b in np.flatnonzero(items[:, -1] == 0).tolist():
+            used = [self._table.ids[item_ix - 1] for item_ix in items[b, : np.count_nonzero(items[b])].tolist()]
+            slots = self.recommender.fallback(
+                encoded, allowed, b, self._query, self.settings, used, self.k - len(used), stages
+            )
+            for rank, (item_id, source) in enumerate(slots, start=len(used)):
+                items[b, rank] = self._number(item_id)
+                covering[b, rank] = source in COVERING
+        return ItemLists(items, covering)
+
+    def _number(self, item_id: str) -> int:
+        return self._table.index(item_id) or self._beyond.setdefault(item_id, len(self._table) + 1 + len(self._beyond))
+
+    def numbers(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        """(n,) numbers of items; 0 for an item outside the table that no list holds."""
+        numbers = self._table.lookup(item_ids, len(item_ids)).astype(np.int64)
+        for index in np.flatnonzero(numbers == 0).tolist() if self._beyond else ():
+            numbers[index] = self._beyond.get(item_ids[index], 0)
+        return numbers
+
+    def ids(self, items: NDArray[np.int64]) -> list[list[str]]:
+        """Raw ids of (Q, K) numbers, without empty slots."""
+        names = np.array(["", *self._table.ids, *self._beyond], dtype=object)
+        rows: list[list[str]] = names[items].tolist()
+        return [row[:size] for row, size in zip(rows, np.count_nonzero(items, axis=1).tolist(), strict=True)]
