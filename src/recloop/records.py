@@ -126,7 +126,7 @@ ANY_TARGET: Final = "*"
 """`PAIR` of an undo that reverses the heaviest target of the item."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Interaction of a user with an item.
 
     ``seq`` is 0 until the log has numbered the event.

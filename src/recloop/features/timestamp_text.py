@@ -12,7 +12,7 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from recloop.config import Data
-from recloop.records import DAY, SECOND
+from recloop.records import DAY, EPOCH, SECOND
 
 MAX_IMPORT_SECONDS: Final = 4_133_980_800
 """2101-01-01 in seconds; only earlier times are accepted."""
@@ -28,6 +28,17 @@ SPREADSHEET_DAY_1970: Final = 25_569
 """1970-01-01 as a spreadsheet day."""
 PIVOT_YEAR: Final = 70
 """A year of two digits is in 1970 to 2069."""
+
+ISO_LENGTHS: Final = (19, 23, 26)
+"""Characters of ``2025-01-31T13:45:00`` without fraction, with milliseconds and with microseconds."""
+ISO_SEPARATORS: Final = ("--T::", "-- ::")
+"""Characters 5, 8, 11, 14 and 17 of these forms."""
+CLEAR_RANGES: Final = (
+    (MIN_CLEAR_SECONDS, MAX_IMPORT_SECONDS, SECOND),
+    (10**12, MAX_IMPORT_SECONDS * 1_000, 1_000),
+    (10**14, MAX_IMPORT_SECONDS * SECOND, 1),
+)
+"""Start, end and factor of whole numbers in s, ms and us that are not digits of a date."""
 
 NUMBER_PATTERN: Final = r"^[+-]?\d+([.,]\d*)?([eE][+-]?\d+)?$"
 COMPACT_PATTERN: Final = r"^(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d([0-5]\d)?)?$"
@@ -109,12 +120,39 @@ def parse_timestamp(value: str | float, data: Data) -> int:
     """
     if isinstance(value, bool):
         raise ValueError(NOT_A_STAMP)  # noqa: TRY004 - one kind of error for every value
+    stamp = _common_form(value, data.time_unit)
+    if stamp is not None:
+        return stamp
     if isinstance(value, str):
         text = value.strip()
         if not re.fullmatch(NUMBER_PATTERN, text):
             return _date(text, data)
         value = int(text) if text.lstrip("+-").isdigit() else float(text.replace(",", "."))
     return _number(value, data)
+
+
+def _common_form(value: str | float, time_unit: str) -> int | None:
+    """Microseconds of an ISO 8601 time with its zone, or of a whole number with a clear unit.
+
+    None for every other value, which the general rules read. They give the same result for these forms.
+    """
+    if isinstance(value, str):
+        clock = value[:-1] if value.endswith("Z") else value[:-6]
+        if len(clock) not in ISO_LENGTHS or value[4:17:3] not in ISO_SEPARATORS:
+            return None
+        if value[-1] != "Z" and (value[-6] not in "+-" or value[-3] != ":"):
+            return None
+        try:
+            elapsed = datetime.fromisoformat(value) - EPOCH
+        except ValueError:
+            return None
+        micros = (elapsed.days * 86_400 + elapsed.seconds) * SECOND + elapsed.microseconds
+        return micros if 0 <= micros < MAX_IMPORT_SECONDS * SECOND else None
+    if type(value) is int and time_unit != "order":
+        for first, end, factor in CLEAR_RANGES:
+            if first <= value < end:
+                return value * factor
+    return None
 
 
 def _number(value: float, data: Data) -> int:

@@ -38,8 +38,10 @@ class WriteRoutes:
         self._service = service
 
     async def post_events(self, request: Request) -> Response:
-        now, rows = await self._rows(request)
-        checked = [parse.check_event(row, now, self._service.project.config.data) for row in rows]
+        body = await request_parts.read_body(request)
+        now = request_time(request, self._service.project, self._service.clock)
+        content_type = request.headers.get("content-type", "")
+        checked = parse.parse_events(body, content_type, now, self._service.project.config.data)
         events = [event for event in checked if not isinstance(event, Rejected)]
         receipts = iter((await self._service.writer.write(events=events)).receipts if events else ())
         results = []

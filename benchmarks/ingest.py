@@ -1,0 +1,208 @@
+"""Measure durable events per second over HTTP beside bare SQLite inserts.
+
+    python benchmarks/ingest.py                        # the simulated shop, five rounds
+    python benchmarks/ingest.py --project DIR --rounds 9
+
+Each round runs four jobs, one after the other, with new event_ids:
+
+    executemany   one connection, one transaction of 100 rows per fsync, table and indexes of log.db
+    batches       8 senders post bodies of 100 rows to `recloop serve`
+    fsync         one connection, one row per fsync
+    singles       32 senders post one row each
+
+A sender waits for its answer before it posts again, and an answer means that the rows are on disk. The server runs on the
+first core, the senders on the second one. The result has the median of each job and two ratios: batches / executemany
+(goal 0.6) and singles / fsync (goal 10).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import platform
+import random
+import shutil
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import uvloop
+from quality import RESULTS, git
+
+from recloop import loop
+from recloop.ingest.client import iso, serving
+from recloop.project import open_project
+from recloop.records import Event, now
+from recloop.simulation.shop import SimulatedShop
+from recloop.storage import open_log
+from recloop.storage.event_log import EVENT_COLUMNS, PRAGMAS, SCRIPT
+
+BATCH_ROWS: Final = 100
+BATCH_SENDERS: Final = 8
+SINGLE_SENDERS: Final = 32
+N_USERS: Final = 100_000
+N_ITEMS: Final = 50_000
+NUMBERS: Final = itertools.count()
+COUNTS: Final = (
+    '\n[model]\nname = "covisitation"\n[placement.home]\nweights = { history = 1, neighbours = 0.5, popular = 0.25 }\n'
+)
+
+
+def new_events(count: int) -> list[Event]:
+    """Random events with new event_ids, one per user and moment."""
+    stamp = now()
+    return [
+        Event(
+            event_id=f"{random.getrandbits(96):024x}", user_id=f"user-{random.randrange(N_USERS)}",
+            item_id=f"item-{random.randrange(N_ITEMS)}", event_type="view", timestamp=stamp, received_at=stamp,
+            session_id=f"session-{next(NUMBERS)}",
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+def as_json(event: Event) -> dict[str, str]:
+    """Row as a shop posts it."""
+    names = ("event_id", "user_id", "item_id", "event_type", "session_id")
+    return {**{name: getattr(event, name) for name in names}, "timestamp": iso(event.timestamp)}
+
+
+def insert(file: Path, rows: int, rows_per_commit: int) -> float:
+    """Rows per second of bare inserts into a copy of the log's table."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    for pragma in PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}")
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        connection.executescript(SCRIPT)
+    first = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
+    statement = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
+    names = EVENT_COLUMNS[1:]
+    values = [(seq, *(getattr(event, name) for name in names)) for seq, event in enumerate(new_events(rows), first + 1)]
+    started = time.perf_counter()
+    for start in range(0, rows, rows_per_commit):
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(statement, values[start : start + rows_per_commit])
+        connection.execute("COMMIT")
+    seconds = time.perf_counter() - started
+    connection.close()
+    return rows / seconds
+
+
+def requests(rows: int, rows_per_body: int, host: str) -> Iterator[bytes]:
+    """Yield complete HTTP requests."""
+    for _ in range(0, rows, rows_per_body):
+        events = [as_json(event) for event in new_events(rows_per_body)]
+        body = json.dumps(events if rows_per_body > 1 else events[0]).encode()
+        head = f"POST /v1/events HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+        yield f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def send(host: str, port: int, waiting: list[bytes]) -> None:
+    """Post the waiting requests over one connection until none is left."""
+    reader, writer = await asyncio.open_connection(host, port)
+    while waiting:
+        writer.write(waiting.pop())
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(head.decode())
+        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        await reader.readexactly(int(length))
+    writer.close()
+
+
+def post(url: str, rows: int, rows_per_body: int, senders: int) -> float:
+    """Rows per second of concurrent senders."""
+    address = urllib.parse.urlsplit(url)
+    assert address.hostname is not None
+    assert address.port is not None
+    host, port = address.hostname, address.port
+    waiting = list(requests(rows, rows_per_body, address.netloc))
+
+    async def all_senders() -> float:
+        started = time.perf_counter()
+        await asyncio.gather(*(send(host, port, waiting) for _ in range(senders)))
+        return rows / (time.perf_counter() - started)
+
+    return uvloop.run(all_senders())
+
+
+def pinned() -> tuple[str, ...]:
+    """Command prefix that keeps the server on the first core; the senders use the second one."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2 or not shutil.which("taskset"):
+        return ()
+    os.sched_setaffinity(0, {cores[1]})
+    return ("taskset", "-c", str(cores[0]))
+
+
+def simulated(folder: Path) -> Path:
+    """Project of the simulated shop after its first run."""
+    root = SimulatedShop(seed=0).write(folder / "shop")
+    with (root / "recloop.toml").open("a", encoding="utf-8") as file:
+        file.write(COUNTS)
+    loop.first_run(open_project(root))
+    return root
+
+
+def measure(root: Path, rounds: int, batch_rows: int, single_rows: int) -> dict[str, list[float]]:
+    """Rows per second of each job in each round."""
+    rates: dict[str, list[float]] = {}
+    prefix = pinned()
+    command = (*prefix, sys.executable, "-m", "recloop", "-C", str(root), "serve", "--port", "0")
+    file = root / "store" / "bare.db"
+    with open_log("sqlite:///store/log.db", root) as log:
+        already = log.last_seq()
+    with serving(root, command) as client:
+        jobs: dict[str, Callable[[], float]] = {
+            "executemany": lambda: insert(file, batch_rows, BATCH_ROWS),
+            "batches": lambda: post(client.url, batch_rows, BATCH_ROWS, BATCH_SENDERS),
+            "fsync": lambda: insert(file, max(single_rows // 10, 10), 1),
+            "singles": lambda: post(client.url, single_rows, 1, SINGLE_SENDERS),
+        }
+        for _ in range(rounds):
+            for name, job in jobs.items():
+                rates.setdefault(name, []).append(round(job()))
+    with open_log("sqlite:///store/log.db", root) as log:
+        stored = log.last_seq() - max(already, open_project(root).open_archive().watermark)
+    assert stored == rounds * (batch_rows + single_rows), f"{stored} rows are stored"
+    return rates
+
+
+def main() -> None:
+    """Run the rounds, print the medians and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--project", type=Path, help="a project with a live bundle; its log gets the rows")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-rows", type=int, default=20_000, help="rows per round in bodies of 100")
+    parser.add_argument("--single-rows", type=int, default=4_000, help="rows per round in bodies of one")
+    parser.add_argument("--result", type=Path, default=RESULTS / "ingest.json")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=RESULTS.parent) as folder:
+        root = given.project or simulated(Path(folder))
+        rates = measure(root, given.rounds, given.batch_rows, given.single_rows)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    result = {
+        "command": " ".join(["python", "benchmarks/ingest.py", *sys.argv[1:]]),
+        "commit": git("rev-parse", "--short", "HEAD"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}",
+        "rows_per_second": medians,
+        "rounds": rates,
+        "batches / executemany": round(medians["batches"] / medians["executemany"], 2),
+        "singles / fsync": round(medians["singles"] / medians["fsync"], 2),
+    }
+    given.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps({name: result[name] for name in list(result)[3:]}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
