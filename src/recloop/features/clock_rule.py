@@ -20,13 +20,18 @@ def wrong_clock(frame: pl.DataFrame, clean: Clean) -> pl.Series:
     Args:
         frame: Rows with ``timestamp`` and ``received_at``; rows without the latter may have any later stamp.
     """
+    return frame.select(is_wrong_clock(clean, RECEIVED_AT in frame.columns).alias("wrong")).to_series()
+
+
+def is_wrong_clock(clean: Clean, has_arrival: bool) -> pl.Expr:
+    """Condition of `wrong_clock`, with or without the column ``received_at``."""
     max_delay_seconds = clean.future_seconds
     if max_delay_seconds is None:
-        return pl.Series([False], dtype=pl.Boolean).new_from_index(0, len(frame))
+        return pl.repeat(False, pl.len())
     is_wrong = pl.col(TIMESTAMP) < 0
-    if RECEIVED_AT in frame.columns:
+    if has_arrival:
         is_wrong |= (pl.col(TIMESTAMP) - pl.col(RECEIVED_AT) > round(max_delay_seconds * SECOND)).fill_null(False)
-    return frame.select(is_wrong).to_series()
+    return is_wrong
 
 
 def received_by(frame: pl.DataFrame, max_stamp: int) -> pl.DataFrame:

@@ -18,7 +18,8 @@ import polars as pl
 from recloop.config import FILE, Burst, Clean, Events
 from recloop.errors import UserError
 from recloop.features import conditions
-from recloop.features.clock_rule import CLOCK, wrong_clock
+from recloop.features.burst import STRONG, burst_mask
+from recloop.features.clock_rule import CLOCK, is_wrong_clock, wrong_clock
 from recloop.features.dwell import DWELL, DWELL_PCT, LONG_DWELL_PCT, LONG_WEIGHT, DwellPercentiles
 from recloop.features.spec import FeatureSpec
 from recloop.records import (
@@ -30,7 +31,8 @@ from recloop.records import (
     LABEL,
     PAIR,
     QUANTITY,
-    SECOND,
+    RECEIVED_AT,
+    RULE,
     TIMESTAMP,
     UNITS,
     USE,
@@ -118,6 +120,11 @@ class EventLabeler:
         self._looked = pl.any_horizontal(history_matchers) if history_matchers else pl.lit(False)
         self._pairs = set(events.undo.values())
 
+    @property
+    def burst(self) -> Burst | None:
+        """Settings of the burst rule; None if it is off."""
+        return None if self._clean.burst == "off" else self._clean.burst
+
     @classmethod
     def from_spec(cls, spec: FeatureSpec) -> EventLabeler:
         """Labeler of a feature spec."""
@@ -190,27 +197,28 @@ class EventLabeler:
             frame: Rows in seq order.
             earlier: Rows of the same users with smaller seq (on arrival the last seconds are enough).
         """
-        rule = pl.Series("rule", [None] * len(frame), dtype=pl.String)
         n_earlier = 0 if earlier is None else len(earlier)
+        in_burst = np.zeros(len(frame), dtype=bool)
         burst = self._clean.burst
         if burst != "off" and n_earlier + len(frame) >= burst.events:  # fewer rows cannot be a burst
             rows = frame if earlier is None or not n_earlier else pl.concat([earlier, frame], how="diagonal")
             in_burst = burst_mask(self.acts(rows), burst)[n_earlier:]
-            rule = pl.select(
-                pl.when(pl.Series(in_burst)).then(pl.lit("burst")).otherwise(rule).alias("rule")
-            ).to_series()
-        if self._keep is not None and len(frame):
-            is_kept = frame.select(self._keep.fill_null(False).alias("kept")).to_series()
-            if len(is_kept) != len(frame):  # a condition without a column is one value for all rows
-                is_kept = pl.Series([bool(is_kept[0])] * len(frame))
-            rule = pl.select(pl.when(is_kept).then(rule).otherwise(pl.lit("keep")).alias("rule")).to_series()
+        return self.first_rule(frame, in_burst)
+
+    def first_rule(self, frame: pl.DataFrame, in_burst: np.ndarray) -> pl.Series:
+        """Causal rule that removes each row, in the order clock, exclude_items, keep, burst.
+
+        Args:
+            in_burst: (n,) bool; see `recloop.features.burst`.
+        """
+        rule = pl.when(pl.lit(pl.Series(in_burst))).then(pl.lit("burst"))
+        if self._keep is not None:
+            rule = pl.when(~self._keep.fill_null(False)).then(pl.lit("keep")).otherwise(rule)
         if self._clean.exclude_items:
-            is_excluded = frame[ITEM_ID].is_in(list(self._clean.exclude_items))
-            rule = pl.select(
-                pl.when(is_excluded).then(pl.lit("exclude_items")).otherwise(rule).alias("rule")
-            ).to_series()
-        is_wrong_clock = self.wrong_clock(frame)
-        return pl.select(pl.when(is_wrong_clock).then(pl.lit(CLOCK)).otherwise(rule).alias("rule")).to_series()
+            is_excluded = pl.col(ITEM_ID).is_in(list(self._clean.exclude_items))
+            rule = pl.when(is_excluded).then(pl.lit("exclude_items")).otherwise(rule)
+        rule = pl.when(is_wrong_clock(self._clean, RECEIVED_AT in frame.columns)).then(pl.lit(CLOCK)).otherwise(rule)
+        return frame.select(rule.cast(pl.String).alias(RULE)).to_series()
 
     def wrong_clock(self, frame: pl.DataFrame) -> pl.Series:
         """(n,) Boolean: rows that the rule ``clock`` removes."""
@@ -222,7 +230,7 @@ class EventLabeler:
         ``strong`` marks targets of weight `STRONG_WEIGHT` or more.
         """
         strong = (pl.col(LABEL) > 0) & (pl.col(WEIGHT) >= STRONG_WEIGHT)
-        return self.label(frame).select(USER_ID, TIMESTAMP, GROUP_ID, strong.alias("strong"))
+        return self.label(frame).select(USER_ID, TIMESTAMP, GROUP_ID, strong.alias(STRONG))
 
 
 def count_unnamed(labeler: EventLabeler, rows: pl.DataFrame) -> dict[str, int]:
@@ -317,50 +325,3 @@ def _meanings(rules: tuple[LabelRule, ...]) -> pl.DataFrame:
     rows = [(0 if rule.use is Use.INPUT else rule.label, rule.weight, int(rule.use), rule.pair) for rule in rules]
     schema = {LABEL: pl.Int8, WEIGHT: pl.Float32, USE: pl.Int8, PAIR: pl.String}
     return pl.DataFrame([*rows, (0, 0.0, int(Use.NONE), "")], schema=schema, orient="row")
-
-
-def burst_mask(rows: pl.DataFrame, burst: Burst) -> np.ndarray:
-    """(n,) bool mask of the rows at which a user reaches ``burst.events`` acts.
-
-    The window is (stamp - seconds, stamp] and counts the rows received so far. An act is a group_id, or a stamp for rows
-    without one, regardless of its number of rows. ``rows`` are in seq order; stamps may be in any order. Rows marked in an
-    optional Boolean column ``strong`` are neither counted nor removed. Near-linear in the number of rows.
-    """
-    in_burst = np.zeros(len(rows), dtype=bool)
-    width = round(burst.seconds * SECOND)
-    rows = rows.with_row_index("at")
-    if "strong" in rows.columns:
-        rows = rows.filter(~pl.col("strong"))
-    if not len(rows):
-        return in_burst
-    single_stamp = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).alias("loose")
-    key = [USER_ID, GROUP_ID, "loose"]
-    rows = rows.with_columns(single_stamp)
-    numbers = rows.select(key).unique().with_row_index("act")
-    rows = rows.join(numbers, on=key, how="left", nulls_equal=True).sort(USER_ID, TIMESTAMP, "at")
-    at, stamps = rows["at"].to_numpy(), rows[TIMESTAMP].to_numpy()
-    users = rows[USER_ID].rle_id().to_numpy()
-    # the first received row of an act at a stamp represents it
-    is_first = rows.select(pl.struct("act", TIMESTAMP).is_first_distinct()).to_series().to_numpy()
-    firsts_until = np.cumsum(is_first)  # inclusive count, in (user, stamp) order
-    change = np.flatnonzero((np.diff(users) != 0) | (np.diff(stamps) != 0))
-    ends = np.append(change, len(stamps) - 1)
-    end_of = ends[np.searchsorted(ends, np.arange(len(stamps)))]  # the last row with the same user and stamp
-    # necessary condition: `events` acts in the window, in any order of arrival
-    act_rows = np.flatnonzero(is_first)
-    oldest_number = firsts_until[end_of] - burst.events  # the act that must still be in the window
-    oldest_act = act_rows[np.maximum(oldest_number, 0)]
-    may_burst = (oldest_number >= 0) & (users[oldest_act] == users) & (stamps[oldest_act] > stamps - width)
-    acts = rows["act"].to_numpy()[act_rows].tolist()
-    act_at, act_user, act_stamp = (column[act_rows].tolist() for column in (at, users, stamps))
-    for row in np.flatnonzero(may_burst).tolist():  # rare case in which the order of arrival decides
-        earlier_acts: set[int] = set()
-        act_number = int(firsts_until[end_of[row]]) - 1
-        while act_number >= 0 and act_user[act_number] == users[row] and act_stamp[act_number] > stamps[row] - width:
-            if act_at[act_number] <= at[row]:
-                earlier_acts.add(acts[act_number])
-                if len(earlier_acts) == burst.events:
-                    in_burst[at[row]] = True
-                    break
-            act_number -= 1
-    return in_burst
