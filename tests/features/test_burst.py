@@ -17,7 +17,9 @@ BURST = Burst(events=3, seconds=1.0)
 ROW = st.tuples(
     st.sampled_from("uv"), st.integers(0, 5 * SECOND // 2), st.sampled_from([None, None, "g", "h"]), st.booleans()
 )
-COARSE = st.tuples(st.just("u"), st.sampled_from([0, 1, SECOND // 2, SECOND, SECOND + 1]), st.sampled_from([None, "g"]), st.just(False))
+COARSE = st.tuples(
+    st.just("u"), st.sampled_from([0, 1, SECOND // 2, SECOND, SECOND + 1]), st.sampled_from([None, "g"]), st.just(False)
+)
 
 
 def frame(rows: list[tuple[str, int, str | None, bool]]) -> pl.DataFrame:

@@ -15,9 +15,11 @@ from recloop.data.prepare import load, prepare
 from recloop.errors import UserError
 from recloop.features.clock_rule import wrong_clock
 from recloop.features.labels import EventLabeler
-from recloop.ingest.writer import Writer, frame_of
+from recloop.ingest.arrival_rules import ArrivalRules
 from recloop.project import open_project
 from recloop.records import DAY, EVENT_SCHEMA, RULE, SECOND, Event
+from recloop.storage.event_log import UserWindow
+from recloop.storage.event_rows import RULED_SCHEMA, frame_of, number_new
 
 NOW = 1_795_010_112 * SECOND  # 2026-11-18
 YEAR_2090 = 3_786_912_000 * SECOND
@@ -100,22 +102,25 @@ def test_observe_of_a_row_of_2090_is_ignored() -> None:
     assert rec.recommend(["u1"], n=5, filter_viewed=False)["item_id"].to_list() == before["item_id"].to_list()
 
 
-def test_writer_with_a_wrong_clock_does_not_read_back_to_its_stamp() -> None:
+def test_arrival_rules_with_a_wrong_clock_do_not_read_back_to_its_stamp() -> None:
     """A row of the year 5 in a batch must not read every row of its users."""
     ranges: list[tuple[int, int]] = []
+    read: list[UserWindow] = []
 
     class Rows:
         def between(self, _: object, after: int, until: int) -> pl.DataFrame:
             ranges.append((after, until))
-            return frame_of([])
+            return pl.DataFrame(schema=RULED_SCHEMA)
 
-        def recent(self, *_: object) -> pl.DataFrame:
-            return frame_of([])
+        def recent(self, windows: list[UserWindow]) -> pl.DataFrame:
+            read.extend(windows)
+            return pl.DataFrame(schema=RULED_SCHEMA)
 
-    writer = Writer.__new__(Writer)
-    writer.archive, writer._log, writer._judge = Rows(), Rows(), (EventLabeler(Events(), Clean()), SECOND)  # type: ignore[assignment]
+    rows = Rows()
+    rules = ArrivalRules(EventLabeler(Events(), Clean()), rows)  # type: ignore[arg-type]
     stamps = (NOW - 5 * SECOND, -62_009_366_400 * SECOND, YEAR_2090)
     events = [Event(user_id="u", item_id="i", timestamp=stamp, received_at=NOW) for stamp in stamps]
-    assert writer.causal_rules(events) == [None, "clock", "clock"]
-    assert writer.causal_rules(events[1:]) == ["clock", "clock"]
-    assert ranges == [(NOW - 6 * SECOND, NOW - 5 * SECOND), (NOW - SECOND, NOW)]
+    assert rules.judge(frame_of(number_new(events, {}, 0).rows), rows).to_list() == [None, "clock", "clock"]
+    assert rules.judge(frame_of(number_new(events[1:], {}, 0).rows), rows).to_list() == ["clock", "clock"]
+    assert read == [("u", NOW - 6 * SECOND, NOW - 5 * SECOND)]
+    assert ranges == [(NOW - 6 * SECOND, NOW - 5 * SECOND)]

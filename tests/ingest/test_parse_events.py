@@ -24,7 +24,9 @@ TEXTS = st.one_of(
 VALUES = st.one_of(TEXTS, st.none(), st.integers(), st.floats(), st.booleans(), st.lists(st.integers(), max_size=1))
 TIMES = st.one_of(
     VALUES,
-    st.datetimes(datetime(1969, 1, 1), datetime(2102, 1, 1)).map(lambda time: f"{time.isoformat()}Z"),
+    st.datetimes(datetime.fromisoformat("1969-01-01"), datetime.fromisoformat("2102-01-01")).map(
+        lambda time: f"{time.isoformat()}Z"
+    ),
     st.datetimes().map(lambda time: f"{time.isoformat(' ', 'milliseconds')}+02:00"),
     st.sampled_from([2e9, 1_700_000_000, 1_700_000_000_000, 1_700_000_000_000_000, 20250131, 1e30, -5]),
 )

@@ -18,12 +18,14 @@ from servers import inside
 from recloop.config import Clean, Events
 from recloop.features.labels import EventLabeler
 from recloop.ingest import writer as writing
+from recloop.ingest.arrival_rules import ArrivalRules
 from recloop.ingest.writer import LogUnavailableError, LogUncertainError, Writer, WriteRequest
 from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, RULE, Event, Item, User
 from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.storage import EventLog, Retraction, open_log
+from recloop.storage.event_rows import frame_of, number_new
 
 URL = "sqlite:///store/log.db"
 KEPT, NOT_KEPT, UNCERTAIN = "kept", "not kept", "uncertain"
@@ -66,10 +68,10 @@ def rows_of(name: str) -> dict[str, Any]:
 
 
 def write_answers(
-    log: EventLog, after_commit: Callable[[list[WriteRequest], int], None], names: Sequence[str] = ("r0",)
+    log: EventLog, after_commit: Callable[[list[WriteRequest], int, object], None], names: Sequence[str] = ("r0",)
 ) -> list[str]:
     """Write rows and return each answer; check that the writer still writes."""
-    writer = Writer(log, EmptyArchive(), EventLabeler(Events(), Clean()), 1.0, after_commit)  # type: ignore[arg-type]
+    writer = Writer(log, EmptyArchive(), EventLabeler(Events(), Clean()), after_commit)  # type: ignore[arg-type]
 
     async def one(name: str) -> str:
         try:
@@ -183,12 +185,38 @@ def test_writer_with_a_failing_after_commit_acknowledges_the_group(tmp_path: Pat
     assert [stored_copies(tmp_path, f"r{n}") for n in range(3)] == [1, 1, 1]
 
 
+def test_writer_passes_the_labelled_valid_rows_of_each_commit(tmp_path: Path) -> None:
+    log = open_log(URL, tmp_path, write=True)
+    results: list[object] = []
+
+    def label(frame: pl.DataFrame) -> object:
+        if "after-r0" in frame["user_id"]:
+            raise RuntimeError("a bug")
+        return frame.select("seq", "user_id", RULE).rows()
+
+    labeler = EventLabeler(Events(), Clean())
+    writer = Writer(log, EmptyArchive(), labeler, lambda *given: results.append(given[1:]), label)  # type: ignore[arg-type]
+    wrong_clock = Event(user_id="r0", item_id="i", timestamp=-1, received_at=1)
+
+    async def whole() -> None:
+        await writer.write(events=[*rows_of("r0")["events"], wrong_clock])
+        await writer.write(items=[Item(item_id="i")])
+        await writer.write(events=rows_of("after-r0")["events"])
+
+    asyncio.run(whole())
+    writer.close()
+    assert results == [(2, [(1, "r0", None)]), (3, None), (4, None)]
+    assert log.last_seq() == 4
+    log.close()
+
+
 # -- a fault at each line
 
 PATH: tuple[Callable[..., Any], ...] = (
     Writer._commit, Writer._append, EventLog.append_items, EventLog.append_users, EventLog.append_retractions, Writer._append_events,
     EventLog.find_duplicates, EventLog.insert_events, EventLog._append, EventLog.newest_in, EventLog._counter,
-    EventLog._set_counter, Writer.causal_rules, Writer._deliver,
+    EventLog._set_counter, Writer.causal_rules, ArrivalRules.judge, ArrivalRules._in_burst, number_new, frame_of,
+    Writer._labelled, Writer._deliver,
 )  # fmt: skip
 CODES = {one.__code__ for one in PATH}
 """Code of the writer's thread up to the delivery; STATEMENTS covers BEGIN, COMMIT and ROLLBACK (a trace function that
@@ -226,7 +254,7 @@ def traced() -> Iterator[None]:
 def test_writer_with_a_fault_at_any_line_answers_as_stored(tmp_path: Path) -> None:
     log = open_log(URL, tmp_path, write=True)
     log._writer.execute("PRAGMA synchronous = OFF")  # type: ignore[union-attr]
-    outside = ("Writer._commit", "Writer._deliver")  # where a fault may leave the log unreadable
+    outside = ("Writer._commit", "Writer._labelled", "Writer._deliver")  # where a fault may leave the log unreadable
 
     def attempt(at: int) -> AtLine:
         tracer, name = AtLine(at, DISK if at % 2 else RuntimeError("a bug")), f"line-{at}"

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import polars as pl
 import pytest
 
 from recloop.errors import UserError
 from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA, Event, Item, User
 from recloop.storage import EventLog, open_log
+from recloop.storage.event_log import UserWindow
 
 URL = "sqlite:///store/log.db"
 
@@ -102,7 +102,7 @@ def test_find_duplicates_recognises_imported_event_ids(log: EventLog) -> None:
     arrived = [event(event_id="old"), event("other", event_id="old"), event(event_id="new")]
     with log.commit():
         arrivals = log.find_duplicates(arrived, {"old": event(event_id="old", seq=7)})
-        got = arrivals.receipts(log.insert_events(arrivals.new))
+        got = arrivals.receipts(log.insert_events(arrivals.rows, [None]))
     assert [(r.status, r.seq) for r in got] == [("duplicate", 7), ("conflict", 7), ("accepted", 11)]
 
 
@@ -110,9 +110,8 @@ def test_find_duplicates_returns_only_new_rows_with_seqs(log: EventLog) -> None:
     log.append_events([event(event_id="e")])
     with log.commit():
         arrivals = log.find_duplicates([event(event_id="e"), event("bad"), event("good")], {})
-        assert [row.seq for row in arrivals.new] == [2, 3]
-        ruled = [msgspec.structs.replace(row, rule="burst" if row.item_id == "bad" else None) for row in arrivals.new]
-        got = arrivals.receipts(log.insert_events(ruled))
+        assert [row[0] for row in arrivals.rows] == [2, 3]
+        got = arrivals.receipts(log.insert_events(arrivals.rows, ["burst", None]))
     assert [(r.status, r.rule) for r in got] == [("duplicate", None), ("quarantined", "burst"), ("accepted", None)]
     assert log.events()["rule"].to_list() == [None, "burst", None]
 
@@ -122,7 +121,7 @@ def test_insert_events_after_other_rows_were_appended_raises(log: EventLog) -> N
         arrivals = log.find_duplicates([event()], {})
     log.append_users([User(user_id="u")])
     with pytest.raises(RuntimeError, match="not the newest seq 1 plus 1"):
-        log.insert_events(arrivals.new)
+        log.insert_events(arrivals.rows, [None])
     assert log.last_seq() == 1
     assert log.events().is_empty()
 
@@ -141,7 +140,7 @@ def test_event_log_transaction_is_all_or_nothing(log: EventLog) -> None:
     with log.commit():
         log.append_events([event()])
         assert log.last_seq() == 0  # readers see no uncommitted rows
-        assert log.recent(["u"], since=0)["seq"].to_list() == [1]  # the writer sees them
+        assert log.recent([UserWindow("u", 0, 1)])["seq"].to_list() == [1]  # the writer sees them
     assert log.last_seq() == 1
 
 
@@ -151,7 +150,9 @@ def test_event_log_reads_by_user_and_seq(log: EventLog) -> None:
     assert log.events("u", after=1, until=3)["item_id"].to_list() == ["c"]
     assert log.events(until=2)["item_id"].to_list() == ["a", "b"]
     assert log.events("unknown").schema == log.events().schema
-    assert log.recent(["u", "v"], since=1)["item_id"].to_list() == ["d"]
+    windows = [UserWindow("u", 1, 50), UserWindow("v", 0, 0), UserWindow("u", 49, 60)]
+    assert log.recent(windows)["item_id"].to_list() == ["d"]
+    assert log.recent([]).schema == log.events().schema
     assert log.has_id("item_id", "b")
     assert not log.has_id("item_id", "z")
     assert log.has_id("user_id", "v")
@@ -196,10 +197,10 @@ def test_event_log_without_a_file_is_empty(tmp_path: Path) -> None:
 def test_event_log_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     open_log(URL, tmp_path, write=True).close()
     connection = sqlite3.connect(tmp_path / "store" / "log.db")
-    connection.execute("PRAGMA user_version = 3")
+    connection.execute("PRAGMA user_version = 4")
     connection.close()
     for write in (True, False):
-        with pytest.raises(UserError, match=r"log\.db=schema 3: expected schema 2 or older; try: pip install"):
+        with pytest.raises(UserError, match=r"log\.db=schema 4: expected schema 3 or older; try: pip install"):
             open_log(URL, tmp_path, write=write)
 
 

@@ -43,7 +43,7 @@ from recloop.progress import ConsoleProgress, NullProgress, Progress
 from recloop.recommend.recommender import check_golden
 from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, guest_rows, max_int
 from recloop.settings import build
-from recloop.storage.event_log import object_text
+from recloop.storage.event_rows import object_text
 from recloop.training import baselines
 from recloop.training.dataset import make_tables, train_data, validation_data
 from recloop.training.fit import fit_network

@@ -16,7 +16,7 @@ from recloop.data.numbers import read_numbers
 from recloop.data.tables import Table
 from recloop.features.categories import with_categories
 from recloop.files import JsonTree
-from recloop.storage.event_log import object_text
+from recloop.storage.event_rows import object_text
 
 NUMBER_PATTERN: Final = r"^-?(0|[1-9]\d*)(\.\d+)?$"
 """Canonical number texts; ``01``, ``+1`` and ``1e5`` stay text."""

@@ -38,22 +38,23 @@ class ActWindow:
         Args:
             stamp: int64 microseconds.
         """
-        if not self._width:
-            return False
-        number = stamp // self._width
-        bucket = self._buckets.get(number)
-        if bucket is None:
-            bucket = self._buckets[number] = _Bucket()
-        bucket.add(stamp, stamp if group_id is None else group_id)
+        self.put(stamp, group_id)
         acts: set[Act] = set()
+        number = stamp // self._width
+        after = stamp - self._width
+        if self._buckets[number].collect(acts, stamp, after, self._events):
+            return True
         earlier = self._buckets.get(number - 1)
-        return bucket.collect(acts, stamp, stamp - self._width, self._events) or (
-            earlier is not None and earlier.collect(acts, stamp, stamp - self._width, self._events)
-        )
+        return earlier is not None and earlier.collect(acts, stamp, after, self._events)
+
+    def put(self, stamp: int, group_id: str | None) -> None:
+        """Add a row without judging it."""
+        bucket = self._buckets.setdefault(stamp // self._width, _Bucket())
+        bucket.add(stamp, stamp if group_id is None else group_id)
 
     def forget_before(self, stamp: int) -> int:
         """Remove buckets that end before a stamp; return the start of the first kept one."""
-        first = stamp // self._width if self._width else 0
+        first = stamp // self._width
         self._buckets = {number: bucket for number, bucket in self._buckets.items() if number >= first}
         return first * self._width
 
@@ -81,7 +82,7 @@ class _Bucket:
         self.acts.insert(position, act)
 
     def collect(self, acts: set[Act], until: int, after: int, enough: int) -> bool:
-        """Collect acts with ``after`` < stamp <= ``until``; return True once there are enough."""
+        """Collect acts with ``after`` < stamp <= ``until``; True once there are enough."""
         for position in range(bisect_right(self.stamps, until) - 1, -1, -1):
             if self.stamps[position] <= after:
                 break
@@ -92,8 +93,8 @@ class _Bucket:
 
 
 def width_of(burst: Burst) -> int:
-    """Length of the rule's window in microseconds."""
-    return round(burst.seconds * SECOND)
+    """Length of the rule's window in microseconds, at least 1."""
+    return max(round(burst.seconds * SECOND), 1)
 
 
 def burst_mask(rows: pl.DataFrame, burst: Burst) -> np.ndarray:
@@ -123,7 +124,7 @@ def burst_mask(rows: pl.DataFrame, burst: Burst) -> np.ndarray:
 
 
 def _near_bursts(rows: pl.DataFrame, burst: Burst) -> pl.DataFrame:
-    """Rows of clusters in which a burst is possible, in the order of arrival inside a cluster.
+    """Rows of clusters in which a burst is possible, by cluster and arrival.
 
     A cluster ends where the next row is of another user or at least the window's length later. A burst is possible if
     ``burst.events`` different pairs of act and stamp are in a window, in any order of arrival.

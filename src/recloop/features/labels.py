@@ -206,12 +206,14 @@ class EventLabeler:
         return self.first_rule(frame, in_burst)
 
     def first_rule(self, frame: pl.DataFrame, in_burst: np.ndarray) -> pl.Series:
-        """Causal rule that removes each row, in the order clock, exclude_items, keep, burst.
+        """Causal rule that removes each row; null for valid rows.
+
+        The first one decides, in the order clock, exclude_items, keep, burst.
 
         Args:
             in_burst: (n,) bool; see `recloop.features.burst`.
         """
-        rule = pl.when(pl.lit(pl.Series(in_burst))).then(pl.lit("burst"))
+        rule: pl.Expr = pl.when(pl.lit(pl.Series(in_burst))).then(pl.lit("burst"))
         if self._keep is not None:
             rule = pl.when(~self._keep.fill_null(False)).then(pl.lit("keep")).otherwise(rule)
         if self._clean.exclude_items:

@@ -132,7 +132,7 @@ def parse_timestamp(value: str | float, data: Data) -> int:
 
 
 def _common_form(value: str | float, time_unit: str) -> int | None:
-    """Microseconds of an ISO 8601 time with its zone, or of a whole number with a clear unit.
+    """Microseconds of an ISO 8601 time with a zone, or of a number with a clear unit.
 
     None for every other value, which the general rules read. They give the same result for these forms.
     """

@@ -31,7 +31,7 @@ from recloop.ingest import parse
 from recloop.ingest.client import Client, iso
 from recloop.ingest.file_rows import read_arrivals
 from recloop.ingest.parse import Rejected
-from recloop.ingest.writer import LogUnavailableError, LogUncertainError, Writer, burst_seconds
+from recloop.ingest.writer import LogUnavailableError, LogUncertainError, Writer
 from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend import loading
@@ -256,7 +256,7 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
     archive = project.open_archive()
     log = stack.enter_context(project.open_log(write=True))
     log.start_at(archive.watermark)
-    writer = Writer(log, archive, EventLabeler.from_spec(spec), burst_seconds(spec.clean), lambda _jobs, _seq: None)
+    writer = Writer(log, archive, EventLabeler.from_spec(spec), lambda *_: None)
     stack.callback(writer.close)
     runner = stack.enter_context(asyncio.Runner())
 

@@ -17,7 +17,7 @@ from recloop.features.id_form import form_id, id_text
 from recloop.features.timestamp_text import EXPECTED_FORMS, parse_timestamp
 from recloop.files import AttributeValues, JsonTree
 from recloop.records import GUEST_PREFIX, Event, Item, User
-from recloop.storage.event_log import object_text
+from recloop.storage.event_rows import object_text
 
 MAX_ROWS = 1_000
 MAX_DEPTH = 32  # levels of attributes and context
@@ -152,7 +152,7 @@ def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
 
 
 def _typed_rows(body: bytes, content_type: str) -> list[EventIn] | None:
-    """Rows of a body in which each row has the types of `EventIn`, without blank texts.
+    """Rows of a body, if each has the types of `EventIn` and no blank text.
 
     None for every other body: its rows are converted one by one.
     """

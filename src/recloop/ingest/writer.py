@@ -1,6 +1,6 @@
 """Group commits of the event log, acknowledged once durable.
 
-A commit: find duplicates, apply causal rules, insert, commit, `after_commit`, acknowledge.
+A commit: find duplicates, apply causal rules, insert, commit, label, `after_commit`, acknowledge.
 One thread writes the log. It commits all requests that queued during the last fsync in one transaction (a group commit
 without a timer). Then it passes the receipts to the event loop, which does not wait for the disk.
 """
@@ -14,16 +14,16 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import msgspec
 import polars as pl
 
-from recloop.config import Clean
 from recloop.features.labels import EventLabeler
-from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SECOND, SEQ, TIMESTAMP, Event, Item, User
+from recloop.ingest.arrival_rules import ArrivalRules
+from recloop.records import RULE, Event, Item, User
 from recloop.storage import EventLog, Retraction
 from recloop.storage.archive import Archive
-from recloop.storage.event_log import Receipt, event_ids
+from recloop.storage.event_rows import Receipt, event_ids, frame_of
 
 LOGGER = logging.getLogger(__name__)
 MAX_COMMIT_ROWS = 5_000  # most rows per commit
@@ -60,6 +60,17 @@ class WriteRequest:
         return len(self.events) + len(self.items) + len(self.users) + len(self.retractions)
 
 
+class NewEvents(NamedTuple):
+    """Receipts of a commit's events, and its new rows (EVENT_SCHEMA and rule) or None."""
+
+    receipts: list[Receipt]
+    frame: pl.DataFrame | None
+
+
+AfterCommit = Callable[[list[WriteRequest], int, object], None]
+Label = Callable[[pl.DataFrame], object]
+
+
 class Writer:
     """The only thread that writes the log.
 
@@ -67,8 +78,10 @@ class Writer:
         log: Opened for writing.
         archive: Archived rows; their event_ids are duplicates, and the causal rules read them.
         signal: Labeler with the causal rules that decide which events are valid.
-        after_commit: Called on the event loop after a commit, before its requests are acknowledged, with the requests
-            and the newest seq. The rows are durable by then, so its errors are only logged.
+        after_commit: Called on the event loop after a commit, before its requests are acknowledged, with the requests,
+            the newest seq and the result of ``label``. The rows are durable by then, so its errors are only logged.
+        label: Called on this thread after a commit with its valid events by seq (EVENT_SCHEMA and rule), if it has new
+            events. `after_commit` gets its result; None without new events, or if it failed, which is logged.
     """
 
     def __init__(
@@ -76,13 +89,14 @@ class Writer:
         log: EventLog,
         archive: Archive,
         signal: EventLabeler,
-        burst_seconds: float,
-        after_commit: Callable[[list[WriteRequest], int], None],
+        after_commit: AfterCommit,
+        label: Label = lambda _: None,
     ) -> None:
         self._log = log
         self.archive = archive
         self._after_commit = after_commit
-        self._judge = signal, round(burst_seconds * SECOND)
+        self._label = label
+        self._rules = ArrivalRules(signal, log)
         self._queue: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
         self._waiting = 0  # queued rows; used on the event loop only
         self.failing = False
@@ -145,12 +159,13 @@ class Writer:
         After a failed commit, the result says whether the rows are on disk.
         """
         newest: int | None = None
-        receipts: list[Receipt] = []
+        new = NewEvents([], None)
         try:
             with self._log.commit() as commit:
-                receipts = self._append(group)
+                new = self._append(group)
                 newest = self._log.newest_in(commit)
         except Exception as error:  # noqa: BLE001 - whatever one request did must not end the thread
+            self._rules.forget()
             is_stored = self._is_kept(newest)
             if not is_stored:
                 self._not_kept(group, error, uncertain=is_stored is None)
@@ -159,28 +174,39 @@ class Writer:
         self.failing = False
         offset = 0
         for job in group:
-            job.receipts = receipts[offset : offset + len(job.events)]
+            job.receipts = new.receipts[offset : offset + len(job.events)]
             offset += len(job.events)
-        self._deliver(group, newest or 0, None)
+        self._deliver(group, newest or 0, None, self._labelled(new.frame))
 
-    def _append(self, group: list[WriteRequest]) -> list[Receipt]:
-        """Number and insert a group's rows in the open commit; return event receipts."""
+    def _labelled(self, frame: pl.DataFrame | None) -> object:
+        """Result of ``label`` for the valid new events; None if it failed."""
+        if frame is None:
+            return None
+        try:
+            return self._label(frame.filter(pl.col(RULE).is_null()))
+        except Exception as error:  # noqa: BLE001 - the rows are durable, so the requests are acknowledged
+            LOGGER.error("label failed: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
+            return None
+
+    def _append(self, group: list[WriteRequest]) -> NewEvents:
+        """Number and insert a group's rows in the open commit."""
         for job in group:
             job.kept_items = self._log.append_items(job.items) if job.items else []
             job.kept_users = self._log.append_users(job.users) if job.users else []
             job.kept_retractions = self._log.append_retractions(job.retractions) if job.retractions else []
         events = [event for job in group for event in job.events]
-        return self._append_events(events) if events else []
+        return self._append_events(events) if events else NewEvents([], None)
 
-    def _append_events(self, events: list[Event]) -> list[Receipt]:
+    def _append_events(self, events: list[Event]) -> NewEvents:
         """Find duplicates, apply the causal rules and insert events in the open commit."""
         ids = event_ids(events)
         arrivals = self._log.find_duplicates(events, self.archive.known(ids) if ids else {})
-        if not arrivals.new:
-            return arrivals.receipts([])
-        rules = self.causal_rules(arrivals.new)
-        ruled = [msgspec.structs.replace(event, rule=rule) for event, rule in zip(arrivals.new, rules, strict=True)]
-        return arrivals.receipts(self._log.insert_events(ruled))
+        if not arrivals.rows:
+            return NewEvents(arrivals.receipts([]), None)
+        frame = frame_of(arrivals.rows)
+        rules = self.causal_rules(frame)
+        receipts = arrivals.receipts(self._log.insert_events(arrivals.rows, rules.to_list()))
+        return NewEvents(receipts, frame.with_columns(rules))
 
     def _is_kept(self, newest: int | None) -> bool | None:
         """Return whether a failed commit is on disk; None if the log cannot be read.
@@ -212,14 +238,14 @@ class Writer:
         else:
             self._deliver(group, 0, error)
 
-    def _deliver(self, group: list[WriteRequest], seq: int, error: Exception | None) -> None:
+    def _deliver(self, group: list[WriteRequest], seq: int, error: Exception | None, labelled: object = None) -> None:
         """Deliver the result to the requests of a group, on their event loop."""
 
         def on_loop() -> None:
             try:
                 self._waiting -= sum(map(len, group))
                 if error is None:
-                    self._after_commit(group, seq)
+                    self._after_commit(group, seq, labelled)
             except Exception as failed:  # noqa: BLE001 - the rows are durable, so the requests are acknowledged
                 LOGGER.error("after_commit failed: %s", type(failed).__name__)  # noqa: TRY400 - its text may name a user
             finally:
@@ -233,25 +259,16 @@ class Writer:
                 raise
             LOGGER.warning("%d requests were cancelled before their acknowledgement", len(group))
 
-    def set_labeler(self, signal: EventLabeler, burst_seconds: float) -> None:
+    def set_labeler(self, signal: EventLabeler) -> None:
         """Use the causal rules of a new live bundle from the next commit on."""
-        self._judge = signal, round(burst_seconds * SECOND)
+        self._rules = ArrivalRules(signal, self._log)
 
-    def causal_rules(self, events: Sequence[Event]) -> list[str | None]:
-        """Return the causal rule that quarantines each new event; None for a valid one.
+    def causal_rules(self, frame: pl.DataFrame) -> pl.Series:
+        """Return the causal rule that quarantines each new event; null for a valid one.
 
         The rules read all rows of its user with a smaller seq.
         """
-        signal, width = self._judge
-        frame = frame_of(events)
-        users = frame["user_id"].unique().to_list()
-        stamps = frame.filter(~signal.wrong_clock(frame))[TIMESTAMP].to_list() or [frame[RECEIVED_AT][0]]
-        after = min(stamps) - width
-        until = max(stamps)  # a timestamp long before the archive matches no day folder
-        sources = [self.archive.between(users, after, until), self._log.recent(users, after)]
-        earlier_rows = pl.concat(sources).unique(SEQ).sort(SEQ)  # archived rows may be in the log as well
-        rules: list[str | None] = signal.causal_rule(frame, earlier_rows).to_list()
-        return rules
+        return self._rules.judge(frame, self.archive)
 
 
 def _acknowledge(group: Sequence[WriteRequest], error: Exception | None) -> None:
@@ -263,14 +280,3 @@ def _acknowledge(group: Sequence[WriteRequest], error: Exception | None) -> None
             job.done.set_result(job)
         else:
             job.done.set_exception(error)
-
-
-def frame_of(events: Sequence[Event]) -> pl.DataFrame:
-    """Convert events to columns: EVENT_SCHEMA and rule."""
-    schema = {**EVENT_SCHEMA, RULE: pl.String}
-    return pl.DataFrame([[getattr(event, name) for name in schema] for event in events], schema=schema, orient="row")
-
-
-def burst_seconds(clean: Clean) -> float:
-    """Return the seconds of earlier rows that the causal rules read."""
-    return 0.0 if clean.burst == "off" else clean.burst.seconds

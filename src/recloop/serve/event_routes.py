@@ -17,7 +17,7 @@ from recloop.serve.middleware import json_response
 from recloop.serve.request import request_time
 from recloop.serve.schemas import EventResult, EventsResponse, ItemResult, ItemsResponse, UserResult, UsersResponse
 from recloop.serve.service import Service
-from recloop.storage.event_log import Receipt
+from recloop.storage.event_rows import Receipt
 
 REPEAT_REASONS = {
     "duplicate": "this event_id was received before",

@@ -19,7 +19,7 @@ from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.state import StateBatch, UserState
 from recloop.files import JsonTree
-from recloop.ingest.writer import Writer, WriteRequest, burst_seconds
+from recloop.ingest.writer import Writer, WriteRequest
 from recloop.monitoring.summary import HealthCache, HealthSummary, Windows, exposition
 from recloop.project import Project
 from recloop.recommend import loading
@@ -98,7 +98,6 @@ class Service:
             self.log,
             self.archive,
             EventLabeler.from_spec(self.bundle.spec),
-            burst_seconds(self.bundle.spec.clean),
             self._after_commit,
         )
         self._stack.callback(self.writer.close)
@@ -287,7 +286,7 @@ class Service:
         deployments.warm_up(self.deployments)
         self.user_states.activate(user_states)
         self.deployments = deployments
-        self.writer.set_labeler(EventLabeler.from_spec(self.bundle.spec), burst_seconds(self.bundle.spec.clean))
+        self.writer.set_labeler(EventLabeler.from_spec(self.bundle.spec))
 
     def use_archive(self, archive: Archive, user_states: StateRegistry) -> None:
         """Use a new archive and the states over its snapshots; on the event loop."""
@@ -313,7 +312,7 @@ class Service:
             reason = str(error).partition("\n")[0]
             raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
 
-    def _after_commit(self, jobs: list[WriteRequest], seq: int) -> None:
+    def _after_commit(self, jobs: list[WriteRequest], seq: int, _labelled: object) -> None:
         """Apply a commit to caches and catalog, then advance ``as_of``; on the event loop.
 
         The rows are already durable. After an error, every cached state is dropped and the reloader reads the rows again

@@ -6,23 +6,33 @@ A ``seq`` is assigned in commit order and never used again. Rows are never chang
 
 from __future__ import annotations
 
-import json
+import itertools
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import polars as pl
 
 from recloop.errors import UserError
-from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, RULE, SEQ, USER_SCHEMA, Event, Item, User
+from recloop.records import ITEM_SCHEMA, SEQ, USER_SCHEMA, Event, Item, User
+from recloop.storage.event_rows import (
+    EVENT_COLUMNS,
+    RULED_SCHEMA,
+    Arrivals,
+    EventRow,
+    Receipt,
+    event_ids,
+    number_new,
+    object_text,
+)
 from recloop.storage.retractions import RESTORED, Retraction
 from recloop.storage.sqlite import ReaderPool, Store, open_writer, release_space, transaction
 
-SCHEMA = 2
+SCHEMA = 3
 MAX_SLICE_ROWS = 100_000  # rows per read; a longer read would keep the write-ahead log from shrinking
 
 SCRIPT = """
@@ -33,7 +43,7 @@ CREATE TABLE events (
     timestamp INTEGER NOT NULL, received_at INTEGER NOT NULL, event_type TEXT NOT NULL, value REAL, quantity REAL,
     group_id TEXT, session_id TEXT, placement TEXT, request_id TEXT, context TEXT, rule TEXT);
 CREATE UNIQUE INDEX events_event_id ON events (event_id) WHERE event_id IS NOT NULL;
-CREATE INDEX events_user ON events (user_id, seq);
+CREATE INDEX events_user_time ON events (user_id, timestamp);
 CREATE INDEX events_item ON events (item_id);
 CREATE TABLE items (
     seq INTEGER PRIMARY KEY, item_id TEXT NOT NULL, received_at INTEGER NOT NULL, attributes TEXT NOT NULL,
@@ -44,44 +54,29 @@ CREATE TABLE users (
     deleted INTEGER NOT NULL);
 CREATE INDEX users_user ON users (user_id, seq);
 CREATE TABLE retractions (seq INTEGER PRIMARY KEY, retracted_seq INTEGER NOT NULL, rule TEXT NOT NULL)"""
-MIGRATIONS = {1: "ALTER TABLE retractions RENAME COLUMN of_seq TO retracted_seq"}
+MIGRATIONS = {
+    1: "ALTER TABLE retractions RENAME COLUMN of_seq TO retracted_seq",
+    2: "CREATE INDEX events_user_time ON events (user_id, timestamp); DROP INDEX events_user",
+}
 VIEWS = {
     1: "CREATE TEMP VIEW retractions AS SELECT seq, of_seq AS retracted_seq, rule FROM main.retractions",
 }
 
 PRAGMAS = ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL")
-EVENT_COLUMNS = (*EVENT_SCHEMA, RULE)
-CONTENT_COLUMNS = tuple(
-    name for name in EVENT_SCHEMA if name not in {SEQ, "timestamp", "received_at"}
-)  # content sent by the client, without the timestamp
+INSERT_EVENT: Final = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
+IN_SIZES: Final = (1, 8, 64, 512)
+"""Numbers of placeholders, so that few statements are compiled."""
 
 T = TypeVar("T")
 Row = TypeVar("Row", Item, User, Retraction)
-Status = Literal["accepted", "duplicate", "conflict", "quarantined"]
 
 
-class Receipt(NamedTuple):
-    """Result of an event: status, seq and rule.
+class UserWindow(NamedTuple):
+    """Rows of a user with ``after`` < timestamp <= ``until``."""
 
-    A duplicate or conflict has the seq of the first row.
-    """
-
-    status: Status
-    seq: int
-    rule: str | None
-
-
-class Arrivals(NamedTuple):
-    """Received events: new ones with a seq, and receipts of repeats by position."""
-
-    new: list[Event]
-    repeats: dict[int, Receipt]
-
-    def receipts(self, inserted: Sequence[Receipt]) -> list[Receipt]:
-        """Merge the receipts of new events and repeats, in order of arrival."""
-        remaining = iter(inserted)
-        total = len(self.new) + len(self.repeats)
-        return [self.repeats.get(position) or next(remaining) for position in range(total)]
+    user_id: str
+    after: int
+    until: int
 
 
 class EventLog(Store):
@@ -137,7 +132,8 @@ class EventLog(Store):
         """
         with self.commit():
             arrivals = self.find_duplicates(events, {})
-            return arrivals.receipts(self.insert_events(arrivals.new))
+            rules = [event.rule for position, event in enumerate(events) if position not in arrivals.repeats]
+            return arrivals.receipts(self.insert_events(arrivals.rows, rules))
 
     def find_duplicates(self, events: Sequence[Event], imported: Mapping[str, Event]) -> Arrivals:
         """Separate new events, which it numbers, from repeats of an event_id.
@@ -151,38 +147,28 @@ class EventLog(Store):
             imported: Events of the import by event_id.
         """
         with self.commit() as writer:
-            first_by_id = {**imported, **self._by_event_id(writer, event_ids(events))}
-            seq = self._counter(writer)
-        new: list[Event] = []
-        repeats: dict[int, Receipt] = {}
-        for position, event in enumerate(events):
-            first = first_by_id.get(event.event_id) if event.event_id is not None else None
-            if first is not None:
-                status: Status = "duplicate" if same_content(first, event) else "conflict"
-                repeats[position] = Receipt(status, first.seq, None)
-                continue
-            seq += 1
-            new.append(msgspec.structs.replace(event, seq=seq))
-            if event.event_id is not None:
-                first_by_id[event.event_id] = new[-1]
-        return Arrivals(new, repeats)
+            stored = self._by_event_id(writer, event_ids(events))
+            return number_new(events, {**imported, **stored}, self._counter(writer))
 
-    def insert_events(self, events: Sequence[Event]) -> list[Receipt]:
-        """Insert new events with the seqs of `find_duplicates`; a ``rule`` quarantines.
+    def insert_events(self, rows: Sequence[EventRow], rules: Sequence[str | None]) -> list[Receipt]:
+        """Insert new events with the seqs of `find_duplicates`; a rule quarantines.
+
+        Args:
+            rules: The causal rule that removes each row, or None.
 
         Raises:
             RuntimeError: the seqs do not follow the newest one, because rows were appended in between.
         """
         with self.commit() as writer:
             seq = self._counter(writer)
-            if any(event.seq != expected for expected, event in enumerate(events, seq + 1)):
+            if rows and (rows[0][0] != seq + 1 or rows[-1][0] != seq + len(rows)):
                 raise RuntimeError(f"{self.file.name}: seq of a new event is not the newest seq {seq} plus 1")
-            writer.executemany(
-                f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})",
-                [tuple(getattr(event, name) for name in EVENT_COLUMNS) for event in events],
-            )
-            self._set_counter(writer, seq + len(events))
-        return [Receipt("quarantined" if event.rule else "accepted", event.seq, event.rule) for event in events]
+            writer.executemany(INSERT_EVENT, [(*row, rule) for row, rule in zip(rows, rules, strict=True)])
+            self._set_counter(writer, seq + len(rows))
+        return [
+            Receipt("accepted" if rule is None else "quarantined", row[0], rule)
+            for row, rule in zip(rows, rules, strict=True)
+        ]
 
     def append_items(self, items: Sequence[Item]) -> list[Item]:
         """Number and insert item versions; return the stored rows."""
@@ -260,7 +246,7 @@ class EventLog(Store):
         """
         where, parameters = ("AND user_id = ?", (user_id,)) if user_id is not None else ("", ())
         rows = self._sliced("events", EVENT_COLUMNS, after, until, where, parameters)
-        return pl.DataFrame(rows, schema={**EVENT_SCHEMA, RULE: pl.String}, orient="row")
+        return pl.DataFrame(rows, schema=RULED_SCHEMA, orient="row")
 
     def items(self, after: int = 0, until: int | None = None, item_id: str | None = None) -> pl.DataFrame:
         """Item versions with ``after`` < seq <= ``until``: ITEM_SCHEMA."""
@@ -291,20 +277,25 @@ class EventLog(Store):
             )
         return users
 
-    def recent(self, users: Sequence[str], since: int) -> pl.DataFrame:
-        """Events of these users with a timestamp after ``since``, by seq, for rule burst.
+    def recent(self, windows: Sequence[UserWindow]) -> pl.DataFrame:
+        """Rows in any of these windows of users, by seq, for rule burst.
 
-        Reads on the writing connection if there is one, so it includes rows of the open transaction.
+        Includes quarantined events: EVENT_SCHEMA + rule. Reads on the writing connection if there is one, so it includes
+        rows of the open transaction.
         """
         connection = self._writer or self._readers.get()
         rows: list[tuple[Any, ...]] = []
-        columns = ", ".join(EVENT_COLUMNS)
-        for batch in _parts(list(users)):
+        columns = ", ".join(f"events.{name}" for name in EVENT_COLUMNS)
+        for batch in _parts(list(windows)):
+            size = _in_size(len(batch))
+            values = ", ".join(["(?, ?, ?)"] * size)
+            padding = [None] * (3 * (size - len(batch)))
             rows += connection.execute(
-                f"SELECT {columns} FROM events WHERE user_id IN ({', '.join('?' * len(batch))}) AND timestamp > ?",
-                (*batch, since),
+                f"""WITH windows (user, first, last) AS (VALUES {values}) SELECT {columns} FROM windows CROSS JOIN events
+                ON user_id = user AND timestamp > first AND timestamp <= last""",
+                [*itertools.chain.from_iterable(batch), *padding],
             ).fetchall()
-        return pl.DataFrame(rows, schema={**EVENT_SCHEMA, RULE: pl.String}, orient="row").sort(SEQ)
+        return pl.DataFrame(rows, schema=RULED_SCHEMA, orient="row").unique(SEQ).sort(SEQ)
 
     def has_id(self, column: str, raw_id: str) -> bool:
         """Return True if an event has this id in the column."""
@@ -326,7 +317,7 @@ class EventLog(Store):
             WHERE seq > ? AND seq <= ? AND received_at < ? ORDER BY seq LIMIT ?""",
             (after, until, before, limit),
         )
-        return pl.DataFrame(rows.fetchall(), schema={**EVENT_SCHEMA, RULE: pl.String}, orient="row")
+        return pl.DataFrame(rows.fetchall(), schema=RULED_SCHEMA, orient="row")
 
     def newest_received(self) -> int | None:
         """Time of receipt of the newest event; None without events."""
@@ -392,9 +383,10 @@ class EventLog(Store):
     def _by_event_id(connection: sqlite3.Connection, ids: list[str]) -> dict[str, Event]:
         events: dict[str, Event] = {}
         for batch in _parts(ids):
+            size = _in_size(len(batch))
             rows = connection.execute(
-                f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE event_id IN ({', '.join('?' * len(batch))})",
-                batch,
+                f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE event_id IN ({', '.join('?' * size)})",
+                [*batch, *[None] * (size - len(batch))],
             )
             for row in rows:
                 event = Event(**dict(zip(EVENT_COLUMNS, row, strict=True)))
@@ -403,27 +395,11 @@ class EventLog(Store):
         return events
 
 
-def event_ids(events: Iterable[Event]) -> list[str]:
-    """List the distinct event_ids of these events, in order of arrival."""
-    return list(dict.fromkeys(event.event_id for event in events if event.event_id is not None))
+def _in_size(count: int) -> int:
+    """Smallest number of placeholders for a number of values."""
+    return next(size for size in IN_SIZES if size >= count)
 
 
-def same_content(first: Event, repeat: Event) -> bool:
-    """Return True if a repeated event has the content of the first one."""
-    if any(getattr(first, name) != getattr(repeat, name) for name in CONTENT_COLUMNS):
-        return False
-    unstamped = first.timestamp == first.received_at and repeat.timestamp == repeat.received_at
-    return first.timestamp == repeat.timestamp or unstamped
-
-
-def object_text(attributes: Mapping[str, Any]) -> str:
-    """Format a JSON object as compact text with sorted keys.
-
-    Equal objects have equal texts.
-    """
-    return json.dumps(attributes, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _parts(values: list[T], size: int = 500) -> Iterator[list[T]]:
+def _parts(values: list[T], size: int = IN_SIZES[-1]) -> Iterator[list[T]]:
     for start in range(0, len(values), size):
         yield values[start : start + size]

@@ -1,0 +1,114 @@
+"""Event rows between arrival and commit: numbers, repeats, receipts, columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, Final, Literal, NamedTuple
+
+import polars as pl
+
+from recloop.records import EVENT_SCHEMA, RULE, SEQ, Event
+
+EVENT_COLUMNS: Final = (*EVENT_SCHEMA, RULE)
+RULED_SCHEMA: Final = {**EVENT_SCHEMA, RULE: pl.String}
+"""Columns of an event in log.db."""
+CONTENT_COLUMNS: Final = tuple(name for name in EVENT_SCHEMA if name not in {SEQ, "timestamp", "received_at"})
+"""Content sent by the client, without the timestamp."""
+EventRow = tuple[Any, ...]
+"""Values of EVENT_SCHEMA, in its order."""
+
+_content = attrgetter(*CONTENT_COLUMNS)
+_values = attrgetter(*(name for name in EVENT_SCHEMA if name != SEQ))
+
+Status = Literal["accepted", "duplicate", "conflict", "quarantined"]
+
+
+class Receipt(NamedTuple):
+    """Result of an event: status, seq and rule.
+
+    A duplicate or conflict has the seq of the first row.
+    """
+
+    status: Status
+    seq: int
+    rule: str | None
+
+
+class Arrivals(NamedTuple):
+    """Received events: numbered new rows, and receipts of repeats by position."""
+
+    rows: list[EventRow]
+    repeats: dict[int, Receipt]
+
+    def receipts(self, inserted: Sequence[Receipt]) -> list[Receipt]:
+        """Merge the receipts of new events and repeats, in order of arrival."""
+        if not self.repeats:
+            return list(inserted)
+        remaining = iter(inserted)
+        total = len(self.rows) + len(self.repeats)
+        return [self.repeats.get(position) or next(remaining) for position in range(total)]
+
+
+def number_new(events: Sequence[Event], first_by_id: Mapping[str, Event], seq: int) -> Arrivals:
+    """Number the events whose event_id is new, from ``seq`` + 1; compare the others.
+
+    Args:
+        events: Events in order of arrival; their own ``seq`` is ignored.
+        first_by_id: Stored events by event_id.
+    """
+    ids = [event.event_id for event in events]
+    n_missing = ids.count(None)
+    if not first_by_id and len(set(ids)) - (n_missing > 0) == len(ids) - n_missing:
+        return Arrivals([(number, *_values(event)) for number, event in enumerate(events, seq + 1)], {})
+    firsts = {name: (event, event.seq) for name, event in first_by_id.items()}
+    rows: list[EventRow] = []
+    repeats: dict[int, Receipt] = {}
+    for position, event in enumerate(events):
+        first = None if event.event_id is None else firsts.get(event.event_id)
+        if first is not None:
+            status: Status = "duplicate" if same_content(first[0], event) else "conflict"
+            repeats[position] = Receipt(status, first[1], None)
+            continue
+        seq += 1
+        rows.append((seq, *_values(event)))
+        if event.event_id is not None:
+            firsts[event.event_id] = (event, seq)
+    return Arrivals(rows, repeats)
+
+
+def event_ids(events: Iterable[Event]) -> list[str]:
+    """List the distinct event_ids of these events, in order of arrival."""
+    return list(dict.fromkeys(event.event_id for event in events if event.event_id is not None))
+
+
+def same_content(first: Event, repeat: Event) -> bool:
+    """Return True if a repeated event has the content of the first one."""
+    if _content(first) != _content(repeat):
+        return False
+    unstamped = first.timestamp == first.received_at and repeat.timestamp == repeat.received_at
+    return first.timestamp == repeat.timestamp or unstamped
+
+
+def frame_of(rows: Sequence[EventRow]) -> pl.DataFrame:
+    """Convert rows to columns: EVENT_SCHEMA."""
+    if not rows:
+        return pl.DataFrame(schema=EVENT_SCHEMA)
+    n = len(rows)
+    return pl.DataFrame(
+        [
+            pl.Series(name, [None], dtype).new_from_index(0, n)
+            if values[0] is None and values.count(None) == n
+            else pl.Series(name, values, dtype)
+            for (name, dtype), values in zip(EVENT_SCHEMA.items(), zip(*rows, strict=True), strict=True)
+        ]
+    )
+
+
+def object_text(attributes: Mapping[str, Any]) -> str:
+    """Format a JSON object as compact text with sorted keys.
+
+    Equal objects have equal texts.
+    """
+    return json.dumps(attributes, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
