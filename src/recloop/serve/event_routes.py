@@ -38,9 +38,7 @@ class WriteRoutes:
         self._service = service
 
     async def post_events(self, request: Request) -> Response:
-        body = await request_parts.read_body(request)
-        now = request_time(request, self._service.project, self._service.clock)
-        content_type = request.headers.get("content-type", "")
+        now, body, content_type = await self._body(request)
         checked = parse.parse_events(body, content_type, now, self._service.project.config.data)
         events = [event for event in checked if not isinstance(event, Rejected)]
         receipts = iter((await self._service.writer.write(events=events)).receipts if events else ())
@@ -74,9 +72,14 @@ class WriteRoutes:
         return _upserted(UsersResponse, UserResult, checked, USER_ID)
 
     async def _rows(self, request: Request) -> tuple[int, list[Any]]:
-        content = await request_parts.read_body(request)
+        now, body, content_type = await self._body(request)
+        return now, parse.parse_rows(body, content_type)
+
+    async def _body(self, request: Request) -> tuple[int, bytes, str]:
+        """Time, body and content type of a request."""
+        body = await request_parts.read_body(request)
         now = request_time(request.headers.get("x-recloop-now"), self._service.project, self._service.clock)
-        return now, parse.parse_rows(content, request.headers.get("content-type", ""))
+        return now, body, request.headers.get("content-type", "")
 
 
 def _upserted(response_type: type[Any], result_type: type[Any], checked: Sequence[Any], key: str) -> Response:
