@@ -143,7 +143,7 @@ def test_two_tower_cold_item_is_near_its_category(fitted_two_tower: Fitted) -> N
     """The nearest items of a cold item share its category more often than by chance."""
     recommender = Recommender(fitted_two_tower.bundle, fitted_two_tower.catalogue)
     assert recommender.attributes is not None
-    ids, vectors = recommender.attributes._items_without_row(fitted_two_tower.catalogue, "")
+    ids, vectors = recommender.attributes.outside.select(fitted_two_tower.catalogue, "")
     world = SimulatedShop(seed=0).items()
     category = dict(world.select(ITEM_ID, pl.col("category")).iter_rows())
     table = fitted_two_tower.bundle.arrays["item_vectors"][1:]

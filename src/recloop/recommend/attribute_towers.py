@@ -10,8 +10,9 @@ from recloop.bundle import Bundle
 from recloop.features.encode import EncodedBatch, attribute_codes
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
+from recloop.recommend.outside_items import OutsideItems
 from recloop.recommend.sources import open_session
-from recloop.recommend.top_k import DEPTH
+from recloop.recommend.top_k import DEPTH, best_row
 
 USER_FIELD = "user."
 
@@ -24,7 +25,7 @@ class AttributeTowers:
         self._inputs = {node.name for node in self._user.get_inputs()}
         self._bundle = bundle
         self._items = bundle.arrays["item_vectors"]
-        self._cold: tuple[tuple[str, str], list[str], np.ndarray] | None = None
+        self.outside = OutsideItems(bundle, self._item_vectors)
 
     def best(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids for query b, best first; empty for a user without a known field.
@@ -50,12 +51,11 @@ class AttributeTowers:
             "item", self._bundle.spec, self._bundle.fields, [None if item is None else item.attributes]
         )
         if codes.any():
-            vector = self._item.run(None, {"codes": codes.astype(np.int64)})[0][0]
-            yield from self._by_vector(vector, catalog, allowed, b)
+            yield from self._by_vector(self._item_vectors(codes)[0], catalog, allowed, b)
 
     def _by_vector(self, vector: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids by their inner product with a vector (D,)."""
-        cold_ids, cold = self._items_without_row(catalog, allowed.text)
+        cold_ids, cold = self.outside.select(catalog, allowed.text)
         yield from ranked(self._items @ vector, allowed, b, self._bundle.items.ids.ids, cold_ids, cold @ vector)
 
     def _user_vector(self, context: np.ndarray) -> np.ndarray:
@@ -69,23 +69,12 @@ class AttributeTowers:
         vector: np.ndarray = self._user.run(None, {name: feeds[name] for name in self._inputs})[0][0]
         return vector
 
-    def _items_without_row(self, catalog: Catalog, text: str) -> tuple[list[str], np.ndarray]:
-        """Return shown rowless items that pass a condition, and their vectors (n, D).
-
-        Ids ascend.
-        """
-        key = (catalog.version, text)
-        if self._cold is None or self._cold[0] != key:
-            ids = sorted(catalog.latest(text, self._bundle.items.ids))
-            items = [catalog.get(item_id) for item_id in ids]
-            rows = [None if item is None else item.attributes for item in items]
-            codes, _ = attribute_codes("item", self._bundle.spec, self._bundle.fields, rows)
-            has_fields = np.asarray(codes.any(axis=1))
-            vectors = np.zeros((0, self._items.shape[1]), np.float32)
-            if has_fields.any():
-                vectors = self._item.run(None, {"codes": codes[has_fields].astype(np.int64)})[0]
-            self._cold = (key, [ids[n] for n in np.flatnonzero(has_fields)], vectors)
-        return self._cold[1], self._cold[2]
+    def _item_vectors(self, codes: np.ndarray) -> np.ndarray:
+        """(n, D) vectors of field codes (n, C)."""
+        if not len(codes):
+            return np.zeros((0, self._items.shape[1]), np.float32)
+        vectors: np.ndarray = self._item.run(None, {"codes": codes.astype(np.int64)})[0]
+        return vectors
 
 
 def ranked(
@@ -99,10 +88,19 @@ def ranked(
         scores: (N+1,) scores of the table, -inf: excluded. ids: ids of its rows.
         cold: (n,) scores of ``cold_ids``, which ascend.
     """
-    all_scores = np.concatenate([scores, cold])
-    all_scores[: len(scores)][~allowed.mask] = -np.inf
-    all_scores[allowed.banned[b]] = -np.inf
-    for index in np.lexsort((np.arange(len(all_scores)), -all_scores))[:DEPTH].tolist():
-        if all_scores[index] == -np.inf:
-            return
-        yield ids[index - 1] if index < len(scores) else cold_ids[index - len(scores)]
+    items, table_scores = best_row(scores, allowed, b)
+    table_items = items[table_scores > -np.inf]
+    cold_rows = _best_rows(cold, DEPTH)
+    both = np.concatenate([table_scores[: len(table_items)], cold[cold_rows]])
+    for n in np.argsort(-both, kind="stable")[:DEPTH].tolist():
+        yield ids[table_items[n] - 1] if n < len(table_items) else cold_ids[cold_rows[n - len(table_items)]]
+
+
+def _best_rows(scores: np.ndarray, depth: int) -> np.ndarray:
+    """Return the rows of the largest scores above -inf, descending, ties by row."""
+    rows = np.flatnonzero(scores > -np.inf)
+    if len(rows) > depth:
+        border = np.partition(scores[rows], len(rows) - depth)[len(rows) - depth]
+        rows = rows[scores[rows] >= border]
+    best: np.ndarray = rows[np.argsort(-scores[rows], kind="stable")[:depth]]
+    return best

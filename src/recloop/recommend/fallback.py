@@ -22,6 +22,10 @@ SEGMENT_PREFIX = "segment."
 """Prefix of the arrays that hold a segment's popular list: ``segment.VALUE``."""
 
 
+MIN_BLOCK, MAX_BLOCK = 64, 65_536
+"""Items of an ordered list that are read at once: few first, because most queries need few."""
+
+
 @dataclass(frozen=True)
 class FallbackQuery:
     """Query ``b`` of a batch, as input of the fallback stages.
@@ -101,7 +105,7 @@ class LatestStage:
     def items(self, query: FallbackQuery) -> Iterator[str]:
         if query.list == "latest":
             return self._all(query)
-        return iter(self._catalog.latest(query.allowed.text, self._bundle.items.ids))
+        return self._catalog.latest(query.allowed.text, self._bundle.items.ids)
 
     def _all(self, query: FallbackQuery) -> Iterator[str]:
         """Return all items, newest first.
@@ -111,11 +115,9 @@ class LatestStage:
         """
         ids = self._bundle.items.ids
         first_seq = self._bundle.items.first_seq
-        mask = query.allowed.mask
         table = (
-            (-int(first_seq[row]), 0, row, ids.ids[row])
-            for row in map(int, self._newest_rows)
-            if mask[row + 1] and row + 1 not in query.banned
+            (-int(first_seq[item_ix - 1]), 0, item_ix, ids.ids[item_ix - 1])
+            for item_ix in _allowed_items(self._newest_items, query)
         )
         outside = (
             (-self._catalog.first_seq(item_id), 1, rank, item_id)
@@ -125,9 +127,9 @@ class LatestStage:
             yield item_id
 
     @cached_property
-    def _newest_rows(self) -> np.ndarray:
-        """(N,) rows of the item table by descending first seq, ties by item_ix."""
-        order: np.ndarray = np.argsort(-self._bundle.items.first_seq, kind="stable")
+    def _newest_items(self) -> np.ndarray:
+        """(N,) item_ix by descending first seq, ties by item_ix."""
+        order: np.ndarray = np.argsort(-self._bundle.items.first_seq, kind="stable") + 1
         return order
 
 
@@ -152,11 +154,19 @@ def fill_fallback(
 
 
 def _shown(bundle: Bundle, order: np.ndarray, query: FallbackQuery) -> Iterator[str]:
-    """Yield the items of an ordered list of item_ix that a query may show."""
-    mask = query.allowed.mask
-    for item_ix in order if mask[1:].all() else order[mask[order]]:
-        if int(item_ix) not in query.banned:
-            yield bundle.items.ids.ids[item_ix - 1]
+    """Yield the ids of an ordered list of item_ix that a query may show."""
+    ids = bundle.items.ids.ids
+    return (ids[item_ix - 1] for item_ix in _allowed_items(order, query))
+
+
+def _allowed_items(order: np.ndarray, query: FallbackQuery) -> Iterator[int]:
+    """Yield the items of an ordered list that a query may show, read in blocks."""
+    mask, banned = query.allowed.mask, query.banned
+    start, size = 0, MIN_BLOCK
+    while start < len(order):
+        block = order[start : start + size]
+        yield from (item_ix for item_ix in block[mask[block]].tolist() if item_ix not in banned)
+        start, size = start + size, min(4 * size, MAX_BLOCK)
 
 
 def segment_lists(
@@ -170,11 +180,15 @@ def segment_lists(
         users: Segment of each user; None for users without a segment.
         user_ix, items, weights: (E,) user, item and weight of the training rows.
     """
+    values = sorted({value for value in users if value is not None})
+    code_of = {value: code for code, value in enumerate(values)}
+    codes = np.array([-1 if value is None else code_of[value] for value in users], dtype=np.int64)[user_ix]
+    by_segment = np.argsort(codes, kind="stable")  # rows of a segment keep their order, so float sums do too
+    borders = np.searchsorted(codes[by_segment], np.arange(len(values) + 1))
     lists: dict[str, np.ndarray] = {}
-    for value in sorted({value for value in users if value is not None}):
-        members = np.array([user == value for user in users], dtype=bool)
-        in_segment = members[user_ix]
-        counts = np.bincount(items[in_segment], weights=weights[in_segment], minlength=size)
+    for code, value in enumerate(values):
+        rows = by_segment[borders[code] : borders[code + 1]]
+        counts = np.bincount(items[rows], weights=weights[rows], minlength=size)
         order = np.argsort(-counts[1:], kind="stable")[:length] + 1
         lists[SEGMENT_PREFIX + value] = order[counts[order] > 0].astype(np.int32)
     return lists

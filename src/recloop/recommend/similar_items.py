@@ -15,6 +15,7 @@ from recloop.policy import Placement
 from recloop.recommend.attribute_towers import AttributeTowers, ranked
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
+from recloop.recommend.outside_items import OutsideItems
 from recloop.recommend.sources import popularity_rank
 from recloop.recommend.top_k import TopK, best_row, best_sparse
 
@@ -85,7 +86,7 @@ class _AttributeNeighbours:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._cold: tuple[tuple[str, str], list[str], np.ndarray] | None = None
+        self._outside = OutsideItems(bundle, lambda codes: codes)
 
     def similar_to(self, catalog: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids, best first; empty if no field of the item is known."""
@@ -99,10 +100,9 @@ class _AttributeNeighbours:
         if not query_codes.any():
             return iter(())
         n_equal = self._n_equal(self._table, query_codes)  # (N+1,)
-        popularity = popularity_rank(bundle) / (len(n_equal) + 1)  # below 1: a tie-breaker
-        cold_ids, cold = self._items_without_row(catalog, allowed.text)
+        cold_ids, cold = self._outside.select(catalog, allowed.text)
         cold_n_equal = self._n_equal(cold, query_codes)
-        scores = np.where(n_equal > 0, n_equal - popularity, -np.inf)
+        scores = np.where(n_equal > 0, n_equal - self._popularity, -np.inf)
         cold_scores = np.where(cold_n_equal > 0, cold_n_equal - 1.0, -np.inf)
         return ranked(scores, allowed, b, bundle.items.ids.ids, cold_ids, cold_scores)
 
@@ -115,28 +115,24 @@ class _AttributeNeighbours:
         start = 0
         for name in self._bundle.spec.item:
             stop = start + self._bundle.fields.columns(f"item.{name}")
-            known = query_codes[start:stop][query_codes[start:stop] > 0]
-            if len(known):
-                n_equal += (codes[:, start:stop, None] == known).any(axis=1).sum(axis=1) / len(known)
+            known = query_codes[start:stop][query_codes[start:stop] > 0].tolist()
+            if known:
+                columns = range(start, stop)
+                n_found = sum(np.logical_or.reduce([codes[:, column] == code for column in columns]) for code in known)
+                n_equal += n_found / len(known) if len(known) > 1 else n_found
             start = stop
         return n_equal
 
     @cached_property
     def _table(self) -> np.ndarray:
         """Return the field codes (N+1, C) of the table's items; row 0 is missing."""
-        return self._codes([None, *self._bundle.items.attributes])
+        return np.asfortranarray(self._codes([None, *self._bundle.items.attributes]))  # read by column
+
+    @cached_property
+    def _popularity(self) -> np.ndarray:
+        """Return the popularity rank (N+1,) as a tie-breaker below 1."""
+        rank = popularity_rank(self._bundle)
+        return np.asarray(rank / (len(rank) + 1))
 
     def _codes(self, rows: Sequence[Mapping[str, Any] | None]) -> np.ndarray:
         return attribute_codes("item", self._bundle.spec, self._bundle.fields, rows)[0]
-
-    def _items_without_row(self, catalog: Catalog, text: str) -> tuple[list[str], np.ndarray]:
-        """Return shown items without a row that pass a condition, and their codes (n, C).
-
-        Ids ascend.
-        """
-        key = (catalog.version, text)
-        if self._cold is None or self._cold[0] != key:
-            ids = sorted(catalog.latest(text, self._bundle.items.ids))
-            items = [catalog.get(item_id) for item_id in ids]
-            self._cold = (key, ids, self._codes([None if item is None else item.attributes for item in items]))
-        return self._cold[1], self._cold[2]
