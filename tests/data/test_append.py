@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from recloop.config import Clean, Events
-from recloop.data.append import retracted_rows, rows_before_burst
+from recloop.data.split_change import retracted_rows, rows_before_burst
 from recloop.features.labels import EventLabeler
 from recloop.records import EVENT_SCHEMA, RULE, SECOND
 

@@ -1,51 +1,46 @@
-"""Append the log's rows after the watermark to ``data/`` and renew the split.
+"""Append the log's rows after the watermark to ``data/``.
 
 Causal rules were applied when a row arrived; ``rule`` names the rule that removed it. Retrospective rules run here and
 remove rows that serving accepted: repeats without an event_id (`duplicates`) and the rows of a burst before its tenth
 (`burst`). No split contains such rows. They stay in the archive, because states contained them. A retraction with a
 separate seq, which the caller appends to the log, removes them from the states (`AppendResult.taken_back`).
 
-All files are written into a staged folder; `publish_data` renames it into ``data/``, the manifest last.
+The cost follows the new rows: files of untouched days and the labelled rows of earlier updates are neither read completely
+nor written again (`recloop.data.split_change`, `recloop.data.compaction`). All files are written into a staged folder;
+`publish_data` renames it into ``data/``, the manifest last. Files that a new one replaces are deleted at once without a
+server; beside one the next update deletes them, because the server still reads them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from recloop import __version__
-from recloop.config import Clean, Config
 from recloop.data.atomic_folder import AtomicFolder
-from recloop.data.clean import QUARANTINED, duplicate_rows
+from recloop.data.clean import QUARANTINED
+from recloop.data.compaction import absorbed
 from recloop.data.label_report import RuleCount, count_by_rule
-from recloop.data.prepare import SPLITS, split_hash
-from recloop.data.split import SplitFrames, holdout_rows, n_users
+from recloop.data.labelled_log import DROPPED_PREFIX, SPLIT, UPDATE_FORMAT, LabelledLog
+from recloop.data.split_change import NewRows, SplitChange, split_change
 from recloop.features.labels import EventLabeler
-from recloop.features.learned_range import LearnedRange, NewWindow, window_of
-from recloop.features.moments import moment_stamps, number_moments
+from recloop.features.learned_range import LearnedRange
+from recloop.features.spec import FeatureSpec
 from recloop.files import move, replace_json
 from recloop.project import Project
-from recloop.records import (
-    EVENT_SCHEMA,
-    ITEM_ID,
-    LABEL,
-    RULE,
-    SECOND,
-    SEQ,
-    STAMP,
-    TIMESTAMP,
-    USER_ID,
-    FileFacts,
-    is_guest,
-)
+from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, RULE, SEQ, TIMESTAMP, USER_ID, is_guest
 from recloop.storage import EventLog
-from recloop.storage.archive import Archive
 from recloop.storage.data_manifest import MANIFEST, DataManifest, UpdateRecord, WindowLoss
+
+PART_PREFIX = f"{SPLIT}/rows-"
+COMPRESSION = 8
+"""Bytes of rows in memory per byte of their Parquet file, roughly."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ def append(
     log: EventLog,
     until: int,
     learned: LearnedRange,
-    signal: EventLabeler,
+    spec: FeatureSpec,
     target: Path,
     retracted_seqs: Sequence[int] = (),
 ) -> AppendResult:
@@ -88,155 +83,168 @@ def append(
     Args:
         until: The last seq to append.
         learned: The moments that the live bundle has learned; every other moment is new.
-        signal: The labeler of the candidate's spec.
+        spec: The candidate's spec, which labels the rows.
         retracted_seqs: The seq of rows that were retracted before.
         target: The staged folder; an existing one is replaced.
     """
     archive = project.open_archive()
-    after = archive.watermark
-    rows = log.events(after=after, until=until)
-    new_rows = rows.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-    old_rows = archive.events()
-    valid_rows = pl.concat([old_rows, new_rows]).filter(
-        ~pl.col(SEQ).is_in(pl.Series(retracted_seqs, dtype=pl.Int64).implode())
-    )
-    removed_rules = retracted_rows(valid_rows, rows, project.config.clean, signal)
-    labelled = number_moments(moment_stamps(signal.label(valid_rows.filter(~pl.col(SEQ).is_in(list(removed_rules))))))
-    window = window_of(labelled, learned)
-    split_frames = split_at(labelled, window, project.config)
-    removed = Counter(rows[RULE].drop_nulls().to_list()) + Counter(
-        rule for seq, rule in removed_rules.items() if seq > after
-    )
-    result = AppendResult(
-        read=len(rows),
-        kept=len(rows) - removed.total(),
-        removed=dict(sorted(removed.items())),
-        new_users=sum(not is_guest(user) for user in set(new_rows[USER_ID]) - set(old_rows[USER_ID].unique())),
-        new_items=len(set(new_rows[ITEM_ID]) - set(old_rows[ITEM_ID].unique())),
-        cut=window.cut,
-        held_seq=window.held_seq,
-        late=window.late,
-        fresh=window.fresh,
-        positives=int(((labelled[SEQ] > after) & (labelled[LABEL] > 0)).sum()),
-        signals=count_by_rule(signal, new_rows),
-        taken_back=sorted(removed_rules.items()),
-    )
-    _write(project, archive, log, rows, new_rows, split_frames, result, until, target)
+    signal = EventLabeler.from_spec(spec)
+    rows = log.events(after=archive.watermark, until=until)
+    valid = rows.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+    new = NewRows(archive, rows, valid, sorted(retracted_seqs), signal, spec.state_key, project.config.clean, learned)
+    stored = LabelledLog(project.data, manifest=archive.manifest)
+    change = split_change(new, stored)
+    result = _result(new, change)
+    _StagedData(project, stored, new, change, result, until).write(log, target)
     return result
 
 
-def retracted_rows(valid_rows: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: EventLabeler) -> dict[int, str]:
-    """Valid rows that a retrospective rule removes: rule by seq.
-
-    Args:
-        valid_rows: All valid rows, in seq order.
-        rows: The new rows; ``rule`` names the causal rule that removed a row.
-        signal: The labeler; it marks the rows that the burst rule ignores.
-    """
-    duplicates = duplicate_rows(valid_rows).to_list() if clean.duplicates == "exact" else []
-    in_burst = rows_before_burst(valid_rows, rows, clean, signal)
-    return dict.fromkeys(duplicates, "duplicates") | dict.fromkeys(in_burst, "burst")
-
-
-def rows_before_burst(valid_rows: pl.DataFrame, rows: pl.DataFrame, clean: Clean, signal: EventLabeler) -> list[int]:
-    """Return the seq of valid burst rows before the row that revealed the burst.
-
-    The causal rule removes the tenth row of a second and the later ones. This one adds the rows in
-    (stamp - seconds, stamp] of each removed row. Targets with at least the weight of a purchase never belong to a burst.
-    """
-    burst_rows = rows.filter(pl.col(RULE) == "burst").select(USER_ID, pl.col(TIMESTAMP).alias("caught"))
-    if clean.burst == "off" or not len(burst_rows):
-        return []
-    user_rows = valid_rows.filter(pl.col(USER_ID).is_in(burst_rows[USER_ID].unique().implode()))
-    candidates = user_rows.select(SEQ).with_columns(signal.acts(user_rows)).filter(~pl.col("strong"))
-    # The first removed row at or after a row decides, so a crawler's rows are not joined with each other.
-    next_caught = candidates.select(SEQ, USER_ID, TIMESTAMP).sort(TIMESTAMP).join_asof(
-        burst_rows.sort("caught"), left_on=TIMESTAMP, right_on="caught", by=USER_ID, strategy="forward",
-        check_sortedness=False,
-    )  # fmt: skip
-    is_before = pl.col("caught") - pl.col(TIMESTAMP) < round(clean.burst.seconds * SECOND)
-    return next_caught.filter(is_before)[SEQ].sort().to_list()
+def _result(new: NewRows, change: SplitChange) -> AppendResult:
+    removed = Counter(new.rows[RULE].drop_nulls().to_list()) + Counter(
+        rule for seq, rule in change.removed_rules.items() if seq > new.after
+    )
+    users, items = (
+        set(new.valid[column]) - new.archive.known_ids(column, new.valid[column]) for column in (USER_ID, ITEM_ID)
+    )
+    return AppendResult(
+        read=len(new.rows),
+        kept=len(new.rows) - removed.total(),
+        removed=dict(sorted(removed.items())),
+        new_users=sum(not is_guest(user) for user in users),
+        new_items=len(items),
+        cut=change.window.cut,
+        held_seq=change.window.held_seq,
+        late=change.window.late,
+        fresh=change.window.fresh,
+        positives=len(change.rows.filter((pl.col(SEQ) > new.after) & (pl.col(LABEL) > 0))),
+        signals=count_by_rule(new.signal, new.valid),
+        taken_back=sorted(change.removed_rules.items()),
+    )
 
 
-def split_at(labelled: pl.DataFrame, window: NewWindow, config: Config) -> SplitFrames:
-    """Split the labelled log at a window.
+@dataclass(frozen=True)
+class _StagedData:
+    """Files of the next version of ``data/``."""
 
-    The moments of the window are the test; the others are train and valid.
-    """
-    marked = labelled.sort(SEQ).with_columns(window.tested.alias("tested"))
-    past, test = (marked.filter(condition).drop("tested") for condition in (~pl.col("tested"), pl.col("tested")))
-    holdout = holdout_rows(past, config.split.validation_users, n_users(labelled) // 2)
-    keys = [USER_ID, STAMP]
-    valid = past.join(holdout, on=keys, how="semi", maintain_order="left")
-    return SplitFrames(past.join(holdout, on=keys, how="anti", maintain_order="left"), valid, test, window.cut)
+    project: Project
+    stored: LabelledLog
+    new: NewRows
+    change: SplitChange
+    result: AppendResult
+    until: int
 
+    def write(self, log: EventLog, target: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        files = AtomicFolder(target)
+        try:
+            replaced = [*self._archive(files), *self._split(files)]
+            self._tables(files, log)
+            files.wait()
+            files.manifest(self._manifest(files, replaced).to_json())
+        finally:
+            files.close()
 
-def _write(
-    project: Project, archive: Archive, log: EventLog, rows: pl.DataFrame, new_rows: pl.DataFrame,
-    split_frames: SplitFrames, result: AppendResult, until: int, target: Path,
-) -> None:  # fmt: skip
-    shutil.rmtree(target, ignore_errors=True)
-    files = AtomicFolder(target)
-    after = archive.watermark
-    try:
+    def _archive(self, files: AtomicFolder) -> list[str]:
+        """Add the new valid rows to the files of their days; return the replaced files."""
         date = pl.from_epoch(TIMESTAMP, time_unit="us").dt.strftime("%Y-%m-%d").alias("date")
-        days = new_rows.with_columns(date).partition_by("date", as_dict=True, include_key=False)
+        days = self.new.valid.with_columns(date).partition_by("date", as_dict=True, include_key=False)
+        archived_files = self.new.archive.files()
+        replaced: list[str] = []
         for (day,), day_rows in sorted(days.items()):
-            files.table(f"archive/date={day}/events-{after + 1}-{until}.parquet", day_rows)
-        for name, frame in zip(SPLITS, split_frames[:3], strict=True):
-            files.table(f"split/{name}.parquet", frame)
+            folder = f"archive/date={day}"
+            frame, merged = self._merged(archived_files.get(str(day), []), day_rows)
+            files.table(f"{folder}/events-{frame[SEQ][0]}-{self.until}.parquet", frame)
+            replaced += merged
+        return replaced
+
+    def _split(self, files: AtomicFolder) -> list[str]:
+        """Add the labelled rows and the seqs of removed ones; return the replaced files."""
+        earlier = self.stored.row_files
+        earlier_dropped = [name for name in self.stored.manifest.files_in(SPLIT) if name.startswith(DROPPED_PREFIX)]
+        if self.change.replaces:
+            frame, merged = self.change.rows, earlier
+        else:
+            bases = [name for name in earlier if not name.startswith(PART_PREFIX)]
+            parts = sorted(set(earlier) - set(bases), key=_last_seq)
+            frame, merged = self._merged(parts, self.change.rows)
+        if len(frame):
+            files.table(f"{PART_PREFIX}{frame[SEQ][0]}-{self.until}.parquet", frame)
+        if self.change.dropped:
+            seqs = pl.DataFrame({SEQ: self.change.dropped}, schema={SEQ: pl.Int64})
+            files.table(f"{DROPPED_PREFIX}{self.until}.parquet", seqs)
+        return [*merged, *earlier_dropped]
+
+    def _merged(self, names: Sequence[str], rows: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+        """Rows with those of the newest files that they absorb, and these files' names."""
+        sizes = [self.stored.manifest.files[name].bytes for name in names if name in self.stored.manifest.files]
+        if len(sizes) < len(names) or not len(rows):
+            return rows, []  # files of an earlier version that the manifest does not name
+        count = absorbed(sizes, rows.estimated_size() // COMPRESSION)
+        merged = list(names[len(names) - count :])
+        frames = [self.stored.table(name, rows.columns) for name in merged]
+        return pl.concat([*frames, rows]).sort(SEQ), merged
+
+    def _tables(self, files: AtomicFolder, log: EventLog) -> None:
+        archive = self.new.archive
         for name, archived, logged in (
-            ("items", archive.items(), log.items(after, until)),
-            ("users", archive.users(), log.users(after, until)),
+            ("items", archive.items, log.items(archive.watermark, self.until)),
+            ("users", archive.users, log.users(archive.watermark, self.until)),
         ):
             if len(logged):
-                files.table(f"{name}.parquet", logged if archived is None else pl.concat([archived, logged]))
-        quarantined = rows.filter(pl.col(RULE).is_not_null()).select(*QUARANTINED)
+                earlier = archived()
+                files.table(f"{name}.parquet", logged if earlier is None else pl.concat([earlier, logged]))
+        quarantined = self.new.rows.filter(pl.col(RULE).is_not_null()).select(*QUARANTINED)
         if len(quarantined):
             files.table("quarantine.parquet", pl.concat([archive.quarantine(), quarantined]))
-        files.wait()
-        files.manifest(_manifest(project, archive.manifest, files.written, split_frames, result, until).to_json())
-    finally:
-        files.close()
+
+    def _manifest(self, files: AtomicFolder, replaced: Sequence[str]) -> DataManifest:
+        previous, change, result = self.stored.manifest, self.change, self.result
+        kept_files = {name: facts for name, facts in previous.files.items() if name not in set(replaced)}
+        old_counts = previous.counts
+        counts = replace(
+            old_counts,
+            read=old_counts.read + result.read,
+            kept=old_counts.kept + result.kept,
+            removed={
+                rule: old_counts.removed.get(rule, 0) + result.removed.get(rule, 0)
+                for rule in sorted({*old_counts.removed, *result.removed})
+            },
+            train=change.n_rows - change.n_test,
+            valid=0,
+            test=change.n_test,
+        )
+        manifest = replace(
+            previous,
+            format=UPDATE_FORMAT,
+            code=__version__,
+            cut=result.cut,
+            held_seq=result.held_seq,
+            watermark=self.until,
+            labels=self.new.labels,
+            superseded=tuple(sorted(replaced)),
+            counts=counts,
+            files={**kept_files, **files.written},
+            config=self.project.config.model_dump(mode="json", by_alias=True),
+            updates=(*previous.updates, UpdateRecord(previous.watermark + 1, self.until, result.read, result.kept)),
+        )
+        return replace(manifest, split_hash=_split_hash(manifest))
 
 
-def _manifest(
-    project: Project,
-    previous: DataManifest,
-    written: Mapping[str, FileFacts],
-    split_frames: SplitFrames,
-    result: AppendResult,
-    until: int,
-) -> DataManifest:
-    old_counts = previous.counts
-    counts = replace(
-        old_counts,
-        read=old_counts.read + result.read,
-        kept=old_counts.kept + result.kept,
-        removed={
-            rule: old_counts.removed.get(rule, 0) + result.removed.get(rule, 0)
-            for rule in sorted({*old_counts.removed, *result.removed})
-        },
-        **{name: len(frame) for name, frame in zip(SPLITS, split_frames[:3], strict=True)},
-    )
-    return replace(
-        previous,
-        code=__version__,
-        cut=result.cut,
-        held_seq=result.held_seq,
-        watermark=until,
-        split_hash=split_hash(written),
-        counts=counts,
-        files={**previous.files, **written},
-        config=project.config.model_dump(mode="json", by_alias=True),
-        updates=(*previous.updates, UpdateRecord(previous.watermark + 1, until, result.read, result.kept)),
-    )
+def _last_seq(name: str) -> int:
+    """Last seq in the name of a part."""
+    return int(name.removesuffix(".parquet").rsplit("-", 1)[1])
+
+
+def _split_hash(manifest: DataManifest) -> str:
+    """SHA-256 over the hashes of the files of the split, and its window."""
+    hashes = [f"{name}:{manifest.files[name].sha256}" for name in manifest.files_in(SPLIT)]
+    return hashlib.sha256("\n".join([*hashes, f"{manifest.cut}:{manifest.held_seq}"]).encode()).hexdigest()
 
 
 def publish_data(staged: Path, data: Path, windows: tuple[WindowLoss, ...]) -> None:
     """Rename the files of `append` into ``data/``, the manifest last.
 
-    A call after a crash continues the interrupted one.
+    The files that the present version replaced are deleted first. A call after a crash continues the interrupted one.
 
     Args:
         windows: Losses of the earlier windows, for the next input check.
@@ -247,7 +255,17 @@ def publish_data(staged: Path, data: Path, windows: tuple[WindowLoss, ...]) -> N
     if not manifest_file.exists():
         return
     manifest = replace(DataManifest.read(staged), windows=windows)
-    if (data / MANIFEST).exists():  # files may have been read while this run was interrupted
-        manifest = replace(manifest, sources=DataManifest.read(data).sources)
+    if (data / MANIFEST).exists():
+        present = DataManifest.read(data)
+        if present.watermark < manifest.watermark:
+            remove_superseded(data)
+        manifest = replace(manifest, sources=present.sources)  # files may have been read since
     replace_json(data / MANIFEST, manifest.to_json())
     manifest_file.unlink()
+
+
+def remove_superseded(data: Path) -> None:
+    """Delete the files that the present version of ``data/`` replaced."""
+    manifest = DataManifest.read(data)
+    for name in set(manifest.superseded) - set(manifest.files):
+        (data / name).unlink(missing_ok=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import polars as pl
-import pyarrow.parquet
 
 from recloop import __version__
 from recloop.data import new_files, rejected_rows
@@ -23,6 +22,7 @@ from recloop.data.atomic_folder import AtomicFolder
 from recloop.data.clean import CleanResult, clean, nothing_left
 from recloop.data.doctor import Report, report
 from recloop.data.entities import EntityTable, read_project
+from recloop.data.labelled_log import UPDATE_FORMAT, LabelledLog, split_at
 from recloop.data.log_counts import LogCounts
 from recloop.data.posted_rows import PostedRows
 from recloop.data.rejected_rows import RejectedRow
@@ -30,6 +30,7 @@ from recloop.data.sources import find, fingerprint
 from recloop.data.split import SplitFrames, split
 from recloop.errors import UserError
 from recloop.features.dwell import DwellPercentiles
+from recloop.features.moments import number_moments
 from recloop.files import recover_folder, swap_folder
 from recloop.project import Project
 from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP, FileFacts
@@ -162,26 +163,27 @@ def load(project: Project) -> PreparedData:
     return read(project.data)
 
 
-def read(data: Path, fallback_folder: Path | None = None) -> PreparedData:
-    """Read a data folder; ``fallback_folder`` supplies missing item and user tables."""
-    manifest = DataManifest.read(data)
-    if manifest.format != FORMAT_VERSION:
-        raise UserError("data", manifest.format, f"format {FORMAT_VERSION} of data/", "recloop prepare")
-    train, valid, test = (_table(data / "split" / f"{name}.parquet") for name in SPLITS)
-    items, users = (
-        _table(_whichever(data, fallback_folder, f"{name}.parquet")) if f"{name}.parquet" in manifest.files else None
-        for name in ("items", "users")
-    )
-    return PreparedData(train, valid, test, items, users, manifest)
+def read(data: Path) -> PreparedData:
+    """Read a data folder; the rows of an update are split at its window."""
+    return split_log(LabelledLog(data))
+
+
+def split_log(log: LabelledLog) -> PreparedData:
+    """Read all rows of a labelled log as train, validation and test."""
+    manifest = log.manifest
+    if manifest.format not in {FORMAT_VERSION, UPDATE_FORMAT}:
+        raise UserError("data", manifest.format, f"format {UPDATE_FORMAT} of data/", "recloop prepare")
+    if log.has_parts:
+        max_users = int(manifest.config["split"]["validation_users"])
+        train, valid, test, _ = split_at(number_moments(log.rows()), log.window, max_users)
+    else:
+        train, valid, test = (log.table(f"split/{name}.parquet") for name in SPLITS)
+    return PreparedData(train, valid, test, log.items, log.users, manifest)
 
 
 def split_hash(written: Mapping[str, FileFacts]) -> str:
     """SHA-256 over the hashes of the three split files."""
     return hashlib.sha256("".join(written[f"split/{name}.parquet"].sha256 for name in SPLITS).encode()).hexdigest()
-
-
-def _whichever(data: Path, fallback_folder: Path | None, name: str) -> Path:
-    return data / name if fallback_folder is None or (data / name).exists() else fallback_folder / name
 
 
 def _same_import(project: Project, data_fingerprint: str) -> None:
@@ -275,12 +277,3 @@ def _write(
     finally:
         files.close()
         shutil.rmtree(staged, ignore_errors=True)
-
-
-def _table(path: Path) -> pl.DataFrame:
-    try:
-        frame = pl.from_arrow(pyarrow.parquet.read_table(path, page_checksum_verification=True))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError("data", path, f"a complete file ({error})", "recloop prepare") from None
-    assert isinstance(frame, pl.DataFrame)
-    return frame

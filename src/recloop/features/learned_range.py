@@ -91,11 +91,25 @@ def window_of(labelled: pl.DataFrame, learned: LearnedRange) -> NewWindow:
         labelled: All valid rows with ``stamp`` and ``label``.
         learned: The learned range of the live bundle.
     """
-    cut = learned.cut
-    min_seq = 0
-    if cut > end_of(labelled, STAMP) + 1:
+    if learned.cut > end_of(labelled, STAMP) + 1:
         cut = end_of(labelled.filter(learned.rows), STAMP) + 1
-        min_seq = learned.until_seq
+        return _window(labelled, learned, cut, learned.until_seq, nothing_held(labelled))
+    return _window(labelled, learned, learned.cut, 0, nothing_held(labelled))
+
+
+def window_of_rows(rows: pl.DataFrame, learned: LearnedRange, end: int, unheld_seq: int) -> NewWindow | None:
+    """`window_of` from the rows that it depends on; None if it depends on all rows.
+
+    Args:
+        rows: All rows of the users with a row after ``learned.until_seq``, and all rows from ``learned.cut`` on.
+        end: `end_of` all rows by ``stamp``.
+        unheld_seq: `nothing_held` of all rows.
+    """
+    return None if learned.cut > end + 1 else _window(rows, learned, learned.cut, 0, unheld_seq)
+
+
+def _window(labelled: pl.DataFrame, learned: LearnedRange, cut: int, min_seq: int, unheld_seq: int) -> NewWindow:
+    """Test window with this cut; moments up to ``min_seq`` are not fresh."""
     moments = (
         labelled.filter(learned.new_moments)
         .group_by(USER_ID, STAMP)
@@ -103,7 +117,7 @@ def window_of(labelled: pl.DataFrame, learned: LearnedRange) -> NewWindow:
         .filter("positive")
     )
     fresh = moments.filter((pl.col(STAMP) >= cut) & (pl.col(SEQ) > min_seq))[SEQ].sort()
-    held_seq = int(fresh[int((1 - TESTED_SHARE) * len(fresh))]) if len(fresh) else nothing_held(labelled)
+    held_seq = int(fresh[int((1 - TESTED_SHARE) * len(fresh))]) if len(fresh) else unheld_seq
     return NewWindow(cut, held_seq, len(moments) - len(fresh), len(fresh))
 
 

@@ -59,7 +59,7 @@ def build_child(
     arrays = train_data(tables, rows, None, training_steps.clicked_lists(run.project, rows))
     scorers = _closed_form_scorers(parent)
     counts = _fit_counts(run.config, arrays, tables, scorers)
-    manifest = training_steps.base_manifest(run.config, tables, data, rows, held_seq)
+    manifest = training_steps.base_manifest(run.config, tables, data.manifest.fingerprint, rows, held_seq)
     child = baselines.draft_bundle(run.config, tables, arrays, counts, scorers, manifest)
     if has_network(parent):
         plan = _TrainPlan.for_child(run, parent, arrays, counts, warm_start)

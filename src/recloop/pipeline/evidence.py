@@ -111,9 +111,11 @@ def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
     if not len(queries):
         return {}
     keys = pl.DataFrame({USER_ID: queries.users, STAMP: queries.now}, schema={USER_ID: pl.String, STAMP: pl.Int64})
-    test = EvaluationSplit(data.test.join(keys, on=[USER_ID, STAMP], how="semi"), data.events, data.users)
+    test = EvaluationSplit(
+        data.test.join(keys, on=[USER_ID, STAMP], how="semi"), run.events_of(queries.users), data.users
+    )
     facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
-    table = evaluate([candidate], test, run.evaluation_context[1], run.config, facts, training_steps.THREADS)
+    table = evaluate([candidate], test, run.catalog, run.config, facts, training_steps.THREADS)
     metrics = table.bundle_metrics()
     window = {"from_seq": run.live_range.until_seq + 1, "to_seq": run.until, "from": candidate.cut}
     return {**metrics, "protocol": {**metrics["protocol"], "set": "new_rows", "window": window}}
@@ -126,8 +128,8 @@ def holdout_queries(run: UpdateRun) -> Queries:
     the candidate has counted them.
     """
     span = pl.col(STAMP).is_between(run.live.cut - HOLDOUT_DAYS * DAY, run.live.cut, closed="left")
-    counted = span & run.live_range.rows
-    return paired.subsample(make_queries(run.data.events.filter(counted & holdout_rows(run.data.events)), "successive"))
+    rows = run.data.events.filter(holdout_rows(run.data.events))
+    return paired.subsample(make_queries(rows.filter(span & run.live_range.rows), "successive"))
 
 
 def holdout_rows(events: pl.DataFrame) -> pl.Expr:
@@ -150,10 +152,10 @@ def final_evidence(run: UpdateRun, candidate: Bundle, final: Bundle) -> list[Gat
     golden_failures = broken_golden(bundles.load(run.folder / "bundles" / final.id))
     lists: list[Sequence[Sequence[str]]] = [[], []]
     if not run.full:
-        timeline, catalog = run.evaluation_context
         queries = paired.subsample(make_queries(run.data.test, "successive"), MAX_OVERLAP_QUERIES)
         if len(queries):
-            both = paired.answer_each((final, candidate), queries, timeline, catalog)
+            timeline = run.states_of(queries.users)
+            both = paired.answer_each((final, candidate), queries, timeline, run.catalog)
             lists = [results.lists for results in both]
     loss_log = run.folder / "rest" / "log.jsonl"
     losses = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from recloop import bundle as bundles
-from recloop.data.append import publish_data
+from recloop.data.append import publish_data, remove_superseded
 from recloop.errors import Locked
 from recloop.features.labels import EventLabeler
 from recloop.files import move
@@ -93,5 +93,6 @@ def _apply_without_server(run: UpdateRun, control: ControlStore) -> None:
             with run.project.open_log(write=True) as log:
                 inbox.apply_inbox(control, log)
             snapshots.forget(run.project.store, run.until)
+            remove_superseded(run.project.data)
     except Locked:
         return

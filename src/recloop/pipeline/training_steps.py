@@ -138,7 +138,10 @@ def fit_models(
     counts, scorers = baselines.fit_counts(arrays, tables, "" if needs_network else name, options)
     model_config = config.model_copy(update={"model": config.model.model_validate({"name": name, **options})})
     held_seq = data.manifest.held_seq or 0
-    manifest = replace(base_manifest(config, tables, data, rows_before_cut, held_seq), recipe=recipe_of(model_config))
+    manifest = replace(
+        base_manifest(config, tables, data.manifest.fingerprint, rows_before_cut, held_seq),
+        recipe=recipe_of(model_config),
+    )
     draft = baselines.draft_bundle(config, tables, arrays, counts, scorers, manifest)
     model_names = ", ".join(scorer.model for scorer in scorers.values())
     progress.say("learn", f"{model_names} in {time.monotonic() - started:.1f} s")
@@ -275,7 +278,7 @@ def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, 
     custom = [] if learned.network else custom_scorers(scorers)
     name = custom[0].model if custom else ""
     counts, _ = baselines.fit_counts(arrays, tables, name, config.model.options, baselines.half_lives_of(scorers))
-    manifest = base_manifest(config, tables, data, data.events, nothing_held(data.events))
+    manifest = base_manifest(config, tables, data.manifest.fingerprint, data.events, nothing_held(data.events))
     manifest = replace(manifest, recipe=learned.bundle.manifest.recipe, train=replace(manifest.train, refit=True))
     bundle = baselines.draft_bundle(config, tables, arrays, counts, scorers, manifest)
     network = None
@@ -342,11 +345,12 @@ def evaluate_bundles(project: Project, names: Sequence[str], progress: Progress)
 
 
 def base_manifest(
-    config: Config, tables: ItemUserTables, data: PreparedData, rows: pl.DataFrame, held_seq: int
+    config: Config, tables: ItemUserTables, fingerprint: str, rows: pl.DataFrame, held_seq: int
 ) -> Manifest:
     """Build the manifest of a bundle over these tables, without a network.
 
     Args:
+        fingerprint: Hash of the imported files (`DataManifest`).
         rows: The rows that it is fitted on.
         held_seq: The first seq of their held-out moments, see `recloop.features.learned_range.LearnedRange`.
     """
@@ -355,7 +359,7 @@ def base_manifest(
         recloop=__version__,
         model=ModelSpec(COUNTS_BUNDLE, {}),
         data=TrainingRows(
-            fingerprint=data.manifest.fingerprint,
+            fingerprint=fingerprint,
             cut=tables.cut,
             until_seq=until_seq,
             held_seq=held_seq,

@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+import polars as pl
 from safetensors import SafetensorError
 
 from recloop import bundle as bundles
 from recloop.bundle import Bundle
 from recloop.config import Config
-from recloop.data.prepare import PreparedData, read
+from recloop.data.labelled_log import LabelledLog
 from recloop.errors import BundleError, UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.learned_range import LearnedRange, NewWindow
@@ -33,6 +34,7 @@ from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
+from recloop.records import USER_ID
 from recloop.release import gate
 from recloop.release.gate import GateResult
 from recloop.settings import dump
@@ -106,7 +108,7 @@ class UpdateRun:
     progress: Progress
     seed: int
     changed: list[Change] = field(default_factory=list)
-    loaded: PreparedData | None = field(default=None, repr=False)
+    loaded: LabelledLog | None = field(default=None, repr=False)
 
     @property
     def config(self) -> Config:
@@ -149,16 +151,24 @@ class UpdateRun:
         return self.recipe == self.live.manifest.recipe
 
     @property
-    def data(self) -> PreparedData:
+    def data(self) -> LabelledLog:
         """Return ``data/`` as `collect` wrote it."""
         if self.loaded is None:
-            self.loaded = read(self.folder / "data", self.project.data)
+            self.loaded = LabelledLog(self.folder / "data", self.project.data)
         return self.loaded
 
     @cached_property
-    def evaluation_context(self) -> tuple[StateHistory, Catalog]:
-        """Return the states and the catalog of this run's queries."""
-        return StateHistory(self.data.events, self.data.users), Catalog.from_frames([self.data.items])
+    def catalog(self) -> Catalog:
+        """Return the catalog of this run's queries."""
+        return Catalog.from_frames([self.data.items])
+
+    def events_of(self, users: Sequence[str]) -> pl.DataFrame:
+        """Return the labelled rows of these users."""
+        return self.data.events.filter(pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).unique().implode()))
+
+    def states_of(self, users: Sequence[str]) -> StateHistory:
+        """Return the states of these users only."""
+        return StateHistory(self.events_of(users), self.data.users)
 
     @property
     def gates(self) -> list[GateResult]:

@@ -11,12 +11,14 @@ import numpy as np
 import polars as pl
 
 from recloop.data.append import append
+from recloop.data.labelled_log import TRAINING_COLUMNS
+from recloop.data.prepare import split_log
 from recloop.evaluation import paired
 from recloop.evaluation.paired import LossEstimate
 from recloop.evaluation.queries import Queries, make_queries
-from recloop.features.labels import EventLabeler
 from recloop.features.learned_range import FIRST_SEQ, nothing_held
 from recloop.features.log_end import end_of
+from recloop.features.state import StateHistory
 from recloop.monitoring import verify
 from recloop.pipeline import training_steps
 from recloop.pipeline.candidate import WarmStart, build_child, load_candidate, load_train_state, tag_child, write
@@ -59,7 +61,7 @@ def collect(run: UpdateRun) -> None:
             log,
             run.until,
             run.live_range,
-            EventLabeler.from_spec(run.spec),
+            run.spec,
             run.folder / "data",
             retracted,
         )
@@ -90,10 +92,10 @@ def check_input(run: UpdateRun) -> None:
     """Compare live's loss on the new rows with earlier windows; block an outlier."""
     if run.journal.is_done("check"):
         return
-    events = run.data.events
     live_windows, recipe_windows = known_windows(run)
     # Late rows are excluded: live has learned the rows that follow them.
-    events = events.filter(run.live_range.new_moments & (pl.col(STAMP) >= run.window.cut)).with_columns(first=FIRST_SEQ)
+    events = run.data.where(pl.col(STAMP) >= run.window.cut, TRAINING_COLUMNS)
+    events = events.filter(run.live_range.new_moments).with_columns(first=FIRST_SEQ)
     incoming_queries = make_queries(events.filter(pl.col("first") > run.watermark), "successive")
     if not run.config.update.input_check or not len(incoming_queries):
         note = "weak: nothing to compare" if run.config.update.input_check else "weak: update.input_check is off"
@@ -108,13 +110,14 @@ def check_input(run: UpdateRun) -> None:
     earlier_windows = (
         paired.windows(earlier_queries, input_check.MAX_WINDOWS, len(incoming_queries)) if len(earlier_queries) else []
     )
-    windows = [_window(run, queries, run.watermark) for queries in earlier_windows]
+    timeline = run.states_of([user for queries in (incoming_queries, *earlier_windows) for user in queries.users])
+    windows = [_window(run, queries, run.watermark, timeline) for queries in earlier_windows]
     if len(windows) < input_check.MIN_WINDOWS:
         windows = live_windows + windows
     inherited = len(windows) < input_check.MIN_WINDOWS  # a new live bundle has no windows yet
     if inherited:
         windows = recipe_windows + windows
-    incoming = _window(run, incoming_queries, run.until)
+    incoming = _window(run, incoming_queries, run.until, timeline)
     result = input_check.input_check(
         LossEstimate.from_window(incoming), [LossEstimate.from_window(window) for window in windows]
     )
@@ -148,9 +151,9 @@ def known_windows(run: UpdateRun) -> tuple[list[WindowLoss], list[WindowLoss]]:
     ]
 
 
-def _window(run: UpdateRun, queries: Queries, to_seq: int) -> WindowLoss:
+def _window(run: UpdateRun, queries: Queries, to_seq: int, timeline: StateHistory) -> WindowLoss:
     """Return live's loss over these queries in the form of ``data/manifest.json``."""
-    window_loss = paired.window_loss(paired.answer(run.live, queries, *run.evaluation_context).ndcg)
+    window_loss = paired.window_loss(paired.answer(run.live, queries, timeline, run.catalog).ndcg)
     return WindowLoss(
         to_seq, window_loss.loss, run.live.id, window_loss.queries, window_loss.spread, run.live.manifest.recipe
     )
@@ -176,16 +179,17 @@ def train_candidate(run: UpdateRun) -> None:
         return
     data = run.data
     window = run.window
-    rows = pl.concat([data.train, data.valid]).sort(SEQ)
     if run.full:
+        split = split_log(data)
+        rows = pl.concat([split.train, split.valid]).sort(SEQ)
         tables = make_tables(run.spec, rows, window.cut, data.items, data.users, run.live.items.ids.ids)
-        arrays = training_steps.validation_arrays(run.project, tables, data)
-        learned = training_steps.fit_models(run.project, tables, arrays, data, run.folder, run.progress, None)
+        arrays = training_steps.validation_arrays(run.project, tables, split)
+        learned = training_steps.fit_models(run.project, tables, arrays, split, run.folder, run.progress, None)
         candidate = tag_child(run, learned.bundle, "full")
     else:
         weights = load_train_state(run.live, run.project.bundles, run.reset)
         candidate = build_child(
-            run, run.live, rows, window.cut, window.held_seq, WarmStart(weights, run.live_range), run.folder
+            run, run.live, data.past, window.cut, window.held_seq, WarmStart(weights, run.live_range), run.folder
         )
     written = write(run, candidate, run.folder / "candidate")
     run.journal.record("learn", bundle=written.id)
@@ -198,16 +202,19 @@ def run_gates(run: UpdateRun) -> None:
     candidate = load_candidate(run)
     window = run.window
     recipe = str(candidate.manifest.recipe)
-    timeline, catalog = run.evaluation_context
     all_queries = make_queries(run.data.test, "successive")
     queries = paired.subsample(all_queries)
+    timeline, catalog = run.states_of(queries.users), run.catalog
     sides = (candidate, run.live)
     candidate_results, live_results = paired.answer_each(sides, queries, timeline, catalog, training_steps.THREADS)
     pairs = pair_scores(candidate_results, live_results)
     holdout = holdout_queries(run)
     holdout_pairs = None
     if len(holdout):
-        candidate_holdout, live_holdout = paired.answer_each(sides, holdout, timeline, catalog, training_steps.THREADS)
+        holdout_timeline = run.states_of(holdout.users)
+        candidate_holdout, live_holdout = paired.answer_each(
+            sides, holdout, holdout_timeline, catalog, training_steps.THREADS
+        )
         holdout_pairs = pair_scores(candidate_holdout, live_holdout)
     windows = inherited_windows(run)
     has_decisions = loading.has_decisions(run.project)

@@ -89,6 +89,11 @@ class Archive:
         """Distinct users of the valid events that meet a condition."""
         return self._believed().filter(condition).select(pl.col(USER_ID).unique()).collect().to_series()
 
+    def known_ids(self, column: str, raw_ids: pl.Series) -> set[str]:
+        """Those of these ids that a valid event has in a column."""
+        scan = self._believed().filter(pl.col(column).is_in(raw_ids.unique().implode()))
+        return set(scan.select(pl.col(column).unique()).collect().to_series())
+
     def count(self, condition: pl.Expr | None = None) -> int:
         """Count the valid events, or those that meet a condition."""
         rows = self._believed() if condition is None else self._believed().filter(condition)
@@ -120,9 +125,18 @@ class Archive:
         """True if an archived event has this id in the column."""
         return not self._all().filter(pl.col(column) == raw_id).head(1).collect().is_empty()
 
+    def files(self) -> dict[str, list[str]]:
+        """Paths of the event files in ``data/`` by day, oldest rows first."""
+        names = self.manifest.files_in("archive")
+        if not names:  # a manifest that does not name them
+            names = [str(path.relative_to(self.data)) for path in sorted(self.data.glob("archive/date=*/*.parquet"))]
+        days: dict[str, list[str]] = {}
+        for name in sorted(names, key=_first_seq):
+            days.setdefault(name.split("/")[1].removeprefix("date="), []).append(name)
+        return dict(sorted(days.items()))
+
     def _days(self) -> dict[str, list[Path]]:
-        folders = sorted((self.data / "archive").glob("date=*"))
-        return {folder.name.removeprefix("date="): sorted(folder.glob("*.parquet")) for folder in folders}
+        return {day: [self.data / name for name in names] for day, names in self.files().items()}
 
     def _believed(self) -> pl.LazyFrame:
         return self._scan([file for files in self._days().values() for file in files])
@@ -151,6 +165,12 @@ class Archive:
             return pl.read_parquet(file).filter(pl.col(SEQ) <= self.watermark)
         except pl.exceptions.PolarsError as error:
             raise UserError("data", file, f"an undamaged file ({error})", "recloop prepare") from None
+
+
+def _first_seq(name: str) -> tuple[int, str]:
+    """Order of event files: an import, then by the first seq in the name."""
+    words = name.removesuffix(".parquet").rsplit("/", 1)[1].split("-")
+    return int(words[1]) if len(words) == 3 else 0, name
 
 
 def _day(stamp: int, days: int) -> str:

@@ -31,7 +31,10 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Row counts of the import; ``removed`` by rule."""
+    """Row counts of all rows; ``removed`` by rule.
+
+    After an update ``train`` includes the validation rows, and ``valid`` is 0.
+    """
 
     read: int
     kept: int
@@ -87,6 +90,8 @@ class DataManifest:
         dwell: See `recloop.features.dwell`.
         config: All settings.
         files: Files of ``data/`` by path.
+        labels: `FeatureSpec.state_key` of the labels in the split; None before the first update.
+        superseded: Files that this version replaced; readers of the version before may still use them.
     """
 
     fingerprint: str
@@ -106,12 +111,18 @@ class DataManifest:
     windows: tuple[WindowLoss, ...] | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
     dwell: Mapping[str, Any] | None = None
+    labels: str | None = None
+    superseded: tuple[str, ...] = ()
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def protocol(self) -> str:
         """``split.protocol`` of the settings."""
         return str(self.config["split"]["protocol"])
+
+    def files_in(self, folder: str) -> list[str]:
+        """Paths of the files in a folder of ``data/``, ascending."""
+        return sorted(name for name in self.files if name.startswith(f"{folder}/"))
 
     @property
     def imported_until(self) -> int:
@@ -160,6 +171,8 @@ class DataManifest:
             counts=manifest.required("counts", RowCounts),
             report=manifest.optional("report", JsonTree) or {},
             dwell=manifest.optional("dwell", JsonTree),
+            labels=manifest.optional("labels", str),
+            superseded=manifest.optional("superseded", tuple[str, ...]) or (),
             files=manifest.required("files", dict[str, FileFacts]),
             config=manifest.required("config", JsonTree),
             other_keys=manifest.unread,
@@ -184,6 +197,8 @@ class DataManifest:
                 held_seq=self.held_seq,
                 imported=self.imported,
                 dwell=None if self.dwell is None else dict(self.dwell),
+                labels=self.labels,
+                superseded=list(self.superseded) or None,
                 updates=[asdict(update) for update in self.updates] or None,
                 windows=None if self.windows is None else [window.to_json() for window in self.windows],
             ),
