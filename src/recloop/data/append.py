@@ -179,7 +179,7 @@ class _StagedData:
         sizes = [self.stored.manifest.files[name].bytes for name in names if name in self.stored.manifest.files]
         if len(sizes) < len(names) or not len(rows):
             return rows, []  # files of an earlier version that the manifest does not name
-        count = absorbed(sizes, rows.estimated_size() // COMPRESSION)
+        count = absorbed(sizes, int(rows.estimated_size()) // COMPRESSION)
         merged = list(names[len(names) - count :])
         frames = [self.stored.table(name, rows.columns) for name in merged]
         return pl.concat([*frames, rows]).sort(SEQ), merged
