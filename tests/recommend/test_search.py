@@ -61,7 +61,7 @@ def test_scan_scores_few_of_many_items_in_float32() -> None:
     table = generator.standard_normal((20_000, 64)).astype(np.float32)
     finder = VectorSearch(ScanTable.build(table))
     masked = finder._masked(np.ones(20_000, dtype=bool))
-    candidates = finder._scan(table[3], masked.bias, np.zeros(0, dtype=np.int32), 200)
+    candidates = finder._scan(table[3], masked.shifts, np.zeros(0, dtype=np.int32), 200)
     assert 200 <= len(candidates) < 2_000
 
 
@@ -70,7 +70,7 @@ def test_scan_has_the_largest_sums_without_overflow() -> None:
     finder = VectorSearch(ScanTable.build(table))
     items, scores = finder.best(np.ones(256, dtype=np.float32), allowed(np.arange(2_000) >= 900, []), 0, 3)
     assert (items.tolist(), scores.tolist()) == ([900, 901, 902], [256.0] * 3)
-    assert finder._sums[0, 900] == 127 * 63 * 256
+    assert finder._sums[0, 900] == 127 * (63 + 64) * 256
 
 
 def test_search_with_a_zero_vector_returns_the_first_items() -> None:

@@ -21,8 +21,6 @@ MAX_CODE = 127
 """Largest code of a stored number."""
 MAX_QUERY_CODE = 63
 """Largest code of a query's number. The kernel adds pairs of products in 16 bits: 2 x 127 x (63 + 64) fits."""
-EXCLUDED = -(2**30)
-"""Integer score of an item outside the mask; scores of items are above half of it."""
 COLUMNS_PER_BLOCK = 64
 """The table is padded to a multiple of this number of columns."""
 MIN_SCAN_ITEMS = 1_024
@@ -37,24 +35,23 @@ MASK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class ScanTable:
-    """Item vectors as codes: x_d is about ``steps[d] * codes[d, ix]``.
+    """Item vectors as codes: x_d is about ``units[d] * steps[ix] * codes[d, ix]``.
 
     Attributes:
         vectors: (N+1, D) float32, row 0 is padding.
         codes: (D, P) int8, P = N+1 padded to a multiple of `COLUMNS_PER_BLOCK`.
-        steps: (D,) float64 width of a code.
-        offsets: (P,) int32 part of the kernel's sum that comes from the shift of the query's codes.
-        max_code: Maximum norm of a column of codes. max_error: Maximum norm of x_d / steps[d] - codes[d].
-        max_norm: Maximum norm of a vector.
+        units: (D,) float64 scale of a dimension. steps: (P,) float32 width of an item's codes.
+        shifts: (P,) float32 part of the kernel's sums that the shift of the query's codes adds, times ``steps``.
+        max_code: Maximum norm of an item's codes. max_error: Maximum norm of x / (units steps) - codes.
     """
 
     vectors: np.ndarray
     codes: np.ndarray
+    units: np.ndarray
     steps: np.ndarray
-    offsets: np.ndarray
+    shifts: np.ndarray
     max_code: float
     max_error: float
-    max_norm: float
 
     @classmethod
     def build(cls, vectors: np.ndarray) -> ScanTable:
@@ -65,45 +62,49 @@ class ScanTable:
         """
         n_rows, dim = vectors.shape
         width = -(-n_rows // COLUMNS_PER_BLOCK) * COLUMNS_PER_BLOCK
-        largest = np.maximum(vectors.max(axis=0), -vectors.min(axis=0)).astype(np.float64)
-        if not np.isfinite(largest).all():
+        units = np.sqrt(np.einsum("nd,nd->d", vectors, vectors, dtype=np.float64) / n_rows)
+        if not np.isfinite(units).all():
             raise BundleError(
                 "item_vectors", "NaN or infinite", "finite item vectors", "recloop train, with a smaller train.lr"
             )
-        steps = np.where(largest > 0, largest / MAX_CODE, 1.0)
+        units[units == 0] = 1.0
         codes = np.zeros((dim, width), dtype=np.int8)
-        squares = np.zeros(3)  # maxima of |codes|^2, |error|^2, |vector|^2
+        steps = np.zeros(width, dtype=np.float32)
+        squares = np.zeros(2)  # maxima of |codes|^2 and |error|^2
         for start in range(0, n_rows, ROWS_PER_STEP):
-            rows = vectors[start : start + ROWS_PER_STEP]
-            scaled = rows / steps
-            rounded = np.rint(scaled)
-            codes[:, start : start + len(rows)] = rounded.T
-            for n, part in enumerate((rounded, scaled - rounded, rows)):
-                squares[n] = max(squares[n], np.einsum("nd,nd->n", part, part, dtype=np.float64).max(initial=0))
-        offsets = codes.sum(axis=0, dtype=np.int32) * np.int32(MAX_QUERY_CODE + 1)
-        return cls(vectors, codes, steps, offsets, *np.sqrt(squares).tolist())
+            scaled = vectors[start : start + ROWS_PER_STEP] / units
+            part = slice(start, start + len(scaled))
+            steps[part] = np.abs(scaled).max(axis=1) / MAX_CODE
+            scaled /= np.where(steps[part] > 0, steps[part], 1.0)[:, None]
+            rounded = np.clip(np.rint(scaled), -MAX_CODE, MAX_CODE)
+            codes[:, part] = rounded.T
+            for n, block in enumerate((rounded, scaled - rounded)):
+                squares[n] = max(squares[n], np.einsum("nd,nd->n", block, block).max())
+        shifts = -steps * codes.sum(axis=0, dtype=np.int32).astype(np.float32) * np.float32(MAX_QUERY_CODE + 1)
+        return cls(vectors, codes, units, steps, shifts, *np.sqrt(squares).tolist())
 
-    def margin(self, scaled: np.ndarray, codes: np.ndarray, step: float, norm: float) -> int:
-        """Bound the difference of two scores to that of their integer scores.
+    def error(self, scaled: np.ndarray, codes: np.ndarray, step: float, norm: float) -> float:
+        """Return the bound of |x . u| / (step steps[ix]) - codes . c, for all items.
 
-        With scaled = step codes + r and x = steps (c + e), the error of step codes . c is r . c + scaled . e; the float32
-        dot product adds at most (D + 2) 2^-23 |u| |x|.
+        With scaled = units u = step codes + r and x = units steps (c + e), the difference is (r . c + scaled . e) / step.
+        The float32 dot product adds at most (D + 2) 2^-23 |u| |x|, and the float32 scan less than D 2^-7.
+
+        Args:
+            scaled: (D,) float64. codes: (D,) integers. norm: |u|.
         """
+        dim = len(scaled)
         residual = float(np.linalg.norm(scaled - step * codes))
         error = residual * self.max_code + float(np.linalg.norm(scaled)) * self.max_error
-        rounding = (len(scaled) + 2) * 2.0**-23 * norm * self.max_norm
-        return int(min(2 * (error + rounding) / step, -EXCLUDED)) + 1
+        length = float(self.units.max()) * (self.max_code + self.max_error)  # of an item, in its steps
+        return (error + (dim + 2) * 2.0**-23 * norm * length) / step + dim * 2.0**-7
 
 
 @dataclass(frozen=True)
 class MaskedTable:
-    """Form of a mask that a scan uses: either few ``items``, or ``bias`` (P,) int32.
-
-    The bias is subtracted from the kernel's sums; it is large for items outside the mask.
-    """
+    """Form of a mask that a scan uses: few ``items``, or ``shifts`` (P,), -inf outside the mask."""
 
     items: np.ndarray | None
-    bias: np.ndarray
+    shifts: np.ndarray
 
 
 class VectorSearch:
@@ -111,9 +112,11 @@ class VectorSearch:
 
     def __init__(self, table: ScanTable) -> None:
         self._table = table
-        width = table.codes.shape[1]
-        self._query = np.zeros((1, len(table.steps)), dtype=np.uint8)
+        width = len(table.steps)
+        self._max_step = float(table.steps.max())
+        self._query = np.zeros((1, len(table.units)), dtype=np.uint8)
         self._sums = np.zeros((1, width), dtype=np.int32)
+        self._scores = np.zeros(width, dtype=np.float32)
         self._session = _session()
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_input("query", ort.OrtValue.ortvalue_from_numpy(self._query))
@@ -133,32 +136,49 @@ class VectorSearch:
         masked = self._masks.get(allowed)
         banned = allowed.banned[b]
         if masked.items is None:
-            candidates = self._scan(user, masked.bias, banned, depth)
+            candidates = self._scan(user, masked.shifts, banned, depth)
         else:
             candidates = masked.items[~np.isin(masked.items, banned)] if len(banned) else masked.items
         return self._rescored(user, candidates, depth)
 
     def _masked(self, mask: np.ndarray) -> MaskedTable:
         if np.count_nonzero(mask) <= MIN_SCAN_ITEMS:
-            return MaskedTable(np.flatnonzero(mask), np.zeros(0, dtype=np.int32))
-        bias = np.full(len(self._table.offsets), -EXCLUDED, dtype=np.int32)
-        np.copyto(bias[: len(mask)], self._table.offsets[: len(mask)], where=mask)
-        return MaskedTable(None, bias)
+            return MaskedTable(np.flatnonzero(mask), np.zeros(0, dtype=np.float32))
+        shifts = np.full(len(self._table.shifts), -np.inf, dtype=np.float32)
+        np.copyto(shifts[: len(mask)], self._table.shifts[: len(mask)], where=mask)
+        return MaskedTable(None, shifts)
 
-    def _scan(self, user: np.ndarray, bias: np.ndarray, banned: np.ndarray, depth: int) -> np.ndarray:
+    def _scan(self, user: np.ndarray, shifts: np.ndarray, banned: np.ndarray, depth: int) -> np.ndarray:
         """Return the items, ascending, that can be among the best ``depth``."""
         table = self._table
-        scaled = user * table.steps
+        scores = self._scores
+        scaled = user * table.units
         step = float(np.abs(scaled).max()) / MAX_QUERY_CODE or 1.0
         codes = np.rint(scaled / step)
         self._query[0] = codes + (MAX_QUERY_CODE + 1)
         self._session.run_with_iobinding(self._binding)
-        scores = self._sums[0]
-        np.subtract(scores, bias, out=scores)
-        scores[banned] = EXCLUDED
-        border = _lower_border(scores, depth)
-        margin = table.margin(scaled, codes, step, float(np.linalg.norm(user)))
-        return np.flatnonzero(scores >= max(border - margin, EXCLUDED // 2))
+        scores[:] = self._sums[0]
+        scores *= table.steps
+        scores += shifts
+        scores[banned] = -np.inf
+        error = table.error(scaled, codes, step, float(np.linalg.norm(user)))
+        return self._within(error, depth)
+
+    def _within(self, error: float, depth: int) -> np.ndarray:
+        """Return the items whose score can reach the lowest possible ``depth``-th largest score.
+
+        Args:
+            error: Bound of a score's error in the item's steps.
+        """
+        scores = self._scores
+        steps = self._table.steps
+        largest = np.flatnonzero(scores >= _lower_border(scores, depth))
+        if len(largest) < depth:  # fewer than depth items are allowed
+            return np.flatnonzero(scores > -np.inf)
+        lowest = scores[largest] - error * steps[largest]
+        border = float(np.partition(lowest, len(lowest) - depth)[len(lowest) - depth])
+        near = np.flatnonzero(scores >= border - error * self._max_step)
+        return near[scores[near] + error * steps[near] >= border]
 
     def _rescored(self, user: np.ndarray, items: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the best of some items, ascending item_ix, by their float32 scores."""
@@ -175,15 +195,16 @@ class VectorSearch:
         return items[order], scores[order]
 
 
-def _lower_border(scores: np.ndarray, depth: int) -> int:
-    """Return a lower bound of the ``depth``-th largest score, from maxima of groups."""
+def _lower_border(scores: np.ndarray, depth: int) -> float:
+    """Return a lower bound of the ``depth``-th largest score, from maxima of groups; inf if most are -inf."""
     group = COLUMNS_PER_BLOCK
     while group > 1 and len(scores) < 4 * depth * group:
         group //= 2
     maxima = scores.reshape(group, -1).max(axis=0) if group > 1 else scores
-    if len(maxima) <= depth:
-        return EXCLUDED
-    return int(np.partition(maxima, len(maxima) - depth)[len(maxima) - depth])
+    if len(maxima) < depth:
+        return np.inf
+    border = float(np.partition(maxima, len(maxima) - depth)[len(maxima) - depth])
+    return border if border > -np.inf else np.inf
 
 
 @cache
