@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from recloop.policy import RRF
 from recloop.recommend.top_k import TopK
 from recloop.records import FUSED_SOURCES
+
+ROWS_PER_STEP = 1_024
+"""Queries that are fused at a time."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,15 @@ class FusedTopK:
         )
 
 
+@dataclass(frozen=True)
+class _Slots:
+    """Slots of all source lists of a query, the largest share first; ties by source number."""
+
+    columns: np.ndarray  # (S,) position in the lists side by side
+    shares: np.ndarray  # (S,) float64
+    sources: np.ndarray  # (S,) int8
+
+
 def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, constant: float = RRF) -> FusedTopK:
     """Fuse the sources; a slot's source is the one with the largest share.
 
@@ -41,36 +54,21 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
     """
     size = next(iter(recalled.values())).items.shape[0]
     fused = FusedTopK.empty(size, k)
-    weighted = [source for source in FUSED_SOURCES if source in recalled and weights.get(source, 0.0) > 0]
-    if len(weighted) == 1:
-        return _single(fused, recalled[weighted[0]], FUSED_SOURCES.index(weighted[0]), weights[weighted[0]], constant)
-    rows, items, shares, sources = [], [], [], []
-    for number, source in enumerate(FUSED_SOURCES):
-        if source in weighted:
-            row, rank = np.nonzero(recalled[source].items)
-            rows.append(row)
-            items.append(recalled[source].items[row, rank])
-            shares.append(weights[source] / (constant + 1.0 + rank))
-            sources.append(np.full(len(row), number, dtype=np.int8))
-    if not sum(map(len, rows)):
+    sources = tuple(source for source in FUSED_SOURCES if source in recalled and weights.get(source, 0.0) > 0)
+    if not sources or not size:
         return fused
-    row, item = np.concatenate(rows), np.concatenate(items).astype(np.int64)
-    share, source_number = np.concatenate(shares), np.concatenate(sources)
-    # Sort by query and item, the largest share first: its source labels the slot.
-    order = np.lexsort((source_number, -share, row * (item.max() + 1) + item))
-    row, item, share, source_number = row[order], item[order], share[order], source_number[order]
-    is_first = np.ones(len(row), dtype=bool)
-    is_first[1:] = (row[1:] != row[:-1]) | (item[1:] != item[:-1])
-    total = np.add.reduceat(share, np.flatnonzero(is_first)).astype(np.float32)
-    row, item, source_number = row[is_first], item[is_first], source_number[is_first]
-    order = np.lexsort((item, -total, row))
-    row = row[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
-    in_list = rank < k
-    target = (row[in_list], rank[in_list])
-    fused.items[target] = item[order][in_list]
-    fused.scores[target] = total[order][in_list]
-    fused.sources[target] = source_number[order][in_list]
+    if len(sources) == 1:
+        return _single(fused, recalled[sources[0]], FUSED_SOURCES.index(sources[0]), weights[sources[0]], constant)
+    lists = [recalled[source].items for source in sources]
+    slots = _slots(
+        tuple((FUSED_SOURCES.index(source), float(weights[source])) for source in sources),
+        tuple(items.shape[1] for items in lists),
+        constant,
+    )
+    for start in range(0, size, ROWS_PER_STEP):
+        rows = slice(start, start + ROWS_PER_STEP)
+        items = np.concatenate([source_items[rows] for source_items in lists], axis=1)[:, slots.columns]
+        _fuse_rows(items, slots, fused, rows)
     return fused
 
 
@@ -84,3 +82,40 @@ def _single(fused: FusedTopK, recalled: TopK, number: int, weight: float, consta
     fused.scores[:, :width] = np.where(is_item, scores, np.float32(-np.inf))
     fused.sources[:, :width] = np.where(is_item, np.int8(number), np.int8(-1))
     return fused
+
+
+@lru_cache(maxsize=256)
+def _slots(weights: tuple[tuple[int, float], ...], depths: tuple[int, ...], constant: float) -> _Slots:
+    """Order the slots of sources with (source number, weight) and their depths."""
+    shares = np.concatenate(
+        [weight / (constant + 1.0 + np.arange(depth)) for (_, weight), depth in zip(weights, depths, strict=True)]
+    )
+    sources = np.repeat(np.array([number for number, _ in weights], dtype=np.int8), depths)
+    order = np.lexsort((sources, -shares))
+    return _Slots(order, shares[order], sources[order])
+
+
+def _fuse_rows(items: np.ndarray, slots: _Slots, fused: FusedTopK, rows: slice) -> None:
+    """Fuse the lists (b, S), in the order of ``slots``, into some rows of ``fused``.
+
+    An item's shares are added from the largest to the smallest. Pairs are sorted as integers, because sorting values is
+    faster than sorting indices.
+    """
+    size, n_slots = items.shape
+    k = min(fused.items.shape[1], n_slots)
+    bits = n_slots.bit_length()
+    pairs = np.sort(items.astype(np.int64) << bits | np.arange(n_slots), axis=1)  # (item, slot)
+    items = pairs >> bits
+    slot = (pairs & (1 << bits) - 1).ravel()
+    is_first = np.ones((size, n_slots), dtype=bool)
+    np.not_equal(items[:, 1:], items[:, :-1], out=is_first[:, 1:])
+    first = np.flatnonzero(is_first)
+    totals = np.add.reduceat(slots.shares[slot], first).astype(np.float32)
+    ranked = np.zeros(size * n_slots, dtype=np.int64)  # (total, reversed position): the smaller item wins a tie
+    ranked[first] = totals.view(np.int32).astype(np.int64) << 32 | n_slots - first % n_slots
+    ranked = np.where(items > 0, ranked.reshape(size, n_slots), 0)
+    best = np.sort(np.partition(ranked, n_slots - k, axis=1)[:, n_slots - k :], axis=1)[:, ::-1]
+    entry = np.where(best > 0, n_slots - (best & 0xFFFFFFFF), 0) + n_slots * np.arange(size)[:, None]
+    fused.items[rows, :k] = np.where(best > 0, items.ravel()[entry], 0)
+    fused.scores[rows, :k] = np.where(best > 0, (best >> 32).astype(np.int32).view(np.float32), -np.inf)
+    fused.sources[rows, :k] = np.where(best > 0, slots.sources[slot[entry]], -1)

@@ -7,6 +7,7 @@ last place is scored in float32. The result is that of a full float32 scan, in a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -93,8 +94,8 @@ class ScanTable:
             scaled: (D,) float64. codes: (D,) integers. norm: |u|.
         """
         dim = len(scaled)
-        residual = float(np.linalg.norm(scaled - step * codes))
-        error = residual * self.max_code + float(np.linalg.norm(scaled)) * self.max_error
+        residual = _norm(scaled - step * codes)
+        error = residual * self.max_code + _norm(scaled) * self.max_error
         length = float(self.units.max()) * (self.max_code + self.max_error)  # of an item, in its steps
         return (error + (dim + 2) * 2.0**-23 * norm * length) / step + dim * 2.0**-7
 
@@ -161,7 +162,7 @@ class VectorSearch:
         scores *= table.steps
         scores += shifts
         scores[banned] = -np.inf
-        error = table.error(scaled, codes, step, float(np.linalg.norm(user)))
+        error = table.error(scaled, codes, step, _norm(user))
         return self._within(error, depth)
 
     def _within(self, error: float, depth: int) -> np.ndarray:
@@ -205,6 +206,10 @@ def _lower_border(scores: np.ndarray, depth: int) -> float:
         return np.inf
     border = float(np.partition(maxima, len(maxima) - depth)[len(maxima) - depth])
     return border if border > -np.inf else np.inf
+
+
+def _norm(vector: np.ndarray) -> float:
+    return math.sqrt(float(np.dot(vector, vector)))
 
 
 @cache
