@@ -57,6 +57,7 @@ PROCESS_METRICS: Final = {
     "decisions_dropped_total": "Decisions dropped because the buffer was full",
     "decisions_lost_total": "Decisions that earlier processes accepted but did not write",
     "decisions_repeated_total": "Decisions not written because their key existed",
+    "shadow_skipped_total": "Requests not scored in shadow because too many were waiting",
 }
 """Numbers of the process itself, without labels."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import NamedTuple
 
@@ -90,8 +89,6 @@ class RecommendRoutes:
             )
         except UserError as error:
             raise unprocessable(error.name, str(error.value), error.expected) from None
-        if service.shadow_queue:
-            asyncio.get_running_loop().call_soon(service.shadow_queue.drain)
         return ENCODER.encode(service.reply(query, ranked, decision))
 
     async def get_item(self, request: Request) -> Response:

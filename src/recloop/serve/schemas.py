@@ -120,6 +120,8 @@ class VerificationSummary(msgspec.Struct):
 
 
 class StatusResponse(msgspec.Struct):
+    """Status of the service; ``shadow_skipped`` counts requests not scored in shadow."""
+
     live: str | None
     shadow: str | None
     experiment: str | None
@@ -128,6 +130,7 @@ class StatusResponse(msgspec.Struct):
     last_seq: int
     watermark: int
     degraded: list[str]
+    shadow_skipped: int
     health: dict[str, dict[str, dict[str, JsonTree]]]
     events: dict[str, int]
     verify: VerificationSummary | None

@@ -32,7 +32,7 @@ from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
 from recloop.serve.reload import Reloader
 from recloop.serve.response import build_decision, build_response
 from recloop.serve.schemas import RecommendResponse
-from recloop.serve.shadow import ShadowQueue
+from recloop.serve.shadow import ShadowScorer
 from recloop.storage import admin_token, inbox, locks, releases
 from recloop.storage.archive import Archive
 
@@ -92,8 +92,9 @@ class Service:
         self._reloader = Reloader(self, loader)
         self.decisions = self._stack.enter_context(project.open_decisions(write=True))
         self.health_cache = HealthCache(project)
-        self.shadow_queue = ShadowQueue(self._list, self.decisions)
-        self._stack.callback(self.shadow_queue.drain)
+        self.shadow = ShadowScorer(self.decisions)
+        self._stack.callback(self.shadow.close)
+        self.shadow.use(self.deployments, self.catalog)
         self.writer = Writer(
             self.log,
             self.archive,
@@ -171,7 +172,7 @@ class Service:
         )
         self.decisions.put(decision)
         if not degraded and self._is_shadowed(query.user_id, deployment.arm):
-            self.shadow_queue.add(query, decision, self.deployments)
+            self._add_to_shadow(query, decision)
         return ranked, decision
 
     def preview(self, query: Query) -> tuple[RankedList, assignment.Arm]:
@@ -208,6 +209,16 @@ class Service:
         shadow = self.deployments.shadows[0].arm.bundle
         return assignment.shadowing(user_id, answered, shadow, self.project.config.release.shadow_share)
 
+    def _add_to_shadow(self, query: Query, decision: Decision) -> None:
+        """Queue a request for the shadow bundles and live, unless a state is degraded."""
+        degraded: set[str] = set()
+        states = [
+            (deployment, self._state(deployment, query.user_id, decision.as_of_seq, degraded)[0])
+            for deployment in (self.deployments.live, *self.deployments.shadows)
+        ]
+        if not degraded:  # otherwise not comparable: made from less data than the response
+            self.shadow.add(query, decision, states)
+
     def reply(self, query: Query, ranked: RankedList, decision: Decision) -> RecommendResponse:
         """Build the response from a list and its decision."""
         return build_response(query, ranked, self.catalog, decision.bundle, decision.variant, decision.degraded)
@@ -233,6 +244,7 @@ class Service:
             "last_seq": last_seq,
             "watermark": watermark,
             "degraded": self.degraded,
+            "shadow_skipped": self.shadow.skipped,
             **self.health(),
         }
 
@@ -266,6 +278,7 @@ class Service:
             "decisions_dropped_total": self.decisions.dropped,
             "decisions_lost_total": self.decisions.lost,
             "decisions_repeated_total": self.decisions.repeated,
+            "shadow_skipped_total": self.shadow.skipped,
         }
         return exposition(self._health_summary(), process)
 
@@ -282,35 +295,36 @@ class Service:
 
     def activate(self, deployments: Deployments, user_states: Mapping[str, StateSource]) -> None:
         """Use these deployments from the next request on; on the event loop."""
-        self.shadow_queue.drain()
         deployments.warm_up(self.deployments)
         self.user_states.activate(user_states)
         self.deployments = deployments
+        self.shadow.use(deployments, self.catalog)
         self.writer.set_labeler(EventLabeler.from_spec(self.bundle.spec))
 
     def use_archive(self, archive: Archive, user_states: StateRegistry) -> None:
         """Use a new archive and the states over its snapshots; on the event loop."""
-        self.shadow_queue.drain()
         previous = self.user_states
         self.user_states = user_states
         previous.close()
         self.archive = self.writer.archive = archive
 
-    def _list(
-        self, served: Deployment, query: Query, degraded: set[str], seq: int | None = None
-    ) -> tuple[RankedList, int]:
-        """Compute a bundle's list as of ``seq`` (default: the newest) and the seq used.
+    def _list(self, served: Deployment, query: Query, degraded: set[str]) -> tuple[RankedList, int]:
+        """Compute a bundle's list as of the newest seq, and return the seq that it includes.
 
         Raises:
             UserError: unknown placement, or a filter whose values do not fit the fields.
         """
-        spec = served.bundle.spec
-        state, as_of = self.user_states.state(spec, query.user_id, self.as_of if seq is None else seq, degraded)
+        state, as_of = self._state(served, query.user_id, self.as_of, degraded)
         try:
-            return served.recommender.recommend(StateBatch.from_states([query.user_id], [state]), [query])[0], as_of
+            return served.recommender.recommend(state, [query])[0], as_of
         except pl.exceptions.PolarsError as error:  # a valid filter that compares a text with a number
             reason = str(error).partition("\n")[0]
             raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
+
+    def _state(self, served: Deployment, user_id: str, seq: int, degraded: set[str]) -> tuple[StateBatch, int]:
+        """Read a user's state for a bundle at ``seq``, and the seq that it includes."""
+        state, as_of = self.user_states.state(served.bundle.spec, user_id, seq, degraded)
+        return StateBatch.from_states([user_id], [state]), as_of
 
     def _after_commit(self, jobs: list[WriteRequest], seq: int, _labelled: object) -> None:
         """Apply a commit to caches and catalog, then advance ``as_of``; on the event loop.
@@ -337,7 +351,7 @@ class Service:
         for item in items:
             present = self.catalog.get(item.item_id)
             if present is None or present.seq < item.seq:
-                self.catalog.upsert(item)
+                self._upsert([item])
         self.uncommitted_since = None
 
     def _apply_commit(self, jobs: list[WriteRequest], seq: int) -> None:
@@ -346,7 +360,10 @@ class Service:
             touched.update(event.user_id for event in job.events)
             touched.update(user.user_id for user in job.kept_users)
             touched |= self.user_states.retract(job.kept_retractions)
-        self.shadow_queue.drain()
         self.user_states.invalidate(touched, seq)
-        for item in sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq):
+        self._upsert(sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq))
+
+    def _upsert(self, items: Sequence[Item]) -> None:
+        for item in items:
             self.catalog.upsert(item)
+        self.shadow.upsert(items)
