@@ -7,10 +7,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: help demo bench-quality test test-demo test-all check pictures format clean
+.PHONY: help demo demo-quick bench-quality test test-demo test-all check pictures format clean
 
 help:
 	@echo "make demo           the whole loop on a grocery chain's year"
+	@echo "make demo-quick     the loop once on a small simulated shop, without torch (under a minute)"
 	@echo "make bench-quality  every model on two data sets, one table (about an hour, resumable)"
 	@echo "make test           the fast tests"
 	@echo "make test-demo      the whole demo of the seeded world, checked (about 3 minutes)"
@@ -19,6 +20,9 @@ help:
 
 demo: $(VENV)/.demo
 	$(BIN)/recloop demo
+
+demo-quick: $(VENV)/.quick
+	$(BIN)/recloop demo --quick
 
 bench-quality: $(VENV)/.demo
 	$(BIN)/python benchmarks/quality.py
@@ -31,7 +35,7 @@ test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK))
 
 test-demo: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow tests/demo/test_simulated.py
+	$(BIN)/python -m pytest -m slow tests/demo/test_quick.py tests/demo/test_simulated.py
 
 test-all: $(VENV)/.test
 	$(PYTEST) --timeout 3600
@@ -53,7 +57,7 @@ format: $(VENV)/.test
 	$(BIN)/python docs/generate.py --write
 
 clean:
-	rm -rf $(VENV) recloop-demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) recloop-demo recloop-quick .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -62,10 +66,14 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) 2>/dev/null || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(VENV)/bin/python install pip; }
 
+$(VENV)/.quick: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.[train,demo,console]'
-	@touch $@
+	@touch $@ $(VENV)/.quick
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.[train,demo,console,dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.quick

@@ -195,13 +195,18 @@ def _mount_console(app: Starlette, service: Service) -> None:
 
 
 def demo(
-    directory: Annotated[str, typer.Option("--dir", help="create this folder (recloop-demo or recloop-world)")] = "",
+    directory: Annotated[str, typer.Option("--dir", help="create this folder (recloop-demo, -world or -quick)")] = "",
     world: Annotated[bool, typer.Option("--world", help="use simulated data, without download and torch")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="run the loop once on a small simulated shop")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole loop on grocery or simulated data."""
     screen = rich.console.Console(stderr=True) if as_json else out
-    if world:
+    if quick:
+        from recloop.demo.quick import run
+
+        done = run(Path(directory or "recloop-quick"), ConsoleProgress(), screen)
+    elif world:
         from recloop.demo.simulated import run
 
         done = run(Path(directory or "recloop-world"), ConsoleProgress(), screen)
