@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from recloop.config import Clean
@@ -20,17 +21,13 @@ def wrong_clock(frame: pl.DataFrame, clean: Clean) -> pl.Series:
     Args:
         frame: Rows with ``timestamp`` and ``received_at``; rows without the latter may have any later stamp.
     """
-    return frame.select(is_wrong_clock(clean, RECEIVED_AT in frame.columns).alias("wrong")).to_series()
-
-
-def is_wrong_clock(clean: Clean, has_arrival: bool) -> pl.Expr:
-    """Condition of `wrong_clock`, with or without the column ``received_at``."""
     max_delay_seconds = clean.future_seconds
     if max_delay_seconds is None:
-        return pl.repeat(False, pl.len())
-    is_wrong = pl.col(TIMESTAMP) < 0
-    if has_arrival:
-        is_wrong |= (pl.col(TIMESTAMP) - pl.col(RECEIVED_AT) > round(max_delay_seconds * SECOND)).fill_null(False)
+        return pl.Series(np.zeros(len(frame), dtype=bool))
+    is_wrong = frame[TIMESTAMP] < 0
+    if RECEIVED_AT in frame.columns:
+        is_late = frame[TIMESTAMP] - frame[RECEIVED_AT] > round(max_delay_seconds * SECOND)
+        is_wrong |= is_late.fill_null(False) if is_late.null_count() else is_late
     return is_wrong
 
 

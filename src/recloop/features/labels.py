@@ -19,7 +19,7 @@ from recloop.config import FILE, Burst, Clean, Events
 from recloop.errors import UserError
 from recloop.features import conditions
 from recloop.features.burst import STRONG, burst_mask
-from recloop.features.clock_rule import CLOCK, is_wrong_clock, wrong_clock
+from recloop.features.clock_rule import CLOCK, wrong_clock
 from recloop.features.dwell import DWELL, DWELL_PCT, LONG_DWELL_PCT, LONG_WEIGHT, DwellPercentiles
 from recloop.features.spec import FeatureSpec
 from recloop.records import (
@@ -31,7 +31,6 @@ from recloop.records import (
     LABEL,
     PAIR,
     QUANTITY,
-    RECEIVED_AT,
     RULE,
     TIMESTAMP,
     UNITS,
@@ -58,6 +57,9 @@ KEEP_COLUMNS = {name: kind for name, kind in CONDITION_COLUMNS.items() if name !
 STRONG_WEIGHT = 5.0
 """Weight from which a target is a purchase. The burst rule ignores purchases, because a checkout writes many rows."""
 
+
+CAUSAL_RULES = pl.Series(RULE, [None, "burst", "keep", "exclude_items", CLOCK])
+"""Causal rules; of several that remove a row, the last one is named."""
 
 CLASS_NAMES = {1: "positive", 0: "neutral", -1: "negative"}
 """Names of the labels."""
@@ -208,19 +210,19 @@ class EventLabeler:
     def first_rule(self, frame: pl.DataFrame, in_burst: np.ndarray) -> pl.Series:
         """Causal rule that removes each row; null for valid rows.
 
-        The first one decides, in the order clock, exclude_items, keep, burst.
+        The last one of `CAUSAL_RULES` decides.
 
         Args:
             in_burst: (n,) bool; see `recloop.features.burst`.
         """
-        rule: pl.Expr = pl.when(pl.lit(pl.Series(in_burst))).then(pl.lit("burst"))
-        if self._keep is not None:
-            rule = pl.when(~self._keep.fill_null(False)).then(pl.lit("keep")).otherwise(rule)
+        codes = np.where(in_burst, 1, 0)
+        if self._keep is not None and len(frame):
+            is_kept = frame.select(self._keep.fill_null(False).alias("kept")).to_series().to_numpy()
+            codes[np.broadcast_to(~is_kept, codes.shape)] = 2  # a condition without a column is one value for all rows
         if self._clean.exclude_items:
-            is_excluded = pl.col(ITEM_ID).is_in(list(self._clean.exclude_items))
-            rule = pl.when(is_excluded).then(pl.lit("exclude_items")).otherwise(rule)
-        rule = pl.when(is_wrong_clock(self._clean, RECEIVED_AT in frame.columns)).then(pl.lit(CLOCK)).otherwise(rule)
-        return frame.select(rule.cast(pl.String).alias(RULE)).to_series()
+            codes[frame[ITEM_ID].is_in(list(self._clean.exclude_items)).to_numpy()] = 3
+        codes[self.wrong_clock(frame).to_numpy()] = 4
+        return CAUSAL_RULES.gather(codes)
 
     def wrong_clock(self, frame: pl.DataFrame) -> pl.Series:
         """(n,) Boolean: rows that the rule ``clock`` removes."""

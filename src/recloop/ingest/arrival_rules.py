@@ -77,10 +77,12 @@ class ArrivalRules:
         windows = self._windows(frame, width_of(burst))
         unread = self._unread(windows)
         earlier = self._earlier(unread, archive)
-        counts = Counter(frame[USER_ID].to_list())
         stored = Counter(earlier[USER_ID].to_list())
+        counts = Counter(frame[USER_ID].to_list())
         suspects = {
-            user: self._acts_of(user, burst) for user in counts if self._is_suspect(user, counts, stored, burst)
+            user: self._acts_of(user, burst)
+            for user, count in counts.items()
+            if count + stored[user] >= burst.events or user in self._hot
         }
         in_burst = np.zeros(len(frame), dtype=bool)
         if not suspects:
@@ -135,10 +137,6 @@ class ArrivalRules:
         until = max(window.until for window in windows)
         archived = archive.between(list(dict.fromkeys(window.user_id for window in windows)), after, until)
         return pl.concat([archived, logged]).unique(SEQ).sort(SEQ) if len(archived) else logged
-
-    def _is_suspect(self, user: str, counts: Counter[str], stored: Counter[str], burst: Burst) -> bool:
-        """True if a user has enough rows for a burst."""
-        return user in self._hot or counts[user] + stored[user] >= burst.events
 
     def _acts_of(self, user: str, burst: Burst) -> ActWindow:
         """Remembered acts of a user, or none."""

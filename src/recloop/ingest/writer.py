@@ -183,7 +183,8 @@ class Writer:
         if frame is None:
             return None
         try:
-            return self._label(frame.filter(pl.col(RULE).is_null()))
+            is_valid = frame[RULE].null_count() == len(frame)
+            return self._label(frame if is_valid else frame.filter(pl.col(RULE).is_null()))
         except Exception as error:  # noqa: BLE001 - the rows are durable, so the requests are acknowledged
             LOGGER.error("label failed: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
             return None
@@ -206,7 +207,7 @@ class Writer:
         frame = frame_of(arrivals.rows)
         rules = self.causal_rules(frame)
         receipts = arrivals.receipts(self._log.insert_events(arrivals.rows, rules.to_list()))
-        return NewEvents(receipts, frame.with_columns(rules))
+        return NewEvents(receipts, frame.hstack([rules]))
 
     def _is_kept(self, newest: int | None) -> bool | None:
         """Return whether a failed commit is on disk; None if the log cannot be read.

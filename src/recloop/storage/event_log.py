@@ -295,7 +295,8 @@ class EventLog(Store):
                 ON user_id = user AND timestamp > first AND timestamp <= last""",
                 [*itertools.chain.from_iterable(batch), *padding],
             ).fetchall()
-        return pl.DataFrame(rows, schema=RULED_SCHEMA, orient="row").unique(SEQ).sort(SEQ)
+        frame = pl.DataFrame(rows, schema=RULED_SCHEMA, orient="row")
+        return frame.unique(SEQ).sort(SEQ) if rows else frame
 
     def has_id(self, column: str, raw_id: str) -> bool:
         """Return True if an event has this id in the column."""
