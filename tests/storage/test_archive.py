@@ -110,3 +110,21 @@ def test_data_manifest_without_a_key_raises_and_names_it(key: str) -> None:
     del tree[key]
     with pytest.raises(UserError, match=rf"data/manifest\.json\.{key}=missing.*recloop prepare"):
         DataManifest.from_json(tree)
+
+
+def test_archive_look_ups_read_only_files_with_a_match(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive.load_ids()
+    scanned: list[str] = []
+    scan = Archive._scan
+
+    def counted(self: Archive, files: list[Path]) -> pl.LazyFrame:
+        scanned.extend(file.parent.name for file in files)
+        return scan(self, files)
+
+    monkeypatch.setattr(Archive, "_scan", counted)
+    assert archive.known(["nope", "e"]) == {}
+    assert [archive.has_id("item_id", name) for name in ("i4", "i8", "u")] == [True, True, False]
+    assert archive.between(["u"], START + 5 * DAY, START + 6 * DAY).is_empty()
+    assert scanned == []
+    assert archive.known(["e7"])["e7"].seq == 7
+    assert scanned == ["date=2024-10-05"]

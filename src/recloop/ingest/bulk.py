@@ -254,6 +254,7 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
     loading.check_complete(project)
     spec = project.load_bundle().spec
     archive = project.open_archive()
+    archive.load_ids()
     log = stack.enter_context(project.open_log(write=True))
     log.start_at(archive.watermark)
     writer = Writer(log, archive, EventLabeler.from_spec(spec), lambda *_: None)

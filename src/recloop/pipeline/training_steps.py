@@ -79,6 +79,7 @@ def init_log_and_snapshot(project: Project, prepared: PrepareResult, data: Prepa
     """Start log.db after the import and write every user's state as of its last row."""
     with locks.writer_lock(project.root, "prepare"), project.open_log(write=True) as log:
         log.start_at(prepared.watermark)
+    project.open_archive().load_ids()  # the service finds them written
     key = FeatureSpec.from_config(project.config, data.dwell).state_key
     path = project.snapshot_file(prepared.watermark, key)
     snapshots.write(path, full_snapshot(data.events, data.users), prepared.watermark, key)

@@ -105,6 +105,7 @@ class Reloader:
         archive = await run_in_threadpool(Archive, service.project.data)
         if archive.watermark > service.archive.watermark:
             specs = [deployment.bundle.spec for deployment in service.deployments.all]
+            await run_in_threadpool(archive.load_ids)
             service.use_archive(archive, await run_in_threadpool(service.user_states.over_archive, archive, specs))
             await run_in_threadpool(forget, service.project.store, archive.watermark)
             await run_in_threadpool(trim, service.log, archive, service.project.config.retention.log_seconds)

@@ -76,6 +76,7 @@ class Service:
         project = self.project
         loading.check_complete(project)
         self.archive = project.open_archive()
+        self.archive.load_ids()
         self.token = admin_token.ensure(project.root)
         self.control = project.open_control()
         self.log = self._stack.enter_context(project.open_log(write=True))

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Final, NamedTuple
 
-import numpy as np
 import polars as pl
+import pyarrow.parquet
 
 from recloop.errors import UserError
-from recloop.records import EPOCH, EVENT_ID, EVENT_SCHEMA, RULE, SEQ, TIMESTAMP, USER_ID, Event
+from recloop.records import EPOCH, EVENT_SCHEMA, RULE, SEQ, TIMESTAMP, USER_ID, Event
+from recloop.storage.archived_ids import ArchivedIds
 from recloop.storage.data_manifest import DataManifest
+
+MAX_INT: Final = 2**63 - 1
+
+
+class FileSpan(NamedTuple):
+    """File of events, with its first and last seq and its newest timestamp."""
+
+    file: Path
+    first: int
+    last: int
+    newest: int
+
+    @classmethod
+    def read(cls, file: Path) -> FileSpan:
+        """Read the statistics of a Parquet file; without statistics the span is open."""
+        metadata = pyarrow.parquet.read_metadata(file)
+        names = metadata.schema.names
+        bounds: dict[str, list[int]] = {SEQ: [], TIMESTAMP: []}
+        for group in range(metadata.num_row_groups):
+            for name, values in bounds.items():
+                statistics = metadata.row_group(group).column(names.index(name)).statistics
+                if statistics is None or not statistics.has_min_max:
+                    return cls(file, 0, MAX_INT, MAX_INT)
+                values.extend((statistics.min, statistics.max))
+        if not bounds[SEQ]:
+            return cls(file, 0, -1, 0)
+        return cls(file, min(bounds[SEQ]), max(bounds[SEQ]), max(bounds[TIMESTAMP]))
 
 
 class Archive:
@@ -26,8 +56,9 @@ class Archive:
     def __init__(self, data: Path) -> None:
         self.data = data
         self.manifest = DataManifest.read(data)
-        self._hashes: np.ndarray | None = None
-        self._last: int | None = None
+        self._ids: ArchivedIds | None = None
+        self._spans: list[FileSpan] = []
+        self._newest = 0
 
     @property
     def watermark(self) -> int:
@@ -50,22 +81,31 @@ class Archive:
         """Rows quarantined by a rule, by seq: EVENT_SCHEMA + rule."""
         return self._quarantined().collect().sort(SEQ)
 
+    def load_ids(self) -> None:
+        """Open the look-up of ids and the spans of the files; write what is missing.
+
+        Call it before a transaction or a request needs them: the first time reads the ids of all rows.
+        """
+        self._ids = ArchivedIds.open(self.data, self._all(), self.watermark)
+        self._spans = [FileSpan.read(file) for files in self._days().values() for file in files]
+        quarantined = self._quarantined().filter(pl.col(RULE) != "clock").select(pl.col(TIMESTAMP).max()).collect()
+        self._newest = max([quarantined.item() or 0, *(span.newest for span in self._spans)])
+
     def known(self, event_ids: Sequence[str]) -> dict[str, Event]:
-        """Events with one of these event_ids, by event_id; the first of several."""
-        if self._hashes is None:  # only 8 bytes per id are kept in memory
-            ids = self._all().select(EVENT_ID).drop_nulls().collect().to_series()
-            self._hashes = np.unique(ids.hash(0).to_numpy())
-        asked = pl.Series(event_ids, dtype=pl.String)
-        if not len(self._hashes) or not len(asked):
+        """Events with one of these event_ids, by event_id; the first of several.
+
+        Without a match no row is read; otherwise only the files with a match.
+        """
+        seqs = self._loaded_ids().seqs_of(event_ids) if event_ids else []
+        if not seqs:
             return {}
-        hashes = asked.hash(0).to_numpy()
-        positions = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
-        matched = asked.filter(pl.Series(self._hashes[positions] == hashes))
-        if not len(matched):
-            return {}
-        rows = self._all().filter(pl.col(EVENT_ID).is_in(matched.implode())).collect().sort(SEQ, descending=True)
-        events = (Event(**row) for row in rows.iter_rows(named=True))
-        return {event.event_id: event for event in events if event.event_id is not None}
+        files = [span.file for span in self._spans if bisect_left(seqs, span.first) < bisect_right(seqs, span.last)]
+        rows = pl.concat([self._scan(files), self._quarantined().select(*EVENT_SCHEMA)])
+        is_asked = pl.col(SEQ).is_in(pl.Series(seqs, dtype=pl.Int64).implode())
+        matches = rows.filter(pl.col(SEQ).is_between(seqs[0], seqs[-1]) & is_asked).collect()
+        asked = set(event_ids)
+        events = (Event(**row) for row in matches.sort(SEQ, descending=True).iter_rows(named=True))
+        return {event.event_id: event for event in events if event.event_id is not None and event.event_id in asked}
 
     def owners(self, seqs: Sequence[int]) -> dict[int, str]:
         """User id of each of these seqs."""
@@ -104,26 +144,33 @@ class Archive:
 
         Includes quarantined rows: EVENT_SCHEMA + rule.
         """
-        if self._last is None:
-            quarantined = self._quarantined().filter(pl.col(RULE) != "clock").select(TIMESTAMP)
-            stamps = pl.concat([self._believed().select(TIMESTAMP), quarantined])
-            self._last = stamps.select(pl.col(TIMESTAMP).max()).collect().item() or 0
         schema = {**EVENT_SCHEMA, RULE: pl.String}
-        if after >= self._last:
+        self._loaded_ids()
+        if after >= self._newest:
             return pl.DataFrame(schema=schema)
         user_ids = pl.Series(list(users), dtype=pl.String).implode()
         matches = pl.col(USER_ID).is_in(user_ids) & (pl.col(TIMESTAMP) > after) & (pl.col(TIMESTAMP) <= until)
         first_day = _day(after, -1)
         last_day = _day(until, 1)  # one day of margin for the time zone of the folders
-        files = [file for day, day_files in self._days().items() if first_day <= day <= last_day for file in day_files]
+        files = [
+            span.file
+            for span in self._spans
+            if span.newest > after and first_day <= span.file.parent.name.removeprefix("date=") <= last_day
+        ]
         parts = [self._quarantined().filter(matches)]
         if files:
             parts.append(self._scan(files).filter(matches).with_columns(pl.lit(None, pl.String).alias(RULE)))
         return pl.concat(parts).collect().sort(SEQ)
 
     def has_id(self, column: str, raw_id: str) -> bool:
-        """True if an archived event has this id in the column."""
-        return not self._all().filter(pl.col(column) == raw_id).head(1).collect().is_empty()
+        """True if an archived event has this user_id or item_id; reads no row."""
+        return self._loaded_ids().has(column, raw_id)
+
+    def _loaded_ids(self) -> ArchivedIds:
+        if self._ids is None:
+            self.load_ids()
+            assert self._ids is not None
+        return self._ids
 
     def files(self) -> dict[str, list[str]]:
         """Paths of the event files in ``data/`` by day, oldest rows first."""
