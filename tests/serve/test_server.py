@@ -83,12 +83,6 @@ def test_serve_on_a_public_host_exits_2(project: Project, host: str, capsys: Cap
     assert f"error: serve.host={host}: expected a loopback address" in err
 
 
-def test_serve_with_two_workers_exits_2(project: Project, capsys: Captured) -> None:
-    code, _, err = refused_here(capsys, project, "--workers", "2")
-    assert code == 2
-    assert "error: --workers=2: expected 1" in err
-
-
 def test_serve_without_a_live_bundle_exits_2_and_names_update(project: Project, capsys: Captured) -> None:
     (project.store / "control.db").unlink()
     code, _, err = refused_here(capsys, project, "--port", "0")

@@ -166,17 +166,15 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="override serve.port; 0 selects a free port")
     ] = None,
-    workers: Annotated[int, typer.Option(hidden=True)] = 1,
+    workers: Annotated[int | None, typer.Option(help="override serve.workers, the number of processes")] = None,
     as_json: Json = False,
 ) -> None:
     """Serve recommendations over HTTP."""
-    if workers != 1:
-        raise UserError("--workers", workers, "1, because a single process writes the log", "recloop serve")
     from recloop.serve import app as service
 
     here = project()
     host, port = host or here.config.serve.host, here.config.serve.port if port is None else port
-    service.run(here, host, port, as_json, mount=_mount_console)
+    service.run(here, host, port, as_json, workers, mount=_mount_console)
 
 
 def _mount_console(app: Starlette, service: Service) -> None:

@@ -236,6 +236,8 @@ class Serve(Section):
     """Further host names that a request may name in its `Host` header, without scheme and port."""
     segment: str = ""
     """User attribute with a separate popular list per value; empty: one list for all."""
+    workers: int = pydantic.Field(1, ge=1)
+    """Processes that answer; one of them writes the log and the decisions."""
     allow_time_header: bool = False
     """Let a request set the time with `X-Recloop-Now`; for demos and benchmarks on loopback."""
 

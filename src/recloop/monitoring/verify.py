@@ -181,7 +181,7 @@ class DecisionReplayer:
     def answer(self, decision: Decision) -> RankedList:
         """Recompute a decision from state and catalog at its ``as_of_seq``."""
         recommender, states = self.context_for(decision)
-        return recommender.recommend(states, [_query(decision)])[0]
+        return recommender.recommend(states, [query_of(decision)])[0]
 
     def context_for(self, decision: Decision, bundle: str = "") -> tuple[Recommender, StateBatch]:
         """Rebuild the recommender and user state of a decision at its ``as_of_seq``.
@@ -223,7 +223,7 @@ class DecisionReplayer:
         user_events = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
         timeline = self._timeline(recommender, user_events, self._new_users.filter(in_time), self._out(decision))
         states = select_state(timeline.states([decision.user_id], [decision.as_of_seq]), 0)
-        return recommender.recommend(states, [_query(decision)])[0]
+        return recommender.recommend(states, [query_of(decision)])[0]
 
     def _recommender(self, name: str) -> Recommender:
         if name not in self._recommenders:
@@ -262,7 +262,8 @@ def _cut(archived: pl.DataFrame | None, log_rows: pl.DataFrame, seq: int) -> tup
     return rows.filter(pl.col(SEQ) <= seq), rows.filter(pl.col(SEQ) > seq).sort(SEQ)
 
 
-def _query(decision: Decision) -> Query:
+def query_of(decision: Decision) -> Query:
+    """Return the query of a stored decision, without the requested properties."""
     return Query(
         user_id=decision.user_id,
         now=decision.served_at,

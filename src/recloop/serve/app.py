@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Lifespan
 
 from recloop.ingest.parse import BadRequest
 from recloop.project import Project
@@ -51,6 +52,7 @@ def run(
     host: str | None = None,
     port: int | None = None,
     json: bool = False,
+    workers: int | None = None,
     before_start: Callable[[Service], None] | None = None,
     mount: Callable[[Starlette, Service], None] | None = None,
 ) -> None:
@@ -59,7 +61,7 @@ def run(
     The first line on stdout is `server.ready_line`; one line on stderr is `server.token_line`.
 
     Args:
-        host, port: Override the configuration; port 0 selects a free port.
+        host, port, workers: Override the configuration; port 0 selects a free port.
         json: Print the first line as a JSON object.
         before_start: Changes the opened service before it serves; tests use it to inject a skew.
         mount: Adds routes at ``/``, such as the console.
@@ -71,6 +73,7 @@ def run(
     serve = project.config.serve
     host = serve.host if host is None else host
     port = serve.port if port is None else port
+    workers = server.check_workers(serve.workers if workers is None else workers)
     server.check_host(host)
     with ExitStack() as stack:
         lock = stack.enter_context(locks.writer_lock(project.root))
@@ -81,22 +84,40 @@ def run(
         if before_start is not None:
             before_start(service)
         app = build(service, host)
+        if workers > 1:
+            from recloop.serve.worker_pool import WorkerPool
+
+            service.workers = WorkerPool(service, app, listening, host, workers - 1)
         if mount is not None:
             mount(app, service)
         note = server.token_line(listening, service.token, app.state.console)
         lock.note(url=server.address(listening))
-        server.serve(app, listening, server.ready_line(listening, service.arm.bundle, json), note)
+        server.serve(app, listening, server.ready_line(listening, service.arm.bundle, json), note, service.workers)
 
 
-def build(service: Service, host: str = "") -> Starlette:
-    """Build the application of an open service; ``host`` is the listening address."""
+def build(
+    service: Service,
+    host: str = "",
+    application: type[ListApplication] = ListApplication,
+    lifespan: Lifespan[ListApplication] | None = None,
+) -> ListApplication:
+    """Build the application of an open service.
+
+    Args:
+        host: Listening address.
+        lifespan: Work around serving; by default the releases are polled and the service is closed at the end.
+    """
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def poll(_: ListApplication) -> AsyncIterator[None]:
         poll_task = asyncio.create_task(reload.poll_forever(service))
+        if service.workers is not None:
+            service.workers.start()
         try:
             yield
         finally:
+            if service.workers is not None:
+                await service.workers.close()
             poll_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await poll_task
@@ -107,7 +128,7 @@ def build(service: Service, host: str = "") -> Starlette:
     status = StatusRoutes(service)
     get = ["GET"]
     post = ["POST"]
-    app = ListApplication(
+    app = application(
         routes=[
             Route("/v1/recommend", only(reads.recommend, request_parts.RECOMMEND_BY_QUERY_PARAMETERS), methods=get),
             Route(
@@ -129,7 +150,7 @@ def build(service: Service, host: str = "") -> Starlette:
             *admin_routes.admin_routes(service),
         ],
         exception_handlers={HTTPException: _http_exception, HttpError: _http_error, BadRequest: _bad_request},
-        lifespan=lifespan,
+        lifespan=lifespan or poll,
     )
     app.router.redirect_slashes = False
     rules = AccessRules(service, host)

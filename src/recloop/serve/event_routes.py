@@ -41,7 +41,7 @@ class WriteRoutes:
         now, body, content_type = await self._body(request)
         checked = parse.parse_events(body, content_type, now, self._service.project.config.data)
         events = [event for event in checked if not isinstance(event, Rejected)]
-        receipts = iter((await self._service.writer.write(events=events)).receipts if events else ())
+        receipts = iter((await self._service.write(events=events)).receipts if events else ())
         results = []
         for event in checked:
             if isinstance(event, Rejected):
@@ -60,7 +60,7 @@ class WriteRoutes:
         config = self._service.project.config
         checked = [parse.check_item(row, now, config.data, config.features.item) for row in rows]
         if items := [item for item in checked if not isinstance(item, Rejected)]:
-            await self._service.writer.write(items=items)
+            await self._service.write(items=items)
         return _upserted(ItemsResponse, ItemResult, checked, ITEM_ID)
 
     async def post_users(self, request: Request) -> Response:
@@ -68,7 +68,7 @@ class WriteRoutes:
         config = self._service.project.config
         checked = [parse.check_user(row, now, config.data, config.features.user) for row in rows]
         if users := [user for user in checked if not isinstance(user, Rejected)]:
-            await self._service.writer.write(users=users)
+            await self._service.write(users=users)
         return _upserted(UsersResponse, UserResult, checked, USER_ID)
 
     async def _rows(self, request: Request) -> tuple[int, list[Any]]:

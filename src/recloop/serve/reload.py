@@ -82,6 +82,8 @@ class Reloader:
                     service.user_states.open, [deployment.bundle.spec for deployment in deployments.all]
                 )
             service.activate(deployments, user_states)
+            if service.workers is not None:
+                await service.workers.deploy()
             switched = True
         return switched
 
@@ -107,6 +109,8 @@ class Reloader:
             specs = [deployment.bundle.spec for deployment in service.deployments.all]
             await run_in_threadpool(archive.load_ids)
             service.use_archive(archive, await run_in_threadpool(service.user_states.over_archive, archive, specs))
+            if service.workers is not None:
+                await service.workers.publish()
             await run_in_threadpool(forget, service.project.store, archive.watermark)
             await run_in_threadpool(trim, service.log, archive, service.project.config.retention.log_seconds)
         self._manifest = stamp

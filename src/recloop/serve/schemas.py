@@ -120,7 +120,10 @@ class VerificationSummary(msgspec.Struct):
 
 
 class StatusResponse(msgspec.Struct):
-    """Status of the service; ``shadow_skipped`` counts requests not scored in shadow."""
+    """Status of the service.
+
+    ``shadow_skipped`` counts requests not scored in shadow, and ``workers`` the processes that answer.
+    """
 
     live: str | None
     shadow: str | None
@@ -131,6 +134,7 @@ class StatusResponse(msgspec.Struct):
     watermark: int
     degraded: list[str]
     shadow_skipped: int
+    workers: int
     health: dict[str, dict[str, dict[str, JsonTree]]]
     events: dict[str, int]
     verify: VerificationSummary | None

@@ -6,10 +6,12 @@ import errno
 import ipaddress
 import json
 import logging
+import os
 import signal
 import socket
 import sys
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,6 +21,7 @@ from recloop.serve.list_endpoint import ListProtocol
 
 KEEP_ALIVE_SECONDS = 5  # seconds before an idle connection is closed
 TICKS_PER_SECOND = 10  # uvicorn's main loop
+WORKER_SECONDS = 3  # further seconds for workers, which drain first
 DRAIN_SECONDS = KEEP_ALIVE_SECONDS + 1  # seconds for clients to receive `Connection: close`
 
 
@@ -35,6 +38,20 @@ def check_host(host: str) -> None:
     if not loopback:
         expected = "a loopback address (API keys are not supported)"
         raise UserError("serve.host", host, expected, "recloop serve --host 127.0.0.1, behind a proxy")
+
+
+def check_workers(workers: int) -> int:
+    """Check the number of answering processes; more than cores only cost memory.
+
+    Raises:
+        UserError: fewer than one.
+    """
+    if workers < 1:
+        raise UserError("--workers", workers, "at least 1", "recloop serve --workers 1")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cores:
+        sys.stderr.write(f"warning: --workers={workers} is more than the {cores} cores of this machine\n")
+    return workers
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -70,8 +87,22 @@ def token_line(listening: socket.socket, token: str, console: bool) -> str:
     return f"token {token} console={address(listening)}/?token={token}"
 
 
-def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "") -> None:
-    """Run until SIGTERM or SIGINT, then drain: send `Connection: close` and wait."""
+class Workers(Protocol):
+    """Further processes that drain before this one."""
+
+    @property
+    def is_stopped(self) -> bool: ...
+
+    def stop(self) -> None: ...
+
+
+def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "", workers: Workers | None = None) -> None:
+    """Run until SIGTERM or SIGINT, then drain: send `Connection: close` and wait.
+
+    Args:
+        ready: First line of stdout; empty in a worker.
+        workers: Processes that this one outlives, because it answers what they forward.
+    """
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     config = uvicorn.Config(
         app,
@@ -85,7 +116,7 @@ def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "") 
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=30,
     )
-    _Server(config, app, ready, note).run(sockets=[listening])
+    _Server(config, app, ready, note, workers).run(sockets=[listening])
 
 
 def address(listening: socket.socket) -> str:
@@ -100,8 +131,9 @@ class _Server(uvicorn.Server):
     uvicorn alone closes idle connections at once and loses requests just sent on them.
     """
 
-    def __init__(self, config: uvicorn.Config, app: Starlette, ready: str, note: str) -> None:
+    def __init__(self, config: uvicorn.Config, app: Starlette, ready: str, note: str, workers: Workers | None) -> None:
         super().__init__(config)
+        self._workers = workers
         self._app = app
         self._ready = ready
         self._note = note
@@ -109,7 +141,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
+        if self.started and self._ready:
             sys.stdout.write(self._ready + "\n")
             sys.stdout.flush()
             if self._note:
@@ -127,9 +159,15 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._app.state.draining and not self.should_exit:
             self._ticks += 1
+            if self._ticks == 1 and self._workers is not None:
+                self._workers.stop()
             if self._ticks == 2:  # queued connections were accepted in the tick before
                 for server in self.servers:
                     server.close()
             idle = not self.server_state.connections and not self.server_state.tasks
-            self.should_exit = self._ticks > 2 and (idle or self._ticks > DRAIN_SECONDS * TICKS_PER_SECOND)
+            limit = DRAIN_SECONDS
+            if self._workers is not None:
+                idle = idle and self._workers.is_stopped
+                limit += WORKER_SECONDS
+            self.should_exit = self._ticks > 2 and (idle or self._ticks > limit * TICKS_PER_SECOND)
         return await super().on_tick(counter)

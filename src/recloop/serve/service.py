@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -21,12 +22,13 @@ from recloop.features.state import StateBatch, UserState
 from recloop.files import JsonTree
 from recloop.ingest.writer import Writer, WriteRequest
 from recloop.monitoring.summary import HealthCache, HealthSummary, Windows, exposition
+from recloop.monitoring.verify import query_of
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList, Recommender
 from recloop.recommend.user_states import StateCache, StateRegistry, StateSource
-from recloop.records import ITEM_ID, USER_ID, Decision, Item, Query, is_guest, now
+from recloop.records import ITEM_ID, USER_ID, Decision, Event, Item, Query, User, is_guest, now
 from recloop.release import assignment
 from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
 from recloop.serve.reload import Reloader
@@ -35,6 +37,9 @@ from recloop.serve.schemas import RecommendResponse
 from recloop.serve.shadow import ShadowScorer
 from recloop.storage import admin_token, inbox, locks, releases
 from recloop.storage.archive import Archive
+
+if TYPE_CHECKING:
+    from recloop.serve.worker_pool import WorkerPool
 
 LOGGER = logging.getLogger(__name__)
 
@@ -53,6 +58,7 @@ class Service:
         deployments: Current deployments.
         uncommitted_since: Seq after which committed rows may be missing from the caches; None if none are.
         token: Admin token of admin routes and console.
+        workers: Further processes that answer; None if this is the only one.
 
     Raises:
         Locked: another server or writer uses this folder.
@@ -84,6 +90,7 @@ class Service:
         inbox.apply_inbox(self.control, self.log)
         self.as_of = self.log.last_seq()
         self.uncommitted_since: int | None = None
+        self.workers: WorkerPool | None = None
         self.catalog = Catalog.from_frames([self.archive.items(), self.log.items()])
         loader = DeploymentLoader(project, self.control, self.catalog, self.clock)
         self.deployments = loader.load_initial()
@@ -203,6 +210,41 @@ class Service:
                 LOGGER.warning("bundle %s failed, live answers: %s", assigned.arm.bundle, type(error).__name__)
         return live, *self._list(live, query, degraded)
 
+    def record(self, decision: Decision, last_item_seq: int) -> None:
+        """Store a decision of a worker and score it in shadow.
+
+        It is skipped in shadow if items have changed since, or if another bundle is live.
+
+        Args:
+            last_item_seq: Seq of the last commit with items.
+        """
+        self.decisions.put(decision)
+        live = self.deployments.live.arm
+        is_live = (decision.bundle, decision.generation, decision.variant) == (
+            live.bundle,
+            live.generation,
+            live.variant,
+        )
+        if not is_live or decision.degraded or not self._is_shadowed(decision.user_id, live):
+            return
+        if decision.as_of_seq < last_item_seq:
+            self.shadow.skip()
+        else:
+            self._add_to_shadow(query_of(decision), decision)
+
+    async def write(
+        self, events: Sequence[Event] = (), items: Sequence[Item] = (), users: Sequence[User] = ()
+    ) -> WriteRequest:
+        """Store rows; return when they are durable and every worker includes them.
+
+        Raises:
+            LogBusyError, LogUnavailableError, LogUncertainError: see `Writer.write`.
+        """
+        written = await self.writer.write(events, items, users)
+        if self.workers is not None:
+            await self.workers.confirm_commits()
+        return written
+
     def _is_shadowed(self, user_id: str, answered: assignment.Arm) -> bool:
         """Return True if the shadow bundles score a request of this user."""
         if not self.deployments.shadows or not user_id or is_guest(user_id):
@@ -246,6 +288,7 @@ class Service:
             "watermark": watermark,
             "degraded": self.degraded,
             "shadow_skipped": self.shadow.skipped,
+            "workers": 1 + (0 if self.workers is None else self.workers.n_started),
             **self.health(),
         }
 
@@ -310,7 +353,7 @@ class Service:
         self.archive = self.writer.archive = archive
 
     def _list(self, served: Deployment, query: Query, degraded: set[str]) -> tuple[RankedList, int]:
-        """Compute a bundle's list as of the newest seq, and return the seq that it includes.
+        """Compute a bundle's list as of the newest seq; also return that seq.
 
         Raises:
             UserError: unknown placement, or a filter whose values do not fit the fields.
@@ -340,6 +383,11 @@ class Service:
             self.user_states.clear()
             self.uncommitted_since = self.as_of if self.uncommitted_since is None else self.uncommitted_since
         self.as_of = seq
+        if self.workers is not None:
+            users = {event.user_id for job in jobs for event in job.events}
+            users.update(user.user_id for job in jobs for user in job.kept_users)
+            retractions = [row for job in jobs for row in job.kept_retractions]
+            self.workers.commit(seq, users, kept_items(jobs), retractions)
 
     def repair(self, user_states: StateRegistry, items: Sequence[Item]) -> None:
         """Apply the rows that a failed `_after_commit` left out; on the event loop.
@@ -362,9 +410,14 @@ class Service:
             touched.update(user.user_id for user in job.kept_users)
             touched |= self.user_states.retract(job.kept_retractions)
         self.user_states.invalidate(touched, seq)
-        self._upsert(sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq))
+        self._upsert(kept_items(jobs))
 
     def _upsert(self, items: Sequence[Item]) -> None:
         for item in items:
             self.catalog.upsert(item)
         self.shadow.upsert(items)
+
+
+def kept_items(jobs: Sequence[WriteRequest]) -> list[Item]:
+    """Return the stored item versions of these requests, by seq."""
+    return sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq)

@@ -55,7 +55,7 @@ class ShadowScorer:
     each request is scored over the catalog that answered it. All methods run on the event loop.
 
     Attributes:
-        skipped: Requests not scored because too many were waiting.
+        skipped: Requests not scored, because too many were waiting or the catalog had changed.
     """
 
     def __init__(self, decisions: DecisionLog) -> None:
@@ -101,6 +101,10 @@ class ShadowScorer:
             return
         self._added += 1
         self._queue.put(ShadowRequest(query, decision, states))
+
+    def skip(self) -> None:
+        """Count a request that cannot be scored."""
+        self._shed += 1
 
     def close(self) -> None:
         """Score the queued requests for at most `CLOSE_SECONDS` and stop the thread."""

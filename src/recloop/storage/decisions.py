@@ -146,6 +146,12 @@ class DecisionLog(Store):
                 self._wake.notify_all()
         return True
 
+    def lose(self, n_rows: int) -> None:
+        """Count rows as lost that another process took and did not deliver."""
+        with self._wake:
+            self._taken.add(n_rows)  # never settled, so the next process counts them in the store
+            self.lost += n_rows
+
     @property
     def full(self) -> bool:
         """True if the next row would be dropped."""

@@ -1,0 +1,128 @@
+"""Messages between the writer process and its workers on a socket pair.
+
+Every message is MessagePack with a length of four bytes before it. The order of one direction is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import msgspec
+
+from recloop.records import Decision, Item
+from recloop.release.assignment import Arm
+from recloop.storage.retractions import Retraction
+
+HEAD_BYTES = 4
+
+
+class Committed(msgspec.Struct, tag=True, frozen=True):
+    """Commit up to ``seq``: affected users, item versions and retractions."""
+
+    number: int
+    seq: int
+    users: list[str]
+    items: list[Item]
+    retractions: list[Retraction]
+
+
+class Deployed(msgspec.Struct, tag=True, frozen=True):
+    """Arms that answer from now on; ``failed`` as in `Deployments`."""
+
+    number: int
+    generation: int
+    live: Arm
+    candidate: Arm | None
+    failed: str
+
+
+class Published(msgspec.Struct, tag=True, frozen=True):
+    """A new archive replaces the present one."""
+
+    number: int
+
+
+class Degraded(msgspec.Struct, tag=True, frozen=True):
+    """Parts that the writer process misses."""
+
+    parts: list[str]
+
+
+class ForwardedReply(msgspec.Struct, tag=True, frozen=True):
+    """Reply of the writer process to a `ForwardedRequest` of this id."""
+
+    id: int
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class Started(msgspec.Struct, tag=True, frozen=True):
+    """The worker accepts connections."""
+
+
+class Confirmed(msgspec.Struct, tag=True, frozen=True):
+    """The worker applied the message of this number."""
+
+    number: int
+
+
+class ForwardedRequest(msgspec.Struct, tag=True, frozen=True):
+    """Request that only the writer process can answer."""
+
+    id: int
+    method: str
+    path: str
+    raw_path: bytes
+    query_string: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class Decided(msgspec.Struct, tag=True, frozen=True):
+    """Decisions of a worker, in the order of its answers."""
+
+    decisions: list[Decision]
+
+
+Numbered = Committed | Deployed | Published
+ToWorker = Committed | Deployed | Published | Degraded | ForwardedReply
+ToWriter = Started | Confirmed | ForwardedRequest | Decided
+ENCODER = msgspec.msgpack.Encoder()
+TO_WORKER = msgspec.msgpack.Decoder(ToWorker)
+TO_WRITER = msgspec.msgpack.Decoder(ToWriter)
+
+
+def frame(message: ToWorker | ToWriter) -> bytes:
+    """Encode a message with its length."""
+    content = ENCODER.encode(message)
+    return len(content).to_bytes(HEAD_BYTES, "big") + content
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
+    """Read one message; None at the end of the stream."""
+    try:
+        size = int.from_bytes(await reader.readexactly(HEAD_BYTES), "big")
+        return await reader.readexactly(size)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+def receive(channel: socket.socket) -> bytes:
+    """Read one message without an event loop.
+
+    Raises:
+        EOFError: the other side closed the channel.
+    """
+    return _receive(channel, int.from_bytes(_receive(channel, HEAD_BYTES), "big"))
+
+
+def _receive(channel: socket.socket, size: int) -> bytes:
+    content = b""
+    while len(content) < size:
+        part = channel.recv(size - len(content))
+        if not part:
+            raise EOFError
+        content += part
+    return content

@@ -1,0 +1,296 @@
+"""Workers of ``recloop serve --workers N``, seen from the writer process.
+
+The writer process holds the lock, writes the log and the decisions, and answers as well. Each worker is a child process
+with the same listening socket, which answers lists from its own states and catalog. It applies every commit before the
+write is acknowledged, so a later read on any connection includes the write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import itertools
+import logging
+import multiprocessing
+import socket
+import time
+from collections.abc import Iterable
+from ctypes import c_uint64
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Message
+
+from recloop.records import Item
+from recloop.serve import worker
+from recloop.serve.channel import (
+    TO_WRITER,
+    Committed,
+    Confirmed,
+    Decided,
+    Degraded,
+    Deployed,
+    ForwardedReply,
+    ForwardedRequest,
+    Numbered,
+    Published,
+    Started,
+    ToWorker,
+    frame,
+    read_frame,
+)
+from recloop.storage.retractions import Retraction
+
+if TYPE_CHECKING:
+    from recloop.serve.service import Service
+
+LOGGER = logging.getLogger(__name__)
+COMMIT_SECONDS = 5.0
+"""Time for a worker to apply a commit; a slower worker is replaced, so that writes do not wait for it."""
+DEPLOY_SECONDS = 120.0
+"""Time for a worker to load bundles or an archive."""
+RESTART_SECONDS = 1.0
+DEGRADED_SECONDS = 0.5
+
+
+class Worker:
+    """One worker process and its channel; used on the event loop.
+
+    Attributes:
+        taken: Decisions that the worker has made, in memory shared with it.
+        received: Decisions that arrived here.
+        unconfirmed: Future of each numbered message that the worker has not applied yet.
+    """
+
+    def __init__(self, process: BaseProcess, channel: socket.socket, taken: c_uint64) -> None:
+        self.process = process
+        self.channel = channel
+        self.taken = taken
+        self.received = 0
+        self.is_started = False
+        self.unconfirmed: dict[int, asyncio.Future[None]] = {}
+        self.commits: set[int] = set()
+        self.stream: asyncio.StreamWriter | None = None
+
+    def send(self, message: ToWorker) -> None:
+        """Send a message without waiting."""
+        if self.stream is not None and not self.stream.is_closing():
+            self.stream.write(frame(message))
+
+    def kill(self) -> None:
+        """End the process at once; its decisions that did not arrive are counted as lost."""
+        self.process.kill()
+
+
+class WorkerPool:
+    """Starts, feeds and replaces the workers.
+
+    Args:
+        listening: Socket that all processes accept from.
+        host: Listening address, for the access checks.
+        n_workers: Number of worker processes, without the writer process.
+    """
+
+    def __init__(self, service: Service, app: ASGIApp, listening: socket.socket, host: str, n_workers: int) -> None:
+        self._service = service
+        self._app = app
+        self._listening = listening
+        self._host = host
+        self._n_workers = n_workers
+        self._workers: list[Worker] = []
+        self._numbers = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_item_seq = 0
+        self._stopping = False
+
+    @property
+    def n_started(self) -> int:
+        """Number of workers that accept connections."""
+        return sum(one.is_started for one in self._workers)
+
+    @property
+    def is_stopped(self) -> bool:
+        return not self._workers
+
+    def start(self) -> None:
+        """Start the workers; on the event loop."""
+        for _ in range(self._n_workers):
+            self._spawn(self._keep_running())
+        self._spawn(self._send_degraded())
+
+    def stop(self) -> None:
+        """Let the workers drain their connections."""
+        self._stopping = True
+        for one in self._workers:
+            if one.process.pid is not None:
+                one.process.terminate()
+
+    async def close(self) -> None:
+        """End what is left of the workers."""
+        self._stopping = True
+        for one in self._workers:
+            one.kill()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def commit(self, seq: int, users: Iterable[str], items: list[Item], retractions: list[Retraction]) -> None:
+        """Send a commit to all workers."""
+        if items:
+            self._last_item_seq = seq
+        message = Committed(next(self._numbers), seq, sorted(users), items, retractions)
+        for one in self._publish(message):
+            one.commits.add(message.number)
+
+    async def confirm_commits(self) -> None:
+        """Wait until every worker has applied all commits; replace slow ones."""
+        waiting = [
+            (one, one.unconfirmed[number])
+            for one in self._workers
+            if one.is_started
+            for number in one.commits
+            if number in one.unconfirmed
+        ]
+        await self._confirm(waiting, COMMIT_SECONDS)
+
+    async def deploy(self) -> None:
+        """Send the present deployments and wait until every worker uses them."""
+        await self._publish_and_confirm(self._deployed())
+
+    async def publish(self) -> None:
+        """Let the workers open the new archive and wait until they use it."""
+        await self._publish_and_confirm(Published(next(self._numbers)))
+
+    async def _publish_and_confirm(self, message: Numbered) -> None:
+        started = [one for one in self._publish(message) if one.is_started]
+        await self._confirm([(one, one.unconfirmed[message.number]) for one in started], DEPLOY_SECONDS)
+
+    def _publish(self, message: Numbered) -> list[Worker]:
+        connected = [one for one in self._workers if one.stream is not None]
+        for one in connected:
+            one.unconfirmed[message.number] = asyncio.get_running_loop().create_future()
+            one.send(message)
+        return connected
+
+    async def _confirm(self, waiting: list[tuple[Worker, asyncio.Future[None]]], seconds: float) -> None:
+        if not waiting:
+            return
+        await asyncio.wait([future for _, future in waiting], timeout=seconds)
+        for one, future in waiting:
+            if not future.done():
+                LOGGER.warning(
+                    "worker %s did not apply a change within %.0f s; it is replaced", one.process.pid, seconds
+                )
+                one.kill()
+
+    def _deployed(self) -> Deployed:
+        deployments = self._service.deployments
+        candidate = None if deployments.candidate is None else deployments.candidate.arm
+        return Deployed(
+            next(self._numbers), deployments.generation, deployments.live.arm, candidate, deployments.failed
+        )
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _keep_running(self) -> None:
+        """Run a worker, and another one whenever it ends."""
+        while not self._stopping:
+            started = time.monotonic()
+            await self._run_one()
+            if not self._stopping:
+                LOGGER.warning("a worker process ended; another one is started")
+                await asyncio.sleep(max(0.0, RESTART_SECONDS - (time.monotonic() - started)))
+
+    async def _run_one(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        taken = context.RawValue(ctypes.c_uint64, 0)
+        channel, other = socket.socketpair()
+        arguments = (self._service.project, self._listening, other, taken, self._host)
+        process = context.Process(target=worker.run, args=arguments, name="recloop worker", daemon=True)
+        one = Worker(process, channel, taken)
+        try:
+            await run_in_threadpool(process.start)
+            other.close()
+            reader, one.stream = await asyncio.open_connection(sock=channel)
+            self._workers.append(one)
+            one.send(self._deployed())
+            while (content := await read_frame(reader)) is not None:
+                self._handle(one, content)
+        finally:
+            self._forget(one)
+            if process.pid is not None:
+                await run_in_threadpool(process.join, 5.0)
+
+    def _forget(self, one: Worker) -> None:
+        if one in self._workers:
+            self._workers.remove(one)
+        for future in one.unconfirmed.values():
+            if not future.done():
+                future.set_result(None)
+        if one.stream is not None:
+            one.stream.close()
+        missing = one.taken.value - one.received
+        if missing:
+            LOGGER.warning("%d decisions of a worker were lost", missing)
+            self._service.decisions.lose(missing)
+
+    def _handle(self, one: Worker, content: bytes) -> None:
+        message = TO_WRITER.decode(content)
+        if isinstance(message, Confirmed):
+            future = one.unconfirmed.pop(message.number, None)
+            one.commits.discard(message.number)
+            if future is not None and not future.done():
+                future.set_result(None)
+        elif isinstance(message, Decided):
+            one.received += len(message.decisions)
+            for decision in message.decisions:
+                self._service.record(decision, self._last_item_seq)
+        elif isinstance(message, ForwardedRequest):
+            self._spawn(self._answer(one, message))
+        elif isinstance(message, Started):
+            one.is_started = True  # from now on writes wait for it, and it has all earlier commits
+            one.send(Degraded(self._service.degraded))
+
+    async def _answer(self, one: Worker, request: ForwardedRequest) -> None:
+        """Answer a forwarded request with this process's own application."""
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": request.method,
+            "scheme": "http", "path": request.path, "raw_path": request.raw_path, "root_path": "",
+            "query_string": request.query_string, "headers": request.headers, "client": None, "server": None,
+            "state": {},
+        }  # fmt: skip
+        status, headers, body = 500, [], b""
+        is_read = False
+
+        async def receive() -> Message:
+            nonlocal is_read
+            if is_read:
+                return {"type": "http.disconnect"}
+            is_read = True
+            return {"type": "http.request", "body": request.body, "more_body": False}
+
+        async def send(message: Message) -> None:
+            nonlocal status, headers, body
+            if message["type"] == "http.response.start":
+                status, headers = message["status"], list(message["headers"])
+            else:
+                body += message.get("body", b"")
+
+        await self._app(scope, receive, send)
+        one.send(ForwardedReply(request.id, status, headers, body))
+
+    async def _send_degraded(self) -> None:
+        sent: list[str] = []
+        while True:
+            await asyncio.sleep(DEGRADED_SECONDS)
+            parts = self._service.degraded
+            if parts != sent:
+                sent = parts
+                for one in self._workers:
+                    if one.is_started:
+                        one.send(Degraded(parts))
