@@ -107,8 +107,9 @@ def test_clean_excludes_items_in_files_and_on_arrival_without_a_limit() -> None:
     rows = frame.with_columns(pl.int_range(1, 4, dtype=pl.Int64).alias("seq"))
     arrived = [EventLabeler(settings.events, settings.clean).causal_rule(rows[n : n + 1])[0] for n in range(3)]
     assert arrived == ["exclude_items", None, "exclude_items"]
-    assert nothing_left(cleaned) is None
-    error = nothing_left(clean(frame, config('clean.exclude_items=["POST", "a"]')))
+    assert nothing_left(len(cleaned.valid_rows), cleaned.removed, cleaned.quarantine) is None
+    emptied = clean(frame, config('clean.exclude_items=["POST", "a"]'))
+    error = nothing_left(0, emptied.removed, emptied.quarantine)
     assert error is not None
     assert "no row is left of 3 (exclude_items removed 3)" in str(error)
     assert error.fix == "--set 'clean.exclude_items=[]'"

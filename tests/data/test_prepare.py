@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow.parquet
 import pytest
 
-from recloop.data import prepare as module
+from recloop.data import staging
 from recloop.data.clean import LABELLED, QUARANTINED
 from recloop.data.prepare import load, prepare
 from recloop.data.read import read_events
@@ -137,7 +137,7 @@ def test_prepare_that_fails_keeps_the_earlier_data(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "swap_folder", full)
+    monkeypatch.setattr(staging, "swap_folder", full)
     with pytest.raises(OSError, match="No space"):
         prepare(project_with_bad_rows)
     monkeypatch.undo()

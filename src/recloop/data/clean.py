@@ -6,6 +6,7 @@ Causal rules run first, as on arrival, then the retrospective rules, which need 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -124,7 +125,7 @@ def clean(
         The `CleanResult`; the caller stops or warns if ``excessive`` is not empty.
     """
     signal = EventLabeler(config.events, config.clean)
-    _check_conditions(config)
+    check_conditions(config)
     numbered = (
         received_by_end(frame)
         .sort(TIMESTAMP, maintain_order=True)
@@ -133,7 +134,7 @@ def clean(
     imported = after + len(numbered)
     if posted is not None:
         numbered = pl.concat([numbered, posted.events.select(numbered.columns)])
-    rule = _rule_of_rows(numbered, signal, config)
+    rule = rule_of_rows(numbered, signal, config, repeated_ids(numbered))
     if posted is not None:
         rule = _add_kept_rules(numbered, rule, posted)
     is_removed = rule.is_not_null()
@@ -151,7 +152,7 @@ def clean(
         rule = numbered.select(SEQ).join(core_rules, on=SEQ, how="left", maintain_order="left")["core"].fill_null(rule)
         is_removed = rule.is_not_null()
         kept_rows = kept_rows.filter(~is_outside_core)
-    valid_rows = number_moments(row_stamps(kept_rows) if config.split.ties == "row" else moment_stamps(kept_rows))
+    valid_rows = with_moments(kept_rows, config)
     quarantine = numbered.with_columns(rule.alias(RULE)).filter(is_removed)
     counts = dict(quarantine.group_by(RULE).len().iter_rows())
     removed = {info.name: counts[info.name] for info in RULES if info.name in counts}
@@ -165,7 +166,7 @@ def clean(
     )
 
 
-def _check_conditions(config: Config) -> None:
+def check_conditions(config: Config) -> None:
     """Reject conditions that compare a text with a number, before rows are read."""
     texts = [
         (text, f"events.{name}")
@@ -183,12 +184,23 @@ def _check_conditions(config: Config) -> None:
             raise UserError(key, text, expected, f"correct {key} in recloop.toml") from None
 
 
-def _rule_of_rows(numbered: pl.DataFrame, signal: EventLabeler, config: Config) -> pl.Series:
-    """Return the rule that removes each row, or null.
+def repeated_ids(numbered: pl.DataFrame) -> pl.Series:
+    """(n,) Boolean: the row has the event_id of an earlier one, in seq order."""
+    event_ids = numbered[EVENT_ID]
+    if event_ids.null_count() == len(event_ids):
+        return pl.Series([False], dtype=pl.Boolean).new_from_index(0, len(event_ids))
+    return event_ids.is_not_null() & ~event_ids.is_first_distinct()
+
+
+def rule_of_rows(numbered: pl.DataFrame, signal: EventLabeler, config: Config, is_repeated: pl.Series) -> pl.Series:
+    """Return the causal rule or ``duplicates`` that removes each row, or null.
 
     Causal rules see the same rows as on arrival: a repeated event_id never enters the log.
+
+    Args:
+        numbered: All rows of some users (EVENT_SCHEMA), in seq order.
+        is_repeated: (n,) Boolean: the row has the event_id of an earlier row of any user.
     """
-    is_repeated = (numbered[EVENT_ID].is_not_null() & ~numbered[EVENT_ID].is_first_distinct()).alias("again")
     if is_repeated.any():
         first_rows = numbered.filter(~is_repeated)
         rules = first_rows.select(SEQ).with_columns(signal.causal_rule(first_rows).alias(RULE))
@@ -233,6 +245,11 @@ def duplicate_rows(rows: pl.DataFrame) -> pl.Series:
     # cheap test first: few rows share these three columns
     candidates = rows.select(SEQ, *CONTENT).filter(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_duplicated())
     return candidates.filter(~pl.struct(*CONTENT).is_first_distinct())[SEQ]
+
+
+def with_moments(labelled: pl.DataFrame, config: Config) -> pl.DataFrame:
+    """Add ``stamp`` and ``moment`` to labelled rows of some users, in seq order."""
+    return number_moments(row_stamps(labelled) if config.split.ties == "row" else moment_stamps(labelled))
 
 
 def row_stamps(valid_rows: pl.DataFrame) -> pl.DataFrame:
@@ -290,21 +307,21 @@ def excessive_rules(
     return errors
 
 
-def nothing_left(cleaned: CleanResult) -> UserError | None:
+def nothing_left(n_valid: int, removed: Mapping[str, int], quarantine: pl.DataFrame) -> UserError | None:
     """Error for a log of which the rules leave no row, else None.
 
-    The fix is the setting of the rule that removed most.
+    The fix is the setting of the rule that removed most. ``quarantine`` holds at least the first three rows.
     """
-    if len(cleaned.valid_rows) or not cleaned.removed:
+    if n_valid or not removed:
         return None
-    counts = ", ".join(f"{rule} removed {count:,}" for rule, count in cleaned.removed.items())
-    largest = max(RULES, key=lambda rule: cleaned.removed.get(rule.name, 0))
+    counts = ", ".join(f"{rule} removed {count:,}" for rule, count in removed.items())
+    largest = max(RULES, key=lambda rule: removed.get(rule.name, 0))
     return UserError(
         f"rule {largest.name}",
-        f"no row is left of {sum(cleaned.removed.values()):,} ({counts})",
+        f"no row is left of {sum(removed.values()):,} ({counts})",
         f"rows that pass the rules of [clean]; {largest.name} removes {largest.reason}",
         f"--set '{largest.off}'",
-        tuple(describe_row(row) for row in cleaned.quarantine.head(3).iter_rows(named=True)),
+        tuple(describe_row(row) for row in quarantine.head(3).iter_rows(named=True)),
     )
 
 

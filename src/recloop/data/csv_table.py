@@ -7,9 +7,9 @@ the file finds the line and the raw text.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 import pyarrow as pa
@@ -41,13 +41,23 @@ class CsvRows:
     broken: dict[int, str]
 
 
-def read_csv(source: InputFile, data: Data, names: Sequence[str] | None) -> CsvRows:
-    """Read the columns ``names`` of a text table; None: all of them.
+@dataclass(frozen=True)
+class CsvForm:
+    """Encoding, dialect and columns of a text table, and the columns to read."""
 
-    Raises:
-        UserError: the first line holds values, a wanted name occurs twice, a quote is never closed, or most records
-            have another number of fields than the header.
-    """
+    scan: TextScan
+    dialect: Dialect
+    columns: list[str]
+    wanted: list[str]
+
+    @property
+    def is_plain(self) -> bool:
+        """True if the table can be read in blocks without a second pass over its text."""
+        return not (self.scan.has_bad_bytes or self.dialect.has_blanks)
+
+
+def find_form(source: InputFile, data: Data, names: Sequence[str] | None) -> CsvForm:
+    """Find the form of a text table; see `read_csv`."""
     scan = scan_text(source, data.encoding)
     dialect = find_dialect(source, scan.encoding, data)
     if data.header and dialect.is_headless:
@@ -57,16 +67,61 @@ def read_csv(source: InputFile, data: Data, names: Sequence[str] | None) -> CsvR
         dialect = replace(dialect, has_quotes=_has_closed_quotes(source, scan, dialect))
     columns = distinct_names(source, dialect.names, names)
     wanted = columns if names is None else [name for name in columns if name in set(names)]
-    if dialect.has_blanks and scan.n_quotes:
-        frame, n_invalid = _read_by_record(source, scan, dialect, columns, wanted)
+    return CsvForm(scan, dialect, columns, wanted)
+
+
+def read_csv(source: InputFile, data: Data, names: Sequence[str] | None) -> CsvRows:
+    """Read the columns ``names`` of a text table; None: all of them.
+
+    Raises:
+        UserError: the first line holds values, a wanted name occurs twice, a quote is never closed, or most records
+            have another number of fields than the header.
+    """
+    form = find_form(source, data, names)
+    if form.dialect.has_blanks and form.scan.n_quotes:
+        frame, n_invalid = _read_by_record(source, form.scan, form.dialect, form.columns, form.wanted)
     else:
-        frame, n_invalid = _read_by_block(source, scan, dialect, columns, wanted)
-    if dialect.has_blanks:
+        frame, n_invalid = _read_by_block(source, form)
+    if form.dialect.has_blanks:
         frame = frame.with_columns(pl.all().str.strip_chars(" "))
-    rows = CsvRows(scan, dialect, tuple(columns), frame, {})
-    if n_invalid or (dialect.has_quotes and scan.n_quotes % 2 and not _is_part(source, rows)):
-        rows = replace(rows, broken=_broken_records(source, rows))
-    return rows
+    return CsvRows(form.scan, form.dialect, tuple(form.columns), frame, broken_records(source, form, frame, n_invalid))
+
+
+def broken_records(source: InputFile, form: CsvForm, frame: pl.DataFrame, n_invalid: int) -> dict[int, str]:
+    """Reasons of the records that are not in ``frame``, by record number.
+
+    Only the number of rows of ``frame`` is used. ``n_invalid``: records that were left out.
+    """
+    rows = CsvRows(form.scan, form.dialect, tuple(form.columns), frame, {})
+    if n_invalid or (form.dialect.has_quotes and form.scan.n_quotes % 2 and not _is_part(source, rows)):
+        return _broken_records(source, rows)
+    return {}
+
+
+class CsvBlocks:
+    """Frames of a plain text table, block by block.
+
+    ``n_invalid`` counts the records with another number of fields.
+    """
+
+    def __init__(self, source: InputFile, form: CsvForm) -> None:
+        self._source = source
+        self._form = form
+        self.n_invalid = 0
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        try:
+            with pyarrow.csv.open_csv(*_csv_input(self._source, self._form, self._keep)) as reader:
+                for batch in reader:
+                    frame = pl.from_arrow(batch)
+                    assert isinstance(frame, pl.DataFrame)
+                    yield frame
+        except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+            raise _damaged(self._source, self._form, error) from None
+
+    def _keep(self, _: pyarrow.csv.InvalidRow) -> str:
+        self.n_invalid += 1
+        return "skip"
 
 
 def csv_records(source: InputFile, encoding: str, dialect: Dialect) -> Iterator[tuple[int, str, list[str]]]:
@@ -128,9 +183,33 @@ def _has_closed_quotes(source: InputFile, scan: TextScan, dialect: Dialect) -> b
     return n_open == n_closed + (last == b'"')
 
 
-def _read_by_block(
-    source: InputFile, scan: TextScan, dialect: Dialect, columns: list[str], wanted: list[str]
-) -> tuple[pl.DataFrame, int]:
+def _csv_input(source: InputFile, form: CsvForm, keep: Callable[[pyarrow.csv.InvalidRow], str]) -> tuple[Any, ...]:
+    """Arguments of Arrow's readers: the wanted columns as text."""
+    dialect = form.dialect
+    return (
+        utf8_stream(source, form.scan, dialect.replacement),
+        pyarrow.csv.ReadOptions(column_names=form.columns, skip_rows=dialect.n_skipped, block_size=BLOCK_BYTES),
+        pyarrow.csv.ParseOptions(
+            delimiter=dialect.delimiter,
+            quote_char='"' if dialect.has_quotes else False,
+            newlines_in_values=dialect.has_quotes and form.scan.n_quotes > 0,
+            invalid_row_handler=keep,
+        ),
+        pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(form.columns, pa.string()),
+            strings_can_be_null=False,
+            include_columns=form.wanted,
+        ),
+    )
+
+
+def _damaged(source: InputFile, form: CsvForm, error: Exception) -> UserError:
+    if "straddling" in str(error):
+        return _too_long(source, form.scan, form.dialect)
+    return UserError(source.key, source.name, f"a CSV file ({error})", "look for an unclosed quote")
+
+
+def _read_by_block(source: InputFile, form: CsvForm) -> tuple[pl.DataFrame, int]:
     """Frame of the records with the right number of fields; number of the others."""
     invalid_rows: list[str] = []
 
@@ -139,23 +218,9 @@ def _read_by_block(
         return "skip"
 
     try:
-        arrow = pyarrow.csv.read_csv(
-            utf8_stream(source, scan, dialect.replacement),
-            pyarrow.csv.ReadOptions(column_names=columns, skip_rows=dialect.n_skipped, block_size=BLOCK_BYTES),
-            pyarrow.csv.ParseOptions(
-                delimiter=dialect.delimiter,
-                quote_char='"' if dialect.has_quotes else False,
-                newlines_in_values=dialect.has_quotes and scan.n_quotes > 0,
-                invalid_row_handler=keep,
-            ),
-            pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False, include_columns=wanted
-            ),
-        )
+        arrow = pyarrow.csv.read_csv(*_csv_input(source, form, keep))
     except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
-        if "straddling" in str(error):
-            raise _too_long(source, scan, dialect) from None
-        raise UserError(source.key, source.name, f"a CSV file ({error})", "look for an unclosed quote") from None
+        raise _damaged(source, form, error) from None
     frame = pl.from_arrow(arrow)
     assert isinstance(frame, pl.DataFrame)
     return frame, len(invalid_rows)

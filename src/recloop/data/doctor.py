@@ -127,7 +127,7 @@ def build_report(project: Project) -> Report:
     try:
         split(valid_rows, config.split)
     except UserError as error:
-        stops.append(str(nothing_left(cleaned) or error))
+        stops.append(str(nothing_left(len(cleaned.valid_rows), cleaned.removed, cleaned.quarantine) or error))
     checks = run_checks(valid_rows, items, users, config)
     counted = log_report.warnings if unread is None else log_report.warnings[1:]  # the stop names the rejected rows
     warnings = (*stops, *counted, *check_warnings(checks, items, users, config))

@@ -16,7 +16,8 @@ import polars as pl
 
 from recloop.config import Columns, Config, Data
 from recloop.data.clean import file_id
-from recloop.data.prepare import SPLITS, PreparedData, load
+from recloop.data.prepare import PreparedData, load
+from recloop.data.staging import SPLITS
 from recloop.errors import UserError
 from recloop.files import replace_file
 from recloop.project import Project

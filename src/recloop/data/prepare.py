@@ -6,9 +6,9 @@ manifest is written last.
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,41 +16,32 @@ from typing import Final
 
 import polars as pl
 
-from recloop import __version__
+from recloop.config import Config
 from recloop.data import new_files, rejected_rows
-from recloop.data.atomic_folder import AtomicFolder
-from recloop.data.clean import CleanResult, clean, nothing_left
-from recloop.data.doctor import Report, report
-from recloop.data.entities import EntityTable, read_project
+from recloop.data.clean import clean, nothing_left
+from recloop.data.doctor import report
+from recloop.data.entities import EntityTable, read_items, read_project, read_users
+from recloop.data.event_blocks import EventBlocks, NotStreamableError
 from recloop.data.labelled_log import UPDATE_FORMAT, LabelledLog, split_at
 from recloop.data.log_counts import LogCounts
 from recloop.data.posted_rows import PostedRows
-from recloop.data.rejected_rows import RejectedRow
-from recloop.data.sources import find, fingerprint
-from recloop.data.split import SplitFrames, split
+from recloop.data.read import RawEvents
+from recloop.data.sharded_log import ShardedLog, can_shard, days_of
+from recloop.data.sources import InputFile, find, fingerprint
+from recloop.data.split import split
+from recloop.data.staging import FORMAT_VERSION, SPLITS, Imported, PrepareResult, commit, staged_data
 from recloop.errors import UserError
 from recloop.features.dwell import DwellPercentiles
 from recloop.features.moments import number_moments
-from recloop.files import recover_folder, swap_folder
+from recloop.files import recover_folder
 from recloop.project import Project
-from recloop.records import EVENT_SCHEMA, SEQ, TIMESTAMP, FileFacts
-from recloop.storage.data_manifest import DataManifest, FileRecord, RowCounts
+from recloop.records import SEQ
+from recloop.storage.data_manifest import DataManifest, FileRecord
 
-FORMAT_VERSION: Final = 2  # format 2: the split has use, pair and units
-SPLITS: Final = ("train", "valid", "test")
+__all__ = ["PrepareResult", "PreparedData", "load", "prepare", "read", "split_log"]
 
-
-@dataclass(frozen=True)
-class PrepareResult:
-    """Result of `prepare`: report, cut (us), watermark (seq) and rows of each split."""
-
-    report: Report
-    fingerprint: str
-    cut: int
-    watermark: int
-    train: int
-    valid: int
-    test: int
+SPACE_RATIO: Final = 4
+"""Bytes of shards and ``data/``, divided by those of the files of ``data.events``."""
 
 
 @dataclass(frozen=True)
@@ -105,52 +96,121 @@ def prepare(project: Project, logged: bool = False, posted: PostedRows | None = 
     data_fingerprint = fingerprint(config.data, sources)
     if logged:
         _same_import(project, data_fingerprint)
-    files = new_files.records_of([source for source in sources if source.key == "data.events"])
-    catalogs = new_files.records_of([source for source in sources if source.key in ("data.items", "data.users")])
+    log_sources = [source for source in sources if source.key == "data.events"]
+    records = _Records(
+        data_fingerprint,
+        new_files.records_of(log_sources),
+        tuple(new_files.records_of([source for source in sources if source.key in ("data.items", "data.users")])),
+    )
+    if posted is None and can_shard(config, log_sources):
+        try:
+            return _prepare_shards(project, log_sources, records)
+        except NotStreamableError:
+            pass  # rows depend on others, or an error names them: the log is read whole
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise _disk_full(project, log_sources) from None
+            raise
+    return _prepare_whole(project, records, posted)
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Fingerprint of an import, and its files before they are read."""
+
+    fingerprint: str
+    sources: list[FileRecord]
+    catalogs: tuple[FileRecord, ...]
+
+    def imported(self, raw: RawEvents, items: EntityTable | None, users: EntityTable | None, last_seq: int) -> Imported:
+        rejects = [*raw.rejects, *(row for table in (items, users) if table is not None for row in table.rejects)]
+        sources = tuple(new_files.with_rows(self.sources, raw))
+        return Imported(self.fingerprint, sources, self.catalogs, items, users, rejects, last_seq)
+
+
+def _prepare_whole(project: Project, records: _Records, posted: PostedRows | None) -> PrepareResult:
+    config = project.config
     raw, items, users = read_project(project)
-    read_files = new_files.with_rows(files, raw)
-    excess_error = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)
-    if excess_error is not None:
-        raise excess_error
+    imported = records.imported(raw, items, users, 0)
+    _check_rejects(raw, config)
     items, users = _numbered(items, 0), _numbered(users, 0 if items is None else len(items.frame))
     after = sum(len(table.frame) for table in (items, users) if table is not None)
-    imported = after + len(raw.frame)
+    last_seq = after + len(raw.frame)
     if posted is not None:
-        posted = posted.renumbered(imported)
+        posted = posted.renumbered(last_seq)
         raw = replace(raw, read=raw.read + len(posted.events))
         items, users = _with_posted(items, posted.items), _with_posted(users, posted.users)
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame, posted)
     if cleaned.excessive:
         raise cleaned.excessive[0]
-    empty_error = nothing_left(cleaned)
+    empty_error = nothing_left(len(cleaned.valid_rows), cleaned.removed, cleaned.quarantine)
     if empty_error is not None:
         raise empty_error
     split_frames = split(cleaned.valid_rows, config.split)
     counts = LogCounts.of(cleaned.valid_rows, config)
-    log_report = report(raw, cleaned.removed, counts, items, users, config)
-    rejects = [*raw.rejects, *(row for table in (items, users) if table is not None for row in table.rejects)]
-    _write(
-        project,
-        cleaned,
-        split_frames,
-        items,
-        users,
-        rejects,
-        log_report,
-        data_fingerprint,
-        imported,
-        read_files,
-        catalogs,
-    )
-    return PrepareResult(
-        report=log_report,
-        fingerprint=data_fingerprint,
+    result = PrepareResult(
+        report=report(raw, cleaned.removed, counts, items, users, config),
+        fingerprint=records.fingerprint,
         cut=split_frames.cut,
         watermark=cleaned.watermark,
         train=len(split_frames.train),
         valid=len(split_frames.valid),
         test=len(split_frames.test),
     )
+    imported = replace(imported, items=items, users=users, last_seq=last_seq)
+    with staged_data(project) as files:
+        for day, rows in days_of(cleaned.valid_rows):
+            files.table(f"archive/date={day}/events.parquet", rows)
+        for name, frame in zip(SPLITS, split_frames[:3], strict=True):
+            files.table(f"split/{name}.parquet", frame)
+        files.table("quarantine.parquet", cleaned.quarantine)
+        commit(project, files, imported, result, cleaned.dwell)
+    return result
+
+
+def _prepare_shards(project: Project, sources: Sequence[InputFile], records: _Records) -> PrepareResult:
+    """As `_prepare_whole`, in memory for one shard of the users at a time."""
+    config = project.config
+    with staged_data(project) as files, ShardedLog.open(files.folder / "shards", sources, config) as log:
+        raw = log.read(EventBlocks(sources, config.data))
+        items, users = read_items(project), read_users(project)
+        imported = records.imported(raw, items, users, 0)
+        _check_rejects(raw, config)
+        items, users = _numbered(items, 0), _numbered(users, 0 if items is None else len(items.frame))
+        after = sum(len(table.frame) for table in (items, users) if table is not None)
+        cleaned = log.clean(after, None if items is None else items.frame)
+        if cleaned.excessive:
+            raise cleaned.excessive[0]
+        empty_error = nothing_left(cleaned.counts.rows, cleaned.removed, cleaned.samples)
+        if empty_error is not None:
+            raise empty_error
+        split_rows = log.split(cleaned)
+        rows = log.write(files, split_rows)
+        result = PrepareResult(
+            report=report(raw, cleaned.removed, cleaned.counts, items, users, config),
+            fingerprint=records.fingerprint,
+            cut=split_rows.cut,
+            watermark=cleaned.last_seq,
+            **rows,
+        )
+        log.remove()
+        imported = replace(imported, items=items, users=users, last_seq=cleaned.last_seq)
+        commit(project, files, imported, result, cleaned.dwell)
+    return result
+
+
+def _disk_full(project: Project, sources: Sequence[InputFile]) -> UserError:
+    """Error of a disk that filled while shards were written; ``data/`` is unchanged."""
+    free = shutil.disk_usage(project.root).free
+    n_bytes = sum(source.n_bytes for source in sources)
+    expected = f"free space of about {SPACE_RATIO * n_bytes / 1e9:.1f} GB for shards and data/"
+    return UserError("disk", f"{free / 1e9:.1f} GB free at {project.root}", expected, f"df -h {project.root}")
+
+
+def _check_rejects(raw: RawEvents, config: Config) -> None:
+    error = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)
+    if error is not None:
+        raise error
 
 
 def load(project: Project) -> PreparedData:
@@ -181,11 +241,6 @@ def split_log(log: LabelledLog) -> PreparedData:
     return PreparedData(train, valid, test, log.items, log.users, manifest)
 
 
-def split_hash(written: Mapping[str, FileFacts]) -> str:
-    """SHA-256 over the hashes of the three split files."""
-    return hashlib.sha256("".join(written[f"split/{name}.parquet"].sha256 for name in SPLITS).encode()).hexdigest()
-
-
 def _same_import(project: Project, data_fingerprint: str) -> None:
     try:
         recorded = DataManifest.read(project.data).fingerprint
@@ -212,68 +267,3 @@ def _with_posted(table: EntityTable | None, posted: pl.DataFrame) -> EntityTable
     if table is None:
         return EntityTable(posted, [], ())
     return replace(table, frame=pl.concat([table.frame, posted.select(table.frame.columns)]))
-
-
-# -- writing
-
-
-def _write(
-    project: Project,
-    cleaned: CleanResult,
-    split_frames: SplitFrames,
-    items: EntityTable | None,
-    users: EntityTable | None,
-    rejects: list[RejectedRow],
-    log_report: Report,
-    data_fingerprint: str,
-    imported: int,
-    read_files: list[FileRecord],
-    catalogs: list[FileRecord],
-) -> None:
-    target = project.data
-    staged = target.with_name(target.name + ".tmp")
-    shutil.rmtree(staged, ignore_errors=True)
-    files = AtomicFolder(staged)
-    try:
-        date = pl.from_epoch(TIMESTAMP, time_unit="us").dt.strftime("%Y-%m-%d").alias("date")
-        days = cleaned.valid_rows.select(*EVENT_SCHEMA, date).partition_by("date", as_dict=True, include_key=False)
-        for (day,), rows in sorted(days.items()):
-            files.table(f"archive/date={day}/events.parquet", rows)
-        for name, frame in zip(SPLITS, split_frames[:3], strict=True):
-            files.table(f"split/{name}.parquet", frame)
-        if items is not None:
-            files.table("items.parquet", items.frame)
-        if users is not None:
-            files.table("users.parquet", users.frame)
-        files.table("quarantine.parquet", cleaned.quarantine)
-        files.lines("rejects.jsonl", rejects)
-        files.wait()
-        manifest = DataManifest(
-            format=FORMAT_VERSION,
-            code=__version__,
-            fingerprint=data_fingerprint,
-            cut=split_frames.cut,
-            watermark=cleaned.watermark,
-            imported=imported,
-            sources=tuple(read_files),
-            catalogs=tuple(catalogs),
-            split_hash=split_hash(files.written),
-            counts=RowCounts(
-                read=log_report.read,
-                kept=log_report.kept,
-                removed=log_report.removed,
-                rejected=log_report.rejected,
-                train=len(split_frames.train),
-                valid=len(split_frames.valid),
-                test=len(split_frames.test),
-            ),
-            report=log_report.to_json(),
-            dwell=None if cleaned.dwell is None else cleaned.dwell.to_json(),
-            files=files.written,
-            config=project.config.model_dump(mode="json", by_alias=True),
-        )
-        files.manifest(manifest.to_json())
-        swap_folder(staged, target)
-    finally:
-        files.close()
-        shutil.rmtree(staged, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,7 +18,7 @@ from recloop.data.rejected_rows import RejectedRow
 from recloop.data.shape import input_columns, shape_log
 from recloop.data.sources import InputFile, find
 from recloop.data.tables import Table, read_table
-from recloop.data.timestamps import ParsedTimestamps, parse_timestamps
+from recloop.data.timestamps import ParsedTimestamps, parse_fixed, parse_timestamps
 from recloop.errors import UserError
 from recloop.project import Project
 from recloop.records import (
@@ -153,13 +153,55 @@ def parse_events(
             key, names, f"readable rows; all {records:,} were rejected, the first one because of: {first_reject.reason}",
             "set [data.columns]", tuple(f"{row.place}: {row.raw}" for row in rejects[:3]),
         )  # fmt: skip
-    formats = sorted({table.how for table in tables})
-    stamp_formats = sorted({stamp.how for stamp in stamps})
-    files = names if len(tables) <= 3 else f"{len(tables)} files, {tables[0].source.name} .. {tables[-1].source.name}"
-    info = f"{files}: {'; '.join(formats)}; stamps: {'; '.join(stamp_formats)}"
+    info = log_info(tables, [stamp.how for stamp in stamps])
     info += f"; {decimal_style}" if decimal_style else ""
     read = len(frame) + len(rejects) + left_out
     return RawEvents(frame, rejects, read, info, tuple(table.source for table in tables), counts, left_out)
+
+
+def log_info(tables: Sequence[Table], stamp_formats: Iterable[str]) -> str:
+    """Summary of files, encodings and stamp formats."""
+    names = [table.source.name for table in tables]
+    files = ", ".join(names) if len(names) <= 3 else f"{len(names)} files, {names[0]} .. {names[-1]}"
+    formats = sorted({table.how for table in tables})
+    return f"{files}: {'; '.join(formats)}; stamps: {'; '.join(sorted(set(stamp_formats)))}"
+
+
+@dataclass(frozen=True)
+class EventBlock:
+    """Events of consecutive records of one file.
+
+    Attributes:
+        frame: EVENT_SCHEMA without seq; unreadable rows included.
+        reasons: (n,) reject reason or null.
+        records: (n,) Int64 number of each row among the records of the block.
+        left_out: Rows that do not meet ``data.where``.
+        stamp_format: Description of the format of the stamps.
+    """
+
+    frame: pl.DataFrame
+    reasons: pl.Series
+    records: pl.Series
+    left_out: int
+    stamp_format: str
+
+
+def read_block(block: Table, data: Data) -> EventBlock | None:
+    """Parse some records of a file; None if other records decide their form.
+
+    Raises:
+        UserError: as `parse_events`.
+    """
+    shaped = shape_log([block], data)
+    table = shaped.tables[0]
+    _has_columns(table, data)
+    stamps = parse_fixed(table, data.columns.timestamp, data)
+    if stamps is None:
+        return None
+    frame, reasons, decimal_style = _events(table, stamps, data, ())
+    if decimal_style:
+        return None
+    return EventBlock(frame, reasons, table.row_records, sum(shaped.left_out.values()), stamps.how)
 
 
 def _row_ids(table: Table, records: pl.Series) -> pl.Series:
@@ -302,8 +344,14 @@ def no_such_column(table: Table, key: str, name: str) -> None:
 def rejected_rows_of(table: Table, reasons: pl.Series, first_record: int = 0) -> list[RejectedRow]:
     """Rejected and broken rows of one file in order, from ``first_record`` on."""
     rows = reasons.is_not_null().arg_true().to_list()
-    reason_of = [*zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True), *table.broken.items()]
-    rejected = sorted((record, reason) for record, reason in reason_of if record >= first_record)
+    return located_rows(table, [*zip(table.record_of(rows), reasons.gather(rows).to_list(), strict=True)], first_record)
+
+
+def located_rows(table: Table, reason_of: Sequence[tuple[int, str]], first_record: int = 0) -> list[RejectedRow]:
+    """Rejected rows by record and reason, and the broken records, with line and text."""
+    rejected = sorted(
+        (record, reason) for record, reason in [*reason_of, *table.broken.items()] if record >= first_record
+    )
     records = sorted({record for record, _ in rejected})
     place_of = dict(zip(records, table.locate(records), strict=True))
     return [

@@ -19,7 +19,7 @@ def repeat_share(labelled: pl.DataFrame) -> float:
 
 
 def positive_acts(labelled: pl.DataFrame) -> pl.Series:
-    """(pairs,) UInt32 acts of each pair of user and item with a positive row, without guests."""
+    """(pairs,) acts of each user and item with a positive row, without guests."""
     positive = (
         labelled.lazy().filter((pl.col(LABEL) > 0) & ~guest_rows()).select(USER_ID, ITEM_ID, EVENT_TYPE).collect()
     )

@@ -112,22 +112,10 @@ def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
     is_before = pl.col(STAMP) < cut
     test = labelled.filter(~is_before)
     past = labelled.filter(is_before)
-    if not len(past):
-        first_stamp = labelled[TIMESTAMP].min()
-        raise UserError(
-            "split.quantile", config.quantile,
-            f"rows before the cut; all {len(labelled):,} rows are at or after it"
-            + (" (all have one instant)" if first_stamp == labelled[TIMESTAMP].max() else "")
-            + ", and a temporal split needs at least two instants",
-            "use a longer log, or check data.columns.timestamp",
-        )  # fmt: skip
-    if not (past[LABEL] > 0).any():
-        raise UserError(
-            "events",
-            "no row is positive: see [events]" if not (labelled[LABEL] > 0).any() else "no positive row before the cut",
-            f"a target among the {len(past):,} rows before the cut",
-            "recloop doctor --signals, then name a type under events.positive",
-        )
+    is_positive = labelled[LABEL] > 0
+    stamps = labelled[TIMESTAMP]
+    facts = SplitFacts(len(labelled), bool(is_positive.any()), stamps.min() == stamps.max())
+    check_past(facts, len(past), int((past[LABEL] > 0).sum()), config)
     holdout = holdout_rows(past, config.validation_users, n_users(labelled) // 2)
     keys = [USER_ID, STAMP]
     valid = past.join(holdout, on=keys, how="semi", maintain_order="left")
@@ -135,10 +123,46 @@ def temporal(labelled: pl.DataFrame, config: Split) -> SplitFrames:
     return SplitFrames(train, valid, test, cut)
 
 
+class SplitFacts(NamedTuple):
+    """Facts of a labelled log that explain why it cannot be split."""
+
+    rows: int
+    has_positive: bool
+    is_one_instant: bool
+
+
+def check_past(log: SplitFacts, n_past: int, n_positive: int, config: Split) -> None:
+    """Reject a log without rows, or without positive rows, before the cut.
+
+    Args:
+        n_past: Rows before the cut.
+        n_positive: Positive rows among them.
+    """
+    if not n_past:
+        raise UserError(
+            "split.quantile", config.quantile,
+            f"rows before the cut; all {log.rows:,} rows are at or after it"
+            + (" (all have one instant)" if log.is_one_instant else "")
+            + ", and a temporal split needs at least two instants",
+            "use a longer log, or check data.columns.timestamp",
+        )  # fmt: skip
+    if not n_positive:
+        raise UserError(
+            "events",
+            "no positive row before the cut" if log.has_positive else "no row is positive: see [events]",
+            f"a target among the {n_past:,} rows before the cut",
+            "recloop doctor --signals, then name a type under events.positive",
+        )
+
+
+def cut_index(n_rows: int, quantile: float) -> int:
+    """Position of the event at the cut among ``n_rows`` events by time."""
+    return min(math.floor(quantile * n_rows), n_rows - 1)
+
+
 def cut_of(labelled: pl.DataFrame, quantile: float) -> int:
     """Stamp of event floor(quantile * n) in (timestamp, seq) order."""
-    index = math.floor(quantile * len(labelled))
-    return int(labelled[TIMESTAMP].sort()[min(index, len(labelled) - 1)])
+    return int(labelled[TIMESTAMP].sort()[cut_index(len(labelled), quantile)])
 
 
 def validation_start(stamps: pl.Series) -> int:

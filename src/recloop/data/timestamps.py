@@ -88,7 +88,7 @@ def parse_timestamps(
     Raises:
         UserError: an ambiguous order of day and month, numbers with two plausible units, or no stamp at all.
     """
-    fixed = [_fixed(table, name, data) for table in tables]
+    fixed = [parse_fixed(table, name, data) for table in tables]
     columns = [
         _classify(table, name, data) for table, stamps in zip(tables, fixed, strict=True) if stamps is None
     ]  # fmt: skip
@@ -109,8 +109,8 @@ def parse_timestamps(
     return [next(remaining) if stamps is None else stamps for stamps in fixed]
 
 
-def _fixed(table: Table, name: str, data: Data) -> ParsedTimestamps | None:
-    """Parse a column of one frequent form; None for other forms or several."""
+def parse_fixed(table: Table, name: str, data: Data) -> ParsedTimestamps | None:
+    """Parse a text column of one frequent form; None for other forms or several."""
     column = table.frame[name]
     if column.dtype != pl.String or data.columns.time_offset:
         return None

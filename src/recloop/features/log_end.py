@@ -27,7 +27,7 @@ GAP_FACTOR: Final = 3
 """A jump is longer than this many times the longest pause before it."""
 
 
-def robust_end(stamps: pl.Series | NDArray[np.int64], users: pl.Series | None = None) -> int:
+def robust_end(stamps: pl.Series | NDArray[np.int64], users: pl.Series | Callable[[], pl.Series] | None = None) -> int:
     """Newest stamp of a log without rows that are far later than all others.
 
     Arrival times may be unknown, so the log is checked against its pauses. A *jump* is a pause of a day or more
@@ -40,7 +40,7 @@ def robust_end(stamps: pl.Series | NDArray[np.int64], users: pl.Series | None = 
 
     Args:
         stamps: int64 microseconds, in any order.
-        users: The user of each row; without it only rows are counted.
+        users: The user of each row, or a function that reads them; without it only rows are counted.
 
     Returns:
         int64 microseconds; 0 for an empty log, the maximum for one with fewer than 10 rows.
@@ -68,8 +68,9 @@ def few(size: int) -> int:
     return max(min(MAX_FEW_ROWS, size // 5), int(size * MAX_FEW_SHARE))
 
 
-def _owners(values: NDArray[np.int64], users: pl.Series) -> NDArray[np.int64]:
+def _owners(values: NDArray[np.int64], users: pl.Series | Callable[[], pl.Series]) -> NDArray[np.int64]:
     """(n,) number of each row's user, in the order of the stamps."""
+    users = users if isinstance(users, pl.Series) else users()
     return users.rank("dense").to_numpy().astype(np.int64)[np.argsort(values, kind="stable")]
 
 
