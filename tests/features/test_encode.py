@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
 
+from recloop.features import vocabulary
 from recloop.features.encode import EncodedBatch, encode, window
 from recloop.features.spec import FeatureSpec
 from recloop.features.state import StateBatch, UserState
@@ -48,6 +50,15 @@ def test_encode_maps_items_to_indices_and_drops_unknown_ones() -> None:
     assert made.item_offsets.tolist() == [0, 3, 4, 5]
     assert made.moment_offsets.tolist() == [0, 2, 3]
     assert made.stamps.tolist() == [1, 3, 5]
+
+
+def test_vocabulary_lookup_of_a_long_series_equals_single_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
+    raws = pl.Series(["d", "x", None, "b", "b", ""])
+    one_by_one = ITEMS.lookup(list(raws), len(raws))
+    monkeypatch.setattr(vocabulary, "MIN_JOINED_ROWS", 1)
+    joined = ITEMS.lookup(raws, len(raws))
+    assert joined.tolist() == one_by_one.tolist() == [4, 0, 0, 1, 1, 0]
+    assert joined.dtype == one_by_one.dtype == np.int32
 
 
 def test_encode_negatives_exclude_items_outside_the_table() -> None:

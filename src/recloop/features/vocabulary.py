@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from recloop.config import Field
 from recloop.features.categories import as_categories
@@ -20,6 +21,8 @@ N_BUCKETS = 10
 MAX_COLUMNS = 8
 """Maximum number of categories of one attribute that are encoded, the first ones."""
 HOURS, WEEKDAYS = 24, 7
+MIN_JOINED_ROWS = 10_000
+"""Rows from which a join is faster than a look-up of each id."""
 
 
 class Vocabulary:
@@ -37,7 +40,11 @@ class Vocabulary:
         return self._index.get(raw, 0)
 
     def lookup(self, raws: Iterable[str], size: int = -1) -> np.ndarray:
-        """(n,) int32 indices, 0 where unknown."""
+        """(n,) int32 indices, 0 where unknown; a long series is joined with the ids."""
+        if isinstance(raws, pl.Series) and len(raws) >= max(MIN_JOINED_ROWS, len(self.ids) // 4):
+            ids = pl.DataFrame({"raw": self.ids, "ix": np.arange(1, len(self.ids) + 1, dtype=np.int32)})
+            joined = raws.alias("raw").to_frame().join(ids, on="raw", how="left", maintain_order="left")
+            return joined["ix"].fill_null(0).to_numpy(writable=True)
         get = self._index.get
         return np.fromiter((get(raw, 0) for raw in raws), dtype=np.int32, count=size)
 

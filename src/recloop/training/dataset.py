@@ -139,13 +139,8 @@ def train_data(
     guests = _guest_baskets(tables, all_train.filter(guest_rows()))
     inputs = train.filter(is_input())
     positive = inputs.filter(pl.col(USE) == Use.TARGET)
-    rows = (
-        inputs.group_by(USER_ID, STAMP, ITEM_ID)
-        .agg(pl.col(SEQ).min(), pl.col(WEIGHT).max(), (pl.col(USE) == Use.TARGET).any())
-        .sort(USER_ID, STAMP, ITEM_ID)
-    )
-    user_ix = tables.users.lookup(rows[USER_ID], len(rows)) - 1
-    items = tables.items.lookup(rows[ITEM_ID], len(rows))
+    rows, items = _rows_by_user(tables, inputs)
+    user_ix = rows["user_ix"].to_numpy() - 1
     stamps = rows[STAMP].to_numpy()
     starts_moment = np.ones(len(rows), dtype=bool)
     starts_moment[1:] = (user_ix[1:] != user_ix[:-1]) | (stamps[1:] != stamps[:-1])
@@ -231,6 +226,24 @@ def _in_tables(tables: ItemUserTables, rows: pl.DataFrame) -> pl.DataFrame:
     """Keep rows with an index of user and item; later returned purchases have none."""
     users, items = (pl.Series(table.ids, dtype=pl.String).implode() for table in (tables.users, tables.items))
     return rows.filter(pl.col(USER_ID).is_in(users) & pl.col(ITEM_ID).is_in(items))
+
+
+def _rows_by_user(tables: ItemUserTables, inputs: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray]:
+    """Return one row per user, stamp and item, in order of their ids, and (n,) item_ix.
+
+    Users of the tables ascend by id. Numbers are grouped and sorted in place of ids.
+    """
+    by_id = pl.Series(tables.items.ids, dtype=pl.String).arg_sort().to_numpy()  # (N,) rows of the table
+    rank = np.empty(len(by_id) + 1, dtype=np.int32)
+    rank[by_id + 1] = np.arange(len(by_id))
+    numbered = inputs.select(
+        pl.Series("user_ix", tables.users.lookup(inputs[USER_ID], len(inputs))),
+        pl.Series("rank", rank[tables.items.lookup(inputs[ITEM_ID], len(inputs))]),
+        STAMP, SEQ, WEIGHT, (pl.col(USE) == Use.TARGET).alias(USE),
+    )  # fmt: skip
+    key = ["user_ix", STAMP, "rank"]
+    rows = numbered.group_by(key).agg(pl.col(SEQ).min(), pl.col(WEIGHT).max(), pl.col(USE).any()).sort(key)
+    return rows, (by_id[rows["rank"].to_numpy()] + 1).astype(np.int32)
 
 
 def _guest_baskets(tables: ItemUserTables, rows: pl.DataFrame) -> GuestBaskets | None:
