@@ -26,6 +26,7 @@ from quality import git
 
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.search import ScanTable, VectorSearch
+from recloop.recommend.table_mask import TableMask
 
 RESULT: Final = Path(__file__).resolve().parent / "results" / "search.json"
 SIZES: Final = (3_700, 100_000, 1_000_000)
@@ -88,7 +89,7 @@ def methods(vectors: np.ndarray, mask: np.ndarray) -> dict[str, Method]:
     selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
     parameters = faiss.SearchParameters(sel=selector)
     scan = VectorSearch(ScanTable.build(vectors))
-    allowed = CandidateMask(mask, [np.zeros(0, dtype=np.int32)], [frozenset()], "")
+    allowed = CandidateMask(TableMask.of(mask), [np.zeros(0, dtype=np.int32)], [frozenset()], "")
     scores = np.empty(len(vectors), dtype=np.float32)
     transposed = np.ascontiguousarray(vectors.T)
     excluded = np.flatnonzero(~mask)

@@ -1,11 +1,16 @@
-"""The update benchmark on the simulated shop: rows, result files, and reuse of finished rows."""
+"""Benchmarks in their small form: result files, reuse of finished rows, and the load of the serving benchmark."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -30,3 +35,70 @@ def test_benchmark_update_reuses_rows_and_compares_with_the_frozen_model(root: P
     assert (tmp_path / files[1]).read_bytes() == before
     assert again.stdout == first.stdout
     assert "| warm | 0." in again.stdout
+
+
+@pytest.mark.slow
+def test_benchmark_serve_measures_all_sides_and_reuses_results(root: Path, tmp_path: Path) -> None:
+    words = [sys.executable, str(root / "benchmarks" / "serve.py"), "--quick", "--size", "500", "--python", str(root)]
+    words += ["--projects", str(tmp_path / "projects"), "--results", str(tmp_path)]
+    first = subprocess.run(words, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    result = json.loads((tmp_path / "serve-500.json").read_text())
+    assert {"command", "commit", "machine", "seed"} <= set(result)
+    assert (
+        {"recloop", "before", "typical"} == set(result["rates"]) == set(result["memory_mib"]) == set(result["cpu_ms"])
+    )
+    assert all(rate > 0 for rates in result["rates"].values() for rate in rates)
+    assert {"constant", "state", "encode", "mask", "sources", "fuse", "decision", "reply", "sum"} <= set(
+        result["parts"]
+    )
+    assert result["updates"]["recloop"]["filter_ratio"] > 0
+    before = (tmp_path / "serve-500.json").read_bytes()
+    again = subprocess.run(words, capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (0, first.stdout)
+    assert (tmp_path / "serve-500.json").read_bytes() == before
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answers in two parts: 200 for lists, 404 otherwise; posts are counted."""
+
+    protocol_version = "HTTP/1.1"
+    posted: ClassVar[list[bytes]] = []
+
+    def do_GET(self) -> None:
+        body = b'{"items": [' + b"1," * 300 + b"1]}"
+        self.send_response(200 if self.path == "/list" else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:100])
+        self.wfile.flush()
+        self.wfile.write(body[100:])
+
+    def do_POST(self) -> None:
+        self.posted.append(self.rfile.read(int(self.headers["content-length"])))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_load_counts_complete_answers_and_failures(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    load = importlib.import_module("load")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        lists = load.Stream(cycle([load.get("/list")]), connections=3)
+        missing = load.Stream(cycle([load.get("/missing")]), connections=1, rate=100.0)
+        posts = load.Stream(cycle([load.post("/items", b"{}")]), connections=1, rate=100.0)
+        load.run(served.server_address[1], [lists, missing, posts], 0.2)
+        served.shutdown()
+    assert len(lists.latencies) > 3
+    assert not lists.failed
+    assert lists.per_second == len(lists.latencies) / lists.seconds
+    assert 0 < lists.milliseconds(50) <= lists.milliseconds(99)
+    assert len(missing.failed) == len(missing.latencies) > 0
+    assert missing.failed[0].startswith("HTTP/1.1 404")
+    assert Answers.posted == [b"{}"] * len(posts.latencies)
+    assert posts.latencies

@@ -60,7 +60,7 @@ def test_scan_scores_few_of_many_items_in_float32() -> None:
     generator = np.random.default_rng(6)
     table = generator.standard_normal((20_000, 64)).astype(np.float32)
     finder = VectorSearch(ScanTable.build(table))
-    masked = finder._masked(np.ones(20_000, dtype=bool))
+    masked = finder._masked(TableMask.of(np.ones(20_000, dtype=bool)))
     candidates = finder._scan(table[3], masked.shifts, np.zeros(0, dtype=np.int32), 200)
     assert 200 <= len(candidates) < 2_000
 

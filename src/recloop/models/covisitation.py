@@ -52,8 +52,8 @@ class CoVisitation:
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
         """Fit the three ``neighbours.*`` arrays of a CSR matrix.
 
-        These are ``indptr`` (N+2,) int64, ``ids`` int32 and ``weights`` float32. In ties at the end of a row the smaller item
-        index is kept.
+        These are ``indptr`` (N+2,) int32 (int64 from 2^31 entries), ``ids`` int32 and ``weights`` float32. In ties at the
+        end of a row the smaller item index is kept.
         """
         size = data.n_items + 1
         moment_items = sp.csr_array(
@@ -81,7 +81,7 @@ class CoVisitation:
             start = stop
         rows = sp.csr_array(sp.vstack(blocks, format="csr"))
         return {
-            "neighbours.indptr": rows.indptr.astype(np.int64),
+            "neighbours.indptr": rows.indptr.astype(np.int32 if rows.nnz < 2**31 else np.int64),
             "neighbours.ids": rows.indices.astype(np.int32),
             "neighbours.weights": rows.data.astype(np.float32),
         }

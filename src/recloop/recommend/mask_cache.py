@@ -6,29 +6,25 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-import numpy as np
-
-from recloop.recommend.filters import CandidateMask
+from recloop.recommend.table_mask import TableMask
 
 Derived = TypeVar("Derived")
 
 
 class MaskCache(Generic[Derived]):
-    """Results of a function of a mask, of the ``size`` masks that were used last."""
+    """Results of a function of a table mask, for the ``size`` versions that were used last."""
 
-    def __init__(self, derive: Callable[[np.ndarray], Derived], size: int) -> None:
+    def __init__(self, derive: Callable[[TableMask], Derived], size: int) -> None:
         self._derive = derive
         self._size = size
-        self._entries: OrderedDict[int, tuple[np.ndarray, Derived]] = OrderedDict()
+        self._entries: OrderedDict[int, Derived] = OrderedDict()
 
-    def get(self, allowed: CandidateMask) -> Derived:
-        """Return the result for the mask (N+1,) of ``allowed``."""
-        key = id(allowed.mask)  # the entry keeps the mask, so its id is not used again
-        entry = self._entries.get(key)
-        if entry is None:
-            entry = self._entries[key] = (allowed.mask, self._derive(allowed.mask))
-            if len(self._entries) > self._size:
-                self._entries.popitem(last=False)
-        else:
-            self._entries.move_to_end(key)
-        return entry[1]
+    def get(self, table: TableMask) -> Derived:
+        """Return the result for a mask."""
+        if table.version in self._entries:
+            self._entries.move_to_end(table.version)
+            return self._entries[table.version]
+        derived = self._entries[table.version] = self._derive(table)
+        if len(self._entries) > self._size:
+            self._entries.popitem(last=False)
+        return derived

@@ -17,6 +17,7 @@ import onnxruntime as ort
 from recloop.errors import BundleError
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.mask_cache import MaskCache
+from recloop.recommend.table_mask import TableMask
 
 MAX_CODE = 127
 """Largest code of a stored number."""
@@ -134,7 +135,7 @@ class VectorSearch:
         Args:
             user: (D,) float32, finite.
         """
-        masked = self._masks.get(allowed)
+        masked = self._masks.get(allowed.table)
         banned = allowed.banned[b]
         if masked.items is None:
             candidates = self._scan(user, masked.shifts, banned, depth)
@@ -142,11 +143,11 @@ class VectorSearch:
             candidates = masked.items[~np.isin(masked.items, banned)] if len(banned) else masked.items
         return self._rescored(user, candidates, depth)
 
-    def _masked(self, mask: np.ndarray) -> MaskedTable:
-        if np.count_nonzero(mask) <= MIN_SCAN_ITEMS:
-            return MaskedTable(np.flatnonzero(mask), np.zeros(0, dtype=np.float32))
+    def _masked(self, table: TableMask) -> MaskedTable:
+        if table.n_allowed <= MIN_SCAN_ITEMS:
+            return MaskedTable(np.flatnonzero(table.mask), np.zeros(0, dtype=np.float32))
         shifts = np.full(len(self._table.shifts), -np.inf, dtype=np.float32)
-        np.copyto(shifts[: len(mask)], self._table.shifts[: len(mask)], where=mask)
+        np.copyto(shifts[: len(table.mask)], self._table.shifts[: len(table.mask)], where=table.mask)
         return MaskedTable(None, shifts)
 
     def _scan(self, user: np.ndarray, shifts: np.ndarray, banned: np.ndarray, depth: int) -> np.ndarray:

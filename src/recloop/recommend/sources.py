@@ -22,7 +22,8 @@ from recloop.features.encode import EncodedBatch, window
 from recloop.models.als import base_gram, confidence, solve_rows
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.mask_cache import MaskCache
-from recloop.recommend.search import MASK_BYTES, ScanTable, VectorSearch
+from recloop.recommend.search import ScanTable, VectorSearch
+from recloop.recommend.table_mask import TableMask
 from recloop.recommend.top_k import DEPTH, TopK, Workspace, best_ranked
 from recloop.records import DAY
 
@@ -33,7 +34,8 @@ INPUT_WEIGHT = 0.2
 WINDOWS_PER_RUN = 32
 """Windows per run of the user graph."""
 POPULAR_PREFIX = 4 * DEPTH
-"""Popular items that are kept for each recent mask."""
+"""Popular items that are kept for each of the last `CACHED_PREFIXES` masks."""
+CACHED_PREFIXES = 1_000
 
 
 class Source(Protocol):
@@ -50,11 +52,11 @@ class PopularSource:
     def __init__(self, bundle: Bundle, workspace: Workspace) -> None:
         self._order = bundle.arrays["popular"]
         self._workspace = workspace
-        self._prefixes: MaskCache[np.ndarray] = MaskCache(self._prefix, max(2, MASK_BYTES // (len(self._order) + 1)))
+        self._prefixes: MaskCache[np.ndarray] = MaskCache(self._prefix, CACHED_PREFIXES)
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         recalled = TopK.empty(len(encoded), depth)
-        prefix = self._prefixes.get(allowed)
+        prefix = self._prefixes.get(allowed.table)
         for b, banned in enumerate(allowed.banned):
             n_first = depth + len(banned)
             items = prefix[:n_first] if n_first <= POPULAR_PREFIX else self._first_allowed(allowed.mask, n_first)
@@ -63,19 +65,19 @@ class PopularSource:
             recalled.put(b, items, 1.0 / np.arange(1, len(items) + 1))
         return recalled
 
-    def _prefix(self, mask: np.ndarray) -> np.ndarray:
-        return self._first_allowed(mask, POPULAR_PREFIX)
+    def _prefix(self, table: TableMask) -> np.ndarray:
+        return self._first_allowed(table.mask, POPULAR_PREFIX)
 
     def _first_allowed(self, mask: np.ndarray, n_items: int) -> np.ndarray:
         """Return the first items of the list that a mask (N+1,) allows."""
         blocks: list[np.ndarray] = []
-        n_found = 0
-        start = 0
+        n_found = start = 0
+        stop = 2 * n_items
         while n_found < n_items and start < len(self._order):
-            block = self._order[start : start + 2 * n_items]
+            block = self._order[start:stop]
             blocks.append(block[mask[block]])
             n_found += len(blocks[-1])
-            start += len(block)
+            start, stop = stop, 2 * stop
         return np.concatenate(blocks)[:n_items] if blocks else self._order[:0]
 
 
