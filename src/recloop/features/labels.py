@@ -54,6 +54,9 @@ TYPE_PATTERN = re.compile(r"[\w.:-]+")
 KEEP_COLUMNS = {name: kind for name, kind in CONDITION_COLUMNS.items() if name != DWELL_PCT}
 """Fields of ``clean.keep``, which runs before dwells are compared."""
 
+MIN_PARALLEL_ROWS = 10_000
+"""Rows from which columns are computed on several threads."""
+
 STRONG_WEIGHT = 5.0
 """Weight from which a target is a purchase. The burst rule ignores purchases, because a checkout writes many rows."""
 
@@ -153,16 +156,15 @@ class EventLabeler:
 
         ``by`` is the first matching rule, else ``len(rules)``.
         """
-        return frame.with_columns(self._share(frame)).with_columns(
-            self._first.alias("by"), self._looked.alias("looked")
-        )
+        shared = _with_series(frame, [self._share(frame)])
+        return _with_columns(shared, self._first.alias("by"), self._looked.alias("looked"))
 
     def _with_meaning(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Add the meaning of the deciding rules.
 
         ``events.history`` turns targets into inputs.
         """
-        labelled = frame.with_columns(self._meanings[frame["by"].to_numpy()].get_columns())
+        labelled = _with_series(frame, self._meanings[frame["by"].to_numpy()].get_columns())
         if self._has_history:
             is_history = pl.col("looked") & (pl.col(USE) == int(Use.TARGET))
             labelled = labelled.with_columns(
@@ -170,8 +172,8 @@ class EventLabeler:
                 for name, value in ((USE, int(Use.INPUT)), (LABEL, 0))
             )
         if not self._pairs:
-            return labelled.with_columns(pl.lit(1.0).alias(UNITS))
-        return labelled.with_columns(self._pair(), self._units())
+            return _with_series(labelled, [pl.Series(UNITS, np.ones(len(labelled)))])
+        return _with_columns(labelled, self._pair(), self._units())
 
     def _pair(self) -> pl.Expr:
         """Event type of a row; for an undo the type that it reverses."""
@@ -217,12 +219,12 @@ class EventLabeler:
         """
         codes = np.where(in_burst, 1, 0)
         if self._keep is not None and len(frame):
-            is_kept = frame.select(self._keep.fill_null(False).alias("kept")).to_series().to_numpy()
+            is_kept = frame.select_seq(self._keep.fill_null(False).alias("kept")).to_series().to_numpy()
             codes[np.broadcast_to(~is_kept, codes.shape)] = 2  # a condition without a column is one value for all rows
         if self._clean.exclude_items:
             codes[frame[ITEM_ID].is_in(list(self._clean.exclude_items)).to_numpy()] = 3
         codes[self.wrong_clock(frame).to_numpy()] = 4
-        return CAUSAL_RULES.gather(codes)
+        return CAUSAL_RULES.gather(codes) if codes.any() else CAUSAL_RULES.new_from_index(0, len(frame))
 
     def wrong_clock(self, frame: pl.DataFrame) -> pl.Series:
         """(n,) Boolean: rows that the rule ``clock`` removes."""
@@ -302,6 +304,17 @@ def with_uses(frame: pl.DataFrame) -> pl.DataFrame:
         (pl.col(name).fill_null(value) if name in frame.columns else value).alias(name)
         for name, value in defaults.items()
     )
+
+
+def _with_series(frame: pl.DataFrame, columns: list[pl.Series]) -> pl.DataFrame:
+    """Add or replace columns."""
+    is_new = not any(column.name in frame.columns for column in columns)
+    return frame.hstack(columns) if is_new else frame.with_columns(columns)
+
+
+def _with_columns(frame: pl.DataFrame, *columns: pl.Expr) -> pl.DataFrame:
+    """Add columns; those of a small frame on this thread, because threads cost more."""
+    return frame.with_columns_seq(*columns) if len(frame) < MIN_PARALLEL_ROWS else frame.with_columns(*columns)
 
 
 def _on_dwell(text: str) -> bool:
