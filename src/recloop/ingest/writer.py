@@ -122,7 +122,7 @@ class Writer:
             raise LogBusyError
         self._waiting += len(job)
         self._queue.put(job)
-        return await asyncio.shield(job.done)  # a client that disconnects does not cancel the commit
+        return await job.done  # a client that disconnects cancels the future, not the commit
 
     def close(self) -> None:
         """Write the queued rows and stop the thread."""

@@ -58,6 +58,16 @@ class AccessRules:
         self._check_host(head)
         self._check_origin(head)
 
+    def check_write(self, head: Head) -> None:
+        """Check host, origin and content type of a write.
+
+        Raises:
+            HttpError: as `check`; 415 for the content type.
+        """
+        self.check(head)
+        if head.content_type not in WRITE_CONTENT_TYPES:
+            raise _not_a_write(head)
+
     def check_token(self, head: Head) -> None:
         """Check the admin token.
 
@@ -147,10 +157,12 @@ class Head:
 
     Attributes:
         request_id, time: Values of ``X-Request-Id`` and ``X-Recloop-Now``; None if absent.
+        content_length: Value of ``Content-Length``; empty if absent.
     """
 
     __slots__ = (
         "authorization",
+        "content_length",
         "content_type",
         "cookies",
         "destination",
@@ -165,6 +177,7 @@ class Head:
         self.hosts: list[bytes] = []
         self.origin: bytes | None = None
         self.content_type = self.authorization = self.site = self.destination = b""
+        self.content_length = b""
         self.cookies: list[bytes] = []
         self.request_id: bytes | None = None
         self.time: bytes | None = None
@@ -176,6 +189,8 @@ class Head:
             elif name == b"content-type":
                 kind = value.partition(b";")[0].strip().lower()
                 self.content_type = b"more than one" if self.content_type else kind
+            elif name == b"content-length":
+                self.content_length = self.content_length or value
             elif name == b"authorization":
                 self.authorization = value.strip()
             elif name == b"cookie":

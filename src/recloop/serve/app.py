@@ -26,6 +26,7 @@ from recloop.records import now
 from recloop.serve import admin_routes, openapi, reload, server
 from recloop.serve import request as request_parts
 from recloop.serve.access import AccessMiddleware, AccessRules
+from recloop.serve.event_endpoint import EventEndpoint
 from recloop.serve.event_routes import WriteRoutes
 from recloop.serve.list_endpoint import ListApplication, ListEndpoint
 from recloop.serve.middleware import RequestMiddleware, json_response, problem_response
@@ -160,6 +161,7 @@ def build(
     app.state.draining = False
     app.state.console = False  # set to True by `console.mount`
     app.lists = ListEndpoint(reads, rules)
+    app.events = EventEndpoint(writes, rules)
     return app
 
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from recloop.ingest import parse
 from recloop.ingest.parse import Rejected
-from recloop.records import ITEM_ID, USER_ID
+from recloop.records import ITEM_ID, USER_ID, Event
 from recloop.serve import request as request_parts
-from recloop.serve.middleware import json_response
+from recloop.serve.middleware import Reply, json_reply, json_response
 from recloop.serve.request import request_time
 from recloop.serve.schemas import EventResult, EventsResponse, ItemResult, ItemsResponse, UserResult, UsersResponse
 from recloop.serve.service import Service
 from recloop.storage.event_rows import Receipt
 
+STATUSES = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
 REPEAT_REASONS = {
     "duplicate": "this event_id was received before",
     "conflict": "this event_id was received before with other content",
@@ -38,22 +39,33 @@ class WriteRoutes:
         self._service = service
 
     async def post_events(self, request: Request) -> Response:
-        now, body, content_type = await self._body(request)
-        checked = parse.parse_events(body, content_type, now, self._service.project.config.data)
+        body = await request_parts.read_body(request)
+        headers = request.headers
+        reply = await self.events_reply(body, headers.get("content-type", ""), headers.get("x-recloop-now"))
+        return Response(reply.body, reply.status, media_type="application/json")
+
+    async def events_reply(self, body: bytes, content_type: str, time_header: str | None) -> Reply:
+        """Store the events of a body and build the reply.
+
+        Raises:
+            BadRequest, HttpError: the body or the time is refused.
+            LogBusyError, LogUnavailableError, LogUncertainError: see `Writer.write`.
+        """
+        project = self._service.project
+        now = request_time(time_header, project, self._service.clock)
+        checked = parse.parse_events(body, content_type, now, project.config.data)
         events = [event for event in checked if not isinstance(event, Rejected)]
         receipts = iter((await self._service.write(events=events)).receipts if events else ())
-        results = []
-        for event in checked:
-            if isinstance(event, Rejected):
-                results.append(EventResult(event.ids.get("event_id"), "rejected", event.reason))
-            else:
-                receipt = next(receipts)
-                results.append(EventResult(event.event_id, receipt.status, _reason(receipt)))
-        counts = Counter[str](result.status for result in results)
-        names = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
-        response = EventsResponse(**{name: counts[name] for name in names}, rows=results)
-        partial = response.conflict + response.quarantined + response.rejected > 0
-        return json_response(response, 207 if partial else 200)
+        results = [
+            EventResult(event.ids.get("event_id"), "rejected", event.reason)
+            if isinstance(event, Rejected)
+            else _result(event, next(receipts))
+            for event in checked
+        ]
+        statuses: list[str] = [result.status for result in results]
+        counts = {name: statuses.count(name) for name in STATUSES}
+        partial = counts["conflict"] + counts["quarantined"] + counts["rejected"] > 0
+        return json_reply(msgspec.json.encode(EventsResponse(**counts, rows=results)), 207 if partial else 200)
 
     async def post_items(self, request: Request) -> Response:
         now, rows = await self._rows(request)
@@ -92,6 +104,11 @@ def _upserted(response_type: type[Any], result_type: type[Any], checked: Sequenc
     ]
     rejected = sum(isinstance(row, Rejected) for row in checked)
     return json_response(response_type(len(checked) - rejected, rejected, results), 207 if rejected else 200)
+
+
+def _result(event: Event, receipt: Receipt) -> EventResult:
+    reason = None if receipt.status == "accepted" else _reason(receipt)
+    return EventResult(event.event_id, receipt.status, reason)
 
 
 def _reason(receipt: Receipt) -> str | None:

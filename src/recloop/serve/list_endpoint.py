@@ -10,10 +10,12 @@ from urllib.parse import unquote
 
 import httptools
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from recloop.serve.access import AccessRules, Head
+from recloop.serve.event_endpoint import EVENTS_PATH, EventEndpoint
 from recloop.serve.middleware import REQUEST_IDS, Reply, client_id, error_reply, json_reply
 from recloop.serve.recommend_routes import RecommendRoutes, RequestKeys
 from recloop.serve.request import RECOMMEND_PARAMETERS, check_names, list_parameters, names_of
@@ -48,24 +50,30 @@ class ListEndpoint:
 
 
 class ListApplication(Starlette):
-    """Application that answers list requests before its middleware and routes.
+    """Application that answers lists and events before its middleware and routes.
 
     Attributes:
         lists: Endpoint of list requests; None until the routes exist.
+        events: Endpoint of posted events; None if the routes answer them.
     """
 
     lists: ListEndpoint | None = None
+    events: EventEndpoint | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            self.lists is None
-            or scope["type"] != "http"
-            or scope["method"] != "GET"
-            or not scope["path"].startswith(LIST_PREFIX)
-        ):
+        reply = None
+        if scope["type"] == "http":
+            path = scope["path"]
+            if self.lists is not None and scope["method"] == "GET" and path.startswith(LIST_PREFIX):
+                reply = self.lists.reply(path, scope["query_string"], scope["headers"])
+            elif self.events is not None and scope["method"] == "POST" and path == EVENTS_PATH:
+                try:
+                    reply = await self.events.reply(scope, receive)
+                except ClientDisconnect:
+                    return
+        if reply is None:
             await super().__call__(scope, receive, send)
             return
-        reply = self.lists.reply(scope["path"], scope["query_string"], scope["headers"])
         if self.state.draining:
             reply.headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})

@@ -63,9 +63,9 @@ class Reply(NamedTuple):
     body: bytes
 
 
-def json_reply(body: bytes) -> Reply:
-    """Build the reply of status 200 with a JSON body."""
-    return Reply(200, [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")], body)
+def json_reply(body: bytes, status: int = 200) -> Reply:
+    """Build a reply with a JSON body."""
+    return Reply(status, [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")], body)
 
 
 def error_reply(error: Exception) -> Reply:

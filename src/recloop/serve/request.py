@@ -9,8 +9,9 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive
 
 from recloop.files import JsonTree
 from recloop.ingest.parse import timestamp_or_none
@@ -73,18 +74,38 @@ async def read_body(request: Request) -> bytes:
     Raises:
         HttpError: 413 for a larger body.
     """
-    too_large = HttpError(413, "too_large", "the body is larger than 5 MiB", "body", f"at most {MAX_BODY_BYTES} bytes")
-    content_length = request.headers.get("content-length", "")
+    return await read_messages(request.receive, request.headers.get("content-length", "").encode("latin-1"))
+
+
+async def read_messages(receive: Receive, content_length: bytes) -> bytes:
+    """Read the body's messages; see `read_body`.
+
+    Args:
+        content_length: Value of ``Content-Length``, or empty.
+
+    Raises:
+        HttpError: 413 for a larger body.
+        ClientDisconnect: the client left before the body was complete.
+    """
     if content_length.isdigit() and int(content_length) > MAX_BODY_BYTES:
-        raise too_large
-    chunks = []
+        raise _too_large()
+    chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
         if size > MAX_BODY_BYTES:
-            raise too_large
-        chunks.append(chunk)
-    return b"".join(chunks)
+            raise _too_large()
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large() -> HttpError:
+    expected = f"at most {MAX_BODY_BYTES} bytes"
+    return HttpError(413, "too_large", "the body is larger than 5 MiB", "body", expected)
 
 
 class ListParameters(NamedTuple):
