@@ -19,6 +19,7 @@ from recloop.records import DAY, SECOND
 from recloop.serve import console_backend
 from recloop.serve.app import create
 from recloop.serve.service import Service
+from recloop.storage import DecisionLog
 
 NOW = 1_752_000_000 * SECOND
 
@@ -204,7 +205,7 @@ def test_status_with_unreadable_decisions_still_answers(project: Project, monkey
 
     app = create(project, clock=Clock())
     service: Service = app.state.service
-    monkeypatch.setattr(summary, "summarize", broken)
+    monkeypatch.setattr(DecisionLog, "window", broken)
     try:
         assert service.windows() == {}
         assert (service.status()["health"], service.status()["verify"]) == ({}, None)

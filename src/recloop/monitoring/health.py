@@ -17,16 +17,27 @@ from numpy.typing import NDArray
 
 from recloop.bundle import Bundle
 from recloop.evaluation import bootstrap, metrics
-from recloop.records import COLD_POSITIVES, COVERING, DAY, ITEM_ID, LABEL, SECOND, SOURCES, STAMP, Decision, is_guest
+from recloop.records import COLD_POSITIVES, COVERING, DAY, ITEM_ID, LABEL, SOURCES, STAMP, Decision, guest_rows
+from recloop.storage import decision_counts
+from recloop.storage.decision_counts import (
+    HISTORY_RANGES,
+    LATENCY_EDGES,
+    WINDOWS,
+    Group,
+    GroupCounts,
+)
 
-WINDOWS: Final = {"hour": 3_600 * SECOND, "day": DAY, "week": 7 * DAY}
 REFERENCE_DAYS: Final = 90
-Group = tuple[str, str]
-"""Variant and placement."""
 Received = tuple[int, str | None]
 """Time of receipt and request id of an event."""
-HISTORY_RANGES: Final = {"0": (0, 0), "1-2": (1, 2), "3-4": (3, 4)}
-"""Ranges of valid positives at the request, for the sources of cold users."""
+WARM: Final = len(HISTORY_RANGES)
+"""History range of answers to users who are not cold, to guests and without a user."""
+COLUMNS: Final[dict[str, Any]] = {
+    "served_at": pl.Int64, "user_id": pl.String, "bundle": pl.String, "variant": pl.String, "placement": pl.String,
+    "positives": pl.Int64, "latency_us": pl.Int64, "degraded": pl.String, "items": pl.List(pl.String),
+    "sources": pl.List(pl.String),
+}  # fmt: skip
+"""Columns of the decision log that `Exposures` needs."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +93,15 @@ class Exposures:
 
     served_at: NDArray[np.int64]  # (Q,)
     users: NDArray[np.int64]  # (Q,) user numbers
-    positives: NDArray[np.int64]  # (Q,)
+    ranges: NDArray[np.int64]  # (Q,) positions in HISTORY_RANGES; WARM for other answers
+    personal: NDArray[np.bool_]  # (Q,) True if at least half of the slots have a personal source
+    degraded: NDArray[np.bool_]  # (Q,) True if the answer names a missing part
     variant: NDArray[Any]  # (Q,) object
     placement: NDArray[Any]  # (Q,) object
     offsets: NDArray[np.int64]  # (Q+1,)
     items: NDArray[np.int64]  # (S,) numbers of `HealthReference.ids`; other items have higher numbers
     sources: NDArray[np.int64]  # (S,) indices in SOURCES
-    latency_us: NDArray[np.int64]  # (Q,) microseconds from request to list
+    latency: NDArray[np.int64]  # (Q,) latency buckets
     bundles: NDArray[np.object_]  # (Q,) bundle that answered
 
     def __len__(self) -> int:
@@ -96,37 +109,48 @@ class Exposures:
 
     @classmethod
     def from_decisions(cls, decisions: Sequence[Decision], against: HealthReference) -> Exposures:
-        """Flatten the decisions of role ``answer``.
+        """Flatten the decisions of role ``answer``."""
+        rows = [
+            [str(row.degraded) if name == "degraded" else getattr(row, name) for name in COLUMNS]
+            for row in decisions
+            if row.role == "answer"
+        ]
+        return cls.from_frame(pl.DataFrame(rows, schema=COLUMNS, orient="row"), against)
+
+    @classmethod
+    def from_frame(cls, answers: pl.DataFrame, against: HealthReference) -> Exposures:
+        """Flatten answers with the columns of `COLUMNS`.
 
         Requests without a user id or of a guest count as exposures but never as cold users.
         """
-        answered = [decision for decision in decisions if decision.role == "answer"]
-        users: dict[str, int] = {}
-        numbers: dict[str, int] = {}
-        source_numbers = {source: number for number, source in enumerate(SOURCES)}
-
-        def number(raw: str) -> int:
-            return against.ids.get(raw) or numbers.setdefault(raw, len(against.tail) + len(numbers))
-
+        lengths = answers["items"].list.len().to_numpy()
+        slots = answers.filter(pl.col("items").list.len() > 0)
+        items = slots["items"].explode()
+        ids = items.unique(maintain_order=True)
+        after_table = iter(range(len(against.tail), len(against.tail) + len(ids)))
+        numbers = [against.ids.get(raw) or next(after_table) for raw in ids]
+        by_id = pl.DataFrame({"items": ids, "number": pl.Series(numbers, dtype=pl.Int64)})
+        sources = slots["sources"].explode()
+        position = {source: number for number, source in enumerate(SOURCES)}
+        is_cold_user = (pl.col("user_id") != "") & ~guest_rows() & (pl.col("positives") < COLD_POSITIVES)
+        n_personal = pl.col("sources").list.eval(pl.element().is_in(sorted(COVERING))).list.sum()
+        groups = answers.select(
+            pl.when(is_cold_user).then((pl.col("positives").clip(0) + 1) // 2).otherwise(WARM).alias("range"),
+            ((pl.col("items").list.len() > 0) & (2 * n_personal >= pl.col("sources").list.len())).alias("personal"),
+        )
         return cls(
-            served_at=np.array([decision.served_at for decision in answered], dtype=np.int64),
-            users=np.array([users.setdefault(decision.user_id, len(users)) for decision in answered], dtype=np.int64),
-            positives=np.array(
-                [
-                    decision.positives if decision.user_id and not is_guest(decision.user_id) else COLD_POSITIVES
-                    for decision in answered
-                ],
-                dtype=np.int64,
-            ),
-            variant=np.array([decision.variant for decision in answered], dtype=object),
-            placement=np.array([decision.placement for decision in answered], dtype=object),
-            offsets=np.concatenate([[0], np.cumsum([len(decision.items) for decision in answered])]).astype(np.int64),
-            items=np.array([number(raw) for decision in answered for raw in decision.items], dtype=np.int64),
-            sources=np.array(
-                [source_numbers[source] for decision in answered for source in decision.sources], dtype=np.int64
-            ),
-            latency_us=np.array([decision.latency_us for decision in answered], dtype=np.int64),
-            bundles=np.array([decision.bundle for decision in answered], dtype=object),
+            served_at=answers["served_at"].to_numpy(),
+            users=answers["user_id"].rank("dense").to_numpy().astype(np.int64),
+            ranges=groups["range"].to_numpy().astype(np.int64),
+            personal=groups["personal"].to_numpy(),
+            degraded=(answers["degraded"] != "[]").to_numpy(),
+            variant=answers["variant"].to_numpy(),
+            placement=answers["placement"].to_numpy(),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            items=items.to_frame().join(by_id, on="items", how="left", maintain_order="left")["number"].to_numpy(),
+            sources=sources.replace_strict(position, return_dtype=pl.Int64).to_numpy(),
+            latency=np.searchsorted(LATENCY_EDGES, np.maximum(answers["latency_us"].to_numpy(), 1), side="right") - 1,
+            bundles=answers["bundle"].to_numpy(),
         )
 
     def select(self, mask: NDArray[np.bool_]) -> Exposures:
@@ -134,34 +158,86 @@ class Exposures:
         lengths = np.diff(self.offsets)
         slots = np.repeat(mask, lengths)
         return Exposures(
-            self.served_at[mask], self.users[mask], self.positives[mask], self.variant[mask], self.placement[mask],
-            np.concatenate([[0], np.cumsum(lengths[mask])]).astype(np.int64), self.items[slots], self.sources[slots],
-            self.latency_us[mask], self.bundles[mask],
+            self.served_at[mask], self.users[mask], self.ranges[mask], self.personal[mask], self.degraded[mask],
+            self.variant[mask], self.placement[mask], np.concatenate([[0], np.cumsum(lengths[mask])]).astype(np.int64),
+            self.items[slots], self.sources[slots], self.latency[mask], self.bundles[mask],
         )  # fmt: skip
 
-    def personal_shares(self) -> NDArray[np.float64]:
-        """Share of each decision's slots with a personal source: (Q,); 0 if empty."""
-        personal = np.array([source in COVERING for source in SOURCES])
-        total = np.concatenate([[0], np.cumsum(personal[self.sources])])
-        lengths = np.diff(self.offsets)
-        share: NDArray[np.float64] = np.diff(total[self.offsets]) / np.maximum(lengths, 1)
-        return share
+
+@dataclass(frozen=True)
+class HealthCounts:
+    """Counts of one group of responses: everything that its health numbers depend on."""
+
+    requests: int
+    empty: int  # responses without a slot
+    degraded: int  # responses that name a missing part
+    users: int
+    cold_users: int
+    covered_users: int  # cold users who had a personal list
+    bundles: Mapping[str, int]
+    latency: Mapping[int, int]  # responses by latency bucket
+    items: NDArray[np.int64]  # (at least numbers + 1,) slots by item number
+    sources: NDArray[np.int64]  # (WARM + 1, len(SOURCES)) slots by history range and source
+
+    @classmethod
+    def from_exposures(cls, exposures: Exposures) -> HealthCounts:
+        """Count responses."""
+        lengths = np.diff(exposures.offsets)
+        cold = exposures.ranges < WARM
+        slots = np.zeros((WARM + 1, len(SOURCES)), dtype=np.int64)
+        np.add.at(slots, (np.repeat(exposures.ranges, lengths), exposures.sources), 1)
+        return cls(
+            requests=len(exposures),
+            empty=int((lengths == 0).sum()),
+            degraded=int(exposures.degraded.sum()),
+            users=len(np.unique(exposures.users)),
+            cold_users=len(np.unique(exposures.users[cold])),
+            covered_users=len(np.unique(exposures.users[cold & exposures.personal])),
+            bundles=Counter(exposures.bundles.tolist()),
+            latency=Counter(exposures.latency.tolist()),
+            items=np.bincount(exposures.items),
+            sources=slots,
+        )
+
+    @classmethod
+    def from_stored(cls, counts: GroupCounts, numbers: NDArray[np.int64]) -> HealthCounts:
+        """Convert the counts of the decision log.
+
+        Args:
+            numbers: (codes,) item number of each code of the log.
+        """
+        return cls(
+            requests=counts.answers,
+            empty=counts.empty,
+            degraded=counts.degraded,
+            users=counts.users[decision_counts.USERS],
+            cold_users=counts.users[decision_counts.COLD_USERS],
+            covered_users=counts.users[decision_counts.COVERED_USERS],
+            bundles=counts.bundles,
+            latency=counts.latency,
+            items=np.bincount(numbers[: len(counts.slots)], counts.slots).astype(np.int64),
+            sources=np.array([[sources[name] for name in SOURCES] for sources in counts.sources], dtype=np.int64),
+        )
 
 
 def compute(exposures: Exposures, against: HealthReference) -> dict[str, Any]:
-    """Compute all health numbers of these decisions; None if undefined.
+    """Compute the `health_numbers` of these responses."""
+    return health_numbers(HealthCounts.from_exposures(exposures), against)
+
+
+def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, Any]:
+    """Compute all health numbers of a group; None if undefined.
 
     ``coverage`` d/N, ``entropy`` H / log2 N, ``effective_items`` 2^H, ``gini``; ``long_tail_share`` with
     ``reference_tail_share`` (of the reference window's events) and ``tail_ratio``; ``new_item_share`` (slots of items
     that are not in the table); ``novelty``; ``cold_coverage`` of ``cold_users``; ``sources`` (share of slots) and
-    ``cold_sources`` (the same for users with 0, 1-2, 3-4 valid positives); ``latency_ms`` {p50, p99}; ``bundles``
-    {bundle: requests that it answered}.
+    ``cold_sources`` (the same for users with 0, 1-2, 3-4 valid positives); ``latency_ms`` {p50, p99}, within 2.5 %;
+    ``bundles`` {bundle: requests that it answered}; ``empty`` and ``degraded`` requests.
     """
-    width = max(len(against.tail), int(exposures.items.max(initial=0)) + 1)
-    counts = np.bincount(exposures.items, minlength=width)
+    width = max(len(against.tail), len(group.items))
+    counts = np.concatenate([group.items, np.zeros(width - len(group.items), dtype=np.int64)])
     after_table = np.arange(width) >= len(against.tail)
     tail = np.concatenate([against.tail, np.ones(width - len(against.tail), dtype=bool)])
-    cold = exposures.positives < COLD_POSITIVES
     tail_share = metrics.long_tail_share(counts, tail)
     reference_tail_share = novelty = float("nan")
     if against.reference is not None:
@@ -178,39 +254,50 @@ def compute(exposures: Exposures, against: HealthReference) -> dict[str, Any]:
         "tail_ratio": tail_share / reference_tail_share if reference_tail_share > 0 else float("nan"),
         "new_item_share": metrics.long_tail_share(counts, after_table),
         "novelty": novelty,
-        "cold_coverage": metrics.cold_coverage(exposures.users, cold, exposures.personal_shares()),
+        "cold_coverage": group.covered_users / group.cold_users if group.cold_users else float("nan"),
     }
     return {
-        "requests": len(exposures),
-        "bundles": {
-            str(name): int((exposures.bundles == name).sum()) for name in dict.fromkeys(exposures.bundles.tolist())
-        },
-        "slots": len(exposures.items),
-        "users": len(np.unique(exposures.users)),
-        "cold_users": len(np.unique(exposures.users[cold])),
+        "requests": group.requests,
+        "empty": group.empty,
+        "degraded": group.degraded,
+        "bundles": {str(name): int(requests) for name, requests in group.bundles.items()},
+        "slots": int(group.items.sum()),
+        "users": group.users,
+        "cold_users": group.cold_users,
         **{name: bootstrap.plain(value) for name, value in numbers.items()},
-        "latency_ms": latency(exposures),
-        "sources": source_shares(exposures),
-        "cold_sources": {
-            name: source_shares(exposures.select((exposures.positives >= low) & (exposures.positives <= high)))
-            for name, (low, high) in HISTORY_RANGES.items()
+        "latency_ms": {
+            name: bootstrap.plain(decision_counts.latency_quantile(group.latency, share) / 1_000)
+            for name, share in (("p50", 0.5), ("p99", 0.99))
         },
+        "sources": source_shares(group.sources.sum(axis=0)),
+        "cold_sources": {name: source_shares(group.sources[row]) for row, name in enumerate(HISTORY_RANGES)},
     }
 
 
-def latency(exposures: Exposures) -> dict[str, float | None]:
-    """Milliseconds from request to list: median and 99th percentile."""
-    if not len(exposures):
-        return {"p50": None, "p99": None}
-    p50, p99 = np.quantile(exposures.latency_us, (0.5, 0.99)) / 1_000
-    return {"p50": bootstrap.plain(float(p50)), "p99": bootstrap.plain(float(p99))}
-
-
-def source_shares(exposures: Exposures) -> dict[str, float]:
+def source_shares(slots: NDArray[np.int64]) -> dict[str, float]:
     """Share of slots by source; sources without a slot are omitted."""
-    counts = np.bincount(exposures.sources, minlength=len(SOURCES))
-    total = max(1, int(counts.sum()))
-    return {source: round(int(count) / total, 6) for source, count in zip(SOURCES, counts, strict=True) if count}
+    total = max(1, int(slots.sum()))
+    return {source: round(int(count) / total, 6) for source, count in zip(SOURCES, slots, strict=True) if count}
+
+
+def stored_health(
+    counts: Mapping[Group, GroupCounts],
+    numbers: NDArray[np.int64],
+    against: HealthReference,
+    events: Mapping[Group, int],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Compute {variant: {placement: numbers}} of one window from the counts of the log.
+
+    Args:
+        numbers: (codes,) item number of each code of the log.
+        events: Events received in the window by group.
+    """
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    for variant, placement in sorted({*counts, *events}):
+        group = HealthCounts.from_stored(counts.get((variant, placement), GroupCounts()), numbers)
+        tree = {**health_numbers(group, against), "events": events.get((variant, placement), 0)}
+        groups.setdefault(variant, {})[placement] = tree
+    return groups
 
 
 def health(
@@ -226,28 +313,40 @@ def health(
 
     Returns:
         ``whole`` and ``groups`` {variant: {placement: numbers}} over all decisions, and ``hour`` / ``day`` / ``week``
-        {variant: {placement: numbers}} over (until - length, until]. Numbers are those of `compute`, and ``events``:
+        {variant: {placement: numbers}} over the `decision_counts.Window` that ends at ``until``. Numbers are those of `health_numbers`, and ``events``:
         events received in that time with a request id of the group.
     """
     exposures = Exposures.from_decisions(decisions, against)
+    group = {row.request_id: (row.variant, row.placement) for row in decisions if row.role == "answer"}
+    return exposure_health(exposures, against, group, until, received)
+
+
+def exposure_health(
+    exposures: Exposures,
+    against: HealthReference,
+    group: Mapping[str, Group],
+    until: int | None = None,
+    received: Sequence[Received] = (),
+) -> dict[str, Any]:
+    """Compute `health` of flat responses.
+
+    Args:
+        group: Variant and placement by request id.
+    """
     end = until if until is not None else int(exposures.served_at.max(initial=0))
-    group = {
-        decision.request_id: (decision.variant, decision.placement)
-        for decision in decisions
-        if decision.role == "answer"
-    }
 
     def events(since: int) -> Counter[Group]:
-        return Counter(group[request] for at, request in received if request in group and since < at <= end)
+        return Counter(group[name] for at, name in received if name and name in group and since < at <= end)
 
     all_events = events(-(2**63))
     out: dict[str, Any] = {
         "whole": {**compute(exposures, against), "events": all_events.total()},
         "groups": by_variant_and_placement(exposures, against, all_events),
     }  # fmt: skip
-    for name, length in WINDOWS.items():
-        in_window = exposures.select((exposures.served_at > end - length) & (exposures.served_at <= end))
-        out[name] = by_variant_and_placement(in_window, against, events(end - length))
+    for name, window in WINDOWS.items():
+        start = window.start(end)
+        in_window = exposures.select((exposures.served_at > start) & (exposures.served_at <= end))
+        out[name] = by_variant_and_placement(in_window, against, events(start))
     return out
 
 

@@ -32,7 +32,7 @@ from recloop.monitoring import experiment
 from recloop.monitoring.experiment_verdict import Verdict
 from recloop.monitoring.summary import summarize
 from recloop.project import Project
-from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, Decision, utc_minute
+from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, utc_minute
 
 REPORT_FILE = "report.html"
 RESULT_KEYS = ("entropy", "long_tail_share", "cold_coverage", "coverage", "requests", "events")
@@ -101,7 +101,7 @@ def write(project: Project, start: str = "", end: str = "", file: str = "") -> J
         summary.numbers,
         summary.bundle.manifest,
         name,
-        _window(summary.decisions),
+        _window(summary.first, summary.last),
         summary.proven,
         running,
     )
@@ -332,6 +332,7 @@ def _learned(project: Project) -> pl.DataFrame | None:
     return pl.concat([pl.read_parquet(file, columns=[ITEM_ID, STAMP, LABEL]) for file in files])
 
 
-def _window(decisions: Sequence[Decision]) -> str:
-    stamps = [decision.served_at for decision in decisions if decision.role == "answer"]
-    return f"{utc_minute(min(stamps))} to {utc_minute(max(stamps))} UTC" if stamps else "no request in this period"
+def _window(first: int | None, last: int | None) -> str:
+    if first is None or last is None:
+        return "no request in this period"
+    return f"{utc_minute(first)} to {utc_minute(last)} UTC"

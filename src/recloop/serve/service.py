@@ -99,7 +99,7 @@ class Service:
         self.user_states.activate(self.user_states.open(deployment.bundle.spec for deployment in self.deployments.all))
         self._reloader = Reloader(self, loader)
         self.decisions = self._stack.enter_context(project.open_decisions(write=True))
-        self.health_cache = HealthCache(project)
+        self.health_cache = HealthCache(project, self.decisions)
         self.shadow = ShadowScorer(self.decisions)
         self._stack.callback(self.shadow.close)
         self.shadow.use(self.deployments, self.catalog)

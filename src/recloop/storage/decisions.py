@@ -3,6 +3,7 @@
 A request never waits for the disk. It adds a row to a buffer, and the writer thread commits every 200 ms or 1,000 rows
 (``synchronous=NORMAL``). A row is dropped and counted if the buffer is full, and skipped and counted if its key exists.
 A counter in a memory-mapped file survives a killed process, so the next process knows how many rows were lost.
+The writer thread also counts the committed answers by period (`recloop.storage.decision_counts`).
 """
 
 from __future__ import annotations
@@ -11,95 +12,32 @@ import mmap
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import polars as pl
 
 from recloop.records import Decision
-from recloop.storage.sqlite import ReaderPool, Store, open_writer, release_space, transaction
+from recloop.storage import decision_counts
+from recloop.storage.decision_counts import Group, GroupCounts, Key, Window
+from recloop.storage.decision_schema import COLUMNS, MIGRATIONS, PRAGMAS, SCHEMA, SCRIPT, VIEWS
+from recloop.storage.sqlite import ReaderPool, Store, insert_rows, open_writer, release_space, transaction
 
-SCHEMA = 4
 COMMIT_SECONDS = 0.2
+COUNT_SECONDS = 5.0
+"""Longest time from a commit until its answers are counted."""
 MAX_BATCH_ROWS = 1_000
 MAX_BUFFERED_ROWS = 50_000  # most rows in the buffer
-
-REMOVED_TABLE = """
-CREATE TABLE removed (
-    variant TEXT NOT NULL, placement TEXT NOT NULL, answers INTEGER NOT NULL, PRIMARY KEY (variant, placement))"""
-SCRIPT = f"""
-CREATE TABLE decisions (
-    id INTEGER PRIMARY KEY, request_id TEXT NOT NULL, role TEXT NOT NULL, user_id TEXT NOT NULL,
-    served_at INTEGER NOT NULL, as_of_seq INTEGER NOT NULL, bundle TEXT NOT NULL, generation INTEGER NOT NULL,
-    variant TEXT NOT NULL, placement TEXT NOT NULL, n INTEGER NOT NULL, query TEXT NOT NULL, items TEXT NOT NULL,
-    scores TEXT NOT NULL, sources TEXT NOT NULL, degraded TEXT NOT NULL, session_id TEXT, anonymous_id TEXT,
-    positives INTEGER NOT NULL, inputs TEXT NOT NULL, latency_us INTEGER NOT NULL, client_request_id TEXT,
-    assigned TEXT NOT NULL DEFAULT 'live', UNIQUE (request_id, role, bundle));
-CREATE INDEX decisions_served_at ON decisions (served_at);
-CREATE TABLE counts (one INTEGER PRIMARY KEY CHECK (one = 1), settled INTEGER NOT NULL, dropped INTEGER NOT NULL,
-    lost INTEGER NOT NULL, repeated INTEGER NOT NULL DEFAULT 0);
-INSERT INTO counts VALUES (1, 0, 0, 0, 0);
-{REMOVED_TABLE}"""
-INPUTS_OF_SCHEMA_3 = (
-    """replace(replace(replace(inputs, '"request.hour":', '"context.hour":'), """
-    """'"request.weekday":', '"context.weekday":'), '"request.gap":', '"context.days_since_last":')"""
-)
-"""Inputs of a decision with the present names of the context features."""
-MIGRATIONS = {
-    1: """
-ALTER TABLE decisions ADD COLUMN client_request_id TEXT;
-ALTER TABLE decisions ADD COLUMN assigned TEXT NOT NULL DEFAULT 'live';
-UPDATE decisions SET assigned = 'candidate' WHERE variant = 'candidate';
-ALTER TABLE counts ADD COLUMN repeated INTEGER NOT NULL DEFAULT 0""",
-    2: REMOVED_TABLE,
-    3: f"""
-ALTER TABLE decisions RENAME COLUMN at TO served_at;
-ALTER TABLE decisions RENAME COLUMN as_of TO as_of_seq;
-ALTER TABLE decisions RENAME COLUMN micros TO latency_us;
-ALTER TABLE decisions RENAME COLUMN n TO id;
-ALTER TABLE decisions RENAME COLUMN k TO n;
-ALTER TABLE decisions DROP COLUMN propensities;
-DROP INDEX decisions_at;
-CREATE INDEX decisions_served_at ON decisions (served_at);
-UPDATE decisions SET role = 'replica', variant = 'replica' WHERE role = 'twin';
-UPDATE decisions SET inputs = {INPUTS_OF_SCHEMA_3}""",
-}
-"""Schema 1 does not record the assigned arm: a row keeps the arm that answered."""
-
-PRAGMAS = ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = NORMAL")
-COLUMNS = Decision.__struct_fields__
 JSON_COLUMNS = {"query", "items", "scores", "sources", "degraded", "inputs"}
+LISTS = {"items", "sources"}
+INTEGERS = {"served_at", "as_of_seq", "generation", "n", "positives", "latency_us"}
+MAX_FRAME_ROWS = 50_000
+ENCODE = msgspec.json.Encoder().encode
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM decisions"
-INSERT = f"INSERT OR IGNORE INTO decisions ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
-
-
-def _view(expressions: Mapping[str, str]) -> str:
-    """Build the view of an older schema's table with the columns of this schema."""
-    columns = ", ".join(f"{expressions.get(name, name)} AS {name}" for name in ("id", *COLUMNS))
-    return f"CREATE TEMP VIEW decisions AS SELECT {columns} FROM main.decisions"
-
-
-NAMES_OF_SCHEMA_3 = {
-    "id": "n",
-    "n": "k",
-    "served_at": "at",
-    "as_of_seq": "as_of",
-    "latency_us": "micros",
-    "role": "CASE role WHEN 'twin' THEN 'replica' ELSE role END",
-    "variant": "CASE variant WHEN 'twin' THEN 'replica' ELSE variant END",
-    "inputs": INPUTS_OF_SCHEMA_3,
-}
-COLUMNS_AFTER_SCHEMA_1 = {
-    "client_request_id": "NULL",
-    "assigned": "CASE variant WHEN 'candidate' THEN 'candidate' ELSE 'live' END",
-}
-NONE_REMOVED = "CREATE TEMP VIEW removed AS SELECT '' AS variant, '' AS placement, 0 AS answers WHERE 0"
-VIEWS = {
-    1: f"{_view(NAMES_OF_SCHEMA_3 | COLUMNS_AFTER_SCHEMA_1)}; {NONE_REMOVED}",
-    2: f"{_view(NAMES_OF_SCHEMA_3)}; {NONE_REMOVED}",
-    3: _view(NAMES_OF_SCHEMA_3),
-}
+INSERT = f"INSERT OR IGNORE INTO decisions ({', '.join(COLUMNS)})"
 
 
 class DecisionLog(Store):
@@ -119,11 +57,14 @@ class DecisionLog(Store):
         self._buffer: list[Decision] = []
         self._wake = threading.Condition()
         self._urgent = self._closing = False
+        self._is_counted = True
         self._thread: threading.Thread | None = None
         if write:
             writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
             self._taken = _MappedCounter(file.with_suffix(".taken"))
             self._count_lost(writer)
+            while decision_counts.count_answers(writer):
+                pass  # after a crash or a migration
             self._thread = threading.Thread(target=self._run, args=(writer,), name="decisions", daemon=True)
         self._readers = ReaderPool(file, SCHEMA, SCRIPT, VIEWS)
         if self._thread is not None:
@@ -131,20 +72,32 @@ class DecisionLog(Store):
         else:
             self.lost = int(self._readers.get().execute("SELECT lost FROM counts").fetchone()[0])
 
+    @property
+    def is_writer(self) -> bool:
+        """True if this process writes the decisions."""
+        return self._thread is not None
+
     def put(self, decision: Decision) -> bool:
         """Add a row to the buffer without waiting; False if the full buffer dropped it.
 
         A row whose (request_id, role, bundle) exists is skipped by the writer and counted as ``repeated``.
         """
+        return self.put_many((decision,)) == 1
+
+    def put_many(self, decisions: Sequence[Decision]) -> int:
+        """Add rows to the buffer, such as those of another process; return how many fit."""
         with self._wake:
-            self._taken.add(1)
-            if len(self._buffer) >= MAX_BUFFERED_ROWS:
-                self.dropped += 1
-                return False
-            self._buffer.append(decision)
-            if len(self._buffer) == 1 or len(self._buffer) >= MAX_BATCH_ROWS:
-                self._wake.notify_all()
-        return True
+            self._taken.add(len(decisions))
+            free = max(0, MAX_BUFFERED_ROWS - len(self._buffer))
+            accepted = decisions if len(decisions) <= free else decisions[:free]
+            self.dropped += len(decisions) - len(accepted)
+            if accepted:
+                was_empty = not self._buffer
+                self._buffer += accepted
+                self._is_counted = False
+                if was_empty or len(self._buffer) >= MAX_BATCH_ROWS:
+                    self._wake.notify_all()
+        return len(accepted)
 
     def lose(self, n_rows: int) -> None:
         """Count rows as lost that another process took and did not deliver."""
@@ -158,11 +111,11 @@ class DecisionLog(Store):
         return len(self._buffer) >= MAX_BUFFERED_ROWS
 
     def flush(self, seconds: float = 10.0) -> bool:
-        """Wait until the buffer is committed; False after a timeout or a failed commit."""
+        """Wait until the buffer is committed and counted; False after a timeout."""
         with self._wake:
             self._urgent = True
             self._wake.notify_all()
-            return self._wake.wait_for(lambda: not self._buffer, seconds)
+            return self._wake.wait_for(lambda: self._is_counted, seconds)
 
     def close(self) -> None:
         """Commit the buffer and stop the writer thread."""
@@ -177,13 +130,9 @@ class DecisionLog(Store):
 
     def rows(self, last: int | None = None, since: int | None = None, until: int | None = None) -> list[Decision]:
         """Last rows with ``since`` <= served_at < ``until``, in insertion order."""
-        bounds = (("served_at >= ?", since), ("served_at < ?", until))
-        tests = [(text, stamp) for text, stamp in bounds if stamp is not None]
-        where = f"WHERE {' AND '.join(text for text, _ in tests)}" if tests else ""
+        where, bounds = _in_time(since, until)
         limit = "" if last is None else f"LIMIT {int(last)}"
-        stored_rows = self._readers.get().execute(
-            f"{SELECT} {where} ORDER BY id DESC {limit}", [stamp for _, stamp in tests]
-        )
+        stored_rows = self._readers.get().execute(f"{SELECT} WHERE {where} ORDER BY id DESC {limit}", bounds)
         return [_decision(row) for row in stored_rows][::-1]
 
     def answered(self, request_ids: Sequence[str]) -> Iterator[Decision]:
@@ -195,12 +144,54 @@ class DecisionLog(Store):
             for row in self._readers.get().execute(statement, batch):
                 yield _decision(row)
 
+    def answers(self, columns: Sequence[str], since: int | None = None, until: int | None = None) -> pl.DataFrame:
+        """Columns of the responses with ``since`` <= served_at < ``until``, in insertion order.
+
+        ``items`` and ``sources`` are lists of texts.
+        """
+        where, bounds = _in_time(since, until)
+        statement = f"SELECT {', '.join(columns)} FROM decisions WHERE role = 'answer' AND {where} ORDER BY id"
+        schema = {name: pl.Int64 if name in INTEGERS else pl.String for name in columns}
+        frames = [pl.DataFrame(schema=schema)]
+        rows = self._readers.get().execute(statement, bounds)
+        while batch := rows.fetchmany(MAX_FRAME_ROWS):
+            frames.append(pl.DataFrame(batch, schema=schema, orient="row"))
+        lists = [pl.col(name).str.json_decode(pl.List(pl.String)) for name in columns if name in LISTS]
+        return pl.concat(frames).with_columns(lists)
+
+    def shadowed(self, bundle: str, last: int, since: int | None = None, until: int | None = None) -> list[Decision]:
+        """Last shadow lists of a bundle whose request was answered, in insertion order.
+
+        Args:
+            bundle: Empty for the bundle that was shadowed last.
+            since, until: ``since`` <= served_at < ``until``.
+        """
+        where, bounds = _in_time(since, until)
+        answered = """EXISTS (SELECT 1 FROM decisions AS answer
+            WHERE answer.request_id = shadow.request_id AND answer.role = 'answer')"""
+        scored = f"FROM decisions AS shadow WHERE role = 'shadow' AND {where} AND {answered}"
+        connection = self._readers.get()
+        if not bundle:
+            newest = connection.execute(f"SELECT bundle {scored} ORDER BY id DESC LIMIT 1", bounds).fetchone()
+            if newest is None:
+                return []
+            (bundle,) = newest
+        statement = f"SELECT {', '.join(COLUMNS)} {scored} AND bundle = ? ORDER BY id DESC LIMIT ?"
+        return [_decision(row) for row in connection.execute(statement, (*bounds, bundle, last))][::-1]
+
     def traffic(self, window_us: int) -> tuple[int, int, int]:
-        """Count, first and last time of responses in ``window_us`` up to the newest."""
-        statement = """SELECT count(*), min(served_at), max(served_at) FROM decisions
-            WHERE role = 'answer' AND served_at > (SELECT max(served_at) FROM decisions WHERE role = 'answer') - ?"""
-        count, first, last = self._readers.get().execute(statement, (window_us,)).fetchone()
-        return int(count), int(first or 0), int(last or 0)
+        """Count, first and last time of responses in ``window_us`` up to the newest.
+
+        The window begins at a whole hour.
+        """
+        connection = self._readers.get()
+        last = self.newest_answered_at()
+        if last is None:
+            return 0, 0, 0
+        start = last - window_us
+        count = decision_counts.answers_since(connection, start)
+        first = connection.execute("SELECT min(served_at) FROM decisions WHERE served_at > ?", (start,)).fetchone()[0]
+        return count, int(first), last
 
     def shadow_requests(self, bundle: str) -> int:
         """Count the requests that a bundle has scored in shadow."""
@@ -217,17 +208,60 @@ class DecisionLog(Store):
                 AND (replica.items, replica.scores) <> (answer.items, answer.scores)"""
         return int(self._readers.get().execute(statement, (bundle,)).fetchone()[0])
 
-    def totals(self) -> dict[tuple[str, str], int]:
+    def totals(self) -> dict[Group, int]:
         """Responses of all time by (variant, placement)."""
-        connection = self._readers.get()
-        text = "SELECT variant, placement, COUNT(*) FROM decisions WHERE role = 'answer' GROUP BY variant, placement"
-        totals = {(variant, placement): int(count) for variant, placement, count in connection.execute(text)}
-        for variant, placement, count in connection.execute("SELECT variant, placement, answers FROM removed"):
-            totals[variant, placement] = totals.get((variant, placement), 0) + int(count)
-        return totals
+        rows = self._readers.get().execute(
+            """SELECT variant, placement, sum(answers) FROM (
+                SELECT variant, placement, answers FROM totals
+                UNION ALL SELECT variant, placement, count(*) FROM decisions
+                WHERE id > (SELECT decision_id FROM counted) AND role = 'answer' GROUP BY variant, placement)
+            GROUP BY variant, placement"""
+        )
+        return {(variant, placement): int(answers) for variant, placement, answers in rows}
+
+    def window(self, window: Window, end: int) -> dict[Group, GroupCounts]:
+        """Counts of the answers in a window; see `decision_counts.read_window`."""
+        return decision_counts.read_window(self._readers.get(), window, end)
+
+    def item_ids(self, after: int = 0) -> list[tuple[int, str]]:
+        """Codes after ``after`` of the items that `window` counts, with their ids."""
+        statement = "SELECT code, item_id FROM item_codes WHERE code > ? ORDER BY code"
+        return self._readers.get().execute(statement, (after,)).fetchall()
+
+    def events_counted_to(self) -> int:
+        """Seq of the log up to which received events are counted."""
+        return int(self._readers.get().execute("SELECT event_seq FROM counted").fetchone()[0])
+
+    def received(self, window: Window, end: int) -> dict[Group, int]:
+        """Events received in a window, by variant and placement of the answer they name."""
+        return decision_counts.read_events(self._readers.get(), window, end)
+
+    def add_events(self, received: Mapping[Key, int], after: int, until: int) -> None:
+        """Count received events; see `decision_counts.add_events`."""
+        writer = open_writer(self.file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
+        try:
+            decision_counts.add_events(writer, received, after, until)
+        finally:
+            writer.close()
+
+    def groups(self, request_ids: Iterable[str]) -> dict[str, Group]:
+        """Variant and placement of the response to each request, if it was answered."""
+        text = msgspec.json.encode(list(request_ids)).decode()
+        rows = self._readers.get().execute(
+            """SELECT request_id, variant, placement FROM json_each(?) CROSS JOIN decisions ON request_id = value
+            WHERE role = 'answer'""",
+            (text,),
+        )
+        return {request_id: (variant, placement) for request_id, variant, placement in rows}
+
+    def newest_answered_at(self) -> int | None:
+        """Newest ``served_at`` of a response; None without responses."""
+        statement = "SELECT served_at FROM decisions WHERE role = 'answer' ORDER BY served_at DESC LIMIT 1"
+        row = self._readers.get().execute(statement).fetchone()
+        return None if row is None else int(row[0])
 
     def newest_served_at(self) -> int | None:
-        """Newest ``served_at`` of a response; None without responses."""
+        """Newest ``served_at`` of a row; None without rows."""
         newest = self._readers.get().execute("SELECT max(served_at) FROM decisions").fetchone()[0]
         return None if newest is None else int(newest)
 
@@ -252,34 +286,36 @@ class DecisionLog(Store):
 
     def _run(self, writer: sqlite3.Connection) -> None:
         counted_drops = 0  # part of `dropped` that is in the store
+        last_count = time.monotonic()
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._buffer or self._closing or self._urgent)
-                if not self._urgent:
+                has_work = self._wake.wait_for(
+                    lambda: self._buffer or self._closing or self._urgent, None if self._is_counted else COUNT_SECONDS
+                )
+                if has_work and not self._urgent:
                     self._wake.wait_for(
                         lambda: len(self._buffer) >= MAX_BATCH_ROWS or self._closing or self._urgent, COMMIT_SECONDS
                     )
                 batch = self._buffer[:MAX_BATCH_ROWS]
                 dropped = self.dropped
                 is_closing = self._closing
+                is_last = (self._urgent or is_closing) and len(batch) == len(self._buffer)
             try:
-                if batch or dropped > counted_drops:
-                    with transaction(writer):
-                        inserted = writer.executemany(INSERT, [_row(decision) for decision in batch]).rowcount
-                        repeated = len(batch) - max(0, inserted)
-                        writer.execute(
-                            "UPDATE counts SET settled = settled + ?, dropped = dropped + ?, repeated = repeated + ?",
-                            (len(batch) + dropped - counted_drops, dropped - counted_drops, repeated),
-                        )
-                    self.repeated += repeated
+                self._write(writer, batch, dropped - counted_drops)
                 counted_drops = dropped
+                with self._wake:
+                    del self._buffer[: len(batch)]
                 self.failing = False
-            except sqlite3.Error:
+                if is_last or time.monotonic() - last_count >= COUNT_SECONDS:
+                    while decision_counts.count_answers(writer):
+                        pass
+                    last_count = time.monotonic()
+                    with self._wake:
+                        self._is_counted = not self._buffer
+            except (sqlite3.Error, msgspec.MsgspecError):
                 self.failing = True
             with self._wake:
-                if not self.failing:
-                    del self._buffer[: len(batch)]
-                if not self._buffer or self.failing:
+                if self._is_counted or self.failing:
                     self._urgent = False
                 self._wake.notify_all()
                 if is_closing and (self.failing or not self._buffer):
@@ -287,6 +323,19 @@ class DecisionLog(Store):
                     return
                 if self.failing:
                     self._wake.wait(COMMIT_SECONDS)  # pause before the retry on a full disk
+
+    def _write(self, writer: sqlite3.Connection, batch: Sequence[Decision], dropped: int) -> None:
+        """Commit rows and the number of rows dropped since the last commit."""
+        if not batch and not dropped:
+            return
+        with transaction(writer):
+            inserted = insert_rows(writer, INSERT, [_row(decision) for decision in batch])
+            repeated = len(batch) - inserted
+            writer.execute(
+                "UPDATE counts SET settled = settled + ?, dropped = dropped + ?, repeated = repeated + ?",
+                (len(batch) + dropped, dropped, repeated),
+            )
+        self.repeated += repeated
 
 
 def remove_before(file: Path, stamp: int) -> int:
@@ -298,21 +347,19 @@ def remove_before(file: Path, stamp: int) -> int:
     writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
     removed = 0
     try:
+        while decision_counts.count_answers(writer):
+            pass
         while True:
             with transaction(writer):
-                rows = writer.execute(
-                    "SELECT id FROM decisions WHERE served_at < ? LIMIT ?", (stamp, MAX_BATCH_ROWS)
-                ).fetchall()
-                condition = f"id IN ({', '.join(str(number) for (number,) in rows)})"
-                writer.execute(
-                    f"""INSERT INTO removed SELECT variant, placement, count(*) FROM decisions
-                    WHERE role = 'answer' AND {condition} GROUP BY variant, placement
-                    ON CONFLICT (variant, placement) DO UPDATE SET answers = answers + excluded.answers"""
-                )
-                writer.execute(f"DELETE FROM decisions WHERE {condition}")
-            removed += len(rows)
-            if len(rows) < MAX_BATCH_ROWS:
+                deleted = writer.execute(
+                    """DELETE FROM decisions WHERE id IN (SELECT id FROM decisions WHERE served_at < ?
+                    AND id <= (SELECT decision_id FROM counted) LIMIT ?)""",
+                    (stamp, MAX_BATCH_ROWS),
+                ).rowcount
+            removed += deleted
+            if deleted < MAX_BATCH_ROWS:
                 break
+        decision_counts.forget_users(writer)
         release_space(writer)
     finally:
         writer.close()
@@ -343,14 +390,26 @@ class _MappedCounter:
         self._bytes.close()
 
 
+def _in_time(since: int | None, until: int | None) -> tuple[str, list[int]]:
+    """Return the condition ``since`` <= served_at < ``until`` and its values."""
+    bounds = [("served_at >= ?", since), ("served_at < ?", until)]
+    tests = [(text, stamp) for text, stamp in bounds if stamp is not None]
+    return " AND ".join(["true", *(text for text, _ in tests)]), [stamp for _, stamp in tests]
+
+
 def _row(decision: Decision) -> tuple[Any, ...]:
-    values = []
-    for name in COLUMNS:
-        value = getattr(decision, name)
-        if name in JSON_COLUMNS and value is not None:
-            value = msgspec.json.encode(value).decode()
-        values.append(value)
-    return tuple(values)
+    """Return the values of `COLUMNS`; an attribute each is twice as fast as a loop."""
+    return (
+        decision.request_id, decision.role, decision.user_id, decision.served_at, decision.as_of_seq, decision.bundle,
+        decision.generation, decision.variant, decision.placement, decision.n, _json(decision.query),
+        _json(decision.items), _json(decision.scores), _json(decision.sources),
+        _json(decision.degraded) if decision.degraded else "[]", decision.session_id, decision.anonymous_id,
+        decision.client_request_id, decision.assigned, decision.positives, _json(decision.inputs), decision.latency_us,
+    )  # fmt: skip
+
+
+def _json(value: object) -> str:
+    return ENCODE(value).decode()
 
 
 def _decision(row: Sequence[Any]) -> Decision:

@@ -308,6 +308,16 @@ class EventLog(Store):
         text = "SELECT received_at, request_id FROM events WHERE rule IS NULL AND received_at > ? AND received_at <= ?"
         return self._readers.get().execute(text, (since, until)).fetchall()
 
+    def received_after(self, after: int, since: int, limit: int) -> list[tuple[int, int, str | None]]:
+        """First valid events after a seq that were received after a time.
+
+        Returns:
+            (seq, time of receipt, request id) by seq.
+        """
+        text = """SELECT seq, received_at, request_id FROM events
+            WHERE seq > ? AND rule IS NULL AND received_at > ? ORDER BY seq LIMIT ?"""
+        return self._readers.get().execute(text, (after, since, limit)).fetchall()
+
     def old_events(self, after: int, until: int, before: int, limit: int) -> pl.DataFrame:
         """First events with ``after`` < seq <= ``until`` that were received before a time.
 

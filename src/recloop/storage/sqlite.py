@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from recloop.errors import UserError
@@ -19,6 +19,8 @@ INCREMENTAL = 2
 """Value of ``PRAGMA auto_vacuum`` for a file that frees pages in steps."""
 MIN_RELEASED_BYTES = 1_000_000
 """Free space from which a file is rewritten."""
+STATEMENT_ROWS = (64, 8, 1)
+"""Rows of one INSERT; the interpreter lock is released and taken once a statement."""
 
 
 class Store(ABC):
@@ -163,6 +165,25 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def insert_rows(connection: sqlite3.Connection, insert: str, rows: Sequence[tuple[Any, ...]], suffix: str = "") -> int:
+    """Insert rows by statements of many rows and return how many were inserted.
+
+    Args:
+        insert: Statement up to ``VALUES``.
+        suffix: Text after the values, such as ``ON CONFLICT DO NOTHING``.
+    """
+    inserted = 0
+    start = 0
+    for n_rows in STATEMENT_ROWS:
+        while len(rows) - start >= n_rows:
+            values = f"({', '.join('?' * len(rows[start]))})"
+            statement = f"{insert} VALUES {', '.join([values] * n_rows)} {suffix}"
+            flat = [value for row in rows[start : start + n_rows] for value in row]
+            inserted += max(0, connection.execute(statement, flat).rowcount)
+            start += n_rows
+    return inserted
 
 
 def release_space(connection: sqlite3.Connection) -> None:

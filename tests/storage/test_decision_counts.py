@@ -1,0 +1,209 @@
+"""Counts of the decision log: equal to the definition on raw rows, once per answer, through restarts and migrations."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from recloop.monitoring.health import Exposures, HealthReference, exposure_health, stored_health
+from recloop.records import DAY, SECOND, SOURCES, Decision
+from recloop.storage import DecisionLog, decision_counts, decisions, open_decisions
+from recloop.storage.decision_counts import WINDOWS, latency_bucket, latency_quantile
+from recloop.testing.store import some_decision
+
+URL = "sqlite:///store/decisions.db"
+FIXTURES = Path(__file__).parent / "fixtures"
+NOW = 20_000 * DAY + 7 * SECOND
+TABLE = [f"i{n}" for n in range(40)]
+USERS = ["", "guest:1", *(f"u{n}" for n in range(12))]
+
+
+def random_decisions(seed: int, n: int = 300) -> list[Decision]:
+    """Answers over nine days in any order, with shadow lists, repeated keys and items outside the table."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(n):
+        items = draw.sample([*TABLE, "new", "née"], draw.choice([0, 1, 4]))
+        edge = draw.choice([0, draw.randrange(9 * DAY), 60 * SECOND * draw.randrange(9 * 24 * 60)])
+        rows.append(
+            some_decision(
+                f"r{draw.choice([number, 0])}",
+                role=draw.choice(["answer", "answer", "answer", "shadow"]),
+                user_id=draw.choice(USERS),
+                served_at=NOW - edge,
+                bundle=draw.choice(["b", "c"]),
+                variant=draw.choice(["live", "candidate"]),
+                placement=draw.choice(["home", "cart"]),
+                items=items,
+                scores=[0.0] * len(items),
+                sources=[draw.choice(SOURCES) for _ in items],
+                degraded=draw.choice([[], ["log"]]),
+                positives=draw.randrange(8),
+                latency_us=draw.choice([0, 1, 20, draw.randrange(1_000_000)]),
+            )
+        )
+    return rows
+
+
+def reference() -> HealthReference:
+    ids = {raw: number for number, raw in enumerate(TABLE, start=1)}
+    return HealthReference(ids, 45, np.array([False, *(n > 8 for n in range(40))]))
+
+
+def stored(store: DecisionLog, end: int) -> dict[str, Any]:
+    """The windows as the service computes them."""
+    against = reference()
+    numbers = [0]
+    after_table = {"new": 41, "née": 42}
+    numbers += [against.ids.get(raw) or after_table[raw] for _, raw in store.item_ids()]
+    return {
+        name: stored_health(store.window(window, end), np.array(numbers), against, {})
+        for name, window in WINDOWS.items()
+    }
+
+
+def from_rows(rows: Sequence[Decision], end: int) -> dict[str, Any]:
+    """The windows by definition."""
+    against = reference()
+    whole = exposure_health(Exposures.from_decisions(rows, against), against, {}, end)
+    return {name: whole[name] for name in WINDOWS}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_equal_the_definition_on_raw_rows(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision_counts, "MAX_COUNTED_ROWS", 50)
+    rows = random_decisions(seed)
+    for start in range(0, len(rows), 100):  # opened and closed three times
+        with open_decisions(URL, tmp_path, write=True) as store:
+            assert store.put_many(rows[start : start + 60]) == 60
+            assert store.flush()
+            store.put_many(rows[start + 60 : start + 100])
+    with open_decisions(URL, tmp_path) as store:
+        kept = store.rows()
+        end = store.newest_answered_at()
+        assert end is not None
+        assert stored(store, end) == from_rows(kept, end)
+        assert stored(store, end + DAY) == from_rows(kept, end + DAY)
+        assert sum(store.totals().values()) == sum(row.role == "answer" for row in kept) < len(rows)
+
+
+def test_counts_survive_the_removal_of_old_rows(tmp_path: Path) -> None:
+    with open_decisions(URL, tmp_path, write=True) as store:
+        store.put_many(random_decisions(9))
+    with open_decisions(URL, tmp_path) as store:
+        before = store.totals(), stored(store, NOW), store.traffic(7 * DAY)[0]
+        first = min(row.served_at for row in store.rows())
+    assert decisions.remove_before(tmp_path / "store" / "decisions.db", NOW - DAY) > 50
+    with open_decisions(URL, tmp_path) as store:
+        assert min(row.served_at for row in store.rows()) > first
+        assert (store.totals(), stored(store, NOW), store.traffic(7 * DAY)[0]) == before
+
+
+def test_users_without_an_answer_in_a_window_are_forgotten(tmp_path: Path) -> None:
+    with open_decisions(URL, tmp_path, write=True) as store:
+        store.put_many([some_decision("a", user_id="old", served_at=NOW - 30 * DAY, positives=9)])
+        store.flush()
+        store.put_many([some_decision("b", user_id="new", served_at=NOW, positives=9)])
+    file = tmp_path / "store" / "decisions.db"
+    decisions.remove_before(file, NOW - 60 * DAY)
+    connection = sqlite3.connect(file)
+    assert connection.execute("SELECT user_id FROM last_seen").fetchall() == [("new",)]
+    assert connection.execute("SELECT count(*) FROM periods WHERE period < 1000").fetchone() == (0,)
+    connection.close()
+
+
+def test_rows_after_a_kill_are_counted_by_the_next_writer(tmp_path: Path) -> None:
+    """Rows that were committed but not counted are counted once."""
+    rows = random_decisions(3, 40)
+    open_decisions(URL, tmp_path, write=True).close()
+    connection = sqlite3.connect(tmp_path / "store" / "decisions.db")
+    placeholders = ", ".join("?" * len(decisions.COLUMNS))
+    connection.executemany(f"{decisions.INSERT} VALUES ({placeholders})", [decisions._row(row) for row in rows])
+    connection.commit()
+    connection.close()
+    with open_decisions(URL, tmp_path) as reader:
+        assert stored(reader, NOW)["week"] == {}
+        totals = reader.totals()  # these include rows that are not counted yet
+        traffic = reader.traffic(7 * DAY)
+    for _ in range(2):
+        with open_decisions(URL, tmp_path, write=True) as store:
+            end = store.newest_answered_at()
+            assert end is not None
+            assert stored(store, end) == from_rows(store.rows(), end)
+            assert store.totals() == totals
+            assert store.traffic(7 * DAY)[1:] == traffic[1:]
+
+
+def test_migration_counts_the_rows_of_an_old_file(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "schema-3", tmp_path, dirs_exist_ok=True)
+    with open_decisions(URL, tmp_path) as reader:
+        end = reader.newest_answered_at()
+        assert end is not None
+        assert stored(reader, end) == {"hour": {}, "day": {}, "week": {}}
+        assert (sum(reader.totals().values()), reader.traffic(DAY)[0]) == (3, 3)
+    with open_decisions(URL, tmp_path, write=True) as store:
+        assert sum(store.totals().values()) == store.traffic(DAY)[0] == 3
+        week = store.window(WINDOWS["week"], end)["live", "home"]
+        assert (week.answers, week.users["users"]) == (3, len({row.user_id for row in store.rows()}))
+
+
+def test_windows_begin_at_a_whole_period(tmp_path: Path) -> None:
+    end = 1_000 * DAY + 90 * SECOND
+    assert WINDOWS["hour"].start(end) == 1_000 * DAY + 60 * SECOND - DAY // 24
+    assert WINDOWS["day"].start(end) == 999 * DAY
+    assert WINDOWS["week"].start(1_000 * DAY) == 993 * DAY
+    assert decision_counts.period_of(1_000 * DAY, 60) == 1_000 * 24 - 1
+
+
+def test_latency_quantile_is_within_half_a_bucket_of_the_nearest_rank() -> None:
+    draw = np.random.default_rng(0)
+    for size in (1, 2, 7, 500):
+        values = draw.lognormal(8, 2, size).astype(int) + 1
+        buckets: dict[int, int] = {}
+        for value in values.tolist():
+            buckets[latency_bucket(value)] = buckets.get(latency_bucket(value), 0) + 1
+        for share in (0.5, 0.99):
+            exact = np.quantile(values, share, method="inverted_cdf")
+            assert latency_quantile(buckets, share) == pytest.approx(exact, rel=0.0251)
+    assert np.isnan(latency_quantile({}, 0.5))
+
+
+def test_events_count_once_by_the_group_of_their_answer(tmp_path: Path) -> None:
+    with open_decisions(URL, tmp_path, write=True) as store:
+        store.put_many([some_decision("a"), some_decision("b", role="shadow")])
+        store.flush()
+        assert store.groups(["a", "b", "unknown"]) == {"a": ("live", "home")}
+        minute = decision_counts.period_of(NOW)
+        for after in (0, 0, 8):  # the second call repeats the first
+            store.add_events({(minute, "live", "home"): 2, (minute, "", ""): 1}, after, after + 8)
+        assert store.events_counted_to() == 16
+        assert store.received(WINDOWS["hour"], NOW) == {("live", "home"): 4, ("", ""): 2}
+        assert store.received(WINDOWS["hour"], NOW + 2 * 3_600 * SECOND) == {}
+
+
+def test_put_many_drops_and_counts_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "MAX_BUFFERED_ROWS", 3)
+    monkeypatch.setattr(decisions, "COMMIT_SECONDS", 60.0)
+    with open_decisions(URL, tmp_path, write=True) as store:
+        assert store.put_many([some_decision(f"r{n}") for n in range(5)]) == 3
+        assert (store.full, store.dropped) == (True, 2)
+        assert store.flush()
+        assert [row.request_id for row in store.rows()] == ["r0", "r1", "r2"]
+
+
+def test_answers_are_columns_of_a_time(tmp_path: Path) -> None:
+    rows = [some_decision(f"r{n}", served_at=n, items=["a"] * n) for n in range(4)]
+    with open_decisions(URL, tmp_path, write=True) as store:
+        store.put_many([*rows, msgspec.structs.replace(rows[2], role="shadow")])
+        store.flush()
+        frame = store.answers(["request_id", "items", "served_at"], since=1, until=3)
+        assert frame.rows() == [("r1", ["a"], 1), ("r2", ["a", "a"], 2)]
+        assert store.answers(["items"], since=9).schema == frame.select("items").schema
