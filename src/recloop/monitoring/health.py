@@ -286,7 +286,7 @@ def stored_health(
     against: HealthReference,
     events: Mapping[Group, int],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Compute {variant: {placement: numbers}} of one window from the counts of the log.
+    """Compute {variant: {placement: numbers}} of one window from stored counts.
 
     Args:
         numbers: (codes,) item number of each code of the log.

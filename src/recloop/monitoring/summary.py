@@ -100,7 +100,7 @@ class HealthSummary:
 
 @dataclass(frozen=True)
 class PeriodSummary:
-    """Health ``numbers`` of `recloop.monitoring.health.health` for any period, and their sources.
+    """Health ``numbers`` of `health.health` for any period, and their sources.
 
     Attributes:
         first, last: Time of the first and last response, int64 microseconds; None without responses.
@@ -169,7 +169,7 @@ def count_received(log: EventLog, store: DecisionLog) -> None:
 
 
 class ItemNumbers:
-    """Item numbers of one bundle for the codes of the decision log, and the available items.
+    """Item numbers of a bundle by code of the decision log, and the available items.
 
     Each call of `update` reads only new rows.
     """

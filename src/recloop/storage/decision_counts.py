@@ -1,4 +1,4 @@
-"""Counts of the decision log by period, so that status reads few rows whatever the traffic.
+"""Counts of the decision log by period, which status reads instead of rows.
 
     count_answers(writer)                     # counts the answers after counted.decision_id, in one transaction
     window = read_window(reader, WINDOWS["day"], end)     # {(variant, placement): GroupCounts}
@@ -189,7 +189,7 @@ def latency_bucket(latency_us: float) -> int:
 
 
 def latency_quantile(buckets: Mapping[int, int], share: float) -> float:
-    """Return the middle of the bucket of the nearest rank, in microseconds; NaN if empty."""
+    """Return the middle of the bucket of the nearest rank in us; NaN if empty."""
     rank = math.ceil(share * sum(buckets.values()))
     for bucket in sorted(buckets):
         rank -= buckets[bucket]
@@ -416,7 +416,7 @@ def read_events(reader: sqlite3.Connection, window: Window, end: int) -> dict[Gr
 
 
 def answers_since(reader: sqlite3.Connection, stamp: int) -> int:
-    """Count the answers from the hour of a time on, and those that are not counted yet."""
+    """Count the answers from the hour of a time on, with those not counted yet."""
     counted = reader.execute(
         "SELECT coalesce(sum(answers), 0) FROM periods WHERE unit = ? AND period >= ?",
         (MINUTES_PER_HOUR, period_of(stamp, MINUTES_PER_HOUR)),

@@ -145,9 +145,9 @@ class DecisionLog(Store):
                 yield _decision(row)
 
     def answers(self, columns: Sequence[str], since: int | None = None, until: int | None = None) -> pl.DataFrame:
-        """Columns of the responses with ``since`` <= served_at < ``until``, in insertion order.
+        """Columns of the responses of a time, in insertion order.
 
-        ``items`` and ``sources`` are lists of texts.
+        Rows have ``since`` <= served_at < ``until``; ``items`` and ``sources`` are lists of texts.
         """
         where, bounds = _in_time(since, until)
         statement = f"SELECT {', '.join(columns)} FROM decisions WHERE role = 'answer' AND {where} ORDER BY id"
