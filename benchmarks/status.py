@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -102,6 +103,7 @@ def _size(file: Path, tables: set[str]) -> int:
 
 
 def main() -> None:
+    """Print one line per size and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--results", type=Path, default=FILE)
@@ -110,8 +112,13 @@ def main() -> None:
     for n in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(n, Path(folder) / "shop"))
-        print(rows[-1], flush=True)
-    tree = {"command": "python benchmarks/status.py", "commit": git(), "cores": os.cpu_count(), "rows": rows}
+        sys.stdout.write(f"{rows[-1]}\n")
+    tree = {
+        "command": "python benchmarks/status.py",
+        "commit": git("rev-parse", "HEAD"),
+        "cores": os.cpu_count(),
+        "rows": rows,
+    }
     options.results.write_text(json.dumps(tree, indent=1) + "\n")
 
 

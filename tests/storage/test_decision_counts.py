@@ -16,7 +16,7 @@ import pytest
 from recloop.monitoring.health import Exposures, HealthReference, exposure_health, stored_health
 from recloop.records import DAY, SECOND, SOURCES, Decision
 from recloop.storage import DecisionLog, decision_counts, decisions, open_decisions
-from recloop.storage.decision_counts import WINDOWS, latency_bucket, latency_quantile
+from recloop.storage.decision_periods import WINDOWS, WindowReader, latency_buckets, latency_quantile, period_of
 from recloop.testing.store import some_decision
 
 URL = "sqlite:///store/decisions.db"
@@ -65,7 +65,7 @@ def stored(store: DecisionLog, end: int) -> dict[str, Any]:
     after_table = {"new": 41, "née": 42}
     numbers += [against.ids.get(raw) or after_table[raw] for _, raw in store.item_ids()]
     return {
-        name: stored_health(store.window(window, end), np.array(numbers), against, {})
+        name: stored_health(store.window(WindowReader(window), end), np.array(numbers), against, {})
         for name, window in WINDOWS.items()
     }
 
@@ -151,8 +151,22 @@ def test_migration_counts_the_rows_of_an_old_file(tmp_path: Path) -> None:
         assert (sum(reader.totals().values()), reader.traffic(DAY)[0]) == (3, 3)
     with open_decisions(URL, tmp_path, write=True) as store:
         assert sum(store.totals().values()) == store.traffic(DAY)[0] == 3
-        week = store.window(WINDOWS["week"], end)["live", "home"]
+        week = store.window(WindowReader(WINDOWS["week"]), end)["live", "home"]
         assert (week.answers, week.users["users"]) == (3, len({row.user_id for row in store.rows()}))
+
+
+def test_window_reader_keeps_closed_periods_until_they_change(tmp_path: Path) -> None:
+    rows = random_decisions(5, 200)
+    readers = {name: WindowReader(window) for name, window in WINDOWS.items()}
+    with open_decisions(URL, tmp_path, write=True) as store:
+        for start in range(0, 200, 50):  # rows arrive out of order, so closed periods change
+            store.put_many(rows[start : start + 50])
+            store.flush()
+            for end in (NOW, NOW + DAY):
+                for name, reader in readers.items():
+                    kept = {key: counts.content() for key, counts in store.window(reader, end).items()}
+                    read = store.window(WindowReader(WINDOWS[name]), end)
+                    assert kept == {key: counts.content() for key, counts in read.items()}
 
 
 def test_windows_begin_at_a_whole_period(tmp_path: Path) -> None:
@@ -160,20 +174,18 @@ def test_windows_begin_at_a_whole_period(tmp_path: Path) -> None:
     assert WINDOWS["hour"].start(end) == 1_000 * DAY + 60 * SECOND - DAY // 24
     assert WINDOWS["day"].start(end) == 999 * DAY
     assert WINDOWS["week"].start(1_000 * DAY) == 993 * DAY
-    assert decision_counts.period_of(1_000 * DAY, 60) == 1_000 * 24 - 1
+    assert period_of(1_000 * DAY, 60) == 1_000 * 24 - 1
 
 
 def test_latency_quantile_is_within_half_a_bucket_of_the_nearest_rank() -> None:
     draw = np.random.default_rng(0)
     for size in (1, 2, 7, 500):
         values = draw.lognormal(8, 2, size).astype(int) + 1
-        buckets: dict[int, int] = {}
-        for value in values.tolist():
-            buckets[latency_bucket(value)] = buckets.get(latency_bucket(value), 0) + 1
+        answers = np.bincount(latency_buckets(values))
         for share in (0.5, 0.99):
             exact = np.quantile(values, share, method="inverted_cdf")
-            assert latency_quantile(buckets, share) == pytest.approx(exact, rel=0.0251)
-    assert np.isnan(latency_quantile({}, 0.5))
+            assert latency_quantile(answers, share) == pytest.approx(exact, rel=0.0251)
+    assert np.isnan(latency_quantile(np.zeros(0, dtype=np.int64), 0.5))
 
 
 def test_events_count_once_by_the_group_of_their_answer(tmp_path: Path) -> None:
@@ -181,7 +193,7 @@ def test_events_count_once_by_the_group_of_their_answer(tmp_path: Path) -> None:
         store.put_many([some_decision("a"), some_decision("b", role="shadow")])
         store.flush()
         assert store.groups(["a", "b", "unknown"]) == {"a": ("live", "home")}
-        minute = decision_counts.period_of(NOW)
+        minute = period_of(NOW)
         for after in (0, 0, 8):  # the second call repeats the first
             store.add_events({(minute, "live", "home"): 2, (minute, "", ""): 1}, after, after + 8)
         assert store.events_counted_to() == 16

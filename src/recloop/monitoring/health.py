@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from recloop.bundle import Bundle
 from recloop.evaluation import bootstrap, metrics
 from recloop.records import COLD_POSITIVES, COVERING, DAY, ITEM_ID, LABEL, SOURCES, STAMP, Decision, guest_rows
-from recloop.storage import decision_counts
-from recloop.storage.decision_counts import (
+from recloop.storage import decision_periods
+from recloop.storage.decision_periods import (
     HISTORY_RANGES,
-    LATENCY_EDGES,
     WINDOWS,
     Group,
     GroupCounts,
+    latency_buckets,
 )
 
 REFERENCE_DAYS: Final = 90
@@ -149,7 +149,7 @@ class Exposures:
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             items=items.to_frame().join(by_id, on="items", how="left", maintain_order="left")["number"].to_numpy(),
             sources=sources.replace_strict(position, return_dtype=pl.Int64).to_numpy(),
-            latency=np.searchsorted(LATENCY_EDGES, np.maximum(answers["latency_us"].to_numpy(), 1), side="right") - 1,
+            latency=latency_buckets(answers["latency_us"].to_numpy()),
             bundles=answers["bundle"].to_numpy(),
         )
 
@@ -175,7 +175,7 @@ class HealthCounts:
     cold_users: int
     covered_users: int  # cold users who had a personal list
     bundles: Mapping[str, int]
-    latency: Mapping[int, int]  # responses by latency bucket
+    latency: NDArray[np.int64]  # (buckets,) responses by latency bucket
     items: NDArray[np.int64]  # (at least numbers + 1,) slots by item number
     sources: NDArray[np.int64]  # (WARM + 1, len(SOURCES)) slots by history range and source
 
@@ -194,7 +194,7 @@ class HealthCounts:
             cold_users=len(np.unique(exposures.users[cold])),
             covered_users=len(np.unique(exposures.users[cold & exposures.personal])),
             bundles=Counter(exposures.bundles.tolist()),
-            latency=Counter(exposures.latency.tolist()),
+            latency=np.bincount(exposures.latency),
             items=np.bincount(exposures.items),
             sources=slots,
         )
@@ -206,17 +206,20 @@ class HealthCounts:
         Args:
             numbers: (codes,) item number of each code of the log.
         """
+        slots = counts.slots[: len(numbers)]
         return cls(
             requests=counts.answers,
             empty=counts.empty,
             degraded=counts.degraded,
-            users=counts.users[decision_counts.USERS],
-            cold_users=counts.users[decision_counts.COLD_USERS],
-            covered_users=counts.users[decision_counts.COVERED_USERS],
+            users=counts.users.get(decision_periods.USERS, 0),
+            cold_users=counts.users.get(decision_periods.COLD_USERS, 0),
+            covered_users=counts.users.get(decision_periods.COVERED_USERS, 0),
             bundles=counts.bundles,
             latency=counts.latency,
-            items=np.bincount(numbers[: len(counts.slots)], counts.slots).astype(np.int64),
-            sources=np.array([[sources[name] for name in SOURCES] for sources in counts.sources], dtype=np.int64),
+            items=np.bincount(numbers[: len(slots)], slots).astype(np.int64),
+            sources=np.array(
+                [[sources.get(name, 0) for name in SOURCES] for sources in counts.sources], dtype=np.int64
+            ),
         )
 
 
@@ -266,7 +269,7 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
         "cold_users": group.cold_users,
         **{name: bootstrap.plain(value) for name, value in numbers.items()},
         "latency_ms": {
-            name: bootstrap.plain(decision_counts.latency_quantile(group.latency, share) / 1_000)
+            name: bootstrap.plain(decision_periods.latency_quantile(group.latency, share) / 1_000)
             for name, share in (("p50", 0.5), ("p99", 0.99))
         },
         "sources": source_shares(group.sources.sum(axis=0)),
@@ -313,7 +316,7 @@ def health(
 
     Returns:
         ``whole`` and ``groups`` {variant: {placement: numbers}} over all decisions, and ``hour`` / ``day`` / ``week``
-        {variant: {placement: numbers}} over the `decision_counts.Window` that ends at ``until``. Numbers are those of `health_numbers`, and ``events``:
+        {variant: {placement: numbers}} over the `decision_periods.Window` that ends at ``until``. Numbers are those of `health_numbers`, and ``events``:
         events received in that time with a request id of the group.
     """
     exposures = Exposures.from_decisions(decisions, against)

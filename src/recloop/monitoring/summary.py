@@ -30,7 +30,7 @@ from recloop.project import Project
 from recloop.recommend.catalog import Catalog
 from recloop.records import DAY, ITEM_ID, RECEIVED_AT, SECOND, SEQ
 from recloop.storage import DecisionLog, EventLog
-from recloop.storage.decision_counts import WINDOWS, Group, period_of
+from recloop.storage.decision_periods import WINDOWS, Group, WindowReader, period_of
 
 CACHE_SECONDS: Final = 10.0
 """Seconds for which a summary is cached, so that a scrape and a page share it."""
@@ -225,6 +225,7 @@ class HealthCache:
         self._lock = threading.Lock()
         self._seen: tuple[float, str, HealthSummary] | None = None
         self._items: ItemNumbers | None = None
+        self._readers = {name: WindowReader(window) for name, window in WINDOWS.items()}
 
     def get(self, bundle: Bundle, now: int) -> HealthSummary:
         """Summarize the windows up to ``now``, or up to the newest replayed request.
@@ -250,7 +251,7 @@ class HealthCache:
             store.flush(FLUSH_SECONDS)
             count_received(log, store)
         end = (store.newest_answered_at() or 0) if self._project.config.serve.allow_time_header else now
-        counts = {name: store.window(window, end) for name, window in WINDOWS.items()}
+        counts = {name: store.window(reader, end) for name, reader in self._readers.items()}
         events = {name: store.received(window, end) for name, window in WINDOWS.items()}
         if self._items is None or self._items.bundle != bundle.id:
             self._items = ItemNumbers(bundle)

@@ -1,80 +1,42 @@
-"""Counts of the decision log by period, which status reads instead of rows.
+"""Counting of committed answers by period, in the thread that writes decisions.
 
-    count_answers(writer)                     # counts the answers after counted.decision_id, in one transaction
-    window = read_window(reader, WINDOWS["day"], end)     # {(variant, placement): GroupCounts}
-
-Period p of ``unit`` minutes holds the times (p * unit, (p + 1) * unit] in minutes since 1970. Hours serve the windows day
-and week, minutes the window hour. The counts of the rows up to ``counted.decision_id`` are stored in one transaction
-with that id. So a crash, a restart and a migration go on from there, and each answer counts once.
-
-A user counts in the period of the user's newest answer. The sum over the periods of a window is then the number of
-distinct users, if the window ends at the newest answer.
+The counts of the rows up to ``counted.decision_id`` are stored in one transaction with that id. So a crash, a restart and
+a migration go on from there, and each answer counts once.
 """
 
 from __future__ import annotations
 
-import math
 import sqlite3
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from recloop.records import COLD_POSITIVES, COVERING, SECOND, is_guest
+from recloop.storage.decision_periods import (
+    COLD_USERS,
+    CONTENT,
+    COVERED_USERS,
+    HISTORY_RANGES,
+    KEPT_PERIODS,
+    LATENCY_EDGES,
+    MINUTES_PER_HOUR,
+    UNITS,
+    USERS,
+    GroupCounts,
+    Key,
+    history_range,
+    is_cold,
+    is_personal,
+    latency_buckets,
+    period_of,
+)
 from recloop.storage.sqlite import insert_rows, transaction
 
-MINUTE: Final = 60 * SECOND
-MINUTES_PER_HOUR: Final = 60
-UNITS: Final = (1, MINUTES_PER_HOUR)
-"""Lengths of the periods in minutes."""
-KEPT_PERIODS: Final = {1: 3 * 60, MINUTES_PER_HOUR: 8 * 24}
-"""Periods kept by unit, up to the newest answer; longer than each window."""
 MAX_COUNTED_ROWS: Final = 2_000
 """Most rows of one transaction."""
-LATENCY_STEP: Final = 1.05
-"""Ratio of the ends of a latency bucket; a quantile is within 2.5 % of the exact one."""
-LATENCY_EDGES: Final = [LATENCY_STEP**bucket for bucket in range(500)]
-"""Start of each latency bucket in microseconds; the last is 10 hours."""
-HISTORY_RANGES: Final = {"0": (0, 0), "1-2": (1, 2), "3-4": (3, 4)}
-"""Ranges of valid positives at the request, for the sources of cold users."""
-USERS, COLD_USERS, COVERED_USERS = "users", "cold_users", "covered_users"
-"""Kinds of distinct users: all, cold ones, and cold ones with a personal list."""
-
-Group = tuple[str, str]
-"""Variant and placement."""
-Key = tuple[int, str, str]
-"""Period, variant and placement."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """Length of a window in periods.
-
-    It ends at the newest period and begins at a whole period. So it is longer than its name by less than one period.
-    """
-
-    unit: int
-    periods: int
-
-    def first(self, end: int) -> int:
-        """First period of the window that ends at ``end``, int64 microseconds."""
-        return end // (self.unit * MINUTE) - self.periods
-
-    def start(self, end: int) -> int:
-        """Excluded start of the window, int64 microseconds."""
-        return self.first(end) * self.unit * MINUTE
-
-
-WINDOWS: Final = {
-    "hour": Window(1, 60),
-    "day": Window(MINUTES_PER_HOUR, 24),
-    "week": Window(MINUTES_PER_HOUR, 7 * 24),
-}
 
 
 class _Answer(msgspec.Struct, array_like=True):
@@ -100,113 +62,29 @@ FROM (SELECT * FROM decisions WHERE id > ? ORDER BY id LIMIT ?)"""
 DECODER = msgspec.json.Decoder(list[_Answer])
 
 
-class PeriodContent(msgspec.Struct):
-    """Counts of one period, variant and placement.
-
-    Attributes:
-        empty: Answers without a slot.
-        degraded: Answers that name a missing part.
-        bundles: Answers by bundle, in the order of their first answer.
-        sources: Slots by source, for each of `HISTORY_RANGES` and for longer histories.
-        latency: Answers by latency bucket.
-        codes, slots: Little-endian int32: codes of the shown items, ascending, and their slots.
-    """
-
-    answers: int = 0
-    empty: int = 0
-    degraded: int = 0
-    bundles: dict[str, int] = {}
-    sources: list[dict[str, int]] = []
-    latency: dict[int, int] = {}
-    codes: bytes = b""
-    slots: bytes = b""
-
-
-@dataclass
-class GroupCounts:
-    """Counts of one variant and placement in a window; see `PeriodContent`.
-
-    Attributes:
-        slots: (codes,) slots by item code.
-        users: Distinct users by kind.
-    """
-
-    answers: int = 0
-    empty: int = 0
-    degraded: int = 0
-    bundles: Counter[str] = field(default_factory=Counter)
-    sources: list[Counter[str]] = field(default_factory=lambda: [Counter() for _ in range(len(HISTORY_RANGES) + 1)])
-    latency: Counter[int] = field(default_factory=Counter)
-    slots: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    users: Counter[str] = field(default_factory=Counter)
-
-    def add(self, content: PeriodContent) -> None:
-        """Add the counts of a period."""
-        self.answers += content.answers
-        self.empty += content.empty
-        self.degraded += content.degraded
-        self.bundles.update(content.bundles)
-        for total, sources in zip(self.sources, content.sources, strict=False):
-            total.update(sources)
-        self.latency.update(content.latency)
-        codes = np.frombuffer(content.codes, dtype="<i4")
-        if len(codes) and codes[-1] >= len(self.slots):
-            self.slots = np.concatenate([self.slots, np.zeros(int(codes[-1]) + 1 - len(self.slots), dtype=np.int64)])
-        self.slots[codes] += np.frombuffer(content.slots, dtype="<i4")
-
-    def content(self) -> PeriodContent:
-        """Format for the store."""
-        codes = np.flatnonzero(self.slots).astype("<i4")
-        return PeriodContent(
-            self.answers, self.empty, self.degraded, dict(self.bundles), [dict(sources) for sources in self.sources],
-            dict(self.latency), codes.tobytes(), self.slots[codes].astype("<i4").tobytes(),
-        )  # fmt: skip
-
-
-def period_of(stamp: int, unit: int = 1) -> int:
-    """Return the period of a time, int64 microseconds; its end belongs to it."""
-    return (stamp - 1) // (unit * MINUTE)
-
-
-def history_range(positives: int) -> int:
-    """Return the position in `HISTORY_RANGES`, or their number for a longer history."""
-    return 0 if positives <= 0 else min((positives + 1) // 2, len(HISTORY_RANGES))
-
-
-def is_personal(sources: Sequence[str]) -> bool:
-    """Return True if at least half of the slots have a source of `records.COVERING`."""
-    return bool(sources) and 2 * sum(source in COVERING for source in sources) >= len(sources)
-
-
-def is_cold(user_id: str, positives: int) -> bool:
-    """Return True for a user, not a guest, with fewer than 5 valid positives."""
-    return positives < COLD_POSITIVES and bool(user_id) and not is_guest(user_id)
-
-
-def latency_bucket(latency_us: float) -> int:
-    """Return the bucket of a latency in microseconds; bucket b begins at 1.05^b."""
-    return bisect_right(LATENCY_EDGES, max(latency_us, 1.0)) - 1
-
-
-def latency_quantile(buckets: Mapping[int, int], share: float) -> float:
-    """Return the middle of the bucket of the nearest rank in us; NaN if empty."""
-    rank = math.ceil(share * sum(buckets.values()))
-    for bucket in sorted(buckets):
-        rank -= buckets[bucket]
-        if rank <= 0:
-            return LATENCY_EDGES[bucket] * math.sqrt(LATENCY_STEP)
-    return math.nan
-
-
-# ---- counting -------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class _Tally:
     """Answers of one minute and group, counted when all are read."""
 
     counts: GroupCounts = field(default_factory=GroupCounts)
     items: list[str] = field(default_factory=list)
+    bundles: list[str] = field(default_factory=list)
+    sources: list[list[str]] = field(default_factory=lambda: [[] for _ in range(len(HISTORY_RANGES) + 1)])
+    latency: list[int] = field(default_factory=list)
+
+    def close(self, codes: Mapping[str, int]) -> GroupCounts:
+        """Return the counts.
+
+        Args:
+            codes: Code of each item.
+        """
+        counts = self.counts
+        counts.bundles = Counter(self.bundles)
+        counts.sources = [Counter(sources) for sources in self.sources]
+        counts.latency = np.bincount(latency_buckets(self.latency), minlength=len(LATENCY_EDGES))
+        if self.items:
+            counts.slots = np.bincount([codes[item] for item in self.items])
+        return counts
 
 
 def count_answers(writer: sqlite3.Connection, limit: int = MAX_COUNTED_ROWS) -> bool:
@@ -219,18 +97,15 @@ def count_answers(writer: sqlite3.Connection, limit: int = MAX_COUNTED_ROWS) -> 
         answers = DECODER.decode(text)
         _add_totals(writer, answers)
         newest = writer.execute("SELECT max(served_at) FROM decisions").fetchone()[0]
+        oldest = {unit: period_of(newest, unit) - periods for unit, periods in KEPT_PERIODS.items()}
         recent = [
-            answer
-            for answer in answers
-            if period_of(answer.served_at, MINUTES_PER_HOUR)
-            > period_of(newest, MINUTES_PER_HOUR) - KEPT_PERIODS[MINUTES_PER_HOUR]
+            answer for answer in answers if period_of(answer.served_at, MINUTES_PER_HOUR) > oldest[MINUTES_PER_HOUR]
         ]
-        _add_periods(writer, _tallies(recent))
+        _add_periods(writer, _tallies(recent), oldest)
         _add_users(writer, recent)
-        for unit, periods in KEPT_PERIODS.items():
-            oldest = (unit, period_of(newest, unit) - periods)
+        for bounds in oldest.items():
             for table in ("periods", "users_by_period", "events_by_period"):
-                writer.execute(f"DELETE FROM {table} WHERE unit = ? AND period <= ?", oldest)
+                writer.execute(f"DELETE FROM {table} WHERE unit = ? AND period <= ?", bounds)
         writer.execute("UPDATE counted SET decision_id = ?", (newest_id,))
     return True
 
@@ -246,13 +121,10 @@ def _tallies(answers: Iterable[_Answer]) -> dict[Key, _Tally]:
         counts.answers += 1
         counts.empty += not answer.items
         counts.degraded += answer.is_degraded
-        counts.bundles[answer.bundle] += 1
+        tally.bundles.append(answer.bundle)
         is_user = is_cold(answer.user_id, answer.positives)
-        position = history_range(answer.positives) if is_user else len(HISTORY_RANGES)
-        sources = counts.sources[position]
-        for source in answer.sources:
-            sources[source] += 1
-        counts.latency[latency_bucket(answer.latency_us)] += 1
+        tally.sources[history_range(answer.positives) if is_user else len(HISTORY_RANGES)] += answer.sources
+        tally.latency.append(answer.latency_us)
         tally.items += answer.items
     return tallies
 
@@ -267,15 +139,19 @@ def _add_totals(writer: sqlite3.Connection, answers: Iterable[_Answer]) -> None:
     )
 
 
-def _add_periods(writer: sqlite3.Connection, tallies: Mapping[Key, _Tally]) -> None:
-    """Add the answers to the rows of their minutes and hours."""
+def _add_periods(writer: sqlite3.Connection, tallies: Mapping[Key, _Tally], oldest: Mapping[int, int]) -> None:
+    """Add the answers to the rows of their minutes and hours.
+
+    Args:
+        oldest: Newest period by unit that is not kept.
+    """
     codes = _item_codes(writer, {item for tally in tallies.values() for item in tally.items})
     changed: dict[tuple[int, int, str, str], GroupCounts] = {}
     for (minute, variant, placement), tally in tallies.items():
-        numbers = np.array([codes[item] for item in tally.items], dtype=np.int64)
-        tally.counts.slots = np.bincount(numbers) if len(numbers) else tally.counts.slots
-        content = tally.counts.content()
+        content = tally.close(codes).content()
         for unit in UNITS:
+            if minute // unit <= oldest[unit]:
+                continue
             key = (unit, minute // unit, variant, placement)
             if key not in changed:
                 changed[key] = _stored(writer, key)
@@ -295,9 +171,6 @@ def _stored(writer: sqlite3.Connection, key: tuple[int, int, str, str]) -> Group
     if row is not None:
         counts.add(CONTENT.decode(row[0]))
     return counts
-
-
-CONTENT = msgspec.msgpack.Decoder(PeriodContent)
 
 
 def _item_codes(writer: sqlite3.Connection, items: Iterable[str]) -> dict[str, int]:
@@ -378,52 +251,3 @@ def add_events(writer: sqlite3.Connection, received: Mapping[Key, int], after: i
             "ON CONFLICT DO UPDATE SET events = events + excluded.events",
         )
         writer.execute("UPDATE counted SET event_seq = ?", (until,))
-
-
-# ---- reading --------------------------------------------------------------------------------------------------------
-
-
-def read_window(reader: sqlite3.Connection, window: Window, end: int) -> dict[Group, GroupCounts]:
-    """Sum the counted answers of a window by group.
-
-    Args:
-        end: End of the window, int64 microseconds; users are right if no answer is newer.
-    """
-    bounds = (window.unit, window.first(end), period_of(end, window.unit))
-    where = "WHERE unit = ? AND period >= ? AND period <= ?"
-    groups: dict[Group, GroupCounts] = {}
-    rows = reader.execute(f"SELECT variant, placement, content FROM periods {where} ORDER BY period", bounds)
-    for variant, placement, content in rows:
-        groups.setdefault((variant, placement), GroupCounts()).add(CONTENT.decode(content))
-    rows = reader.execute(
-        f"SELECT variant, placement, kind, sum(users) FROM users_by_period {where} GROUP BY 1, 2, 3", bounds
-    )
-    for variant, placement, kind, users in rows:
-        if (variant, placement) in groups:
-            groups[variant, placement].users[kind] = int(users)
-    return groups
-
-
-def read_events(reader: sqlite3.Connection, window: Window, end: int) -> dict[Group, int]:
-    """Sum the events received in a window by group of the answer that they name."""
-    bounds = (window.unit, window.first(end), period_of(end, window.unit))
-    rows = reader.execute(
-        """SELECT variant, placement, sum(events) FROM events_by_period
-        WHERE unit = ? AND period >= ? AND period <= ? GROUP BY 1, 2""",
-        bounds,
-    )
-    return {(variant, placement): int(events) for variant, placement, events in rows}
-
-
-def answers_since(reader: sqlite3.Connection, stamp: int) -> int:
-    """Count the answers from the hour of a time on, with those not counted yet."""
-    counted = reader.execute(
-        "SELECT coalesce(sum(answers), 0) FROM periods WHERE unit = ? AND period >= ?",
-        (MINUTES_PER_HOUR, period_of(stamp, MINUTES_PER_HOUR)),
-    ).fetchone()[0]
-    pending = reader.execute(
-        """SELECT count(*) FROM decisions
-        WHERE id > (SELECT decision_id FROM counted) AND role = 'answer' AND served_at >= ?""",
-        (stamp,),
-    ).fetchone()[0]
-    return int(counted) + int(pending)

@@ -21,8 +21,8 @@ import msgspec
 import polars as pl
 
 from recloop.records import Decision
-from recloop.storage import decision_counts
-from recloop.storage.decision_counts import Group, GroupCounts, Key, Window
+from recloop.storage import decision_counts, decision_periods
+from recloop.storage.decision_periods import Group, GroupCounts, Key, Window, WindowReader
 from recloop.storage.decision_schema import COLUMNS, MIGRATIONS, PRAGMAS, SCHEMA, SCRIPT, VIEWS
 from recloop.storage.sqlite import ReaderPool, Store, insert_rows, open_writer, release_space, transaction
 
@@ -189,7 +189,7 @@ class DecisionLog(Store):
         if last is None:
             return 0, 0, 0
         start = last - window_us
-        count = decision_counts.answers_since(connection, start)
+        count = decision_periods.answers_since(connection, start)
         first = connection.execute("SELECT min(served_at) FROM decisions WHERE served_at > ?", (start,)).fetchone()[0]
         return count, int(first), last
 
@@ -219,9 +219,9 @@ class DecisionLog(Store):
         )
         return {(variant, placement): int(answers) for variant, placement, answers in rows}
 
-    def window(self, window: Window, end: int) -> dict[Group, GroupCounts]:
-        """Counts of the answers in a window; see `decision_counts.read_window`."""
-        return decision_counts.read_window(self._readers.get(), window, end)
+    def window(self, reader: WindowReader, end: int) -> dict[Group, GroupCounts]:
+        """Counts of the answers in a window; see `WindowReader.read`."""
+        return reader.read(self._readers.get(), end)
 
     def item_ids(self, after: int = 0) -> list[tuple[int, str]]:
         """Codes after ``after`` of the items that `window` counts, with their ids."""
@@ -234,7 +234,7 @@ class DecisionLog(Store):
 
     def received(self, window: Window, end: int) -> dict[Group, int]:
         """Events received in a window, by variant and placement of the answer they name."""
-        return decision_counts.read_events(self._readers.get(), window, end)
+        return decision_periods.read_events(self._readers.get(), window, end)
 
     def add_events(self, received: Mapping[Key, int], after: int, until: int) -> None:
         """Count received events; see `decision_counts.add_events`."""

@@ -1,0 +1,266 @@
+"""Counts of the decision log by period, which status reads instead of rows.
+
+    WindowReader(WINDOWS["day"]).read(reader, end)    # {(variant, placement): GroupCounts}
+
+Period p of ``unit`` minutes holds the times (p * unit, (p + 1) * unit] in minutes since 1970. Hours serve the windows day
+and week, minutes the window hour. `recloop.storage.decision_counts` writes them.
+
+A user counts in the period of the user's newest answer. The sum over the periods of a window is then the number of
+distinct users, if the window ends at the newest answer.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from recloop.records import COLD_POSITIVES, COVERING, SECOND, is_guest
+
+MINUTE: Final = 60 * SECOND
+MINUTES_PER_HOUR: Final = 60
+UNITS: Final = (1, MINUTES_PER_HOUR)
+"""Lengths of the periods in minutes."""
+KEPT_PERIODS: Final = {1: 3 * 60, MINUTES_PER_HOUR: 8 * 24}
+"""Periods kept by unit, up to the newest answer; longer than each window."""
+N_OPEN_PERIODS: Final = 2
+"""Newest periods of a window that still change."""
+LATENCY_STEP: Final = 1.05
+"""Ratio of the ends of a latency bucket; a quantile is within 2.5 % of the exact one."""
+LATENCY_EDGES: Final = [LATENCY_STEP**bucket for bucket in range(500)]
+"""Start of each latency bucket in microseconds; the last is 10 hours."""
+HISTORY_RANGES: Final = {"0": (0, 0), "1-2": (1, 2), "3-4": (3, 4)}
+"""Ranges of valid positives at the request, for the sources of cold users."""
+USERS, COLD_USERS, COVERED_USERS = "users", "cold_users", "covered_users"
+"""Kinds of distinct users: all, cold ones, and cold ones with a personal list."""
+
+Group = tuple[str, str]
+"""Variant and placement."""
+Key = tuple[int, str, str]
+"""Period, variant and placement."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Length of a window in periods.
+
+    It ends at the newest period and begins at a whole period. So it is longer than its name by less than one period.
+    """
+
+    unit: int
+    periods: int
+
+    def first(self, end: int) -> int:
+        """First period of the window that ends at ``end``, int64 microseconds."""
+        return end // (self.unit * MINUTE) - self.periods
+
+    def start(self, end: int) -> int:
+        """Excluded start of the window, int64 microseconds."""
+        return self.first(end) * self.unit * MINUTE
+
+
+WINDOWS: Final = {
+    "hour": Window(1, 60),
+    "day": Window(MINUTES_PER_HOUR, 24),
+    "week": Window(MINUTES_PER_HOUR, 7 * 24),
+}
+
+
+class PeriodContent(msgspec.Struct):
+    """Counts of one period, variant and placement.
+
+    Attributes:
+        empty: Answers without a slot.
+        degraded: Answers that name a missing part.
+        bundles: Answers by bundle, in the order of their first answer.
+        sources: Slots by source, for each of `HISTORY_RANGES` and for longer histories.
+        buckets, latency: Little-endian int32: latency buckets, ascending, and their answers.
+        codes, slots: Likewise: codes of the shown items and their slots.
+    """
+
+    answers: int = 0
+    empty: int = 0
+    degraded: int = 0
+    bundles: dict[str, int] = {}
+    sources: list[dict[str, int]] = []
+    buckets: bytes = b""
+    latency: bytes = b""
+    codes: bytes = b""
+    slots: bytes = b""
+
+
+@dataclass
+class GroupCounts:
+    """Counts of one variant and placement in a window; see `PeriodContent`.
+
+    Attributes:
+        latency: (buckets,) answers by latency bucket.
+        slots: (codes,) slots by item code.
+        users: Distinct users by kind.
+    """
+
+    answers: int = 0
+    empty: int = 0
+    degraded: int = 0
+    bundles: dict[str, int] = field(default_factory=dict)
+    sources: list[dict[str, int]] = field(default_factory=lambda: [{} for _ in range(len(HISTORY_RANGES) + 1)])
+    latency: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(LATENCY_EDGES), dtype=np.int64))
+    slots: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    users: dict[str, int] = field(default_factory=dict)
+
+    def add(self, content: PeriodContent) -> None:
+        """Add the counts of a period."""
+        self.answers += content.answers
+        self.empty += content.empty
+        self.degraded += content.degraded
+        _add(self.bundles, content.bundles)
+        for total, sources in zip(self.sources, content.sources, strict=False):
+            _add(total, sources)
+        self.latency[np.frombuffer(content.buckets, "<i4")] += np.frombuffer(content.latency, "<i4")
+        codes = np.frombuffer(content.codes, "<i4")
+        if len(codes) and codes[-1] >= len(self.slots):
+            self.slots = np.concatenate([self.slots, np.zeros(int(codes[-1]) + 1, dtype=np.int64)])
+        self.slots[codes] += np.frombuffer(content.slots, "<i4")
+
+    def copy(self) -> GroupCounts:
+        """Copy the counts, to add further periods."""
+        return replace(
+            self, bundles=dict(self.bundles), sources=[dict(sources) for sources in self.sources],
+            latency=self.latency.copy(), slots=self.slots.copy(), users=dict(self.users),
+        )  # fmt: skip
+
+    def content(self) -> PeriodContent:
+        """Format for the store."""
+        return PeriodContent(
+            self.answers, self.empty, self.degraded, self.bundles, self.sources, *_sparse(self.latency),
+            *_sparse(self.slots),
+        )  # fmt: skip
+
+
+def _add(total: dict[str, int], counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        total[name] = total.get(name, 0) + count
+
+
+def _sparse(counts: NDArray[np.int64]) -> tuple[bytes, bytes]:
+    """Return the positions of the numbers above 0, and these numbers, as int32."""
+    positions = np.flatnonzero(counts)
+    return positions.astype("<i4").tobytes(), counts[positions].astype("<i4").tobytes()
+
+
+def period_of(stamp: int, unit: int = 1) -> int:
+    """Return the period of a time, int64 microseconds; its end belongs to it."""
+    return (stamp - 1) // (unit * MINUTE)
+
+
+def history_range(positives: int) -> int:
+    """Return the position in `HISTORY_RANGES`, or their number for a longer history."""
+    return 0 if positives <= 0 else min((positives + 1) // 2, len(HISTORY_RANGES))
+
+
+def is_personal(sources: Sequence[str]) -> bool:
+    """Return True if at least half of the slots have a source of `records.COVERING`."""
+    return bool(sources) and 2 * sum(source in COVERING for source in sources) >= len(sources)
+
+
+def is_cold(user_id: str, positives: int) -> bool:
+    """Return True for a user, not a guest, with fewer than 5 valid positives."""
+    return positives < COLD_POSITIVES and bool(user_id) and not is_guest(user_id)
+
+
+def latency_buckets(latency_us: ArrayLike) -> NDArray[np.int64]:
+    """Return the buckets of latencies in microseconds; bucket b begins at 1.05^b."""
+    return np.searchsorted(LATENCY_EDGES, np.maximum(latency_us, 1), side="right") - 1
+
+
+def latency_quantile(answers: NDArray[np.int64], share: float) -> float:
+    """Return the middle of the bucket of the nearest rank in us; NaN if empty.
+
+    Args:
+        answers: (buckets,) answers by latency bucket.
+    """
+    total = np.cumsum(answers)
+    if not len(total) or not total[-1]:
+        return math.nan
+    bucket = int(np.searchsorted(total, math.ceil(share * int(total[-1]))))
+    return LATENCY_EDGES[bucket] * math.sqrt(LATENCY_STEP)
+
+
+CONTENT = msgspec.msgpack.Decoder(PeriodContent)
+
+
+@dataclass
+class WindowReader:
+    """Reads the counted answers of one window.
+
+    The sum of the closed periods is kept while their numbers of answers do not change. So a call reads the content of
+    the two newest periods.
+    """
+
+    window: Window
+    _closed: tuple[object, ...] = ()
+    _sums: dict[Group, GroupCounts] = field(default_factory=dict)
+
+    def read(self, reader: sqlite3.Connection, end: int) -> dict[Group, GroupCounts]:
+        """Sum the counted answers by group.
+
+        Args:
+            end: End of the window, int64 microseconds; users are right if no answer is newer.
+        """
+        unit = self.window.unit
+        first, last = self.window.first(end), period_of(end, unit)
+        newest_closed = last - N_OPEN_PERIODS
+        where = "WHERE unit = ? AND period >= ? AND period <= ?"
+        keys = f"SELECT period, variant, placement, answers FROM periods {where}"
+        closed = tuple(reader.execute(keys, (unit, first, newest_closed)))
+        if closed != self._closed:
+            self._sums = {}
+            self._add(self._sums, reader, (unit, first, newest_closed))
+            self._closed = closed
+        groups = {group: counts.copy() for group, counts in self._sums.items()}
+        self._add(groups, reader, (unit, newest_closed + 1, last))
+        users = f"SELECT variant, placement, kind, sum(users) FROM users_by_period {where} GROUP BY 1, 2, 3"
+        for variant, placement, kind, count in reader.execute(users, (unit, first, last)):
+            if (variant, placement) in groups:
+                groups[variant, placement].users[kind] = int(count)
+        return groups
+
+    def _add(self, groups: dict[Group, GroupCounts], reader: sqlite3.Connection, bounds: tuple[int, int, int]) -> None:
+        rows = reader.execute(
+            """SELECT variant, placement, content FROM periods WHERE unit = ? AND period >= ? AND period <= ?
+            ORDER BY period""",
+            bounds,
+        )
+        for variant, placement, content in rows:
+            groups.setdefault((variant, placement), GroupCounts()).add(CONTENT.decode(content))
+
+
+def read_events(reader: sqlite3.Connection, window: Window, end: int) -> dict[Group, int]:
+    """Sum the events received in a window by group of the answer that they name."""
+    bounds = (window.unit, window.first(end), period_of(end, window.unit))
+    rows = reader.execute(
+        """SELECT variant, placement, sum(events) FROM events_by_period
+        WHERE unit = ? AND period >= ? AND period <= ? GROUP BY 1, 2""",
+        bounds,
+    )
+    return {(variant, placement): int(events) for variant, placement, events in rows}
+
+
+def answers_since(reader: sqlite3.Connection, stamp: int) -> int:
+    """Count the answers from the hour of a time on, with those not counted yet."""
+    counted = reader.execute(
+        "SELECT coalesce(sum(answers), 0) FROM periods WHERE unit = ? AND period >= ?",
+        (MINUTES_PER_HOUR, period_of(stamp, MINUTES_PER_HOUR)),
+    ).fetchone()[0]
+    pending = reader.execute(
+        """SELECT count(*) FROM decisions
+        WHERE id > (SELECT decision_id FROM counted) AND role = 'answer' AND served_at >= ?""",
+        (stamp,),
+    ).fetchone()[0]
+    return int(counted) + int(pending)
