@@ -20,6 +20,7 @@ from recloop.errors import UserError
 from recloop.features.learned_range import LearnedRange
 from recloop.models.base import TrainData, is_closed_form
 from recloop.pipeline import training_steps
+from recloop.pipeline.served_slots import kept_slots
 from recloop.pipeline.update_run import UpdateRun
 from recloop.policy import Policy, ScorerSpec, custom_scorers
 from recloop.records import STAMP
@@ -56,7 +57,7 @@ def build_child(
     started = time.monotonic()
     data = run.data
     tables = make_tables(run.spec, rows, cut, data.items, data.users, parent.items.ids.ids, parent.fields)
-    arrays = train_data(tables, rows, None, training_steps.clicked_lists(run.project, rows))
+    arrays = train_data(tables, rows, None, kept_slots(run.project, data.events, run.until))
     scorers = _closed_form_scorers(parent)
     counts = _fit_counts(run.config, arrays, tables, scorers)
     manifest = training_steps.base_manifest(run.config, tables, data.manifest.fingerprint, rows, held_seq)

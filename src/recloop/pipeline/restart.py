@@ -25,7 +25,7 @@ from recloop.data.posted_rows import PostedRows
 from recloop.data.prepare import PrepareResult
 from recloop.errors import Locked, Refused, UserError
 from recloop.files import JsonTree, move, recover_folder, replace_json, swap_folder, sync_folder
-from recloop.pipeline import config_changes
+from recloop.pipeline import config_changes, served_slots
 from recloop.pipeline.config_changes import Change, Effect
 from recloop.pipeline.update_run import UpdateResult
 from recloop.progress import Progress
@@ -191,6 +191,7 @@ def finish(project: Project) -> bool:
     staged = project.root / STAGE_FOLDER
     move(staged / "bundles" / tree["bundle"], project.bundles / tree["bundle"])
     _replace_log(staged / "store", project.store)
+    served_slots.forget(project)
     recover_folder(project.data)
     if (staged / "data").exists():
         swap_folder(staged / "data", project.data)

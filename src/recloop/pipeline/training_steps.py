@@ -32,6 +32,7 @@ from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.models.base import TrainData, is_closed_form
 from recloop.pipeline import config_changes
 from recloop.pipeline.recipe import recipe_of
+from recloop.pipeline.served_slots import served_slots
 from recloop.policy import ScorerSpec, custom_scorers
 from recloop.progress import Progress
 from recloop.project import Project
@@ -44,7 +45,6 @@ from recloop.storage import locks, releases, snapshots
 from recloop.training import baselines
 from recloop.training.dataset import ItemUserTables, make_tables, train_data, validation_data
 from recloop.training.fit import TrainedNetwork, fit_network, has_sequences
-from recloop.training.negatives import slots_of
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, with_replay
 
 COUNTS_BUNDLE = "counts"
@@ -64,15 +64,6 @@ class FittedBundle:
     arrays: TrainData
     network: TrainedNetwork | None
     chosen: baselines.Chosen
-
-
-def clicked_lists(project: Project, rows: pl.DataFrame) -> pl.DataFrame | None:
-    """Return the slots of answered lists with a click; None if no row names a request."""
-    request_ids = rows["request_id"].drop_nulls().unique().sort().to_list() if "request_id" in rows.columns else []
-    if not request_ids:
-        return None
-    with project.open_decisions() as decisions:
-        return slots_of(decisions.answered(request_ids))
 
 
 def init_log_and_snapshot(project: Project, prepared: PrepareResult, data: PreparedData) -> None:
@@ -99,7 +90,7 @@ def open_run(project: Project, started: datetime) -> Path:
 def validation_arrays(project: Project, tables: ItemUserTables, data: PreparedData) -> TrainData:
     """Build the arrays on which half-lives, epochs and fusion weights are chosen."""
     temporal = project.config.split.protocol != LEAVE_ONE_OUT
-    return validation_data(tables, data.train, data.valid, clicked_lists(project, data.train), temporal)
+    return validation_data(tables, data.train, data.valid, served_slots(project, data.train), temporal)
 
 
 def build_tables(project: Project, data: PreparedData) -> ItemUserTables:
@@ -165,7 +156,7 @@ def fit_models(
     progress.say("learn", _fusion_line(config, chosen))
     if arrays.history is None:
         return FittedBundle(bundle, arrays, network, chosen)
-    all_arrays = train_data(tables, rows_before_cut, None, clicked_lists(project, rows_before_cut))
+    all_arrays = train_data(tables, rows_before_cut, None, served_slots(project, rows_before_cut))
     bundle = baselines.refit_baselines(bundle, all_arrays, tables, options)
     if network is not None:
         network = train_window(config, network, all_arrays, arrays.cut, bundle, run)
