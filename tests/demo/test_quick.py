@@ -21,14 +21,14 @@ def test_quick_demo_runs_the_loop_and_verifies_every_decision(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     tree = json.loads(done.stdout)
     said = {step["name"]: "\n".join(step["out"]) for step in tree["steps"]}
-    assert [name for name in said if name in ("serve", "browse", "keep learning", "gate", "verify", "report")] == [
-        "serve", "browse", "keep learning", "gate", "verify", "report",
+    assert [name for name in said if name in ("serve", "browse", "keep learning", "gate", "release", "verify", "report")] == [
+        "serve", "browse", "keep learning", "gate", "release", "verify", "report",
     ]  # fmt: skip
     assert "2 accepted" in said["serve"]
     assert re.search(r"[1-9]\d* lists requested, [1-9]\d* rows posted", said["browse"])
     ((verdict, child),) = re.findall(r", \d+ s: (\w+) (\S*)", said["keep learning"])
     assert verdict in {"registered", "refused"}  # the responses of simulated users differ between runs
-    assert said["gate"].endswith(f"comes from bundle {child}") == (verdict == "registered")
+    assert said["release"].endswith(f"comes from bundle {child}") == (verdict == "registered")
     checked, equal = re.findall(r"(\d+) (?:decisions|equal)", said["verify"])
     assert checked == equal
     assert "0 unexplained" in said["verify"]
