@@ -66,9 +66,16 @@ class SASRec(SequenceModel):
         Returns:
             (B, D)
         """
-        hidden = self.hidden(history, moments, mask)  # (B, T, D)
-        newest = (mask & (moments == 0)).to(hidden.dtype)  # (B, T)
-        mean = (hidden * newest[:, :, None]).sum(1) / newest.sum(1, keepdim=True).clamp(min=1)  # (B, D)
+        x, sees = self.embed(history, moments, mask)  # (B, T, D), (B, 1, T, T)
+        bias = torch.where(sees, 0.0, -torch.inf)  # one bias for all blocks
+        for block in self.blocks[:-1]:
+            x = block(x, bias)
+        rows, is_newest = newest_tokens(moments, mask)  # (B, K)
+        newest = torch.gather(x, 1, rows[:, :, None].expand(-1, -1, self.dim))  # (B, K, D)
+        is_key = mask | ~mask.any(1, keepdim=True)  # (B, T): a window without tokens sees its padding
+        hidden = self.norm(self.blocks[-1](x, torch.where(is_key[:, None, None], 0.0, -torch.inf), newest))
+        weights = is_newest.to(hidden.dtype)
+        mean = (hidden * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)  # (B, D)
         users: Tensor = mean + self.context(context)
         return users
 
@@ -95,17 +102,36 @@ class SASRec(SequenceModel):
 
     def hidden(self, history: Tensor, moments: Tensor, mask: Tensor, arrived: Tensor | None = None) -> Tensor:
         """(B, T, D) tokens after all blocks."""
+        x, sees = self.embed(history, moments, mask, arrived)
+        for block in self.blocks:
+            x = block(x, sees)
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    def embed(
+        self, history: Tensor, moments: Tensor, mask: Tensor, arrived: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T, D) tokens before the blocks, and (B, 1, T, T) True where token i attends to token j."""
         number = moments.clamp(max=self.history - 1)
         x = self.dropout(history * math.sqrt(self.dim) + self.positions(number))  # (B, T, D)
         sees = (moments[:, :, None] <= moments[:, None, :]) & mask[:, None, :]  # (B, T, T): j is not newer than i
         if arrived is not None:
             sees = sees & arrived
         self_mask = torch.eye(moments.shape[1], dtype=torch.bool, device=moments.device)
-        sees = (sees | self_mask)[:, None]  # (B, 1, T, T): a padded token sees itself, so that no row is empty
-        for block in self.blocks:
-            x = block(x, sees)
-        hidden: Tensor = self.norm(x)
-        return hidden
+        return x, (sees | self_mask)[:, None]  # a padded token sees itself, so that no row is empty
+
+
+def newest_tokens(moments: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, K) rows of the tokens of each window's newest moment, and True where a window has that many.
+
+    They are the last tokens of a window, because the oldest comes first. K is the size of the largest newest moment.
+    """
+    sizes = (mask & (moments == 0)).sum(1)  # (B,)
+    size = sizes.max().clamp(min=1).item()
+    torch._check(size >= 1)
+    age = torch.arange(size, device=moments.device)  # (K,)
+    rows = (mask.sum(1, keepdim=True) - 1 - age).clamp(min=0)
+    return rows, age < sizes[:, None]
 
 
 class Block(nn.Module):
@@ -121,13 +147,28 @@ class Block(nn.Module):
         self.linear1, self.linear2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, sees: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D); ``sees`` (B, 1, T, T): token i attends to token j."""
+    def forward(self, x: Tensor, sees: Tensor, queries: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); with ``queries`` (B, K, D), tokens of x, only these: -> (B, K, D).
+
+        ``sees`` (B, 1, T or K or 1, T): True where token i attends to token j, or 0 there and -inf elsewhere.
+        """
         batch, length, dim = x.shape
-        qkv = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees)
-        x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, length, dim)))
-        wide = self.dropout(F.relu(self.linear1(self.norm2(x))))  # (B, T, D)
+        shape = (self.heads, dim // self.heads)
+        normed = self.norm1(x)
+        if queries is None:
+            queries = x
+            query, key, value = self.qkv(normed).view(batch, length, 3, *shape).permute(2, 0, 3, 1, 4)
+        else:
+            of_query, of_rest = self.qkv.weight.split([dim, 2 * dim])
+            query_bias, rest_bias = self.qkv.bias.split([dim, 2 * dim])
+            key, value = F.linear(normed, of_rest, rest_bias).view(batch, length, 2, *shape).permute(2, 0, 3, 1, 4)
+            query = F.linear(self.norm1(queries), of_query, query_bias).view(batch, -1, *shape).transpose(1, 2)
+        if sees.dtype == torch.bool:  # in training
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees)  # (B, heads, T, D / heads)
+        else:  # the fused form cannot be exported for a number of queries that depends on the data
+            scores = (query / math.sqrt(shape[1])) @ key.transpose(-1, -2) + sees  # (B, heads, T or K, T)
+            mixed = torch.softmax(scores, dim=-1) @ value
+        x = queries + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, -1, dim)))
+        wide = self.dropout(F.relu(self.linear1(self.norm2(x))))
         out: Tensor = x + self.dropout(self.linear2(wide))
         return out

@@ -181,7 +181,8 @@ class EmbeddingSource:
         items, moments, mask = window(encoded, self._history).padded()
         lengths = mask.sum(axis=1)
         owners = np.flatnonzero(lengths)
-        order = owners[np.argsort(lengths[owners], kind="stable")]
+        newest_sizes = (mask & (moments == 0)).sum(axis=1)
+        order = owners[np.lexsort((newest_sizes[owners], lengths[owners]))]
         vectors = np.zeros((len(encoded), self._items.shape[1]), dtype=np.float32)
         for start in range(0, len(order), WINDOWS_PER_RUN):
             rows = order[start : start + WINDOWS_PER_RUN]
