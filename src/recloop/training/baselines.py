@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,16 +11,18 @@ import numpy as np
 from recloop.bundle import Bundle, ItemTable, UserTable
 from recloop.config import Config
 from recloop.errors import UserError
+from recloop.features.encode import EncodedBatch
 from recloop.features.state import StateHistory
 from recloop.features.vocabulary import as_text
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
-from recloop.models.base import SOURCE_OF, TrainData, is_closed_form, load_model
+from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, is_closed_form, load_model
 from recloop.models.covisitation import RECENT_WEIGHTS
 from recloop.policy import FADING, FALLBACK, Placement, Policy, ScorerSpec, custom_scorers
 from recloop.recommend import similar_items
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.fallback import segment_lists
+from recloop.recommend.filters import CandidateMask
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.top_k import TopK
 from recloop.records import DAY, FUSED_SOURCES, Query
@@ -30,6 +32,8 @@ from recloop.training.fusion_weights import FusionChoice, choose_weights, fusion
 HALF_LIFE_DAYS: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
 """Half-lives in days that ``baselines.half_life = "auto"`` tries; None: no decay."""
 SEGMENT_LENGTH = 1000
+CHUNK_QUERIES = 256
+"""Queries per batch, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +155,18 @@ def choose_half_life_and_weights(
     sampled = np.zeros(0, np.int64)
     if validation is not None:
         sampled = validation.sample_indices(data.user_ids, config.split.validation_users)
-    if validation is not None and len(sampled):
-        data = replace(data, held=validation.at(sampled))
+    recall: _ValidationRecall | None = None
+    if validation is not None:
+        judged = validation.at(sampled) if len(sampled) else validation
+        data = replace(data, held=judged)
+        if config.baselines.half_life == "auto":
+            recall = _ValidationRecall(bundle, judged, data, past).keep()
     for source in FADING:
-        bundle = _choose_half_life(bundle, source, config, data, tables, past)
+        bundle = _choose_half_life(bundle, source, config, data, tables, recall)
     half_lives = half_lives_of(bundle.scorers)
     if validation is None:
         return bundle, Chosen(len(sampled), half_lives)
-    recalled = _recalled(bundle, replace(data, held=validation), past, list(bundle.scorers), threads)
+    recalled = _ValidationRecall(bundle, validation, data, past).recall(bundle, list(bundle.scorers), threads)
     lists = {source: top_k.items for source, top_k in recalled.items()}
     fusion = fusion_or_single(lists, validation.items, validation.offsets, config.train.seed, sampled)
     placements = {
@@ -196,7 +204,12 @@ def half_lives_of(scorers: Mapping[str, ScorerSpec]) -> dict[str, float | None]:
 
 
 def _choose_half_life(
-    bundle: Bundle, source: str, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory
+    bundle: Bundle,
+    source: str,
+    config: Config,
+    data: TrainData,
+    tables: ItemUserTables,
+    recall: _ValidationRecall | None,
 ) -> Bundle:
     """Choose the best half-life of one source; on a tie the first of `HALF_LIFE_DAYS`.
 
@@ -207,7 +220,7 @@ def _choose_half_life(
         return bundle  # a custom model chooses its own half-life
     if days != "auto":
         return _with_half_life(bundle, source, None if days == "none" else float(days), data, tables)
-    if data.held is None:
+    if data.held is None or recall is None:
         return bundle
     span = (data.cut - int(data.stamps.min())) / DAY if len(data.stamps) else 0.0
     half_lives = [
@@ -216,7 +229,7 @@ def _choose_half_life(
     best: tuple[float, Bundle] | None = None
     for half_life in half_lives if len(half_lives) > 1 else []:
         candidate = _with_half_life(bundle, source, half_life, data, tables)
-        top_k = _recalled(candidate, data, past, [source])[source]
+        top_k = recall.recall(candidate, [source])[source]
         _, ndcg = choose_weights({source: top_k.items}, data.held.items, data.held.offsets)
         if best is None or ndcg > best[0]:
             best = (ndcg, candidate)
@@ -259,34 +272,52 @@ def _user_table(tables: ItemUserTables, data: TrainData, arrays: Mapping[str, np
     return UserTable(tables.users, np.diff(data.moment_offsets[data.user_offsets]))
 
 
-def _recalled(
-    bundle: Bundle, data: TrainData, past: StateHistory, sources: list[str], threads: int = 1, chunk: int = 256
-) -> dict[str, TopK]:
-    """Return the top 200 of each source for every validation query."""
-    validation = data.held
-    assert validation is not None
-    table = bundle.items
-    recommender = Recommender(bundle, Catalog.from_table(table.ids.ids, table.attributes), threads)
-    name = bundle.default_placement
-    placement = recommender.placement(name)
-    batches = []
-    for start in range(0, len(validation), chunk):
-        span = slice(start, start + chunk)
-        users = [data.user_ids[ix] for ix in validation.user_ix[span]]
-        states = past.states(users, validation.as_of[span].tolist(), validation.now[span].tolist())
-        encoded = recommender.encode(states, validation.now[span])
-        queries = [
-            Query(user_id=user, now=int(now), placement=name)
-            for user, now in zip(users, validation.now[span], strict=True)
+class _ValidationRecall:
+    """Validation queries as encoded batches, for the bundles of one choice.
+
+    These bundles differ in scorers and arrays only, so that all share items, features and filters.
+    """
+
+    def __init__(self, bundle: Bundle, validation: ValidationQueries, data: TrainData, past: StateHistory) -> None:
+        table = bundle.items
+        self._catalog = Catalog.from_table(table.ids.ids, table.attributes)
+        self._recommender = Recommender(bundle, self._catalog)
+        self._validation = validation
+        self._data = data
+        self._past = past
+        self._kept: list[tuple[EncodedBatch, CandidateMask]] | None = None
+
+    def keep(self) -> _ValidationRecall:
+        """Keep the encoded batches in memory for further calls of `recall`."""
+        self._kept = list(self._batches())
+        return self
+
+    def recall(self, bundle: Bundle, sources: Sequence[str], threads: int = 1) -> dict[str, TopK]:
+        """Return the top 200 of each source for every query."""
+        recommender = Recommender(bundle, self._catalog, threads)
+        batches = [
+            recommender.recall(encoded, allowed, sources)
+            for encoded, allowed in (self._batches() if self._kept is None else self._kept)
         ]
-        batches.append(recommender.recall(encoded, recommender.candidate_mask(encoded, queries, placement), sources))
-    return {
-        source: TopK(
-            np.concatenate([batch[source].items for batch in batches]),
-            np.concatenate([batch[source].scores for batch in batches]),
-        )
-        for source in sources
-    }
+        return {
+            source: TopK(
+                np.concatenate([batch[source].items for batch in batches]),
+                np.concatenate([batch[source].scores for batch in batches]),
+            )
+            for source in sources
+        }
+
+    def _batches(self) -> Iterator[tuple[EncodedBatch, CandidateMask]]:
+        name = self._recommender.bundle.default_placement
+        placement = self._recommender.placement(name)
+        query = Query(user_id="", now=0, placement=name)
+        for start in range(0, len(self._validation), CHUNK_QUERIES):
+            span = slice(start, start + CHUNK_QUERIES)
+            now = self._validation.now[span]
+            users = [self._data.user_ids[ix] for ix in self._validation.user_ix[span]]
+            states = self._past.states(users, self._validation.as_of[span].tolist(), now.tolist())
+            encoded = self._recommender.encode(states, now)
+            yield encoded, self._recommender.candidate_mask(encoded, [query] * len(users), placement)
 
 
 def _choose_weights(config: Config, name: str) -> bool:
