@@ -128,7 +128,7 @@ def newest_tokens(moments: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """
     sizes = (mask & (moments == 0)).sum(1)  # (B,)
     size = sizes.max().clamp(min=1).item()
-    torch._check(size >= 1)
+    torch._check(size >= 1)  # type: ignore[no-untyped-call]
     age = torch.arange(size, device=moments.device)  # (K,)
     rows = (mask.sum(1, keepdim=True) - 1 - age).clamp(min=0)
     return rows, age < sizes[:, None]
@@ -159,10 +159,10 @@ class Block(nn.Module):
             queries = x
             query, key, value = self.qkv(normed).view(batch, length, 3, *shape).permute(2, 0, 3, 1, 4)
         else:
-            of_query, of_rest = self.qkv.weight.split([dim, 2 * dim])
-            query_bias, rest_bias = self.qkv.bias.split([dim, 2 * dim])
-            key, value = F.linear(normed, of_rest, rest_bias).view(batch, length, 2, *shape).permute(2, 0, 3, 1, 4)
-            query = F.linear(self.norm1(queries), of_query, query_bias).view(batch, -1, *shape).transpose(1, 2)
+            key_value = F.linear(normed, self.qkv.weight[dim:], self.qkv.bias[dim:])
+            key, value = key_value.view(batch, length, 2, *shape).permute(2, 0, 3, 1, 4)
+            query = F.linear(self.norm1(queries), self.qkv.weight[:dim], self.qkv.bias[:dim])
+            query = query.view(batch, -1, *shape).transpose(1, 2)
         if sees.dtype == torch.bool:  # in training
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees)  # (B, heads, T, D / heads)
         else:  # the fused form cannot be exported for a number of queries that depends on the data
