@@ -129,3 +129,13 @@ def test_field_codes_fit_edges_at_quantiles() -> None:
     fields = FieldCodes.fit(SPEC, [], [{"band": "b"}, {"band": "a"}, None, {"band": 3}], np.arange(101.0))
     assert fields.codes["user.age"] == CategoryCodes(("3", "a", "b"))
     assert fields.codes["context.days_since_last"] == NumericBuckets(tuple(float(edge) for edge in range(10, 100, 10)))
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 500])
+def test_codes_of_an_array_equal_those_of_its_values(size: int) -> None:
+    generator = np.random.default_rng(size)
+    hours = generator.integers(0, 30, size)
+    days = np.where(generator.random(size) < 0.2, np.nan, generator.normal(size=size))
+    category, number = CategoryCodes(tuple(str(hour) for hour in range(24))), NumericBuckets((-0.5, 0.0, 0.7))
+    assert category.codes(hours).tolist() == category.codes(hours.tolist()).tolist()
+    assert number.codes(days).tolist() == number.codes(days.tolist()).tolist()

@@ -158,7 +158,7 @@ def context_codes(
         "weekday": (days + 3) % 7 + 1,  # 1970-01-01 was a Thursday; Monday is 1
         "days_since_last": np.where(has_past, (now - last_stamps) / DAY, np.nan),
     }
-    return [fields.codes[f"context.{name}"].codes(values[name].tolist()) for name in spec.context]
+    return [fields.codes[f"context.{name}"].codes(values[name]) for name in spec.context]
 
 
 def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:

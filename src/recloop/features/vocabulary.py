@@ -21,6 +21,8 @@ N_BUCKETS = 10
 MAX_COLUMNS = 8
 """Maximum number of categories of one attribute that are encoded, the first ones."""
 HOURS, WEEKDAYS = 24, 7
+MIN_DISTINCT_ROWS = 64
+"""Rows from which coding the distinct values of an array is faster."""
 MIN_JOINED_ROWS = 10_000
 """Rows from which a join is faster than a look-up of each id."""
 
@@ -60,8 +62,13 @@ class CategoryCodes:
         return len(self.values) + 1
 
     def codes(self, raws: Iterable[Any]) -> np.ndarray:
-        """(n,) int32; 0 for a missing or unknown value."""
+        """(n,) int32; 0 for a missing or unknown value. An array of integers is coded by its distinct values."""
         index = self._index
+        if isinstance(raws, np.ndarray) and len(raws) >= MIN_DISTINCT_ROWS:
+            distinct, inverse = np.unique(raws, return_inverse=True)
+            return self.codes(distinct.tolist())[inverse]
+        if isinstance(raws, np.ndarray):
+            raws = raws.tolist()
         return np.array([0 if raw is None else index.get(as_text(raw), 0) for raw in raws], dtype=np.int32)
 
     @cached_property
@@ -118,7 +125,10 @@ class NumericBuckets:
 
     def codes(self, raws: Iterable[Any]) -> np.ndarray:
         """(n,) int32; 0 for a missing value or one that is not a number."""
-        values = np.array([as_number(raw) for raw in raws], dtype=np.float64)
+        if isinstance(raws, np.ndarray):
+            values = raws.astype(np.float64)
+        else:
+            values = np.array([as_number(raw) for raw in raws], dtype=np.float64)
         buckets = np.searchsorted(np.asarray(self.edges, dtype=np.float64), values, side="right") + 1
         return np.where(np.isnan(values), 0, buckets).astype(np.int32)
 
@@ -203,7 +213,9 @@ def as_text(raw: Any) -> str:
 
     Other types become JSON, so 1 and "1" are the same value.
     """
-    return raw if isinstance(raw, str) else json.dumps(raw, sort_keys=True)
+    if isinstance(raw, str):
+        return raw
+    return str(raw) if type(raw) is int else json.dumps(raw, sort_keys=True)
 
 
 def as_number(raw: Any) -> float:
