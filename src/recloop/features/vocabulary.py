@@ -70,7 +70,10 @@ class CategoryCodes:
         return len(self.values) + 1
 
     def codes(self, raws: Iterable[Any]) -> np.ndarray:
-        """(n,) int32; 0 for a missing or unknown value. An array of integers is coded by its distinct values."""
+        """(n,) int32; 0 for a missing or unknown value.
+
+        A long array of integers is coded by its distinct values.
+        """
         index = self._index
         if isinstance(raws, np.ndarray) and len(raws) >= MIN_DISTINCT_ROWS:
             distinct, inverse = np.unique(raws, return_inverse=True)
