@@ -35,7 +35,7 @@ from recloop.data.split import cut_of
 from recloop.evaluation.bootstrap import difference, user_means
 from recloop.evaluation.paired import subsample, take
 from recloop.evaluation.queries import Queries, make_queries
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.pipeline.rule_effect import counts_bundle, ndcg_by_list
 from recloop.recommend.catalog import Catalog
 from recloop.records import GROUP_ID, ITEM_ID, LABEL, STAMP, TIMESTAMP, USER_ID

@@ -33,7 +33,7 @@ import polars as pl
 from recloop import loop
 from recloop.bundle import Bundle
 from recloop.data.prepare import load
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.project import open_project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender

@@ -49,7 +49,7 @@ from recloop.evaluation import bootstrap, paired
 from recloop.evaluation.queries import Queries, make_queries
 from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.project import Project, open_project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog

@@ -28,7 +28,7 @@ from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.monitoring import summary
 from recloop.policy import Placement, Policy, ScorerSpec
 from recloop.serve import openapi
-from recloop.storage import control, decisions, event_log, snapshots
+from recloop.storage import control, decisions, event_log
 
 DOCS: Final = Path(__file__).resolve().parent
 FOLDER: Final = DOCS / "reference"
@@ -39,7 +39,6 @@ STORES: Final = {
     "log.db": event_log.SCRIPT,
     "decisions.db": decisions.SCRIPT,
     "control.db": control.SCRIPT,
-    "snapshots-SEQ-STATE8.db": snapshots.SCRIPT,
 }
 RECORDS: Final[Mapping[str, type[Any]]] = {
     "manifest.json": Manifest,

@@ -20,7 +20,8 @@ import recloop
 from recloop import bundle as bundles
 from recloop.bundle import Bundle, GoldenCase
 from recloop.errors import BundleError
-from recloop.features.state import UserState
+from recloop.features.state import StoredState
+from recloop.features.undo import Kind
 from recloop.policy import FALLBACK, ScorerSpec, custom_scorers
 from recloop.recommend.recommender import check_golden
 from recloop.simulation.shop import SimulatedShop
@@ -137,7 +138,7 @@ def test_check_golden_with_a_changed_list_raises(bundle_folder: Path) -> None:
     loaded = bundles.load(bundle_folder)
     rec = recloop.load(bundle_folder)
     ids = rec.recommend(["x"], n=3)["item_id"].to_list()
-    case = GoldenCase(UserState(), loaded.cut, "home", 3, ids, [-1.0, -2.0, -3.0])
+    case = GoldenCase(StoredState(), loaded.cut, "home", 3, ids, [-1.0, -2.0, -3.0])
     check_golden(replace(loaded, golden=[case]))
     with pytest.raises(BundleError, match="golden list"):
         check_golden(replace(loaded, golden=[replace(case, ids=ids[::-1])]))
@@ -286,7 +287,8 @@ def test_scorer_is_a_baseline_unless_the_model_was_named(source: str, model: str
 
 
 def test_golden_cases_round_trip_to_equal_bytes(bundle_folder: Path, fitted_bundle: Bundle, tmp_path: Path) -> None:
-    state = UserState(moments=[(5, ["i1", "i2"], [0, 0])], groups={"g": 5}, positives=2, attributes={"age": 30})
+    kinds = [Kind(1), Kind(2)]
+    state = StoredState([(5, ["i1", "i2"], [0, 1])], kinds, positives=2, attributes={"age": 30})
     case = GoldenCase(state, fitted_bundle.cut, "home", 2, ["i1", "i2"], [0.25, -1.0])
     written = bundles.write(replace(fitted_bundle, golden=[case]), tmp_path / "again", STARTED)
     file = tmp_path / "again" / written.id / "golden.json"

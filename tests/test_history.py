@@ -17,7 +17,7 @@ from recloop.errors import UserError
 from recloop.evaluation.queries import make_queries
 from recloop.features.moments import moment_stamps
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.features.undo import without_undone
 from recloop.init.detect import init
 from recloop.project import open_project

@@ -15,7 +15,7 @@ from recloop import bundle as bundles
 from recloop import loop
 from recloop.data.prepare import load
 from recloop.errors import Locked
-from recloop.features.state import StateBatch, StateHistory, UserState
+from recloop.features.state_history import StateHistory
 from recloop.project import open_project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
@@ -23,6 +23,7 @@ from recloop.recommend.recommender import Recommender, check_golden
 from recloop.records import Query
 from recloop.simulation.shop import SimulatedShop
 from recloop.storage import locks
+from recloop.testing.states import UserActs, states_of
 
 COUNTS = ('model.name="covisitation"',)
 
@@ -42,7 +43,7 @@ def test_first_run_writes_a_whole_project(first_run: tuple[Path, loop.FirstRun])
     assert status["last_seq"] == status["watermark"] == made.prepared.watermark
     for name in ("data/manifest.json", "reports/evaluation.json", "store/control.db", "store/log.db"):
         assert (folder / name).exists(), name
-    assert len(list(folder.glob("store/snapshots-*.db"))) == 1
+    assert len(list(folder.glob("store/states-*"))) == 1
     run = next((folder / "runs").iterdir())
     assert json.loads((run / "metrics.json").read_text())["bundle"] == made.bundle.id
     assert not [path for path in folder.rglob("*") if path.name.startswith(".stage") or path.suffix == ".tmp"]
@@ -110,11 +111,11 @@ def test_recommend_for_an_unseen_user_excludes_disliked_items(first_run: tuple[P
     bundle = first_run[1].bundle
     recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     query = Query(user_id="new", now=bundle.cut, n=10)
-    first = recommender.recommend(StateBatch.from_states(["new"], [UserState()]), [query])[0]
+    first = recommender.recommend(states_of(["new"], [UserActs()]), [query])[0]
     assert len(first.items) == 10
-    angry = UserState()
+    angry = UserActs()
     angry.add(first.items[0], bundle.cut, None, -1)
-    assert first.items[0] not in recommender.recommend(StateBatch.from_states(["new"], [angry]), [query])[0].items
+    assert first.items[0] not in recommender.recommend(states_of(["new"], [angry]), [query])[0].items
 
 
 TURN_WITHOUT_TORCH = """

@@ -15,10 +15,10 @@ from recloop import storage
 from recloop.bundle import Bundle
 from recloop.config import FILE, Config
 from recloop.errors import UserError
+from recloop.features import state_store
 from recloop.settings import build
-from recloop.storage import ControlStore, DecisionLog, EventLog, releases, snapshots
+from recloop.storage import ControlStore, DecisionLog, EventLog, releases
 from recloop.storage.archive import Archive
-from recloop.storage.snapshots import Snapshot
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,9 @@ class Project:
         """
         return Archive(self.data)
 
-    def snapshot_file(self, seq: int, state_key: str) -> Path:
-        """Path of the snapshot as of ``seq``, for the states of ``state_key``."""
-        return self.store / snapshots.name(seq, state_key)
-
-    def open_snapshot(self, seq: int, state_key: str) -> Snapshot:
-        """Open the snapshot as of ``seq``, for the states of ``state_key``.
-
-        Raises:
-            UserError: the file is missing, incomplete or of another schema.
-        """
-        return Snapshot(self.snapshot_file(seq, state_key))
+    def states_folder(self, seq: int, state_key: str) -> Path:
+        """Folder of the user states as of ``seq``, for the event classes of ``state_key``."""
+        return self.store / state_store.name(seq, state_key)
 
     def live_bundle_id(self) -> str | None:
         """Id of the live bundle; None before the first promotion."""

@@ -14,7 +14,7 @@ from recloop.data.entities import read_items
 from recloop.data.export import export, split_tables
 from recloop.data.prepare import load, prepare
 from recloop.errors import UserError
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.project import Project, open_project
 from recloop.recommend import loading
 

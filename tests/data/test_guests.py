@@ -20,10 +20,10 @@ from recloop.data.rejected_rows import excess
 from recloop.data.split import holdout_rows, n_users, split
 from recloop.evaluation.queries import make_queries
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateHistory
+from recloop.features.state_delta import rows_of
+from recloop.features.state_history import StateHistory
 from recloop.ingest.parse import Rejected, check_event
 from recloop.project import Project
-from recloop.recommend.user_states import advanced_snapshot, full_snapshot
 from recloop.records import Event, guest_rows, is_guest
 from recloop.training.dataset import make_tables, train_data
 
@@ -104,15 +104,10 @@ def test_train_data_counts_guests_for_items_and_not_as_users(project_factory: Pr
 def test_states_leave_guests_out_in_both_implementations(project_factory: ProjectFactory) -> None:
     project = shop(project_factory)
     rows = clean(read_events(project).frame, project.config).valid_rows
-    states = StateHistory(rows).states(["guest:g1", "u1"], [10**9] * 2)
-    assert states.positives.tolist() == [0, 10]
-    snapshot = dict(full_snapshot(rows, None))
-    assert sorted(snapshot) == ["u1", "u2", "u3", "u4"]
-    assert not list(advanced_snapshot(NoStates(), rows.filter(guest_rows()), None))  # type: ignore[arg-type]
-
-
-class NoStates(dict[str, bytes]):
-    """Empty snapshot."""
+    history = StateHistory(rows)
+    assert history.states(["guest:g1", "u1"], [10**9] * 2).positives.tolist() == [0, 10]
+    assert sorted(history.users.ids()) == ["u1", "u2", "u3", "u4"]
+    assert rows_of(rows.filter(guest_rows())) == []
 
 
 def test_doctor_names_guest_baskets_and_their_rows(project_factory: ProjectFactory) -> None:

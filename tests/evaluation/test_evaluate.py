@@ -37,7 +37,7 @@ from recloop.evaluation.table import (
 from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps, number_moments
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender

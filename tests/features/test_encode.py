@@ -9,10 +9,10 @@ import pytest
 from recloop.features import vocabulary
 from recloop.features.encode import EncodedBatch, encode, window
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateBatch, UserState
 from recloop.features.vocabulary import CategoryCodes, FieldCodes, NumericBuckets, Vocabulary
 from recloop.records import DAY, SECOND
 from recloop.settings import build
+from recloop.testing.states import UserActs, states_of
 
 NOON = 1_735_732_800 * SECOND  # Wednesday 2025-01-01T12:00:00Z
 SPEC = FeatureSpec.from_config(
@@ -29,8 +29,8 @@ FIELDS = FieldCodes(
 ITEMS = Vocabulary(["b", "a", "c", "d"])
 
 
-def state(*moments: tuple[int, str], dislikes: str = "", **rest: object) -> UserState:
-    grown = UserState(attributes=rest.get("attributes"))  # type: ignore[arg-type]
+def state(*moments: tuple[int, str], dislikes: str = "", **rest: object) -> UserActs:
+    grown = UserActs(attributes=rest.get("attributes"))  # type: ignore[arg-type]
     for stamp, items in moments:
         for item in items:
             grown.add(item, stamp, None, 1)
@@ -39,9 +39,9 @@ def state(*moments: tuple[int, str], dislikes: str = "", **rest: object) -> User
     return grown
 
 
-def encoded(*states: UserState, now: int = NOON) -> EncodedBatch:
+def encoded(*states: UserActs, now: int = NOON) -> EncodedBatch:
     users = [f"u{n}" for n in range(len(states))]
-    return encode(SPEC, FIELDS, ITEMS, StateBatch.from_states(users, states), [now] * len(states))
+    return encode(SPEC, FIELDS, ITEMS, states_of(users, states), [now] * len(states))
 
 
 def test_encode_maps_items_to_indices_and_drops_unknown_ones() -> None:

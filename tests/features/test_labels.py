@@ -14,8 +14,7 @@ from recloop.errors import UserError
 from recloop.features.labels import EventLabeler, burst_mask, count_unnamed
 from recloop.features.moments import moment_stamps
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateHistory, UserState
-from recloop.recommend.user_states import fold
+from recloop.features.state_history import StateHistory
 from recloop.records import EVENT_SCHEMA, SECOND
 from recloop.settings import build
 
@@ -80,9 +79,6 @@ def test_label_of_a_skip_keeps_the_item_and_a_dislike_hides_it() -> None:
     labelled = signal.label(rows)
     assert labelled["label"].to_list() == [-1, -1]
     assert labelled["weight"].to_list() == [0.5, 1.0]
-    state = UserState()
-    fold(state, labelled)
-    assert state.disliked() == ["b"]
     states = StateHistory(moment_stamps(labelled)).states(["u"], [2])
     assert states.names[states.negatives].tolist() == ["b"]
 

@@ -7,14 +7,20 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recloop.config import Burst, Clean, Events
+from recloop.features import state as state_module
+from recloop.features import state_history as history_module
 from recloop.features.labels import EventLabeler, burst_mask
 from recloop.features.moments import moment_stamps
-from recloop.features.state import StateBatch, StateHistory, UserState
-from recloop.recommend.user_states import fold
+from recloop.features.state import StateBatch, StoredState
+from recloop.features.state_advance import advance
+from recloop.features.state_delta import StateDelta, rows_of, state_of_user, stored_rows, with_delta
+from recloop.features.state_history import StateHistory, open_groups
+from recloop.features.state_store import StoredStates
 from recloop.records import EVENT_SCHEMA, RULE, SECOND, SEQ, USER_ID
 
 USERS = ("u", "ü", "unknown")
@@ -76,15 +82,34 @@ def users_of(versions: list[tuple[str, int, dict[str, int]]]) -> pl.DataFrame:
     )
 
 
-def state_by_events(valid: pl.DataFrame, users: pl.DataFrame, user: str, seq: int) -> UserState:
-    """The state as in serving, by single events."""
-    state = UserState()
-    own = valid.filter((pl.col(USER_ID) == user) & (pl.col(SEQ) <= seq)).sort(SEQ)
-    fold(state, own)
-    known = users.filter((pl.col(USER_ID) == user) & (pl.col(SEQ) <= seq)).sort(SEQ)
-    if known.height:
-        state.attributes = json.loads(known["attributes"][-1])
-    return state
+def stored(valid: pl.DataFrame, users: pl.DataFrame, seq: int) -> StoredStates:
+    """States at a seq from columns, as files hold them."""
+    rows = moment_stamps(valid.filter(pl.col(SEQ) <= seq))
+    history = StateHistory(rows, users.filter(pl.col(SEQ) <= seq))
+    return StoredStates(history, open_groups(rows, history), seq, "key")
+
+
+def later(states: StoredStates, valid: pl.DataFrame, users: pl.DataFrame, until: int) -> StateDelta:
+    """Rows and attributes after stored states, added one by one."""
+    delta = StateDelta(states.history, states.groups)
+    delta.add_rows(rows_of(valid.filter((pl.col(SEQ) > states.seq) & (pl.col(SEQ) <= until))))
+    for user, seq, text in users.filter((pl.col(SEQ) > states.seq) & (pl.col(SEQ) <= until)).sort(SEQ).iter_rows():
+        delta.describe(user, seq, json.loads(text))
+    return delta
+
+
+def newest(states: StoredStates, delta: StateDelta, user: str) -> StateBatch:
+    """Newest state of a user as in serving: stored rows and later ones."""
+    rows, added = stored_rows(states.history, user), delta.get(user)
+    if added is not None:
+        rows = with_delta(rows, added, delta.codes, delta.kinds)
+    return state_of_user(user, rows, delta.codes, delta.kinds)
+
+
+def state_by_events(valid: pl.DataFrame, users: pl.DataFrame, user: str, seq: int, since: int = 0) -> StateBatch:
+    """The state as in serving, by single events after the seq ``since``."""
+    states = stored(valid, users, min(since, seq))
+    return newest(states, later(states, valid, users, seq), user)
 
 
 def named_state(states: StateBatch, b: int) -> tuple[Any, ...]:
@@ -183,13 +208,14 @@ def test_state_added_event_by_event_equals_state_from_columns(events: Any, versi
     seqs = [0, *data.draw(st.lists(st.integers(0, last), max_size=4)), last + 1]
     queries = [(user, seq) for user in USERS for seq in seqs]
     columns = timeline.states([user for user, _ in queries], [seq for _, seq in queries])
-    single = StateBatch.from_states(
-        [user for user, _ in queries], [state_by_events(valid, users, user, seq) for user, seq in queries]
-    )
+    since = data.draw(st.integers(0, last))
+    files = {seq: stored(valid, users, min(seq, since)) for seq in seqs}
+    deltas = {seq: later(files[seq], valid, users, seq) for seq in seqs}
     for b, (user, seq) in enumerate(queries):
-        assert named_state(single, b) == named_state(columns, b)
-        assert single.digest(b) == columns.digest(b)
-        assert named_state(single, b)[1:4] == by_definition(valid, user, seq)
+        single = newest(files[seq], deltas[seq], user)
+        assert named_state(single, 0) == named_state(columns, b)
+        assert single.digest(0) == columns.digest(b)
+        assert named_state(single, 0)[1:4] == by_definition(valid, user, seq)
         alone = timeline.states([user], [seq])  # batch == single
         assert alone.digest(0) == columns.digest(b)
 
@@ -233,16 +259,28 @@ def test_burst_quarantines_clicks_and_keeps_a_basket() -> None:
     assert rules == [None] * 9 + ["burst"] * 3 + [None] * 40
 
 
+def acts(rows: list[tuple[str, int, str | None, int]]) -> StateDelta:
+    """Acts of user u added to an empty history: (item, timestamp, group, use)."""
+    delta = StateDelta(StateHistory(moment_stamps(SIGNAL.label(log_of([])))))
+    for seq, (item, stamp, group, use) in enumerate(rows, 1):
+        delta.add("u", item, stamp, group, use, seq=seq)
+    return delta
+
+
+def state_of(delta: StateDelta) -> StateBatch:
+    return newest(StoredStates(delta.history, None, 0, ""), delta, "u")  # type: ignore[arg-type]
+
+
 def test_state_with_a_reused_group_id_starts_a_new_moment() -> None:
     """A group id reused after two years starts a new moment with its own stamp."""
     day = 86_400 * SECOND
     rows = [("old", 0), ("with it", day), ("today", 730 * day), ("too", 730 * day + SECOND), ("late", 730 * day - day)]
-    state = UserState()
-    for item, stamp in rows:
-        state.add(item, stamp, "17", 1)
-    moments = [(stamp, items) for stamp, items, _ in state.view().moments]
+    delta = acts([(item, stamp, "17", 1) for item, stamp in rows])
+    moments = [(stamp, items) for stamp, items, _ in state_of(delta).moments()]
     assert moments == [(0, ["old", "with it"]), (730 * day, ["late", "today", "too"])]
-    assert state.groups == {"17": 730 * day}
+    user = delta.get("u")
+    assert user is not None
+    assert list(user.groups.values()) == [730 * day]
     frame = pl.DataFrame(
         [{"user_id": "u", "item_id": item, "timestamp": stamp, "group_id": "17", SEQ: n} for n, (item, stamp) in enumerate(rows)],
         schema=EVENT_SCHEMA,
@@ -250,18 +288,20 @@ def test_state_with_a_reused_group_id_starts_a_new_moment() -> None:
     assert moment_stamps(frame)["stamp"].to_list() == [0, 0, 730 * day, 730 * day, 730 * day]
 
 
-def test_state_removes_ended_groups() -> None:
-    """A state of a basket per day keeps only groups that a late row may still join."""
+def test_delta_removes_ended_groups() -> None:
+    """A delta with a basket per day keeps only groups that a late row may still join."""
     day = 86_400 * SECOND
-    state = UserState()
+    delta = acts([])
     for n in range(1_000):
-        state.add("i", n * day, f"g{n}", 1)
-        assert len(state.groups) <= 64
-    assert set(state.groups) >= {f"g{n}" for n in range(970, 1_000)}
-    state.add("late", 985 * day + SECOND, "g985", 1)
-    assert (985 * day, ["i", "late"], [True, True]) in state.view().moments
-    state.add("too late", 900 * day + SECOND, "g900", 1)
-    assert (900 * day + SECOND, ["too late"], [True]) in state.view().moments
+        delta.add("u", "i", n * day, f"g{n}", 1)
+        user = delta.get("u")
+        assert user is not None
+        assert len(user.groups) <= 64
+    assert set(user.groups.values()) >= {n * day for n in range(970, 1_000)}
+    delta.add("u", "late", 985 * day + SECOND, "g985", 1)
+    assert (985 * day, ["i", "late"], [True, True]) in state_of(delta).moments()
+    delta.add("u", "too late", 900 * day + SECOND, "g900", 1)
+    assert (900 * day + SECOND, ["too late"], [True]) in state_of(delta).moments()
 
 
 @given(events=st.lists(event, max_size=12), now=st.integers(-1, 10 * SECOND))
@@ -269,30 +309,92 @@ def test_states_until_now_exclude_later_moments(events: Any, now: int) -> None:
     """A moment dated later than now is excluded in lists and in evaluation."""
     valid = SIGNAL.label(log_of(events))
     users = sorted(set(valid[USER_ID]))
-    grown_states = [state_by_events(valid, users_of([]), user, 10**6) for user in users]
-    seen = StateBatch.from_states(users, grown_states).until(np.full(len(users), now))
-    columns = StateHistory(moment_stamps(valid)).states(users, [10**6] * len(users)).until(np.full(len(users), now))
-    for b, state in enumerate(grown_states):
-        assert named_state(seen, b)[1] == [moment for moment in state.view().moments if moment[0] <= now]
-        assert seen.digest(b) == columns.digest(b)
+    at = np.full(len(users), now)
+    columns = StateHistory(moment_stamps(valid)).states(users, [10**6] * len(users)).until(at)
+    for b, user in enumerate(users):
+        state = state_by_events(valid, users_of([]), user, 10**6)
+        seen = state.until(np.array([now]))
+        assert seen.moments() == [moment for moment in state.moments() if moment[0] <= now]
+        assert seen.digest(0) == columns.digest(b)
 
 
 def test_state_with_a_late_row_joins_its_basket() -> None:
     """A dislike counts unless its basket's moment is older than the positive one."""
-    state = UserState()
-    state.add("other", 1, "basket", 0)
-    state.add("item", 5, None, 1)
-    state.add("item", 9, "basket", -1)  # it has the basket's stamp 1, although it arrived late
-    assert state.disliked() == []
-    state.add("item", 5, None, -1)
-    assert state.disliked() == ["item"]
-    state.add("item", 6, None, 1)
-    assert state.disliked() == []
+    rows = [("other", 1, "basket", 0), ("item", 5, None, 1), ("item", 9, "basket", -1)]  # the last has stamp 1
+    assert state_of(acts(rows)).disliked() == []
+    rows.append(("item", 5, None, -1))
+    assert state_of(acts(rows)).disliked() == ["item"]
+    rows.append(("item", 6, None, 1))
+    assert state_of(acts(rows)).disliked() == []
 
 
 def test_state_with_a_late_older_dislike_keeps_the_newer_one() -> None:
-    state = UserState()
-    state.add("item", 9, None, -1)
-    state.add("item", 5, None, 1)
-    state.add("item", 1, None, -1)
-    assert state.disliked() == ["item"]
+    rows = [("item", 9, None, -1), ("item", 5, None, 1), ("item", 1, None, -1)]
+    assert state_of(acts(rows)).disliked() == ["item"]
+
+
+@settings(max_examples=25)
+@given(
+    events=st.lists(event, max_size=25),
+    versions=st.lists(version, max_size=6),
+    cuts=st.tuples(st.integers(0, 60), st.integers(0, 60)),
+    affected=st.booleans(),
+)
+def test_advanced_states_equal_states_from_columns(
+    events: Any, versions: Any, cuts: tuple[int, int], affected: bool
+) -> None:
+    """Stored states, merged with later rows twice, equal those of the whole log, and so does a later delta."""
+    log, users = log_of(events), users_of(versions)
+    valid = SIGNAL.label(log)
+    first, second = sorted(cuts)
+    states = stored(valid, users, first)
+    delta = later(states, valid, users, second)
+    again = moment_stamps(valid.filter((pl.col(USER_ID) == "u") & (pl.col(SEQ) <= second)))
+    states = advance(states, delta, second, ["u"], again) if affected else advance(states, delta, second)
+    last = 100
+    columns = StateHistory(moment_stamps(valid), users).states(USERS, [last] * len(USERS))
+    at_second = StateHistory(moment_stamps(valid), users).states(USERS, [second] * len(USERS))
+    advanced = states.history.states(USERS, [second] * len(USERS))
+    delta = later(states, valid, users, last)
+    for b, user in enumerate(USERS):
+        assert named_state(advanced, b) == named_state(at_second, b)
+        assert named_state(newest(states, delta, user), 0) == named_state(columns, b)
+
+
+@settings(max_examples=25)
+@given(events=st.lists(event, max_size=25))
+def test_stored_golden_states_equal_the_states(events: Any) -> None:
+    states = StateHistory(moment_stamps(SIGNAL.label(log_of(events)))).states(USERS, [10**6] * len(USERS))
+    for b, user in enumerate(USERS):
+        assert named_state(StoredState.from_batch(states, b).to_batch(user), 0) == named_state(states, b)
+
+
+@settings(max_examples=25)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    cap=st.integers(1, 12),
+    since=st.integers(0, 60),
+    order=st.randoms(use_true_random=False),
+)
+def test_state_keeps_the_newest_moments_on_every_path(sizes: list[int], cap: int, since: int, order: Any) -> None:
+    """The cap on rows gives the same state from columns, from files and by single events, in any order of arrival."""
+    rows = [(f"i{n}", moment) for moment, size in enumerate(sizes) for n in range(size)]
+    order.shuffle(rows)
+    events = [
+        {"user_id": "u", "item_id": item, "timestamp": moment, "event_type": "click", "group_id": None, "quantity": None,
+         "doubled": False, "gap": 1} for item, moment in rows
+    ]  # fmt: skip
+    valid, users = SIGNAL.label(log_of(events)), users_of([])
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (state_module, history_module):
+            patch.setattr(module, "MAX_ROWS", cap)
+        columns = StateHistory(moment_stamps(valid)).states(["u"], [10**6])
+        single = state_by_events(valid, users, "u", 10**6, since)
+    assert named_state(single, 0) == named_state(columns, 0)
+    expected, later_rows = [], 0
+    for moment, size in reversed(list(enumerate(sizes))):
+        if later_rows < cap:
+            expected.append((moment, sorted(f"i{n}" for n in range(size))[:cap]))
+        later_rows += size
+    assert [(stamp, items) for stamp, items, _ in single.moments()] == expected[::-1]
+    assert single.positives[0] == len(rows)

@@ -12,13 +12,14 @@ import scipy.sparse as sp
 
 from recloop import bundle as bundles
 from recloop.errors import UserError
-from recloop.features.state import StateBatch, UserState, offsets_of
+from recloop.features.state import StateBatch, offsets_of
 from recloop.models.als import base_gram, confidence, solve_rows
 from recloop.models.base import Negatives, TrainData, load_model
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.sources import FactorSource
 from recloop.records import DAY, Use
 from recloop.testing import Fitted, fit_on_world
+from recloop.testing.states import UserActs, states_of
 
 
 def test_solve_rows_gives_the_minimum() -> None:
@@ -83,9 +84,9 @@ def test_mf_user_table_equals_folding_in(fitted_mf: Fitted) -> None:
 
 def test_mf_folds_in_users_with_new_events(fitted_mf: Fitted) -> None:
     item = fitted_mf.bundle.items.ids.ids[3]
-    active = UserState()
+    active = UserActs()
     active.add(item, fitted_mf.bundle.cut + DAY, None, Use.TARGET)
-    users = StateBatch.from_states([fitted_mf.bundle.users.ids.ids[0], "unknown"], [active, active])  # type: ignore[union-attr]
+    users = states_of([fitted_mf.bundle.users.ids.ids[0], "unknown"], [active, active])  # type: ignore[union-attr]
     own, other = vectors(fitted_mf, users)
     np.testing.assert_array_equal(own, other)
     scores = fitted_mf.bundle.arrays["item_vectors"] @ own
@@ -152,9 +153,8 @@ def test_mf_folds_in_a_user_with_a_new_dislike(fitted_mf: Fitted) -> None:
     plain = vectors(fitted_mf, one)[0]
     liked = int((fitted_mf.bundle.arrays["item_vectors"] @ plain).argmax())
     name = fitted_mf.bundle.items.ids.ids[liked - 1]
-    names = np.array([*one.names, name], dtype=object)
-    offsets = np.array([0, 1])
-    mine = replace(one, names=names, negatives=np.array([len(names) - 1], np.int32), negative_offsets=offsets)
+    negative = np.array([one.codes.add(name)], np.int32)
+    mine = replace(one, negatives=negative, negative_offsets=np.array([0, 1]), derived={})
     found = vectors(fitted_mf, mine)[0]
     table = fitted_mf.bundle.arrays["item_vectors"]
     assert table[liked] @ found < table[liked] @ plain - 0.05

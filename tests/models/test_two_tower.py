@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 import torch
 
-from recloop.features.state import StateBatch, UserState
 from recloop.models.base import TrainData, load_model
 from recloop.models.two_tower import TwoTower
 from recloop.recommend.recommender import Recommender
 from recloop.records import ITEM_ID, Query
 from recloop.simulation.shop import SimulatedShop
 from recloop.testing import Fitted, fit_on_world
+from recloop.testing.states import UserActs, states_of
 from recloop.training.losses import weighted
 from recloop.training.sampled_losses import PairScores, SampledItems, ss_logq
 
@@ -121,7 +121,7 @@ def test_two_tower_ranks_for_users_and_items_without_history(fitted_two_tower: F
     Items without events before the cut are part of that ranking.
     """
     recommender = Recommender(fitted_two_tower.bundle, fitted_two_tower.catalogue)
-    states = StateBatch.from_states(["known", "unknown"], [UserState(attributes={"age": "18-29"}), UserState()])
+    states = states_of(["known", "unknown"], [UserActs(attributes={"age": "18-29"}), UserActs()])
     queries = [Query(user_id=user, now=fitted_two_tower.now[0], n=200) for user in states.users]
     known, unknown = recommender.recommend(states, queries)
     assert set(unknown.sources[:10]) <= {"popular", "segment"}
@@ -165,7 +165,7 @@ def test_two_tower_similar_lists_use_attributes_for_cold_items(fitted_two_tower:
     queries = [
         Query(user_id="", now=fitted_two_tower.now[0], n=10, placement="similar", item_id=name) for name in names
     ]
-    answers = recommender.recommend(StateBatch.from_states([""] * len(names), [UserState()] * len(names)), queries)
+    answers = recommender.recommend(states_of([""] * len(names), [UserActs()] * len(names)), queries)
     assert all(set(answer.sources) == {"attributes"} for answer in answers[:-1])
     shares = [
         np.mean([category[item] == category[name] for item in answer.items])

@@ -15,7 +15,7 @@ import pytest
 from recloop import loop
 from recloop.bundle import load
 from recloop.errors import UserError
-from recloop.features.state import StateBatch, UserState
+from recloop.features.state import StateBatch
 from recloop.monitoring import report
 from recloop.monitoring.experiment_plan import EVIDENCE, Plan
 from recloop.project import Project, open_project
@@ -72,7 +72,7 @@ def project_with_decisions(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         decisions = project.open_decisions(write=True)
         for number in range(40):
             query = Query(user_id=f"new{number}", now=NOW)
-            answer = recommender.recommend(StateBatch.from_states([query.user_id], [UserState()]), [query])[0]
+            answer = recommender.recommend(StateBatch.empty([query.user_id]), [query])[0]
             at = NOW + number * 3600 * SECOND
             decisions.put(
                 Decision(

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import polars as pl
 import pytest
 
 from recloop import bundle as bundles
@@ -18,13 +17,13 @@ from recloop import loop
 from recloop.bundle import Bundle
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
-from recloop.features.state import StateBatch, UserState, attribute_versions
+from recloop.features.moments import moment_stamps
+from recloop.features.state_history import StateHistory
 from recloop.monitoring import shadow_report
 from recloop.monitoring.verify import verify
 from recloop.project import Project, open_project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender
-from recloop.recommend.user_states import fold
 from recloop.records import SECOND, Decision, Query
 from recloop.simulation.shop import SimulatedShop
 from recloop.storage import releases
@@ -69,17 +68,15 @@ def write_decisions(project: Project, live: Bundle, children: dict[str, Bundle])
     archive = project.open_archive()
     catalogue = Catalog.from_frames([archive.items()])
     labelled = EventLabeler(live.spec.events, live.spec.clean).label(archive.events())
-    attributes = attribute_versions(archive.users())
+    history = StateHistory(moment_stamps(labelled), archive.users())
     store = project.open_decisions(write=True)
     for number in range(40):
         user = f"u{1 + number % 30:02}"
-        state = UserState(attributes=attributes[user][-1][1])
-        fold(state, labelled.filter(pl.col("user_id") == user))
         for role, bundle in (
             ("answer", live), ("replica", live), ("shadow", children["candidate"]), ("replica", children["seed"])
         ):  # fmt: skip
             query = Query(user_id=user, now=START + number * SECOND, n=10)
-            got = Recommender(bundle, catalogue).recommend(StateBatch.from_states([user], [state]), [query])[0]
+            got = Recommender(bundle, catalogue).recommend(history.states([user], [archive.watermark]), [query])[0]
             store.put(
                 Decision(
                     request_id=f"r{number}",

@@ -6,23 +6,23 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 import pytest
 from servers import inside
 
 from recloop.cli import run
 from recloop.errors import Refused, UserError
+from recloop.features import state_store
 from recloop.features.labels import EventLabeler
 from recloop.monitoring import verify
 from recloop.pipeline.quarantine import quarantine
 from recloop.project import Project
 from recloop.recommend import loading
-from recloop.recommend.user_states import RetractionIndex, StateCache, full_snapshot, snapshot_at
+from recloop.recommend.user_states import RetractionIndex, StateSource, write_states
 from recloop.records import SEQ
 from recloop.serve.app import create
 from recloop.serve.reload import poll_forever
 from recloop.serve.service import Service
-from recloop.storage import snapshots
+from recloop.testing.states import digests, digests_of_frame
 
 
 def test_quarantine_of_all_rows_without_force_is_refused(project: Project) -> None:
@@ -91,20 +91,22 @@ def test_quarantine_and_restore_keep_the_states_of_earlier_seqs(project: Project
     assert len(set(seqs)) == 5
     archive, log = project.open_archive(), project.open_log()
     signal = EventLabeler.from_spec(project.load_bundle().spec)
-    (file,) = project.store.glob("snapshots-*.db")
-    snapshot = snapshots.Snapshot(file)
-    reader = StateCache(log, snapshot, signal, RetractionIndex(archive, log))
-    whole = dict(full_snapshot(signal.label(archive.events()), archive.users()))
+    (folder,) = project.store.glob("states-*")
+    key = folder.name.split("-")[2]
+    stored = state_store.read(folder, key)
+    source = StateSource(stored, signal, log, RetractionIndex(archive, log))
+    source.catch_up(seqs[-1])
+    whole = digests_of_frame(signal.label(archive.events()), archive.users())
     rows = archive.events()
     part = rows.filter((rows["user_id"] != user) | (rows["item_id"] != item))
-    without = dict(full_snapshot(signal.label(part), archive.users()))
+    without = digests_of_frame(signal.label(part), archive.users())
     for n, seq in enumerate(seqs):
         expected = whole if n % 2 == 0 else without
-        assert msgspec.msgpack.encode(reader.read(user, seq)) == expected[user], n
-        assert dict(snapshot_at(seq, archive, log, signal)) == expected
-        assert dict(snapshot_at(seq, archive, log, signal, snapshot)) == expected
-        reader.clear()
-    snapshot.close()
+        assert source.read(user, seq).digest(0) == expected[user], n
+        for name, earlier in (("advanced", stored), ("whole", None)):
+            write_states(project.store / name, seq, archive, log, signal, key, earlier)
+            assert digests(state_store.read(project.store / name, key)) == expected
+        source.clear()
     log.close()
 
 

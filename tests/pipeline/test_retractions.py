@@ -17,13 +17,14 @@ from servers import PATIENCE, Server
 
 from recloop import loop
 from recloop.data.prepare import load
+from recloop.features import state_store
 from recloop.features.labels import EventLabeler
 from recloop.monitoring import verify
 from recloop.pipeline.update_run import UpdateResult
 from recloop.project import Project, open_project
 from recloop.recommend import loading
-from recloop.recommend.user_states import full_snapshot
-from recloop.storage import Retraction, snapshots
+from recloop.storage import Retraction
+from recloop.testing.states import digests, digests_of_frame
 
 MORNING = "2025-07-05T10:00:00.{:02d}Z"
 """After the last row of the shop's log."""
@@ -41,22 +42,18 @@ def retractions_of(project: Project) -> list[Retraction]:
         return log.retractions()
 
 
-def states(project: Project) -> dict[str, bytes]:
-    """The states of the only snapshot."""
-    (file,) = project.store.glob("snapshots-*.db")
-    stored = snapshots.Snapshot(file)
-    try:
-        return dict(stored)
-    finally:
-        stored.close()
+def states(project: Project) -> dict[str, str]:
+    """The only stored states."""
+    (folder,) = project.store.glob("states-*")
+    return digests(state_store.read(folder, folder.name.split("-")[2]))
 
 
-def folded(project: Project, until: int) -> dict[str, bytes]:
+def computed(project: Project, until: int) -> dict[str, str]:
     """All states, computed from archive and retractions."""
     archive = project.open_archive()
     out = [row.retracted_seq for row in retractions_of(project) if row.seq <= until]
     rows = archive.events().filter(~pl.col("seq").is_in(out))
-    return dict(full_snapshot(EventLabeler.from_spec(project.load_bundle().spec).label(rows), archive.users()))
+    return digests_of_frame(EventLabeler.from_spec(project.load_bundle().spec).label(rows), archive.users())
 
 
 @dataclass
@@ -170,8 +167,8 @@ def test_verify_and_snapshot_follow_retractions(served_retractions: ServedRetrac
     project, last = served_retractions.project, served_retractions.next_update.to_seq
     found = verify.verify(project)
     assert found["unexplained"] == 0, found["differences"]
-    snapshots.forget(project.store, last)
-    assert states(project) == folded(project, last)
+    state_store.forget(project.store, last)
+    assert states(project) == computed(project, last)
 
 
 def test_update_without_a_server_applies_retractions_once_despite_a_kill(project: Project, tmp_path: Path) -> None:
@@ -194,6 +191,6 @@ def test_update_without_a_server_applies_retractions_once_despite_a_kill(project
     assert loop.update(other).verdict == "registered"
     assert retractions_of(other) == expected
     assert loop.update(other).verdict == "nothing"
-    assert states(other) == states(project) == folded(project, done.to_seq), (
+    assert states(other) == states(project) == computed(project, done.to_seq), (
         "the retractions have seqs after this watermark"
     )

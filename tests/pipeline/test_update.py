@@ -24,6 +24,7 @@ from recloop import loop
 from recloop.bundle import Bundle
 from recloop.data.prepare import load
 from recloop.errors import Refused
+from recloop.features import state_store
 from recloop.features.labels import EventLabeler
 from recloop.monitoring import verify
 from recloop.pipeline import update_run, update_steps
@@ -34,13 +35,13 @@ from recloop.progress import NullProgress
 from recloop.project import Project, open_project
 from recloop.recommend import loading
 from recloop.recommend.recommender import check_golden
-from recloop.recommend.user_states import full_snapshot
 from recloop.records import DAY, Item, User, now
 from recloop.release import gate as gate_rules
 from recloop.release import transitions
 from recloop.release.gate import non_inferiority
 from recloop.simulation.shop import SimulatedShop
-from recloop.storage import locks, releases, snapshots
+from recloop.storage import locks, releases
+from recloop.testing.states import digests, digests_of_frame
 
 REFRESH = ('model.name="covisitation"',)
 COUNTS = (*REFRESH, 'release.refresh="manual"')
@@ -78,7 +79,7 @@ def later(first: tuple[Path, pl.DataFrame], tmp_path: Path) -> Later:
 
 def moved(project: Project) -> dict[str, tuple[int, bytes]]:
     """Contents of data, bundles and snapshots by file."""
-    files = [*project.data.rglob("*"), *project.bundles.rglob("*"), *project.store.glob("snapshots-*")]
+    files = [*project.data.rglob("*"), *project.bundles.rglob("*"), *project.store.glob("states-*/*")]
     return {str(f.relative_to(project.root)): (f.stat().st_size, f.read_bytes()) for f in files if f.is_file()}
 
 
@@ -163,14 +164,12 @@ def test_update_with_new_rows_archives_them(finished: FinishedUpdate) -> None:
 def test_update_snapshot_equals_a_full_snapshot(later: Later) -> None:
     project = later()
     done = loop.update(project)
-    files = [path.name for path in project.store.glob("snapshots-*.db")]
+    folders = [path.name for path in project.store.glob("states-*")]
     spec = project.load_bundle().spec
-    assert files == [snapshots.name(done.to_seq, spec.state_key)]
+    assert folders == [state_store.name(done.to_seq, spec.state_key)]
     archive = project.open_archive()
-    whole = dict(full_snapshot(EventLabeler.from_spec(spec).label(archive.events()), archive.users()))
-    stored = snapshots.Snapshot(project.store / files[0])
-    assert dict(stored) == whole
-    stored.close()
+    whole = digests_of_frame(EventLabeler.from_spec(spec).label(archive.events()), archive.users())
+    assert digests(state_store.read(project.store / folders[0], spec.state_key)) == whole
 
 
 def test_update_without_new_rows_does_nothing(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
@@ -527,7 +526,7 @@ def test_verify_after_an_update_explains_earlier_decisions(later: Later) -> None
             service.recommend(query, started=time.perf_counter())
         done = loop.update(project)
         assert done.verdict == "registered", done.reason
-        assert len(list(project.store.glob("snapshots-*.db"))) == 2, "the server still reads the old snapshot"
+        assert len(list(project.store.glob("states-*"))) == 2, "the server still reads the old snapshot"
         query = Query(user_id="u004", now=now(), request_id="r-u004")
         assert service.recommend(query, started=time.perf_counter())[0].items
     finally:

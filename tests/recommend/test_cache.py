@@ -6,17 +6,23 @@ import gc
 import tracemalloc
 import weakref
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recloop.features.state import UserState
+from recloop.config import Clean, Events
+from recloop.features.labels import EventLabeler
+from recloop.features.moments import moment_stamps
+from recloop.features.state_history import StateHistory, open_groups
+from recloop.features.state_store import StoredStates
 from recloop.features.vocabulary import Vocabulary
 from recloop.recommend import catalog as catalogues
 from recloop.recommend import user_states as readers
-from recloop.recommend.cache import ENTRY_BYTES, ByteCache, state_bytes
+from recloop.recommend.cache import ENTRY_BYTES, ByteCache
 from recloop.recommend.catalog import FILTER_CACHE_BYTES, Catalog
-from recloop.recommend.user_states import StateCache
+from recloop.recommend.user_states import StateSource
+from recloop.records import EVENT_SCHEMA
 
 ACTIONS = st.lists(st.tuples(st.sampled_from("gpx"), st.integers(0, 6), st.integers(0, 400)), max_size=60)
 
@@ -89,62 +95,57 @@ def test_catalog_cache_of_1000_filters_stays_within_the_byte_limit(monkeypatch: 
     assert held <= catalogue.cached_bytes
 
 
-def state_of(moments: int) -> UserState:
-    state = UserState(attributes={"age": "30-44", "tags": ["a", "b"]})
-    for number in range(moments):
-        state.add(
-            f"item-{number % 90:06d}", 1_700_000_000_000_000 + number, f"basket-{number}", 1 if number % 9 else -1
-        )
-    return state
+def source_of(users: dict[str, int]) -> StateSource:
+    """States of users with a number of purchases each, at seq 1,000."""
+    rows = [
+        {"user_id": user, "item_id": f"item-{n % 90:06d}", "timestamp": n, "event_type": "purchase", "seq": n}
+        for user, n_rows in users.items()
+        for n in range(n_rows)
+    ]
+    signal = EventLabeler(Events(), Clean())
+    frame = moment_stamps(signal.label(pl.DataFrame(rows, schema=EVENT_SCHEMA)))
+    history = StateHistory(frame)
+    return StateSource(StoredStates(history, open_groups(frame, history), 1_000, "key"), signal, None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("moments", [1, 20, 400])
-def test_state_bytes_estimates_the_memory_of_states(moments: int) -> None:
+@pytest.mark.parametrize("n_rows", [1, 20, 400])
+def test_cached_bytes_bound_the_memory_of_states(n_rows: int) -> None:
+    users = {f"u{n}": n_rows for n in range(1 + 2_000 // n_rows)}
+    source = source_of(users)
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    states = [state_of(moments) for _ in range(4_000 // moments)]
+    for user in users:
+        source.read(user)
     traced_bytes = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert 0.7 * traced_bytes < sum(map(state_bytes, states)) < 1.4 * traced_bytes
-
-
-class CountingReader:
-    """A state cache that records which users are rebuilt."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reader = StateCache(None, None, None)  # type: ignore[arg-type]
-        self.read: list[str] = []
-        monkeypatch.setattr(self.reader, "_rebuild", self._rebuild)
-
-    def _rebuild(self, user_id: str, seq: int) -> UserState:
-        self.read.append(user_id)
-        return state_of(3)
+    assert 0.3 * source._cache.bytes < traced_bytes < source._cache.bytes
 
 
 def test_state_cache_is_least_recently_used_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert readers.STATE_CACHE_BYTES == 256 * 2**20
     monkeypatch.setattr(readers, "STATE_CACHE_BYTES", 100_000)
-    users = CountingReader(monkeypatch)
-    for number in range(500):
-        users.reader.read(f"u{number}", 5)
-        users.reader.read("regular", 5)  # read regularly, so it stays cached
-        assert users.reader._cache.bytes <= 100_000
-    assert users.read.count("regular") == 1
-    users.reader.read("u0", 5)
-    assert users.read.count("u0") == 2
-
-
-def test_state_cache_keeps_a_bounded_number_of_commits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user with a forgotten commit is read again instead of being read wrongly."""
-    monkeypatch.setattr(readers, "MAX_NEWEST_USERS", 10)
-    users = CountingReader(monkeypatch)
-    users.reader.read("early", 3)
+    source = source_of({f"u{n}": 3 for n in range(100)})
+    regular = source.read("u50")
+    first = source.read("u0")
     for number in range(100):
-        users.reader.invalidate([f"u{number}"], 10 + number)
-    assert len(users.reader._newest) == 10
-    users.reader.read("early", 200)  # no row of the user was committed, but that is forgotten
-    users.reader.read("early", 200)
-    assert users.read == ["early", "early"]
-    users.reader.read("u0", 5)  # as of a seq before the user's row
-    users.reader.read("u0", 200)
-    assert users.read[2:] == ["u0", "u0"]
+        source.read(f"u{number}")
+        assert source.read("u50") is regular  # read regularly, so it stays cached
+        assert source._cache.bytes <= 100_000
+    again = source.read("u0")
+    assert again is not first
+    assert again.digest(0) == first.digest(0)
+
+
+def test_cached_state_includes_later_rows_of_its_user_only() -> None:
+    source = source_of({"u1": 3, "u2": 3})
+    before = source.read("u1"), source.read("u2")
+    rows = pl.DataFrame(
+        [{"user_id": "u1", "item_id": "new", "timestamp": 5, "event_type": "purchase", "seq": 1_001}],
+        schema=EVENT_SCHEMA,
+    )
+    source.apply(source.label(rows), [], 1_001)
+    assert [items for _, items, _ in source.read("u1").moments()][-1] == ["new"]
+    assert source.read("u2") is before[1]
+    assert source.read("u1", 1_000).digest(0) == before[0].digest(0)
+    source.apply(source.label(rows), [], 1_001)  # rows of the seq are added once
+    assert source.read("u1").positives.tolist() == [4]

@@ -9,18 +9,18 @@ import pytest
 
 from recloop.bundle import Bundle
 from recloop.errors import BundleError, UserError
-from recloop.features.state import StateBatch, UserState
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList, Recommender, check_golden, make_golden
 from recloop.records import DAY, Item, Query
+from recloop.testing.states import UserActs, states_of
 
 NOW = 1_000 * DAY
 Make = Callable[..., Bundle]
 
 
-def shopper(*moments: tuple[float, list[str]], dislikes: tuple[str, ...] = (), age: str | None = None) -> UserState:
+def shopper(*moments: tuple[float, list[str]], dislikes: tuple[str, ...] = (), age: str | None = None) -> UserActs:
     """A user state of moments (days ago, items)."""
-    state = UserState(attributes=None if age is None else {"age": age})
+    state = UserActs(attributes=None if age is None else {"age": age})
     for days, items in sorted(moments, reverse=True):
         for item in items:
             state.add(item, NOW - int(days * DAY), None, 1)
@@ -29,9 +29,9 @@ def shopper(*moments: tuple[float, list[str]], dislikes: tuple[str, ...] = (), a
     return state
 
 
-def ask(bundle: Bundle, catalogue: Catalog, state: UserState, **query: Any) -> RankedList:
+def ask(bundle: Bundle, catalogue: Catalog, state: UserActs, **query: Any) -> RankedList:
     request = Query(user_id="u", now=NOW, **query)
-    return Recommender(bundle, catalogue).recommend(StateBatch.from_states(["u"], [state]), [request])[0]
+    return Recommender(bundle, catalogue).recommend(states_of(["u"], [state]), [request])[0]
 
 
 def test_history_source_counts_moments_with_half_life(make_bundle: Make, catalogue: Catalog) -> None:
@@ -130,13 +130,13 @@ def test_recommend_of_a_batch_equals_single_requests(make_bundle: Make, catalogu
     queries = [Query(user_id=f"u{n}", now=NOW + n, n=4) for n in range(len(states))]
     recommender = Recommender(bundle, catalogue)
     users = [query.user_id for query in queries]
-    together = recommender.recommend(StateBatch.from_states(users, states), queries)
+    together = recommender.recommend(states_of(users, states), queries)
     mixed = recommender.recommend(
-        StateBatch.from_states(users, states),
+        states_of(users, states),
         [*queries[:3], Query(user_id="u3", now=NOW + 3, n=4, filter="price < 99")],
     )
     for b, query in enumerate(queries):
-        alone = recommender.recommend(StateBatch.from_states([query.user_id], [states[b]]), [query])[0]
+        alone = recommender.recommend(states_of([query.user_id], [states[b]]), [query])[0]
         assert together[b] == alone
         assert mixed[b].slots == alone.slots
 
@@ -185,8 +185,8 @@ def test_recommend_with_an_unknown_placement_or_field_raises(make_bundle: Make, 
 def test_check_golden_with_a_changed_bundle_raises(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = make_bundle({"history": 1.0, "popular": 0.5})
     own = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
-    states = [shopper((1, ["eggs"]), dislikes=("apple",)), shopper()]
-    golden = make_golden(own, ["a", "b"], states, NOW, "home", 3)
+    states = states_of(["a", "b"], [shopper((1, ["eggs"]), dislikes=("apple",)), shopper()])
+    golden = make_golden(own, states, NOW, "home", 3)
     bundle.golden.extend(golden)
     check_golden(bundle)
     bundle.arrays["popular"][:2] = [2, 1]

@@ -11,7 +11,6 @@ import pytest
 from recloop.bundle import Bundle
 from recloop.errors import UserError
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateBatch, UserState
 from recloop.features.vocabulary import FieldCodes
 from recloop.policy import Placement
 from recloop.recommend import similar_items
@@ -19,6 +18,7 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList, Recommender
 from recloop.records import Item, Query
 from recloop.settings import build
+from recloop.testing.states import UserActs, states_of
 
 Make = Callable[..., Bundle]
 
@@ -26,9 +26,9 @@ VECTORS = np.array([[0, 0], [1, 0], [2, 1], [0, 3], [-1, 0], [4, 1]], dtype=np.f
 """Cosines to apple (1, 0): bread 2/sqrt 5 = 0.894, cheese 0, dates -1, eggs 4/sqrt 17 = 0.970."""
 
 
-def ask(recommender: Recommender, item_id: str, state: UserState | None = None, **query: object) -> RankedList:
+def ask(recommender: Recommender, item_id: str, state: UserActs | None = None, **query: object) -> RankedList:
     request = Query(user_id="u", now=0, **{"placement": "similar", "item_id": item_id, "n": 5, **query})  # type: ignore[arg-type]
-    return recommender.recommend(StateBatch.from_states(["u"], [state or UserState()]), [request])[0]
+    return recommender.recommend(states_of(["u"], [state or UserActs()]), [request])[0]
 
 
 def with_vectors(bundle: Bundle) -> Bundle:
@@ -99,7 +99,7 @@ def test_similar_items_are_filled_by_attributes_then_popular(make_bundle: Make, 
 
 
 def test_similar_items_apply_filters_and_dislikes(make_bundle: Make, catalogue: Catalog) -> None:
-    state = UserState()
+    state = UserActs()
     state.add("bread", 5, None, -1)
     recommender = Recommender(with_vectors(make_bundle({"popular": 1.0})), catalogue)
     answer = ask(recommender, "apple", state, exclude=("eggs",), filter="price < 4.5")
@@ -114,7 +114,7 @@ def test_similar_items_of_a_batch_equal_single_requests(make_bundle: Make, catal
     recommender = Recommender(with_vectors(make_bundle({"popular": 1.0})), catalogue)
     names = ["apple", "eggs", "figs", "bread"]
     queries = [Query(user_id="u", now=0, n=5, placement="similar", item_id=name) for name in names]
-    together = recommender.recommend(StateBatch.from_states(["u"] * 4, [UserState()] * 4), queries)
+    together = recommender.recommend(states_of(["u"] * 4, [UserActs()] * 4), queries)
     assert together == [ask(recommender, name) for name in names]
 
 

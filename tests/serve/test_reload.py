@@ -13,15 +13,17 @@ import httpx
 import polars as pl
 from servers import inside
 
+from recloop.features import state_store
 from recloop.features.labels import EventLabeler
 from recloop.monitoring.verify import verify
 from recloop.project import Project
-from recloop.recommend.user_states import RetractionIndex, StateCache, snapshot_at
+from recloop.recommend.user_states import RetractionIndex, StateSource, write_states
 from recloop.records import SECOND
 from recloop.serve import offline
 from recloop.serve.app import create
 from recloop.serve.service import Service
-from recloop.storage import Retraction, snapshots
+from recloop.storage import Retraction
+from recloop.testing.states import digests
 
 START = 1_752_000_000 * SECOND  # a few days after the shop's last row
 USER = "u14"
@@ -83,8 +85,8 @@ def test_user_state_after_a_retraction_excludes_the_row(project: Project) -> Non
         events["bought again"] = await known(client)
         lists.append(await ask(client))
         assert len(service.log.retractions()) == 3
-        reader = service.user_states.get(service.bundle.spec).reader
-        events["as of an earlier seq"] = reader.read(USER, later).positives
+        source = service.user_states.get(service.bundle.spec)
+        events["as of an earlier seq"] = int(source.read(USER, later).positives[0])
 
     async def again(client: httpx.AsyncClient, _: Service) -> None:
         events["after a new start"] = await known(client)
@@ -144,20 +146,19 @@ def test_snapshot_advanced_over_retractions_equals_a_new_snapshot(project: Proje
     log.start_at(archive.watermark)
     log.append_retractions([Retraction(seq, "crawler") for seq in [*everything, events["seq"][40], events["seq"][41]]])
     signal = EventLabeler(project.config.events, project.config.clean)
-    (path,) = project.store.glob("snapshots-*.db")
-    stored = snapshots.Snapshot(path)
-    on = dict(snapshot_at(log.last_seq(), archive, log, signal, stored))
-    whole = dict(snapshot_at(log.last_seq(), archive, log, signal))
-    left = {user: state for user, state in on.items() if user in whole}
-    assert left == whole
-    retracted, emptied = RetractionIndex(archive, log), alone["user_id"][0]
-    assert StateCache(log, stored, signal, retracted).read(emptied, log.last_seq()).positives == 0
-    assert (
-        StateCache(log, stored, signal, retracted).read(emptied, archive.watermark).positives
-        == events.filter((pl.col("user_id") == emptied) & (pl.col("event_type") == "purchase")).height
-    )
-    assert stored.get(events["user_id"][40]) != on[events["user_id"][40]]
-    stored.close()
+    (path,) = project.store.glob("states-*")
+    key = path.name.split("-")[2]
+    stored = state_store.read(path, key)
+    for name, earlier in (("advanced", stored), ("whole", None)):
+        write_states(project.store / name, log.last_seq(), archive, log, signal, key, earlier)
+    advanced, whole = (digests(state_store.read(project.store / name, key)) for name in ("advanced", "whole"))
+    assert {user: advanced[user] for user in whole} == whole
+    source, emptied = StateSource(stored, signal, log, RetractionIndex(archive, log)), alone["user_id"][0]
+    source.catch_up(log.last_seq())
+    assert source.read(emptied).positives.tolist() == [0]
+    purchases = events.filter((pl.col("user_id") == emptied) & (pl.col("event_type") == "purchase")).height
+    assert source.read(emptied, archive.watermark).positives.tolist() == [purchases]
+    assert digests(stored)[events["user_id"][40]] != advanced[events["user_id"][40]]
     log.close()
 
 
@@ -198,7 +199,7 @@ def test_server_after_an_update_uses_the_new_watermark_and_snapshots(project: Pr
     while (status := server.client.get("/v1/status").json())["watermark"] != made["to_seq"]:
         assert time.monotonic() < end, status
         time.sleep(0.1)
-    while {int(file.name.split("-")[1]) for file in project.store.glob("snapshots-*.db")} != {made["to_seq"]}:
+    while {int(file.name.split("-")[1]) for file in project.store.glob("states-*")} != {made["to_seq"]}:
         assert time.monotonic() < end
         time.sleep(0.1)
     assert lists() == before  # the same bundle, the same states, from other files

@@ -151,26 +151,30 @@ def test_serve_without_a_loadable_bundle_exits_2_and_names_the_file(
 
 
 @pytest.mark.slow
-def test_server_with_a_lost_or_broken_snapshot_rebuilds_it(project: Project, serving: Serving) -> None:
-    (snapshot,) = project.store.glob("snapshots-*.db")
+def test_server_with_lost_or_broken_states_rebuilds_them(project: Project, serving: Serving) -> None:
+    (folder,) = project.store.glob("states-*")
+    facts = folder / "facts.json"
     server = serving(project.root)
     known = server.client.get("/v1/users/u14").json()
     assert known["events"] > 0
     assert server.stop() == 0
-    before = snapshot.read_bytes()
-    snapshot.unlink()
+    shutil.rmtree(folder)
     server = serving(project.root)
     assert server.client.get("/v1/users/u14").json() == known
     assert server.stop() == 0
-    for broken in (b"no database", before[:5000]):
-        snapshot.write_bytes(broken)
+    text = facts.read_text("utf-8")
+    for file, broken in (
+        ("seq.bin", b"123"), ("facts.json", b"{"), ("facts.json", text.replace('"format": 1', '"format": 2').encode()),
+        ("facts.json", text.replace('"key": "', '"key": "x').encode()),
+    ):  # fmt: skip
+        (folder / file).write_bytes(broken)
         service = Service(project)
         try:
             state = service.user_state("u14")
         finally:
             service.close()
-        assert (state.positives, state.attributes) == (known["events"], known["attributes"])
-        assert snapshot.read_bytes() != broken
+        assert (int(state.positives[0]), state.attributes[0]) == (known["events"], known["attributes"])
+        assert (folder / file).read_bytes() != broken
 
 
 def test_server_output_contains_no_user_id(project: Project, serving: Serving) -> None:

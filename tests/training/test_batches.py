@@ -16,7 +16,7 @@ from recloop.features.encode import EncodedBatch, encode
 from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.models.base import TrainData
 from recloop.settings import build
 from recloop.simulation.shop import SimulatedShop

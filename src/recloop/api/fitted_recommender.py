@@ -33,7 +33,8 @@ from recloop.features.dwell import DwellPercentiles
 from recloop.features.labels import EventLabeler
 from recloop.features.log_end import end_of
 from recloop.features.moments import moment_stamps, number_moments
-from recloop.features.state import StateBatch, StateHistory, UserState
+from recloop.features.state import StateBatch
+from recloop.features.state_history import StateHistory
 from recloop.pipeline.training_steps import THREADS
 from recloop.progress import NullProgress, Progress
 from recloop.recommend import similar_items as similar
@@ -258,7 +259,7 @@ class FittedRecommender:
         queries = [
             Query(user_id="", now=self.bundle.cut, n=n, placement=similar.LIST_KIND, item_id=item) for item in ids
         ]
-        states = StateBatch.from_states([""] * len(ids), [UserState()] * len(ids))
+        states = StateBatch.empty([""] * len(ids))
         answers = self._recommender.recommend(states, queries, False) if ids else []
         rows = [
             (query.item_id, slot.item_id, slot.score, rank, slot.source)
@@ -344,7 +345,7 @@ class FittedRecommender:
         if target.exists():
             raise UserError("path", target, "a path that does not exist yet", "another path")
         own = Recommender(self.bundle, Catalog.from_table(self.bundle.items.ids.ids, self.bundle.items.attributes))
-        golden = make_golden(own, ["unknown"], [UserState()], self.bundle.cut, self.bundle.default_placement, 10)
+        golden = make_golden(own, StateBatch.empty(["unknown"]), self.bundle.cut, self.bundle.default_placement, 10)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as beside:
             written = bundles.write(replace(self.bundle, golden=golden), Path(beside), datetime.now(UTC))

@@ -33,7 +33,7 @@ from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.log_end import end_of
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.init.detect import MIN_REPEAT_SHARE
 from recloop.init.log_input import GuessedSetting
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows

@@ -33,7 +33,8 @@ from recloop.evaluation.table import (
     make_table,
 )
 from recloop.features.encode import EncodedBatch
-from recloop.features.state import StateBatch, StateHistory
+from recloop.features.state import StateBatch
+from recloop.features.state_history import StateHistory
 from recloop.models.base import SOURCE_OF
 from recloop.policy import RRF
 from recloop.recommend.catalog import Catalog

@@ -14,9 +14,9 @@ from recloop.bundle import Bundle
 from recloop.evaluation import metrics
 from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.queries import Queries, codes_of_targets, is_repeat, states_of
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import Recommender, select_state
+from recloop.recommend.recommender import Recommender
 from recloop.records import COLD_POSITIVES, Query
 from recloop.storage.data_manifest import WindowLoss
 
@@ -167,7 +167,7 @@ def latency(
     recommenders = [Recommender(bundle, catalog) for bundle in bundles]
     seconds = np.full((2, len(timed)), np.inf)
     for q in range(len(timed)):
-        state = select_state(states, q)
+        state = states.select(q)
         for side in (0, 1, 1, 0, 0, 1):
             query = Query(
                 user_id=timed.users[q], now=int(timed.now[q]), placement=_placement(bundles[side]), n=LIST_LENGTH

@@ -10,7 +10,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recloop.errors import UserError
-from recloop.features.state import StateBatch, StateHistory, offsets_of
+from recloop.features.state import StateBatch, offsets_of
+from recloop.features.state_history import StateHistory
 from recloop.features.undo import without_undone
 from recloop.records import ITEM_ID, LABEL, SEQ, STAMP, USER_ID, guest_rows
 

@@ -7,6 +7,7 @@ located.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class EncodedBatch:
     context: np.ndarray  # (B, C) int32
     context_names: list[str]
     now: np.ndarray  # (B,) int64
+    history_digest: str = ""  # of a batch of one
 
     def __len__(self) -> int:
         return len(self.now)
@@ -67,9 +69,9 @@ class EncodedBatch:
     def inputs(self, b: int) -> dict[str, str]:
         """Digests (8 hex) of the inputs of query b: history, then each context feature."""
         low, high = self.row_offsets[b], self.row_offsets[b + 1]
-        digests = {"history": digest(self.items[low:high].astype("<i4").tobytes())}
-        for column, name in enumerate(self.context_names):
-            digests[name] = digest(int(self.context[b, column]).to_bytes(4, "little"))
+        digests = {"history": self.history_digest or _history_digest(self.items[low:high])}
+        for name, code in zip(self.context_names, self.context[b].tolist(), strict=True):
+            digests[name] = code_digest(code)
         return digests
 
 
@@ -96,38 +98,99 @@ class HistoryWindow:
         return items, moments, mask
 
 
+@dataclass(frozen=True)
+class _History:
+    """Arrays of an `EncodedBatch` that depend on states and item table only."""
+
+    moment_offsets: np.ndarray
+    stamps: np.ndarray
+    item_offsets: np.ndarray
+    items: np.ndarray
+    targets: np.ndarray
+    negative_offsets: np.ndarray
+    negatives: np.ndarray
+    digest: str  # of the items of a batch of one, else empty
+
+
 def encode(
     spec: FeatureSpec, fields: FieldCodes, vocabulary: Vocabulary, states: StateBatch, now: Sequence[int] | np.ndarray
 ) -> EncodedBatch:
     """Encode states at their queries' ``now`` (int64 us), without later moments."""
     nows = np.asarray(now, dtype=np.int64)
     states = states.until(nows)
-    index = vocabulary.lookup(states.names, len(states.names))
-    items = index[states.items]
-    in_table = items > 0
-    row_moment = np.repeat(np.arange(len(states.stamps)), np.diff(states.item_offsets))[in_table]
-    items_per_moment = np.bincount(row_moment, minlength=len(states.stamps))
-    moment_query = np.repeat(np.arange(len(states)), np.diff(states.moment_offsets))[items_per_moment > 0]
-    negatives = index[states.negatives] if len(states.negatives) else states.negatives
-    negative_query = np.repeat(np.arange(len(states)), np.diff(states.negative_offsets))[negatives > 0]
-    user_codes, described = attribute_codes("user", spec, fields, states.attributes)
-    last_stamps = np.zeros(len(states), dtype=np.int64)
-    has_past = np.diff(states.moment_offsets) > 0
-    last_stamps[has_past] = states.stamps[states.moment_offsets[1:][has_past] - 1]
-    time_codes = context_codes(spec, fields, nows, last_stamps, has_past)
+    history, user_codes, names = _encoded_states(spec, fields, vocabulary, states)
+    context = user_codes
+    if spec.context:
+        last_stamps = np.zeros(len(states), dtype=np.int64)
+        has_past = np.diff(states.moment_offsets) > 0
+        last_stamps[has_past] = states.stamps[states.moment_offsets[1:][has_past] - 1]
+        time_codes = context_codes(spec, fields, nows, last_stamps, has_past)
+        context = np.column_stack([user_codes, *time_codes]).astype(np.int32)
     return EncodedBatch(
-        states=states,
-        moment_offsets=offsets_of(np.bincount(moment_query, minlength=len(states))),
-        stamps=states.stamps[items_per_moment > 0],
-        item_offsets=offsets_of(items_per_moment[items_per_moment > 0]),
-        items=items[in_table],
-        targets=states.targets[in_table],
-        negative_offsets=offsets_of(np.bincount(negative_query, minlength=len(states))),
-        negatives=negatives[negatives > 0],
-        context=np.column_stack([user_codes, *time_codes]).astype(np.int32),
-        context_names=_column_names(described) + [f"context.{name}" for name in spec.context],
-        now=nows,
+        states,
+        history.moment_offsets,
+        history.stamps,
+        history.item_offsets,
+        history.items,
+        history.targets,
+        history.negative_offsets,
+        history.negatives,
+        context,
+        names,
+        nows,
+        history.digest,
     )
+
+
+def _encoded_states(
+    spec: FeatureSpec, fields: FieldCodes, vocabulary: Vocabulary, states: StateBatch
+) -> tuple[_History, np.ndarray, list[str]]:
+    """Return history, codes of user features and names of all context columns; kept with a batch of one."""
+    key = ("encoded", vocabulary.serial)
+    known = states.derived.get(key)
+    if known is None:
+        user_codes, described = attribute_codes("user", spec, fields, states.attributes)
+        names = _column_names(described) + [f"context.{name}" for name in spec.context]
+        known = _encoded_history(vocabulary, states), user_codes.astype(np.int32), names
+        if len(states) == 1:
+            states.derived[key] = known
+    history, codes, names = known
+    return history, codes, names
+
+
+def _encoded_history(vocabulary: Vocabulary, states: StateBatch) -> _History:
+    """Replace codes by item_ix; remove items outside the table, then moments that become empty."""
+    table_rows = states.codes.table_rows(vocabulary)
+    items = table_rows[states.items]
+    in_table = items > 0
+    negatives = table_rows[states.negatives]
+    negative_query = np.repeat(np.arange(len(states)), np.diff(states.negative_offsets))[negatives > 0]
+    if in_table.all():
+        moment_offsets, stamps, item_offsets, targets = (
+            states.moment_offsets, states.stamps, states.item_offsets, states.targets,
+        )  # fmt: skip
+    else:
+        row_moment = np.repeat(np.arange(len(states.stamps)), np.diff(states.item_offsets))[in_table]
+        items_per_moment = np.bincount(row_moment, minlength=len(states.stamps))
+        is_left = items_per_moment > 0
+        moment_query = np.repeat(np.arange(len(states)), np.diff(states.moment_offsets))[is_left]
+        moment_offsets = offsets_of(np.bincount(moment_query, minlength=len(states)))
+        stamps, item_offsets = states.stamps[is_left], offsets_of(items_per_moment[is_left])
+        items, targets = items[in_table], states.targets[in_table]
+    return _History(
+        moment_offsets,
+        stamps,
+        item_offsets,
+        items,
+        targets,
+        offsets_of(np.bincount(negative_query, minlength=len(states))),
+        negatives[negatives > 0],
+        _history_digest(items) if len(states) == 1 else "",
+    )
+
+
+def _history_digest(items: np.ndarray) -> str:
+    return digest(items.astype("<i4").tobytes())
 
 
 def _column_names(described: Sequence[tuple[str, int, int]]) -> list[str]:
@@ -204,6 +267,12 @@ def window(encoded: EncodedBatch, history: int) -> HistoryWindow:
     age = encoded.moment_offsets[1:][moment_query] - 1 - np.arange(len(sizes))
     counts = np.bincount(encoded.row_query[rows], minlength=len(encoded))
     return HistoryWindow(offsets_of(counts), encoded.items[rows], age[row_moment[rows]])
+
+
+@functools.lru_cache(100_000)
+def code_digest(code: int) -> str:
+    """Digest of a code, 8 hex."""
+    return digest(code.to_bytes(4, "little"))
 
 
 def digest(data: bytes) -> str:

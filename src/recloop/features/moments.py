@@ -50,7 +50,7 @@ def reused_groups(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _regrouped(frame: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:
-    """Stamps of groups with several moments, in seq order, as in `UserState.add`."""
+    """Stamps of groups with several moments, in seq order, as in `StateDelta.add`."""
     rows = frame.join(groups, on=[USER_ID, GROUP_ID], how="semi", maintain_order="left")
     state: dict[tuple[str, str], int] = {}
     seqs, stamps = [], []

@@ -68,7 +68,7 @@ class FeatureSpec:
 
     @cached_property
     def state_key(self) -> str:
-        """Digest (8 hex) of the event classes; bundles with equal keys share snapshots."""
+        """Digest (8 hex) of the event classes; bundles with equal keys share states."""
         classes = self._events() | ({} if self.dwell is None else {"dwell": self.dwell.to_json()})
         text = json.dumps(classes, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:8]

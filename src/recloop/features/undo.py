@@ -7,8 +7,7 @@ Definitions: docs/definitions/terms.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -93,6 +92,47 @@ def _drop_lighter(acts: Sequence[Act], remaining: dict[int, float], weight: floa
             remaining[n] = 0
 
 
+class Kinds:
+    """Numbered kinds of acts; a kind keeps its number.
+
+    Attributes:
+        use: (n,) int8 use of each kind.
+    """
+
+    def __init__(self, kinds: Iterable[Kind] = ()) -> None:
+        self._kinds = list(kinds)
+        self._number = {kind: number for number, kind in enumerate(self._kinds)}
+        self.use = np.array([kind.use for kind in self._kinds], dtype=np.int8)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def __getitem__(self, number: int) -> Kind:
+        return self._kinds[number]
+
+    def __iter__(self) -> Iterator[Kind]:
+        return iter(self._kinds)
+
+    def number(self, kind: Kind) -> int:
+        """Number of a kind, which is added if it is unknown."""
+        number = self._number.get(kind)
+        if number is None:
+            number = self._number[kind] = len(self._kinds)
+            self._kinds.append(kind)
+            self.use = np.append(self.use, np.int8(kind.use))
+        return number
+
+    @classmethod
+    def of_rows(cls, frame: pl.DataFrame) -> tuple[Kinds, np.ndarray]:
+        """Kinds of rows with uses, and the number (n,) int32 of each row's kind."""
+        columns = [USE, PAIR, WEIGHT, UNITS]
+        distinct = frame.select(columns).unique().sort(columns)
+        numbers = frame.select(columns).join(
+            distinct.with_row_index("kind"), on=columns, how="left", maintain_order="left"
+        )
+        return cls(Kind(*row) for row in distinct.iter_rows()), numbers["kind"].cast(pl.Int32).to_numpy()
+
+
 class UndoneRows(NamedTuple):
     """Masks of undone rows: ``rows`` (n,) bool; ``acts`` has one row per undone act."""
 
@@ -100,49 +140,33 @@ class UndoneRows(NamedTuple):
     acts: np.ndarray
 
 
-@dataclass(frozen=True)
-class ActColumns:
-    """Columns of n rows as acts, with the stamps of their moments."""
+def undone_rows(key: np.ndarray, stamps: np.ndarray, kind: np.ndarray, kinds: Kinds) -> UndoneRows:
+    """Find the rows that other rows undo.
 
-    stamp: np.ndarray  # int64
-    use: np.ndarray  # int8
-    pair: np.ndarray  # object
-    weight: np.ndarray  # float32
-    units: np.ndarray  # float64
-
-    @classmethod
-    def from_frame(cls, frame: pl.DataFrame) -> ActColumns:
-        """Columns of a frame with ``stamp`` and uses."""
-        return cls(
-            frame[STAMP].to_numpy(), frame[USE].to_numpy(), frame[PAIR].to_numpy().astype(object),
-            frame[WEIGHT].to_numpy(), frame[UNITS].to_numpy(),
-        )  # fmt: skip
-
-    def undone_rows(self, rows: np.ndarray, key: np.ndarray) -> UndoneRows:
-        """Find rows undone by others of ``rows`` (n,).
-
-        ``key`` (n,) int numbers (query, item).
-        """
-        undone = UndoneRows(np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool))
-        touched = np.flatnonzero(np.isin(key, np.unique(key[self.use[rows] == Use.UNDO])))
-        by_key: dict[int, list[int]] = {}
-        for position in touched.tolist():
-            by_key.setdefault(int(key[position]), []).append(position)
-        for positions in by_key.values():
-            acts: dict[tuple[int, int, str, float], list[int]] = {}
-            for position in positions:
-                row = rows[position]
-                kind = (int(self.stamp[row]), int(self.use[row]), str(self.pair[row]), float(self.weight[row]))
-                acts.setdefault(kind, []).append(position)
-            merged = [
-                Act(stamp, Kind(use, pair, weight, sum(float(self.units[rows[position]]) for position in members)))
-                for (stamp, use, pair, weight), members in acts.items()
-            ]
-            members = list(acts.values())
-            for n in undone_acts(merged):
-                undone.rows[members[n]] = True
-                undone.acts[members[n][0]] = True
-        return undone
+    Args:
+        key: (n,) int, numbers (user, item) of the rows.
+        stamps: (n,) int64 stamps of their moments.
+        kind: (n,) int numbers in ``kinds``.
+    """
+    undone = UndoneRows(np.zeros(len(key), dtype=bool), np.zeros(len(key), dtype=bool))
+    touched = np.flatnonzero(np.isin(key, np.unique(key[kinds.use[kind] == Use.UNDO])))
+    by_key: dict[int, list[int]] = {}
+    for position in touched.tolist():
+        by_key.setdefault(int(key[position]), []).append(position)
+    for positions in by_key.values():
+        rows_of_act: dict[tuple[int, int, str, float], list[int]] = {}
+        for position in positions:
+            own = kinds[int(kind[position])]
+            rows_of_act.setdefault((int(stamps[position]), own.use, own.pair, own.weight), []).append(position)
+        acts = [
+            Act(stamp, Kind(use, pair, weight, sum(kinds[int(kind[position])].units for position in rows)))
+            for (stamp, use, pair, weight), rows in rows_of_act.items()
+        ]
+        rows_by_act = list(rows_of_act.values())
+        for n in undone_acts(acts):
+            undone.rows[rows_by_act[n]] = True
+            undone.acts[rows_by_act[n][0]] = True
+    return undone
 
 
 def without_undone(frame: pl.DataFrame) -> pl.DataFrame:
@@ -156,8 +180,10 @@ def without_undone(frame: pl.DataFrame) -> pl.DataFrame:
     pairs = frame.filter(pl.col(USE) == Use.UNDO).select(USER_ID, ITEM_ID).unique().with_row_index("key")
     positions = frame.with_row_index("row").join(pairs, on=[USER_ID, ITEM_ID]).select("row", "key").sort("row")
     rows = positions["row"].to_numpy().astype(np.int64)
+    kinds, kind = Kinds.of_rows(frame)
     undone = np.zeros(len(frame), dtype=bool)
-    undone[rows] = ActColumns.from_frame(frame).undone_rows(rows, positions["key"].to_numpy().astype(np.int64)).rows
+    key, stamps = positions["key"].to_numpy().astype(np.int64), frame[STAMP].to_numpy()
+    undone[rows] = undone_rows(key, stamps[rows], kind[rows], kinds).rows
     is_undone = pl.Series(undone)
     return frame.with_columns(
         pl.when(is_undone).then(pl.lit(0, frame.schema[name])).otherwise(pl.col(name)).alias(name)

@@ -18,12 +18,13 @@ import polars as pl
 from recloop.errors import RecloopError
 from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps
-from recloop.features.state import StateBatch, StateHistory
+from recloop.features.state import StateBatch
+from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree, replace_json
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import SCORE_TOLERANCE, RankedList, Recommender, select_state
+from recloop.recommend.recommender import SCORE_TOLERANCE, RankedList, Recommender
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
 from recloop.storage import EventLog, Retraction, releases
 from recloop.storage.retractions import retracted_at
@@ -201,7 +202,7 @@ class DecisionReplayer:
         while self._items_seen < len(self._new_items) and self._new_items[SEQ][self._items_seen] <= decision.as_of_seq:
             self._catalog.upsert(_item(self._new_items.row(self._items_seen, named=True)))
             self._items_seen += 1
-        return recommender, select_state(self._timelines[key].states([decision.user_id], [decision.as_of_seq]), 0)
+        return recommender, self._timelines[key].states([decision.user_id], [decision.as_of_seq])
 
     def has_late(self, decision: Decision) -> bool:
         """Return True if the state or catalog includes a row received after the decision."""
@@ -222,7 +223,7 @@ class DecisionReplayer:
         recommender = Recommender(served.bundle, Catalog.from_frames([self._old_items, items], decision.as_of_seq))
         user_events = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
         timeline = self._timeline(recommender, user_events, self._new_users.filter(in_time), self._out(decision))
-        states = select_state(timeline.states([decision.user_id], [decision.as_of_seq]), 0)
+        states = timeline.states([decision.user_id], [decision.as_of_seq])
         return recommender.recommend(states, [query_of(decision)])[0]
 
     def _recommender(self, name: str) -> Recommender:

@@ -22,7 +22,7 @@ from recloop.evaluation.queries import Queries, make_queries
 from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.monitoring import verify
 from recloop.pipeline import training_steps

@@ -11,14 +11,15 @@ import msgspec
 from recloop import bundle as bundles
 from recloop.data.append import publish_data, remove_superseded
 from recloop.errors import Locked
+from recloop.features import state_store
 from recloop.features.labels import EventLabeler
 from recloop.files import move
 from recloop.pipeline.refresh import release_refresh
 from recloop.pipeline.update_run import UpdateRun
-from recloop.recommend.user_states import snapshot_at
+from recloop.recommend.user_states import write_states
 from recloop.records import now
 from recloop.release.gate import gates_to_json
-from recloop.storage import ControlStore, Retraction, inbox, locks, releases, snapshots
+from recloop.storage import ControlStore, Retraction, inbox, locks, releases
 from recloop.storage.data_manifest import WindowLoss
 
 
@@ -36,7 +37,7 @@ def publish_update(run: UpdateRun) -> tuple[str, str] | None:
         return None
     name = str(run.journal.facts("finish")["bundle"])
     if not run.journal.is_done("publish"):
-        _snapshots(run)
+        _write_states(run)
         run.journal.record("publish")
     folder = run.folder / "bundles" / name
     target = run.project.bundles / name
@@ -58,7 +59,7 @@ def publish_update(run: UpdateRun) -> tuple[str, str] | None:
     return name, state
 
 
-def _snapshots(run: UpdateRun) -> None:
+def _write_states(run: UpdateRun) -> None:
     """Write user states at the new watermark for each set of event labels in use.
 
     The manifest names the watermark afterwards.
@@ -66,17 +67,11 @@ def _snapshots(run: UpdateRun) -> None:
     archive = run.project.open_archive()
     with run.project.open_log() as log:
         for spec in {spec.state_key: spec for spec in (run.live.spec, run.spec)}.values():
-            path = run.project.snapshot_file(run.until, spec.state_key)
-            earlier = run.project.snapshot_file(run.watermark, spec.state_key)
-            if path.exists():
-                continue
-            stored = snapshots.current(earlier)
-            try:
-                states = snapshot_at(run.until, archive, log, EventLabeler.from_spec(spec), stored)
-                snapshots.write(path, states, run.until, spec.state_key)
-            finally:
-                if stored is not None:
-                    stored.close()
+            key = spec.state_key
+            path = run.project.states_folder(run.until, key)
+            if not path.exists():
+                earlier = state_store.current(run.project.states_folder(run.watermark, key), key)
+                write_states(path, run.until, archive, log, EventLabeler.from_spec(spec), key, earlier)
 
 
 def _submit_retractions(run: UpdateRun, control: ControlStore) -> None:
@@ -88,12 +83,12 @@ def _submit_retractions(run: UpdateRun, control: ControlStore) -> None:
 
 
 def _apply_without_server(run: UpdateRun, control: ControlStore) -> None:
-    """Apply pending retractions and delete older snapshots if no server runs."""
+    """Apply pending retractions and delete older states if no server runs."""
     try:
         with locks.writer_lock(run.project.root, "update"):
             with run.project.open_log(write=True) as log:
                 inbox.apply_inbox(control, log)
-            snapshots.forget(run.project.store, run.until)
+            state_store.forget(run.project.store, run.until)
             remove_superseded(run.project.data)
     except Locked:
         return

@@ -2,7 +2,7 @@
 
     stage    build data, log, bundle and evaluation in a folder inside ``runs/``; the project is unchanged
     commit   name the stage in ``store/restart.json``; from here on `finish` completes the swap, also after a kill
-    finish   rename bundle, log, data and snapshots into the project, write the release rows, remove the stage
+    finish   rename bundle, log, data and states into the project, write the release rows, remove the stage
 
 The posted log is kept. Every row gets a new seq, so earlier decisions belong to an earlier generation of the data, and
 `verify` counts them as ``earlier``. Bundles of the earlier data are refused, because their items and events no longer
@@ -24,6 +24,7 @@ from recloop.data import new_files
 from recloop.data.posted_rows import PostedRows
 from recloop.data.prepare import PrepareResult
 from recloop.errors import Locked, Refused, UserError
+from recloop.features import state_store
 from recloop.files import JsonTree, move, recover_folder, replace_json, swap_folder, sync_folder
 from recloop.pipeline import config_changes, served_slots
 from recloop.pipeline.config_changes import Change, Effect
@@ -156,7 +157,7 @@ def stage(project: Project) -> Staged:
 def commit(project: Project, staged: Staged, bundle: str, reason: str) -> None:
     """Commit the finished stage and complete the swap."""
     tree = {"bundle": bundle, "reason": reason, "posted": len(staged.posted)}
-    tree["snapshots"] = sorted(path.name for path in staged.project.store.glob("snapshots-*.db"))
+    tree["states"] = state_store.folders(staged.project.store)
     replace_json(project.store / MARKER_FILE, tree)
     finish(project)
 
@@ -195,11 +196,10 @@ def finish(project: Project) -> bool:
     recover_folder(project.data)
     if (staged / "data").exists():
         swap_folder(staged / "data", project.data)
-    for name in tree["snapshots"]:
+    names = tree.get("states", [])  # a restart that an earlier version began has none; serving builds them again
+    for name in names:
         move(staged / "store" / name, project.store / name)
-    for snapshot in project.store.glob("snapshots-*.db"):
-        if snapshot.name not in tree["snapshots"]:
-            snapshot.unlink()
+    state_store.keep_only(project.store, names)
     _release(project.open_control(), project, tree)
     move(staged / "reports" / "evaluation.json", project.reports / "evaluation.json")
     for run in sorted((staged / "runs").glob("*")):

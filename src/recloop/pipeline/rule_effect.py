@@ -33,7 +33,7 @@ from recloop.evaluation.queries import Queries, make_queries
 from recloop.features.dwell import DwellPercentiles
 from recloop.features.learned_range import nothing_held
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.project import Project

@@ -23,10 +23,11 @@ from recloop.data.split import LEAVE_ONE_OUT
 from recloop.errors import UserError
 from recloop.evaluation.evaluate import evaluate
 from recloop.evaluation.table import EvaluationTable
+from recloop.features import state_store
 from recloop.features.learned_range import nothing_held
 from recloop.features.log_end import end_of
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateHistory, UserState
+from recloop.features.state_history import StateHistory
 from recloop.files import replace_json
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.models.base import TrainData, is_closed_form
@@ -38,10 +39,9 @@ from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, make_golden
-from recloop.recommend.user_states import fold, full_snapshot
 from recloop.records import LABEL, SEQ, STAMP, USER_ID, guest_rows, hash_unit_interval, max_int, now, utc_minute
 from recloop.settings import dump
-from recloop.storage import locks, releases, snapshots
+from recloop.storage import locks, releases
 from recloop.training import baselines
 from recloop.training.dataset import ItemUserTables, make_tables, train_data, validation_data
 from recloop.training.fit import TrainedNetwork, fit_network, has_sequences
@@ -72,11 +72,9 @@ def init_log_and_snapshot(project: Project, prepared: PrepareResult, data: Prepa
         log.start_at(prepared.watermark)
     project.open_archive().load_ids()  # the service finds them written
     key = FeatureSpec.from_config(project.config, data.dwell).state_key
-    path = project.snapshot_file(prepared.watermark, key)
-    snapshots.write(path, full_snapshot(data.events, data.users), prepared.watermark, key)
-    for snapshot in project.store.glob("snapshots-*.db"):
-        if snapshot != path:
-            snapshot.unlink()
+    path = project.states_folder(prepared.watermark, key)
+    state_store.write_frame(path, data.events, data.users, prepared.watermark, key)
+    state_store.keep_only(project.store, [path.name])
 
 
 def open_run(project: Project, started: datetime) -> Path:
@@ -313,13 +311,11 @@ def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
     """Add golden cases: states of four users over these rows, and an anonymous one."""
     active_users = rows.filter((pl.col(LABEL) > 0) & ~guest_rows())[USER_ID].unique().to_list()
     users = sorted(active_users, key=lambda user: hash_unit_interval("golden", user))[: GOLDEN_CASES - 1]
-    states = [UserState() for _ in range(len(users) + 1)]
-    for user, state in zip(users, states, strict=False):
-        fold(state, rows.filter(pl.col(USER_ID) == user))
+    own_rows = rows.filter(pl.col(USER_ID).is_in(users))
+    users = [*users, "unknown"]
+    states = StateHistory(own_rows).states(users, [max_int(rows[SEQ])] * len(users))
     recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
-    return replace(
-        bundle, golden=make_golden(recommender, [*users, "unknown"], states, bundle.cut, bundle.default_placement, 10)
-    )
+    return replace(bundle, golden=make_golden(recommender, states, bundle.cut, bundle.default_placement, 10))
 
 
 def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:

@@ -24,7 +24,7 @@ from recloop.errors import BundleError, UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.learned_range import LearnedRange, NewWindow
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.pipeline import config_changes, training_steps
 from recloop.pipeline.config_changes import Change, Effect

@@ -18,7 +18,7 @@ from recloop.evaluation.paired import LossEstimate
 from recloop.evaluation.queries import Queries, make_queries
 from recloop.features.learned_range import FIRST_SEQ, nothing_held
 from recloop.features.log_end import end_of
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.monitoring import verify
 from recloop.pipeline import training_steps
 from recloop.pipeline.candidate import WarmStart, build_child, load_candidate, load_train_state, tag_child, write

@@ -7,8 +7,6 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from typing import Any, Generic, TypeVar
 
-from recloop.features.state import UserState
-
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 ENTRY_BYTES = 200
@@ -70,15 +68,6 @@ class ByteCache(Generic[Key, Value]):
         """Drop all entries."""
         self._entries.clear()
         self.bytes = 0
-
-
-def state_bytes(state: UserState) -> int:
-    """Return the memory of a user's state and of the objects that only it refers to."""
-    size = sys.getsizeof
-    lists = (size(items) + sum(map(size, items)) + size(codes) for _, items, codes in state.moments)
-    moments = 128 * len(state.moments) + sum(lists) + 200 * len(state.kinds)  # 128: tuple, stamp, slot
-    groups = sum(100 + size(group) for group in state.groups)  # dictionary slots and stamp
-    return size(state) + moments + groups + tree_bytes(state.attributes)
 
 
 def tree_bytes(tree: Any) -> int:

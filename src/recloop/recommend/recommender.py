@@ -15,7 +15,7 @@ import numpy as np
 from recloop.bundle import Bundle, GoldenCase
 from recloop.errors import BundleError, UserError
 from recloop.features.encode import EncodedBatch, digest, encode
-from recloop.features.state import StateBatch, UserState
+from recloop.features.state import StateBatch, StoredState
 from recloop.policy import Placement
 from recloop.recommend import similar_items
 from recloop.recommend.attribute_towers import AttributeTowers
@@ -113,7 +113,7 @@ class Recommender:
             return self._recommend_batch(states, queries, with_inputs)
         answers: dict[int, RankedList] = {}
         for b, query in enumerate(queries):
-            answers[b] = self._recommend_batch(select_state(states, b), [query], with_inputs)[0]
+            answers[b] = self._recommend_batch(states.select(b), [query], with_inputs)[0]
         return [answers[b] for b in range(len(queries))]
 
     def _recommend_batch(self, states: StateBatch, queries: Sequence[Query], with_inputs: bool) -> list[RankedList]:
@@ -241,41 +241,14 @@ class Recommender:
         }
 
 
-def select_state(states: StateBatch, b: int) -> StateBatch:
-    """Return state b as a batch of one with only the names that it uses.
-
-    A lookup of the names of a whole batch is slower.
-    """
-    moments = slice(states.moment_offsets[b], states.moment_offsets[b + 1])
-    low, high = states.item_offsets[moments.start], states.item_offsets[moments.stop]
-    negatives = slice(states.negative_offsets[b], states.negative_offsets[b + 1])
-    codes = np.concatenate([states.items[low:high], states.negatives[negatives]])
-    used, codes = np.unique(codes, return_inverse=True)
-    codes = codes.astype(np.int32)
-    return StateBatch(
-        users=[states.users[b]],
-        names=states.names[used],
-        moment_offsets=states.moment_offsets[b : b + 2] - moments.start,
-        stamps=states.stamps[moments],
-        item_offsets=states.item_offsets[moments.start : moments.stop + 1] - low,
-        items=codes[: high - low],
-        targets=states.targets[low:high],
-        negative_offsets=states.negative_offsets[b : b + 2] - negatives.start,
-        negatives=codes[high - low :],
-        positives=states.positives[b : b + 1],
-        attributes=[states.attributes[b]],
-    )
-
-
-def make_golden(
-    recommender: Recommender, users: Sequence[str], states: Sequence[UserState], now: int, placement: str, n: int
-) -> list[GoldenCase]:
-    """Build golden.json cases: a state and its list over the bundle's own catalog."""
+def make_golden(recommender: Recommender, states: StateBatch, now: int, placement: str, n: int) -> list[GoldenCase]:
+    """Build golden.json cases: states and their lists over the bundle's own catalog."""
     cases = []
-    for user_id, state in zip(users, states, strict=True):
+    for b, user_id in enumerate(states.users):
+        stored = StoredState.from_batch(states, b)
         query = Query(user_id=user_id, now=now, n=n, placement=placement)
-        answer = recommender.recommend(StateBatch.from_states([user_id], [state]), [query], with_inputs=False)[0]
-        cases.append(GoldenCase(state=state, now=now, placement=placement, n=n, ids=answer.items, scores=answer.scores))
+        answer = recommender.recommend(stored.to_batch(user_id), [query], with_inputs=False)[0]
+        cases.append(GoldenCase(stored, now, placement, n, answer.items, answer.scores))
     return cases
 
 
@@ -288,7 +261,7 @@ def check_golden(bundle: Bundle) -> None:
     recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     for number, case in enumerate(bundle.golden):
         query = Query(user_id="golden", now=case.now, n=case.n, placement=case.placement)
-        answer = recommender.recommend(StateBatch.from_states(["golden"], [case.state]), [query], with_inputs=False)[0]
+        answer = recommender.recommend(case.state.to_batch("golden"), [query], with_inputs=False)[0]
         same_scores = len(answer.scores) == len(case.scores) and np.allclose(
             answer.scores, case.scores, rtol=0, atol=SCORE_TOLERANCE
         )

@@ -1,53 +1,45 @@
-"""User states as of a seq, from the snapshot and later rows, with a cache.
+"""User states as of a seq: stored states, later rows in memory, and a cache.
 
-A state is a function of the log up to a seq, so a lost cache can be rebuilt without a change.
+A state is a function of the log up to a seq, so states that were lost can be rebuilt without a change.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import sys
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import polars as pl
 
 from recloop.errors import UserError
-from recloop.features.labels import EventLabeler, with_uses
+from recloop.features import state_store
+from recloop.features.labels import EventLabeler
+from recloop.features.moments import moment_stamps
 from recloop.features.spec import FeatureSpec
-from recloop.features.state import UserState, attribute_versions
+from recloop.features.state import StateBatch
+from recloop.features.state_advance import advance
+from recloop.features.state_delta import StateDelta, UserRows, rows_of, state_of_user, stored_rows, with_delta
+from recloop.features.state_history import StateHistory
+from recloop.features.state_store import StoredStates
 from recloop.project import Project
-from recloop.recommend.cache import ByteCache, state_bytes
-from recloop.records import (
-    EVENT_SCHEMA,
-    GROUP_ID,
-    ITEM_ID,
-    PAIR,
-    RULE,
-    SEQ,
-    TIMESTAMP,
-    UNITS,
-    USE,
-    USER_ID,
-    WEIGHT,
-    guest_rows,
-    is_guest,
-)
-from recloop.storage import snapshots
+from recloop.recommend.cache import ByteCache, tree_bytes
+from recloop.records import EVENT_SCHEMA, RULE, SEQ, USER_ID, User, is_guest
 from recloop.storage.archive import Archive
 from recloop.storage.event_log import EventLog
 from recloop.storage.retractions import Retraction, retracted_at
-from recloop.storage.snapshots import Snapshot
-
-ACT_COLUMNS = (ITEM_ID, TIMESTAMP, GROUP_ID, USE, WEIGHT, PAIR, UNITS)
-"""Arguments of `UserState.add`, in order."""
 
 STATE_CACHE_BYTES = 256 * 2**20
 """Memory limit of cached states per event meaning; the least recently used are dropped first."""
-MAX_NEWEST_USERS = 100_000
-"""Number of users with a stored newest seq; for others the newest dropped seq is assumed."""
+STATE_BYTES = 4_000
+"""Memory of a cached state besides the arrays of its rows: objects and what bundles derive from it."""
+
+
+class LabelledRows(dict[str, list[tuple[Any, ...]]]):
+    """Rows of one commit by state key, as `StateDelta.add` takes them."""
 
 
 class RetractionIndex:
@@ -91,146 +83,153 @@ class RetractionIndex:
         """Return the events of a user that are retracted at ``seq``."""
         return retracted_at(self._of.get(user_id, ()), seq)
 
-    def differs_between(self, user_id: str, seq: int, after: int) -> bool:
-        """Return True if retracted rows up to ``after`` differ at ``seq`` and ``after``."""
-        if not any(after < row.seq <= seq and row.retracted_seq <= after for row in self._of.get(user_id, ())):
-            return False
-        then, now = (
-            {retracted_seq for retracted_seq in self.retracted_at(user_id, at) if retracted_seq <= after}
-            for at in (after, seq)
-        )
-        return then != now
+    def count(self, user_id: str, after: int, seq: int) -> int:
+        """Return the number of a user's retractions with ``after`` < seq <= ``seq``."""
+        rows = self._of.get(user_id)
+        return 0 if rows is None else sum(after < row.seq <= seq for row in rows)
 
-    def archived_rows(self, user_id: str, seq: int, until: int) -> pl.DataFrame:
-        """Return a user's archived rows up to ``until`` that are not retracted at ``seq``."""
-        rows = self._rows[user_id].filter(pl.col(SEQ) <= until)
-        return _without(rows, self.retracted_at(user_id, seq))
+    def archived_rows(self, user_id: str, until: int) -> pl.DataFrame:
+        """Return a user's archived rows up to ``until``, retracted ones included."""
+        return self._rows[user_id].filter(pl.col(SEQ) <= until)
 
 
-class StateCache:
-    """States by user, as of any seq at or after the snapshot's.
+class _Cached(NamedTuple):
+    """Cached state of a user, with the rows it was computed from.
 
-    A cache entry is valid until a later row of its user is committed: the writer calls `invalidate` with the commit's seq
-    before it acknowledges. The cache and the record of commits are bounded.
+    ``n_retractions`` counts the user's retractions that it includes.
+    """
 
-    Args:
-        retracted: The retractions; the snapshot contains those up to its seq.
+    user: UserRows
+    state: StateBatch
+    n_retractions: int
+
+
+class StateSource:
+    """States of one key: stored states, later rows, and a bounded cache; used on one thread.
+
+    Attributes:
+        stored: States at the archive's watermark.
+        seq: The newest seq that the states include.
     """
 
     def __init__(
-        self, log: EventLog, snapshot: Snapshot | None, signal: EventLabeler, retracted: RetractionIndex | None = None
+        self, stored: StoredStates, signal: EventLabeler, log: EventLog, retracted: RetractionIndex | None = None
     ) -> None:
+        self.stored = stored
+        self.seq = stored.seq
+        self.signal = signal
         self._log = log
-        self._snapshot = snapshot
-        self._signal = signal
         self._retracted = retracted
-        self._cache: ByteCache[str, tuple[int, UserState]] = ByteCache(STATE_CACHE_BYTES)
-        self._newest: OrderedDict[str, int] = OrderedDict()  # in the order of the seq
-        self._forgotten = 0  # the newest seq of a user dropped from `_newest`
+        self._delta = StateDelta(stored.history, stored.groups)
+        self._cache: ByteCache[str, _Cached] = ByteCache(STATE_CACHE_BYTES)
 
-    def read(self, user_id: str, seq: int) -> UserState:
-        """Return a user's state at ``seq``, empty for unknown users; do not change it."""
-        newest = self._newest.get(user_id, self._forgotten)
+    def label(self, valid_rows: pl.DataFrame) -> list[tuple[Any, ...]]:
+        """Label valid rows (EVENT_SCHEMA) for `apply`; may run on any thread."""
+        return rows_of(self.signal.label(valid_rows)) if len(valid_rows) else []
+
+    def apply(self, rows: Iterable[Sequence[Any]], users: Sequence[User], seq: int) -> None:
+        """Add the rows and user versions of commits up to ``seq``, in seq order."""
+        self._delta.add_rows(row for row in rows if row[-1] > self.seq)
+        for user in users:
+            if user.seq > self.seq:
+                self._delta.describe(user.user_id, user.seq, user.attributes)
+        self.seq = max(self.seq, seq)
+
+    def catch_up(self, seq: int) -> None:
+        """Add the rows of the log after `seq`, up to ``seq``."""
+        if seq > self.seq:
+            rows = _valid_events(self._log, self.seq, seq)
+            self.apply(self.label(rows), users_of(self._log, self.seq, seq), seq)
+
+    def read(self, user_id: str, seq: int | None = None) -> StateBatch:
+        """Return a user's state at ``seq`` (None: the newest), without events for unknown users."""
+        if is_guest(user_id):  # a guest basket has no state
+            return StateBatch.empty([user_id])
+        at = self.seq if seq is None else min(seq, self.seq)
+        n_retractions = self._count_retractions(user_id, at)
+        if at < self.seq:
+            return self._restored(user_id, at) if n_retractions else self._state(user_id, self._rows(user_id, None, at))
+        delta = self._delta.get(user_id)
+        n_acts, n_versions = (0, 0) if delta is None else (len(delta.acts), len(delta.versions))
         cached = self._cache.get(user_id)
-        if cached is not None and newest <= cached[0] and (cached[0] <= seq or newest <= seq):
-            return cached[1]
-        state = self._rebuild(user_id, seq)
-        self._cache.put(user_id, (seq, state), sys.getsizeof(user_id) + state_bytes(state))
+        if cached is not None and (cached.user.n_acts, cached.user.n_versions, cached.n_retractions) == (
+            n_acts,
+            n_versions,
+            n_retractions,
+        ):
+            return cached.state
+        user = self._rows(user_id, None if cached is None else cached.user, None)
+        state = self._restored(user_id, at) if n_retractions else self._state(user_id, user)
+        size = sys.getsizeof(user_id) + STATE_BYTES + user.nbytes + 3 * state.nbytes + tree_bytes(user.attributes)
+        self._cache.put(user_id, _Cached(user, state, n_retractions), size)
         return state
-
-    def invalidate(self, user_ids: Iterable[str], seq: int) -> None:
-        """Drop the cached states of users with rows committed up to ``seq``."""
-        for user_id in user_ids:
-            self._newest[user_id] = seq
-            self._newest.move_to_end(user_id)
-            self._cache.pop(user_id)
-        while len(self._newest) > MAX_NEWEST_USERS:
-            self._forgotten = max(self._forgotten, self._newest.popitem(last=False)[1])
 
     def clear(self) -> None:
-        """Drop every cached state; the next read of each user uses snapshot and log."""
-        self._cache = ByteCache(STATE_CACHE_BYTES)
+        """Drop every cached state; the next read of each user uses stored and later rows."""
+        self._cache.clear()
 
-    def _rebuild(self, user_id: str, seq: int) -> UserState:
-        stored = None if self._snapshot is None else self._snapshot.get(user_id)
-        state = UserState() if stored is None else msgspec.msgpack.decode(stored, type=UserState)
-        after = 0 if self._snapshot is None else self._snapshot.seq
-        rows = self._log.events(user_id, after, seq).filter(pl.col(RULE).is_null())
-        if self._retracted is not None:
-            rows = _without(rows, self._retracted.retracted_at(user_id, seq))
-            if self._retracted.differs_between(user_id, seq, after):  # the snapshot of this user is outdated
-                state = UserState(attributes=state.attributes)
-                rows = pl.concat([self._retracted.archived_rows(user_id, seq, after), rows.select(*EVENT_SCHEMA)])
-        if len(rows) and not is_guest(user_id):  # a guest basket has no state, as an unknown user
-            fold(state, self._signal.label(rows))
-        users = self._log.users(after, seq, user_id)
-        if len(users):
-            state.attributes = attribute_versions(users)[user_id][-1][1]
-        return state
+    def _rows(self, user_id: str, user: UserRows | None, max_seq: int | None) -> UserRows:
+        user = stored_rows(self.stored.history, user_id) if user is None else user
+        delta = self._delta.get(user_id)
+        return user if delta is None else with_delta(user, delta, self._delta.codes, self._delta.kinds, max_seq)
 
+    def _state(self, user_id: str, user: UserRows) -> StateBatch:
+        return state_of_user(user_id, user, self._delta.codes, self._delta.kinds)
 
-def fold(state: UserState, labelled: pl.DataFrame) -> None:
-    """Fold a user's valid events into a state, in seq order."""
-    for row in with_uses(labelled).sort(SEQ).select(ACT_COLUMNS).iter_rows():
-        state.add(*row)
+    def _count_retractions(self, user_id: str, seq: int) -> int:
+        return 0 if self._retracted is None else self._retracted.count(user_id, self.stored.seq, seq)
+
+    def _restored(self, user_id: str, seq: int) -> StateBatch:
+        """State of a user with retracted rows, from all its remaining rows; reads the log."""
+        assert self._retracted is not None
+        rows = self._log.events(user_id, self.stored.seq, seq).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+        rows = pl.concat([self._retracted.archived_rows(user_id, self.stored.seq), rows])
+        rows = _without(rows, self._retracted.retracted_at(user_id, seq))
+        attributes = self._rows(user_id, None, seq).attributes
+        states = StateHistory(moment_stamps(self.signal.label(rows))).states([user_id], [seq])
+        return replace(states, attributes=[attributes])
 
 
-def full_snapshot(labelled: pl.DataFrame, users: pl.DataFrame | None) -> Iterator[tuple[str, bytes]]:
-    """Return every user's state in a snapshot, by user id; guest baskets have none."""
-    states: dict[str, UserState] = {}
-    for user_id, versions in attribute_versions(users).items():
-        states[user_id] = UserState(attributes=versions[-1][1])
-    for user_id, *row in with_uses(labelled.filter(~guest_rows())).sort(SEQ).select(USER_ID, *ACT_COLUMNS).iter_rows():
-        states.setdefault(user_id, UserState()).add(*row)
-    for user_id in sorted(states):
-        yield user_id, msgspec.msgpack.encode(states[user_id])
+def users_of(log: EventLog, after: int, until: int) -> list[User]:
+    """Versions of users in the log with ``after`` < seq <= ``until``, by seq."""
+    return [
+        User(**{**row, "attributes": msgspec.json.decode(row["attributes"])})
+        for row in log.users(after, until).iter_rows(named=True)
+    ]
 
 
-def snapshot_at(
-    seq: int, archive: Archive, log: EventLog, signal: EventLabeler, earlier: Snapshot | None = None
-) -> Iterator[tuple[str, bytes]]:
-    """Build a snapshot of all states as of ``seq``.
-
-    It advances an earlier snapshot if one exists, else it reads archive and log.
-    """
-    retractions = log.retractions(until=seq)
-    if earlier is None:
-        return _snapshot_from_all_rows(seq, archive, log, signal, retracted_at(retractions))
-    return _snapshot_from_earlier(seq, archive, log, signal, earlier, retractions)
-
-
-def _snapshot_from_all_rows(
-    seq: int, archive: Archive, log: EventLog, signal: EventLabeler, retracted_seqs: Collection[int]
-) -> Iterator[tuple[str, bytes]]:
-    """Build states from archive and log up to ``seq``, without ``retracted_seqs``."""
+def write_states(
+    path: Path, seq: int, archive: Archive, log: EventLog, signal: EventLabeler, key: str,
+    earlier: StoredStates | None = None,
+) -> None:  # fmt: skip
+    """Write all states as of ``seq``; with earlier ones only the rows after them are read."""
+    if earlier is not None:
+        state_store.write(path, _advanced(seq, archive, log, signal, earlier))
+        return
     rows = pl.concat([archive.events(), _valid_events(log, archive.watermark, seq)])
+    rows = _without(rows, retracted_at(log.retractions(until=seq)))
     archived_users, new_users = archive.users(), log.users(archive.watermark, seq)
     users = new_users if archived_users is None else pl.concat([archived_users, new_users])
-    return full_snapshot(signal.label(_without(rows, retracted_seqs)), users)
+    state_store.write_frame(path, moment_stamps(signal.label(rows)), users, seq, key)
 
 
-def _snapshot_from_earlier(
-    seq: int,
-    archive: Archive,
-    log: EventLog,
-    signal: EventLabeler,
-    earlier: Snapshot,
-    retractions: Sequence[Retraction],
-) -> Iterator[tuple[str, bytes]]:
-    """Advance the states of an earlier snapshot to ``seq``.
-
-    Users with a retracted event in their stored state are rebuilt.
-    """
+def _advanced(seq: int, archive: Archive, log: EventLog, signal: EventLabeler, earlier: StoredStates) -> StoredStates:
+    """Advance stored states to ``seq``; users with a retracted event in them are computed again."""
+    retractions = log.retractions(until=seq)
     retracted_seqs = retracted_at(retractions)
     new_rows = _without(_valid_events(log, earlier.seq, seq), retracted_seqs)
     affected = _affected_users(retractions, earlier.seq, archive, log)
     is_affected = pl.col(USER_ID).is_in(pl.Series(affected, dtype=pl.String).implode())
-    earlier_rows = _valid_events(log, archive.watermark, earlier.seq)
-    all_rows = pl.concat([archive.for_users(affected), earlier_rows.filter(is_affected), new_rows.filter(is_affected)])
-    labelled = signal.label(_without(all_rows, retracted_seqs))
-    rows_by_user = _by_user(labelled)
-    rebuilt = {user_id: rows_by_user.get(user_id, labelled.clear()) for user_id in affected}
-    return advanced_snapshot(earlier, signal.label(new_rows.filter(~is_affected)), log.users(earlier.seq, seq), rebuilt)
+    delta = StateDelta(earlier.history, earlier.groups)
+    delta.add_rows(rows_of(signal.label(new_rows.filter(~is_affected))))
+    for user in users_of(log, earlier.seq, seq):
+        delta.describe(user.user_id, user.seq, user.attributes)
+    remaining = None
+    if affected:
+        since = _valid_events(log, archive.watermark, earlier.seq).filter(is_affected)
+        rows = pl.concat([archive.for_users(affected), since, new_rows.filter(is_affected)])
+        remaining = moment_stamps(signal.label(_without(rows, retracted_seqs)))
+    return advance(earlier, delta, seq, affected, remaining)
 
 
 def _affected_users(retractions: Sequence[Retraction], earlier_seq: int, archive: Archive, log: EventLog) -> list[str]:
@@ -243,60 +242,20 @@ def _affected_users(retractions: Sequence[Retraction], earlier_seq: int, archive
     return sorted(user for user in owners if not is_guest(user))
 
 
-def advanced_snapshot(
-    snapshot: Snapshot,
-    labelled: pl.DataFrame,
-    users: pl.DataFrame | None,
-    rebuilt: Mapping[str, pl.DataFrame] | None = None,
-) -> Iterator[tuple[str, bytes]]:
-    """Advance a snapshot by later valid rows and later versions of users.
-
-    Args:
-        rebuilt: All remaining rows of users with a retracted event in their stored state.
-    """
-    rebuilt = rebuilt or {}
-    new_rows = _by_user(labelled)
-    versions = attribute_versions(users)
-    changed = {*new_rows, *rebuilt, *versions}
-    for user_id, stored in snapshot:
-        if user_id not in changed:
-            yield user_id, stored
-    for user_id in sorted(changed):
-        earlier_state = snapshot.get(user_id)
-        state = UserState() if earlier_state is None else msgspec.msgpack.decode(earlier_state, type=UserState)
-        if user_id in rebuilt:
-            state = UserState(attributes=state.attributes)
-            fold(state, rebuilt[user_id])
-        if user_id in new_rows:
-            fold(state, new_rows[user_id])
-        if user_id in versions:
-            state.attributes = versions[user_id][-1][1]
-        yield user_id, msgspec.msgpack.encode(state)
-
-
 def _valid_events(log: EventLog, after: int, until: int) -> pl.DataFrame:
     """Events with ``after`` < seq <= ``until`` that are not quarantined: EVENT_SCHEMA."""
     return log.events(after=after, until=until).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-
-
-def _by_user(labelled: pl.DataFrame) -> Mapping[str, pl.DataFrame]:
-    of_users = labelled.filter(~guest_rows())
-    return {str(user_id): rows for (user_id,), rows in of_users.partition_by(USER_ID, as_dict=True).items()}
 
 
 def _without(rows: pl.DataFrame, seqs: Collection[int]) -> pl.DataFrame:
     return rows.filter(~pl.col(SEQ).is_in(pl.Series(sorted(seqs), dtype=pl.Int64).implode())) if len(seqs) else rows
 
 
-class StateSource(NamedTuple):
-    """States of one key: a snapshot and the reader of newer rows."""
-
-    snapshot: Snapshot
-    reader: StateCache
-
-
 class StateRegistry:
-    """User states by `FeatureSpec.state_key`; bundles with the same key share them."""
+    """User states by `FeatureSpec.state_key`; bundles with the same key share them.
+
+    `open` and `label` may run on any thread; all other methods run on the event loop.
+    """
 
     def __init__(self, project: Project, archive: Archive, log: EventLog) -> None:
         self._project = project
@@ -306,19 +265,18 @@ class StateRegistry:
         self._by_key: dict[str, StateSource] = {}
 
     def open(self, specs: Iterable[FeatureSpec]) -> dict[str, StateSource]:
-        """Open or create the states of these specs; reads files, so not on the event loop."""
+        """Open or create the states of these specs and read the log; not on the event loop."""
         opened: dict[str, StateSource] = {}
         for spec in specs:
             key = spec.state_key
             opened[key] = self._by_key.get(key) or opened.get(key) or self._open(spec)
         return opened
 
-    def activate(self, opened: Mapping[str, StateSource]) -> None:
-        """Use only these sources and close the others; on the event loop."""
-        unused = [source for key, source in self._by_key.items() if opened.get(key) is not source]
+    def activate(self, opened: Mapping[str, StateSource], seq: int = 0) -> None:
+        """Use only these sources; rows up to ``seq`` that arrived since `open` are read."""
+        for source in opened.values():
+            source.catch_up(seq)
         self._by_key = dict(opened)
-        for source in unused:
-            source.snapshot.close()
 
     def over_archive(self, archive: Archive, specs: Iterable[FeatureSpec]) -> StateRegistry:
         """Build the registry over a new archive; reads files, so not on the event loop."""
@@ -329,53 +287,64 @@ class StateRegistry:
     def get(self, spec: FeatureSpec) -> StateSource:
         return self._by_key[spec.state_key]
 
-    def state(self, spec: FeatureSpec, user_id: str, seq: int, degraded: set[str]) -> tuple[UserState, int]:
-        """Read a user's state and the seq it includes; never raises for a failing store.
+    def state(self, spec: FeatureSpec, user_id: str, seq: int, degraded: set[str]) -> tuple[StateBatch, int]:
+        """Read a user's state at ``seq``, and the seq it includes; never raises for a failing log.
 
-        Falls back from ``seq`` to the snapshot's seq, then to an empty state at 0.
+        Only states with retracted rows need the log; without it they are those of `StateSource.stored`.
         """
-        snapshot, reader = self.get(spec)
+        source = self.get(spec)
         try:
-            return reader.read(user_id, seq), seq
+            return source.read(user_id, seq), min(seq, source.seq)
         except sqlite3.Error:
             degraded.add("log")
-        try:
-            stored = snapshot.get(user_id)
-        except sqlite3.Error:
-            degraded.add("snapshot")
-            return UserState(), 0
-        return UserState() if stored is None else msgspec.msgpack.decode(stored, type=UserState), snapshot.seq
+            return source.read(user_id, source.stored.seq), source.stored.seq
 
-    def invalidate(self, user_ids: Iterable[str], seq: int) -> None:
-        """Drop cached states of these users after a commit up to ``seq``."""
-        users = list(user_ids)
+    def label(self, valid_rows: pl.DataFrame) -> LabelledRows:
+        """Label the valid events of a commit (EVENT_SCHEMA, by seq) for every key."""
+        return LabelledRows({key: source.label(valid_rows) for key, source in self._by_key.items()})
+
+    def apply(self, labelled: LabelledRows | None, users: Sequence[User], seq: int) -> None:
+        """Add the rows of a commit up to ``seq``; None for a commit without events."""
+        for key, source in self._by_key.items():
+            if labelled is None:
+                source.apply([], users, seq)
+            elif key in labelled:
+                source.apply(labelled[key], users, seq)
+            else:  # opened after the rows were labelled
+                source.catch_up(seq)
+
+    def catch_up(self, seq: int) -> None:
+        """Read the rows up to ``seq`` that the states do not include yet from the log."""
         for source in self._by_key.values():
-            source.reader.invalidate(users, seq)
+            source.catch_up(seq)
 
     def clear(self) -> None:
         """Drop every cached state."""
         for source in self._by_key.values():
-            source.reader.clear()
+            source.clear()
 
     def retract(self, rows: Sequence[Retraction]) -> set[str]:
         """Register committed retractions and return the affected user ids.
 
-        `RetractionIndex.prepare` must have read their users before the commit.
+        `RetractionIndex.preload` must have read their users before the commit.
         """
         return self.retractions.register(rows)
 
     def close(self) -> None:
-        self.activate({})
+        """Release the mapped files."""
+        self._by_key = {}
 
     def _open(self, spec: FeatureSpec) -> StateSource:
-        """Open the snapshot at the archive's watermark; rebuild a missing or damaged file."""
+        """Open the states at the archive's watermark; rebuild missing or damaged files."""
         key = spec.state_key
         watermark = self.archive.watermark
         signal = EventLabeler.from_spec(spec)
+        path = self._project.states_folder(watermark, key)
         try:
-            snapshot = self._project.open_snapshot(watermark, key)
-        except (UserError, sqlite3.Error):
-            path = self._project.snapshot_file(watermark, key)
-            snapshots.write(path, snapshot_at(watermark, self.archive, self._log, signal), watermark, key)
-            snapshot = self._project.open_snapshot(watermark, key)
-        return StateSource(snapshot, StateCache(self._log, snapshot, signal, self.retractions))
+            stored = state_store.read(path, key)
+        except UserError:
+            write_states(path, watermark, self.archive, self._log, signal, key)
+            stored = state_store.read(path, key)
+        source = StateSource(stored, signal, self._log, self.retractions)
+        source.catch_up(self._log.last_seq())
+        return source

@@ -78,15 +78,13 @@ class ServiceConsoleBackend:
         """
         state = self._service.user_state(user_id)
         ranked, arm = self._service.preview(Query(user_id=user_id, now=self._service.clock()))
-        view = state.view()
+        moments, attributes = state.moments(), state.attributes[0] or {}
         past = [
-            (stamp, self._name(item))
-            for stamp, items, _ in reversed(view.moments[-MAX_HISTORY_ROWS:])
-            for item in items
+            (stamp, self._name(item)) for stamp, items, _ in reversed(moments[-MAX_HISTORY_ROWS:]) for item in items
         ]
-        fields = "".join(f", {name} {value}" for name, value in (state.attributes or {}).items())
+        fields = "".join(f", {name} {value}" for name, value in attributes.items())
         return {
-            "facts": f"{user_id}: {view.positives:,} events in the history{fields}; answered by {arm.variant} ({arm.bundle})",
+            "facts": f"{user_id}: {int(state.positives[0]):,} events in the history{fields}; answered by {arm.variant} ({arm.bundle})",
             "history": past[:MAX_HISTORY_ROWS],
             "list": [
                 (rank, self._name(slot.item_id), slot.source, f"{slot.score:.4f}")

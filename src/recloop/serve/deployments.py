@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from recloop.bundle import Bundle
 from recloop.errors import BundleError, Refused, UserError
-from recloop.features.state import StateBatch, UserState
+from recloop.features.state import StoredState
 from recloop.monitoring.experiment_plan import Plan
 from recloop.project import Project
 from recloop.recommend.catalog import Catalog
@@ -47,11 +47,11 @@ class Deployment(NamedTuple):
         """Return True if the bundle answers a golden query; warms the caches."""
         bundle = self.bundle
         golden = bundle.golden[0] if bundle.golden else None
-        state = UserState() if golden is None else golden.state
+        state = StoredState() if golden is None else golden.state
         placement = bundle.default_placement if golden is None else golden.placement
         now = bundle.cut if golden is None else golden.now
         query = Query(user_id="golden", now=now, placement=placement, n=5)
-        states = StateBatch.from_states(["golden"], [state])
+        states = state.to_batch("golden")
         return bool(self.recommender.recommend(states, [query], with_inputs=False)[0].slots)
 
 

@@ -9,14 +9,12 @@ import msgspec
 import rich.table
 
 from recloop.errors import UserError
-from recloop.features.labels import EventLabeler
-from recloop.features.state import StateBatch
 from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender
-from recloop.recommend.user_states import RetractionIndex, StateCache
+from recloop.recommend.user_states import StateRegistry
 from recloop.records import Query, now
 from recloop.release.assignment import LIVE
 from recloop.serve.response import build_response
@@ -47,9 +45,8 @@ def recommend(
     with project.open_log() as log:
         as_of = max(archive.watermark, log.last_seq())
         catalog = Catalog.from_frames([archive.items(), log.items(until=as_of)])
-        with project.open_snapshot(archive.watermark, loaded.spec.state_key) as snapshot:
-            labeler = EventLabeler.from_spec(loaded.spec)
-            state = StateCache(log, snapshot, labeler, RetractionIndex(archive, log)).read(user_id, as_of)
+        source = StateRegistry(project, archive, log).open([loaded.spec])[loaded.spec.state_key]
+        state = source.read(user_id, as_of)
     query = Query(
         user_id=user_id,
         now=now(),
@@ -61,7 +58,7 @@ def recommend(
     )
     recommender = Recommender(loaded, catalog)
     query = recommender.normalize(query)
-    ranked = recommender.recommend(StateBatch.from_states([user_id], [state]), [query], with_inputs=False)[0]
+    ranked = recommender.recommend(state, [query], with_inputs=False)[0]
     reply: JsonTree = msgspec.to_builtins(build_response(query, ranked, catalog, loaded.id, LIVE, []))
     return reply
 

@@ -111,23 +111,21 @@ class RecommendRoutes:
     async def get_user(self, request: Request) -> Response:
         user_id = request.path_params["user_id"]
         state = self._service.user_state(user_id)
-        view = state.view()
-        has_state = state.moments or state.groups or state.attributes is not None
+        moments, attributes = state.moments(), state.attributes[0]
+        has_state = bool(moments) or len(state.negatives) > 0 or attributes is not None
         if not has_state and not await run_in_threadpool(self._service.user_exists, user_id):
             raise HttpError(
                 404, "not_found", "unknown user: expected an id from the events or the user attributes", "user_id"
             )
         past = [
-            PastEvent(item, iso(stamp))
-            for stamp, items, _ in reversed(view.moments[-MAX_LAST_EVENTS:])
-            for item in items
+            PastEvent(item, iso(stamp)) for stamp, items, _ in reversed(moments[-MAX_LAST_EVENTS:]) for item in items
         ]
         return json_response(
             UserResponse(
                 user_id=user_id,
-                attributes=state.attributes or {},
-                state="hot" if view.moments else "warm" if state.attributes else "cold",
-                events=view.positives,
+                attributes=dict(attributes or {}),
+                state="hot" if moments else "warm" if attributes else "cold",
+                events=int(state.positives[0]),
                 last_events=past[:MAX_LAST_EVENTS],
             )
         )

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import msgspec
 from starlette.concurrency import run_in_threadpool
 
+from recloop.features import state_store
 from recloop.records import Item
 from recloop.serve.deployments import DeploymentLoader
 from recloop.storage.archive import Archive
-from recloop.storage.snapshots import forget
 from recloop.storage.trim import trim
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Reloader:
         await run_in_threadpool(control.mark_applied, [entry.id for entry in entries])
 
     async def _apply_publication(self) -> None:
-        """Switch to a newly published archive and its snapshots; remove old snapshots."""
+        """Switch to a newly published archive and its states; remove old states."""
         service = self._service
         stamp = self._manifest_identity()
         if stamp == self._manifest:
@@ -111,7 +111,7 @@ class Reloader:
             service.use_archive(archive, await run_in_threadpool(service.user_states.over_archive, archive, specs))
             if service.workers is not None:
                 await service.workers.publish()
-            await run_in_threadpool(forget, service.project.store, archive.watermark)
+            await run_in_threadpool(state_store.forget, service.project.store, archive.watermark)
             await run_in_threadpool(trim, service.log, archive, service.project.config.retention.log_seconds)
         self._manifest = stamp
 

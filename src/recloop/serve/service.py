@@ -18,7 +18,7 @@ import polars as pl
 from recloop.bundle import Bundle
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
-from recloop.features.state import StateBatch, UserState
+from recloop.features.state import StateBatch
 from recloop.files import JsonTree
 from recloop.ingest.writer import Writer, WriteRequest
 from recloop.monitoring.summary import HealthCache, HealthSummary, Windows, exposition
@@ -27,7 +27,7 @@ from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList, Recommender
-from recloop.recommend.user_states import StateCache, StateRegistry, StateSource
+from recloop.recommend.user_states import LabelledRows, StateRegistry, StateSource
 from recloop.records import ITEM_ID, USER_ID, Decision, Event, Item, Query, User, is_guest, now
 from recloop.release import assignment
 from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
@@ -108,6 +108,7 @@ class Service:
             self.archive,
             EventLabeler.from_spec(self.bundle.spec),
             self._after_commit,
+            lambda rows: self.user_states.label(rows),  # noqa: PLW0108 the states in use by then
         )
         self._stack.callback(self.writer.close)
 
@@ -126,10 +127,6 @@ class Service:
     @property
     def arm(self) -> assignment.Arm:
         return self.deployments.live.arm
-
-    @property
-    def live_states(self) -> StateCache:
-        return self.user_states.get(self.bundle.spec).reader
 
     @property
     def degraded(self) -> list[str]:
@@ -266,8 +263,8 @@ class Service:
         """Build the response from a list and its decision."""
         return build_response(query, ranked, self.catalog, decision.bundle, decision.variant, decision.degraded)
 
-    def user_state(self, user_id: str) -> UserState:
-        """Read a user's newest state."""
+    def user_state(self, user_id: str) -> StateBatch:
+        """Read a user's newest state, a batch of one."""
         return self.user_states.state(self.bundle.spec, user_id, self.as_of, set())[0]
 
     def item_exists(self, item_id: str) -> bool:
@@ -340,16 +337,15 @@ class Service:
     def activate(self, deployments: Deployments, user_states: Mapping[str, StateSource]) -> None:
         """Use these deployments from the next request on; on the event loop."""
         deployments.warm_up(self.deployments)
-        self.user_states.activate(user_states)
+        self.user_states.activate(user_states, self.as_of)
         self.deployments = deployments
         self.shadow.use(deployments, self.catalog)
         self.writer.set_labeler(EventLabeler.from_spec(self.bundle.spec))
 
     def use_archive(self, archive: Archive, user_states: StateRegistry) -> None:
-        """Use a new archive and the states over its snapshots; on the event loop."""
-        previous = self.user_states
+        """Use a new archive and the states at its watermark; on the event loop."""
+        user_states.catch_up(self.as_of)
         self.user_states = user_states
-        previous.close()
         self.archive = self.writer.archive = archive
 
     def _list(self, served: Deployment, query: Query, degraded: set[str]) -> tuple[RankedList, int]:
@@ -367,17 +363,16 @@ class Service:
 
     def _state(self, served: Deployment, user_id: str, seq: int, degraded: set[str]) -> tuple[StateBatch, int]:
         """Read a user's state for a bundle at ``seq``, and the seq that it includes."""
-        state, as_of = self.user_states.state(served.bundle.spec, user_id, seq, degraded)
-        return StateBatch.from_states([user_id], [state]), as_of
+        return self.user_states.state(served.bundle.spec, user_id, seq, degraded)
 
-    def _after_commit(self, jobs: list[WriteRequest], seq: int, _labelled: object) -> None:
+    def _after_commit(self, jobs: list[WriteRequest], seq: int, labelled: object) -> None:
         """Apply a commit to caches and catalog, then advance ``as_of``; on the event loop.
 
         The rows are already durable. After an error, every cached state is dropped and the reloader reads the rows again
         (`repair`).
         """
         try:
-            self._apply_commit(jobs, seq)
+            self._apply_commit(jobs, seq, labelled)
         except Exception as error:  # noqa: BLE001 - the rows are durable, so responses must include them
             LOGGER.error("a commit was not applied to the caches: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
             self.user_states.clear()
@@ -393,7 +388,7 @@ class Service:
         """Apply the rows that a failed `_after_commit` left out; on the event loop.
 
         Args:
-            user_states: States rebuilt from snapshots and log.
+            user_states: States rebuilt from files and log.
             items: Item versions after `uncommitted_since`, by ascending seq.
         """
         self.use_archive(self.archive, user_states)
@@ -403,13 +398,14 @@ class Service:
                 self._upsert([item])
         self.uncommitted_since = None
 
-    def _apply_commit(self, jobs: list[WriteRequest], seq: int) -> None:
-        touched: set[str] = set()
+    def _apply_commit(self, jobs: list[WriteRequest], seq: int, labelled: object) -> None:
         for job in jobs:
-            touched.update(event.user_id for event in job.events)
-            touched.update(user.user_id for user in job.kept_users)
-            touched |= self.user_states.retract(job.kept_retractions)
-        self.user_states.invalidate(touched, seq)
+            self.user_states.retract(job.kept_retractions)
+        users = sorted((user for job in jobs for user in job.kept_users), key=lambda user: user.seq)
+        if isinstance(labelled, LabelledRows) or not any(job.events for job in jobs):
+            self.user_states.apply(labelled if isinstance(labelled, LabelledRows) else None, users, seq)
+        else:  # only repeated events, or the labels failed
+            self.user_states.catch_up(seq)
         self._upsert(kept_items(jobs))
 
     def _upsert(self, items: Sequence[Item]) -> None:

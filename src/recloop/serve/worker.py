@@ -132,7 +132,7 @@ class WorkerService(Service):
     def apply(self, committed: Committed) -> None:
         """Apply a commit; on the event loop."""
         self.user_states.retract(committed.retractions)
-        self.user_states.invalidate(committed.users, committed.seq)
+        self.user_states.catch_up(committed.seq)
         for item in committed.items:
             present = self.catalog.get(item.item_id)
             if present is None or present.seq < item.seq:
@@ -146,7 +146,7 @@ class WorkerService(Service):
             specs = [deployment.bundle.spec for deployment in deployments.all]
             user_states = await run_in_threadpool(self.user_states.open, specs)
         deployments.warm_up(self.deployments)
-        self.user_states.activate(user_states)
+        self.user_states.activate(user_states, self.as_of)
         self.deployments = deployments
 
     async def follow_archive(self) -> None:
@@ -154,9 +154,8 @@ class WorkerService(Service):
         archive = await run_in_threadpool(Archive, self.project.data)
         specs = [deployment.bundle.spec for deployment in self.deployments.all]
         user_states = await run_in_threadpool(self.user_states.over_archive, archive, specs)
-        previous = self.user_states
+        user_states.catch_up(self.as_of)
         self.user_states = user_states
-        previous.close()
         self.archive = archive
 
 

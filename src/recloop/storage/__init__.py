@@ -1,4 +1,4 @@
-"""Stores: event log, decisions, releases, archive, snapshots and locks."""
+"""Stores: event log, decisions, releases, archive, mapped arrays and locks."""
 
 from __future__ import annotations
 

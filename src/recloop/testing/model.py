@@ -17,7 +17,9 @@ from recloop import bundle as bundles
 from recloop import loop
 from recloop.bundle import Bundle
 from recloop.data.prepare import load
-from recloop.features.state import StateBatch, StateHistory, UserState
+from recloop.features.state import StateBatch, StoredState
+from recloop.features.state_history import StateHistory
+from recloop.features.undo import Kind
 from recloop.models.base import MODELS
 from recloop.project import Project, open_project
 from recloop.recommend.catalog import Catalog
@@ -203,17 +205,15 @@ class ModelContract:
 
     def test_unseen_user_gets_a_list(self, fitted: Fitted) -> None:
         attributes = [None, {}, {"age": "30-44"}, {"age": "unheard of"}, {"something": [1, None]}]
-        states = StateBatch.from_states(
-            [f"new {n}" for n in range(5)], [UserState(attributes=held) for held in attributes]
-        )
+        states = StateBatch.empty([f"new {n}" for n in range(5)], attributes)
         for answer in fitted.answers(states, fitted.now[:1] * 5):
             assert len(answer.slots) == 10
             assert np.isfinite(answer.scores).all()
 
     def test_user_with_only_unknown_items_gets_a_list(self, fitted: Fitted) -> None:
-        user = UserState()
-        user.add("an item of another shop", fitted.now[0] - DAY, None, Use.TARGET)
-        answer = fitted.answers(StateBatch.from_states(["u"], [user]), fitted.now[:1])[0]
+        moment = (fitted.now[0] - DAY, ["an item of another shop"], [0])
+        state = StoredState([moment], [Kind(Use.TARGET)], 1).to_batch("u")
+        answer = fitted.answers(state, fitted.now[:1])[0]
         assert len(answer.slots) == 10
 
     @pytest.mark.parametrize("n", [1, 10, 100])

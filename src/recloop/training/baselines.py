@@ -12,7 +12,7 @@ from recloop.bundle import Bundle, ItemTable, UserTable
 from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.encode import EncodedBatch
-from recloop.features.state import StateHistory
+from recloop.features.state_history import StateHistory
 from recloop.features.vocabulary import as_text
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec

@@ -1,19 +1,17 @@
-"""Control store moves by compare-and-set, the two locks, and atomic snapshots."""
+"""Control store moves by compare-and-set, and the two locks."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
-import sqlite3
-from contextlib import closing
 from multiprocessing.synchronize import Event as Signal
 from pathlib import Path
 
 import pytest
 
-from recloop.errors import Locked, UserError
-from recloop.storage import locks, open_control, snapshots
+from recloop.errors import Locked
+from recloop.storage import locks, open_control
 from recloop.storage.control import ReleaseConflict
 
 URL = "sqlite:///store/control.db"
@@ -75,49 +73,3 @@ def test_lock_names_its_holder_and_ends_with_its_process(tmp_path: Path) -> None
     child.join()
     with locks.writer_lock(tmp_path):  # the lock of a killed process is free
         pass
-
-
-def test_snapshot_returns_the_written_states(tmp_path: Path) -> None:
-    path = tmp_path / "store" / snapshots.name(12, "abcd0123")
-    assert path.name == "snapshots-12-abcd0123.db"
-    snapshots.write(path, ((user, user.encode() * 3) for user in ["u1", "ü", "u' OR 1"]), 12, "abcd0123")
-    snapshot = snapshots.Snapshot(path)
-    assert (snapshot.seq, snapshot.key, len(snapshot)) == (12, "abcd0123", 3)
-    assert snapshot.get("ü") == "üüü".encode()
-    assert snapshot.get("unknown") is None
-    assert [user for user, _ in snapshot] == ["u' OR 1", "u1", "ü"]
-    snapshot.close()
-    assert [file.name for file in (tmp_path / "store").iterdir()] == [path.name]
-
-
-def test_snapshot_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / snapshots.name(1, "k")
-    snapshots.write(path, [("u", b"old")], 1, "k")
-
-    def broken() -> object:
-        yield "u", b"new"
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        snapshots.write(path, broken(), 1, "k")
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    snapshot = snapshots.Snapshot(path)
-    assert snapshot.get("u") == b"old"
-    snapshot.close()
-    with pytest.raises(UserError, match=r"snapshot=.*recloop prepare"):
-        snapshots.Snapshot(tmp_path / "none.db")
-
-
-def test_snapshot_of_an_earlier_schema_is_refused(tmp_path: Path) -> None:
-    """States of schema 1 join rows to reused group ids, so they are not read."""
-    path = tmp_path / snapshots.name(5, "0" * 8)
-    assert snapshots.current(path) is None
-    snapshots.write(path, [("u", b"state")], 5, "0" * 8)
-    opened = snapshots.current(path)
-    assert opened is not None
-    opened.close()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 1")
-    with pytest.raises(UserError, match="snapshot=schema 1: expected schema 3"):
-        snapshots.Snapshot(path)
-    assert snapshots.current(path) is None
