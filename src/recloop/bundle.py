@@ -233,7 +233,7 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
         fields=FieldCodes.from_json(_read_json(path / "fields.json")),
         policy=Policy.from_json(_read_json(path / "policy.json")),
         items=ItemTable(
-            ids=Vocabulary(table["item_id"].to_list()),
+            ids=Vocabulary(table["item_id"]),
             count=table["count"].to_numpy(),
             tail=table["tail"].to_numpy(),
             first_seq=table["first_seq"].to_numpy(),
@@ -271,7 +271,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _users(path: Path) -> UserTable:
     table = pl.read_parquet(path)
-    return UserTable(Vocabulary(table["user_id"].to_list()), table["count"].to_numpy())
+    return UserTable(Vocabulary(table["user_id"]), table["count"].to_numpy())
 
 
 def check(path: Path, sha256: str | None = None) -> Manifest:
@@ -331,7 +331,7 @@ def _files(bundle: Bundle) -> dict[str, bytes]:
     table = pl.DataFrame(
         {
             "item_ix": pl.Series(np.arange(1, len(bundle.items) + 1), dtype=pl.Int32),
-            "item_id": pl.Series(bundle.items.ids.ids, dtype=pl.String),
+            "item_id": pl.Series(list(bundle.items.ids.ids), dtype=pl.String),
             "count": pl.Series(bundle.items.count, dtype=pl.Int64),
             "tail": pl.Series(bundle.items.tail, dtype=pl.Boolean),
             "fields": pl.Series([json.dumps(row, sort_keys=True) for row in bundle.items.attributes], dtype=pl.String),
@@ -356,7 +356,7 @@ def _user_rows(users: UserTable) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "user_ix": pl.Series(np.arange(1, len(users.ids) + 1), dtype=pl.Int32),
-            "user_id": pl.Series(users.ids.ids, dtype=pl.String),
+            "user_id": pl.Series(list(users.ids.ids), dtype=pl.String),
             "count": pl.Series(users.count, dtype=pl.Int64),
         }
     )

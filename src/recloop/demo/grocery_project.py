@@ -51,7 +51,7 @@ from = "income"
 dim = 8
 [train]
 epochs = 1
-time_budget = "2m"
+time_budget = "50s"            # 10m by default; the demo has minutes
 lr = 3e-3
 [serve]
 segment = "income"             # a household without purchases gets the popular items of its income band

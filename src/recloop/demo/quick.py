@@ -118,7 +118,7 @@ def browse(client: Client, world: BrowsingSimulator, shown: DemoNarrator) -> Non
 
 
 def update(client: Client, project: Project, shown: DemoNarrator) -> None:
-    """Train a child of live on the posted rows; the service answers with it if it passes."""
+    """Train a child of live on the posted rows and request a list after its gates."""
     done = loop.update(project, NullProgress())
     shown.say(
         "keep learning",

@@ -14,6 +14,7 @@ import polars as pl
 
 from recloop.config import Field
 from recloop.features.categories import as_categories
+from recloop.features.packed_ids import PackedIds
 from recloop.features.spec import EARLIER_NAMES, FeatureSpec
 from recloop.files import JsonTree
 
@@ -26,6 +27,8 @@ MIN_DISTINCT_ROWS = 64
 """Rows from which coding the distinct values of an array is faster."""
 MIN_JOINED_ROWS = 10_000
 """Rows from which a join is faster than a look-up of each id."""
+MIN_PACKED_IDS = 500_000
+"""Number of ids from which memory counts more than the time of a look-up."""
 
 
 class Vocabulary:
@@ -36,20 +39,25 @@ class Vocabulary:
 
     _serials = itertools.count()
 
-    def __init__(self, ids: Sequence[str]) -> None:
+    def __init__(self, ids: Sequence[str] | pl.Series) -> None:
+        """Index a sequence, or a String series, whose ids are packed if it has `MIN_PACKED_IDS` or more."""
         self.serial = next(self._serials)
-        self.ids = list(ids)
-        self._index = {raw: ix for ix, raw in enumerate(self.ids, start=1)}
+        self._packed = PackedIds(ids) if isinstance(ids, pl.Series) and len(ids) >= MIN_PACKED_IDS else None
+        self.ids: Sequence[str] = list(ids) if self._packed is None else self._packed
+        self._index = {} if self._packed is not None else {raw: ix for ix, raw in enumerate(self.ids, start=1)}
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def index(self, raw: str) -> int:
         """Dense index of an id; 0 if it is not in the table."""
-        return self._index.get(raw, 0)
+        return self._index.get(raw, 0) if self._packed is None else self._packed.find(raw) + 1
 
     def lookup(self, raws: Iterable[str], size: int = -1) -> np.ndarray:
         """(n,) int32 indices, 0 where unknown; a long series is joined with the ids."""
+        if self._packed is not None:
+            rows: np.ndarray = self._packed.find_all(list(raws)) + np.int32(1)
+            return rows
         if isinstance(raws, pl.Series) and len(raws) >= max(MIN_JOINED_ROWS, len(self.ids) // 4):
             ids = pl.DataFrame({"raw": self.ids, "ix": np.arange(1, len(self.ids) + 1, dtype=np.int32)})
             joined = raws.alias("raw").to_frame().join(ids, on="raw", how="left", maintain_order="left")
@@ -69,7 +77,10 @@ class CategoryCodes:
         return len(self.values) + 1
 
     def codes(self, raws: Iterable[Any]) -> np.ndarray:
-        """(n,) int32; 0 for a missing or unknown value. An array of integers is coded by its distinct values."""
+        """(n,) int32; 0 for a missing or unknown value.
+
+        A long array of integers is coded by its distinct values.
+        """
         index = self._index
         if isinstance(raws, np.ndarray) and len(raws) >= MIN_DISTINCT_ROWS:
             distinct, inverse = np.unique(raws, return_inverse=True)

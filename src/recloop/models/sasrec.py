@@ -111,7 +111,10 @@ class SASRec(SequenceModel):
     def embed(
         self, history: Tensor, moments: Tensor, mask: Tensor, arrived: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(B, T, D) tokens before the blocks, and (B, 1, T, T) True where token i attends to token j."""
+        """(B, T, D) tokens before the blocks, and (B, 1, T, T) their attention mask.
+
+        The mask is True where token i attends to token j.
+        """
         number = moments.clamp(max=self.history - 1)
         x = self.dropout(history * math.sqrt(self.dim) + self.positions(number))  # (B, T, D)
         sees = (moments[:, :, None] <= moments[:, None, :]) & mask[:, None, :]  # (B, T, T): j is not newer than i
@@ -122,7 +125,7 @@ class SASRec(SequenceModel):
 
 
 def newest_tokens(moments: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, K) rows of the tokens of each window's newest moment, and True where a window has that many.
+    """(B, K) rows of each window's newest moment, and True where they exist.
 
     They are the last tokens of a window, because the oldest comes first. K is the size of the largest newest moment.
     """
@@ -148,7 +151,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, sees: Tensor, queries: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D); with ``queries`` (B, K, D), tokens of x, only these: -> (B, K, D).
+        """(B, T, D) -> (B, T, D); with ``queries`` (B, K, D) of its tokens -> (B, K, D).
 
         ``sees`` (B, 1, T or K or 1, T): True where token i attends to token j, or 0 there and -inf elsewhere.
         """

@@ -151,8 +151,8 @@ def train_data(
     user_codes, user_fields = attribute_codes("user", tables.spec, tables.fields, tables.user_attributes)
     item_codes, item_fields = attribute_codes("item", tables.spec, tables.fields, [None, *tables.item_attributes])
     return TrainData(
-        item_ids=tables.items.ids,
-        user_ids=tables.users.ids,
+        item_ids=list(tables.items.ids),
+        user_ids=list(tables.users.ids),
         user_offsets=offsets_of(np.bincount(user_ix[starts_moment], minlength=len(tables.users))),
         moment_offsets=offsets_of(np.bincount(row_moment)),
         stamps=stamps[starts_moment],
