@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -136,6 +138,37 @@ def test_absorbed_files_are_the_newest_small_ones_and_stay_few() -> None:
         sizes = [*sizes[: len(sizes) - count], 10 + sum(sizes[len(sizes) - count :])]
     assert len(sizes) <= 8
     assert sizes[0] == 1_000_000
+
+
+def test_staged_data_merges_small_files_of_a_day_and_of_the_split(tmp_path: Path) -> None:
+    rows = log(np.random.default_rng(1), groups=True)
+    is_new = pl.col(SEQ) > N_OLD
+    rows = rows.with_columns(
+        pl.when(is_new).then(START + pl.col(SEQ) * DAY // 100).otherwise("timestamp").alias("timestamp")
+    )
+    data = tmp_path / "data"
+    archive, labels = stored(data, rows, [2, 3])
+    new = rows[N_OLD:]
+    valid = new.filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
+    learned = LearnedRange(N_OLD, START + 60 * DAY, 40)
+    inputs = NewRows(archive, new, valid, labels.dropped.to_list(), SIGNAL, "key", Clean(), learned)
+    change = changes.split_change(inputs, labels)
+    assert not change.replaces
+    project: Any = SimpleNamespace(config=SimpleNamespace(model_dump=lambda **_: {}))
+    nothing: Any = SimpleNamespace(items=lambda *_: pl.DataFrame(), users=lambda *_: pl.DataFrame())
+    result = append._result(inputs, change)
+    append._StagedData(project, labels, inputs, change, result, N_OLD + N_NEW).write(nothing, tmp_path / "staged")
+    append.publish_data(tmp_path / "staged", data, ())
+    after = Archive(data)
+    assert after.events().equals(pl.concat([archive.events(), valid]))
+    day = "archive/date=2024-10-04"
+    assert after.files() == {"2024-10-04": [f"{day}/events-1-{N_OLD + N_NEW}.parquet"]}
+    assert set(after.manifest.superseded) == set(labels.manifest.files)
+    assert LabelledLog(data).rows().equals(changes._of_all_rows(inputs).rows)
+    assert (data / day / "events.parquet").exists(), "a server may still read it"
+    append.remove_superseded(data)
+    assert not (data / day / "events.parquet").exists()
+    assert Archive(data).events().equals(after.events())
 
 
 def published(folder: Path, name: str, files: dict[str, str], superseded: list[str]) -> Path:
