@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import polars as pl
 
 from recloop.config import Columns, Data
 from recloop.data.guests import GUEST_REFUSED
@@ -147,7 +148,8 @@ def _file(project: Project, file: str) -> Iterator[Batch]:
     rows = raw.frame.drop(RECEIVED_AT)
     for start in range(0, len(rows), MAX_BATCH_ROWS):
         batch_rows = rows[start : start + MAX_BATCH_ROWS]
-        events = [Event(received_at=received_at, **row) for row in batch_rows.iter_rows(named=True)]
+        rows_with_arrival = batch_rows.with_columns(pl.lit(received_at).alias(RECEIVED_AT)).to_dicts()
+        events = msgspec.convert(rows_with_arrival, list[Event])
         yield Batch(events, [], (start + len(batch_rows)) / len(rows))
 
 
@@ -174,9 +176,13 @@ def _checked_batch(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
     received_at = now()
     for start in range(0, len(numbered), parse.MAX_ROWS):
         lines = numbered[start : start + parse.MAX_ROWS]
-        rows = parse.parse_rows(b"\n".join(line for _, line in lines), parse.NDJSON[0])
-        for (number, line), row in zip(lines, rows, strict=True):
-            event = parse.check_event(_named(row, data.columns), received_at, data)
+        body = b"\n".join(line for _, line in lines)
+        if _has_own_names(data.columns):
+            checked = parse.parse_events(body, parse.NDJSON[0], received_at, data)
+        else:
+            rows = (_named(row, data.columns) for row in parse.parse_rows(body, parse.NDJSON[0]))
+            checked = [parse.check_event(row, received_at, data) for row in rows]
+        for (number, line), event in zip(lines, checked, strict=True):
             if isinstance(event, Rejected):
                 batch.wrong.append(
                     RejectedRow(f"stdin:{number}", event.reason, line.decode("utf-8", "replace").strip())
@@ -201,6 +207,15 @@ def _read() -> tuple[bytes, bool]:
         if not select.select([stdin], [], [], 0)[0]:
             break
     return content, False
+
+
+def _has_own_names(columns: Columns) -> bool:
+    """True if `_named` changes no row with recloop's names."""
+    return (
+        not columns.time_offset
+        and all(column in {name, ""} for name, column in columns if name != "event_type")
+        and (columns.event_type == "event_type")
+    )
 
 
 def _named(row: Any, columns: Columns) -> Any:
