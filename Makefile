@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-quick bench-quality bench-serve test test-demo test-all check pictures format clean
+.PHONY: help demo demo-quick bench-quality bench-serve bench-ingest test test-demo test-all check pictures format clean
 
 help:
 	@echo "make demo           the whole loop on a grocery chain's year"
 	@echo "make demo-quick     the loop once on a small simulated shop, without torch (under a minute)"
 	@echo "make bench-quality  every model on two data sets, one table (about an hour, resumable)"
 	@echo "make bench-serve    lists per second against a typical service, up to 1 M items (minutes, resumable)"
+	@echo "make bench-ingest   durable events per second beside bare SQLite inserts (minutes)"
 	@echo "make test           the fast tests"
 	@echo "make test-demo      the whole demo of the seeded world, checked (about 3 minutes)"
 	@echo "make test-all       all tests: the slow ones too, and those on the data sets in ../shared/data"
@@ -30,6 +31,9 @@ bench-quality: $(VENV)/.demo
 
 bench-serve: $(VENV)/.test
 	$(BIN)/python benchmarks/serve.py
+
+bench-ingest: $(VENV)/.test
+	$(BIN)/python benchmarks/ingest.py
 
 # The fast tests; docs, the command line, import contracts and the anchors run in `make check`.
 IN_CHECK := tests/test_docs.py tests/test_reference.py tests/test_interface.py tests/test_imports.py tests/test_cli.py \
