@@ -60,7 +60,7 @@ class PackedIds(Sequence[str]):
     def find(self, raw: str) -> int:
         """Return the row of an id; -1 if it is not in the table."""
         text = _encoded(raw)
-        position = bisect_left(range(len(self)), text, key=lambda n: self._bytes(self._order[n]))
+        position = bisect_left(range(len(self)), text, key=lambda n: self._bytes(int(self._order[n])))
         if position == len(self) or self._bytes(self._order[position]) != text:
             return -1
         return int(self._order[position])
