@@ -7,12 +7,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-quick bench-quality bench-serve bench-ingest test test-demo test-all check pictures format clean
 
 help:
 	@echo "make demo           the whole loop on a grocery chain's year"
 	@echo "make demo-quick     the loop once on a small simulated shop, without torch (under a minute)"
 	@echo "make bench-quality  every model on two data sets, one table (about an hour, resumable)"
+	@echo "make bench-collect  prepare against hand-written Polars and DuckDB queries (about 20 minutes)"
 	@echo "make bench-serve    lists per second against a typical service, up to 1 M items (minutes, resumable)"
 	@echo "make bench-ingest   durable events per second beside bare SQLite inserts (minutes)"
 	@echo "make test           the fast tests"
@@ -28,6 +28,9 @@ demo-quick: $(VENV)/.quick
 
 bench-quality: $(VENV)/.demo
 	$(BIN)/python benchmarks/quality.py
+
+bench-collect: $(VENV)/.test
+	$(BIN)/python benchmarks/collect.py
 
 bench-serve: $(VENV)/.test
 	$(BIN)/python benchmarks/serve.py

@@ -102,3 +102,15 @@ def test_load_counts_complete_answers_and_failures(root: Path, monkeypatch: pyte
     assert missing.failed[0].startswith("HTTP/1.1 404")
     assert Answers.posted == [b"{}"] * len(posts.latencies)
     assert posts.latencies
+
+
+@pytest.mark.slow
+def test_benchmark_collect_runs_prepare_and_both_queries(root: Path, tmp_path: Path) -> None:
+    words = ["--rows", "20000", "--rounds", "1", "--work", str(tmp_path / "work"), "--results", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, str(root / "benchmarks" / "collect.py"), *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "collect.json").read_text())["runs"][0]
+    assert all(run[side]["cpu_seconds"] > 0 for side in ("prepare", "polars", "duckdb"))
+    assert run["seconds_to_fastest_query"] > 0
