@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import polars as pl
 import pyarrow.parquet
 import pytest
 
-from recloop.data import csv_table, sharded_log, shards
+from recloop.data import csv_table, sharded_log, shards, tables
 from recloop.data import prepare as module
 from recloop.data.atomic_folder import AtomicFolder
 from recloop.data.prepare import prepare
@@ -118,6 +119,38 @@ def test_prepare_in_shards_equals_prepare_in_memory(
         monkeypatch.setattr(module, "_prepare_whole", refuse)
         assert prepare(project) == in_memory
         assert files_of(project.data) == whole
+
+
+@pytest.mark.parametrize("form", ["seconds", "milliseconds.gz", "parquet", "parquet.zoned", "parquet.seconds"])
+def test_prepare_in_shards_of_other_forms_equals_prepare_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: Callable[[int], None], form: str
+) -> None:
+    write_log(tmp_path, 500)
+    lines = (tmp_path / "events.csv").read_text().splitlines()
+    frame = pl.read_csv("\n".join(lines[:-1]).encode(), infer_schema=False).with_columns(
+        pl.col("timestamp").str.to_datetime(time_unit="us"), pl.col("value").cast(pl.Float64)
+    )
+    seconds = frame.with_columns(pl.col("timestamp").dt.epoch("s"))
+    if form == "parquet":
+        frame.write_parquet(tmp_path / "events.csv")
+    elif form == "parquet.zoned":
+        frame.with_columns(pl.col("timestamp").dt.replace_time_zone("UTC")).write_parquet(tmp_path / "events.csv")
+    elif form == "parquet.seconds":
+        seconds.write_parquet(tmp_path / "events.csv")
+    elif form == "seconds":
+        seconds.write_csv(tmp_path / "events.csv")
+    else:
+        text = frame.with_columns(pl.col("timestamp").dt.epoch("ms")).write_csv()
+        (tmp_path / "events.csv").write_bytes(gzip.compress(text.encode(), mtime=0))
+    project = open_project(tmp_path)
+    in_memory = prepare(project)
+    assert in_memory.report.rejected
+    whole = files_of(project.data)
+    sharded(3)
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(module, "_prepare_whole", refuse)
+    assert prepare(project) == in_memory
+    assert files_of(project.data) == whole
 
 
 def project_has_dwells(project: Project) -> bool:

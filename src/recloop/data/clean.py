@@ -241,7 +241,8 @@ def duplicate_rows(rows: pl.DataFrame) -> pl.Series:
 
     ``rows`` are in seq order.
     """
-    rows = rows.with_columns(file_id(EVENT_ID))
+    if rows[EVENT_ID].null_count() < len(rows):
+        rows = rows.with_columns(file_id(EVENT_ID))
     # cheap test first: few rows share these three columns
     candidates = rows.select(SEQ, *CONTENT).filter(pl.struct(USER_ID, ITEM_ID, TIMESTAMP).is_duplicated())
     return candidates.filter(~pl.struct(*CONTENT).is_first_distinct())[SEQ]

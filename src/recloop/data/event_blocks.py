@@ -1,26 +1,26 @@
 """Streaming reader of a log in blocks of events.
 
-A log is read in blocks if its rows can be read independently of each other: plain text tables with stamps of one frequent
-form, without joined orders, carried fields, cells of several items, anonymous ids or attributes in the log. Any other log
+A log is read in blocks if its rows can be read independently of each other: plain text tables and flat Parquet files with
+stamps of one frequent form, without joined orders, carried fields, cells of several items, anonymous ids or attributes in the log. Any other log
 is read whole (`recloop.data.read`), with equal results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 import polars as pl
 
 from recloop.config import Data
-from recloop.data.csv_table import CsvBlocks, CsvForm, broken_records, find_form
+from recloop.data.csv_table import CsvBlocks, broken_records, find_form
 from recloop.data.read import RAW_SCHEMA, EventBlock, RawEvents, located_rows, log_info, read_block
 from recloop.data.rejected_rows import RejectedRow
 from recloop.data.shape import input_columns
 from recloop.data.sources import InputFile
-from recloop.data.tables import Table
+from recloop.data.tables import Table, parquet_blocks
 from recloop.errors import UserError
 
 REPEATED_HOUR: Final = "("
@@ -29,14 +29,6 @@ REPEATED_HOUR: Final = "("
 
 class NotStreamableError(Exception):
     """The log must be read whole: rows depend on others, or an error needs all."""
-
-
-@dataclass
-class _FileCounts:
-    """Rows of one file so far: rows, and record and reason of the rejected ones."""
-
-    rows: int
-    rejected: list[tuple[int, str]]
 
 
 class EventBlocks:
@@ -77,6 +69,9 @@ class EventBlocks:
         return RawEvents(empty, self._rejects, read, info, sources, self._records, self._left_out)
 
     def _of_file(self, source: InputFile) -> Iterator[pl.DataFrame]:
+        return self._of_parquet(source) if source.kind == "parquet" else self._of_csv(source)
+
+    def _of_csv(self, source: InputFile) -> Iterator[pl.DataFrame]:
         form = find_form(source, self._data, self._names)
         if not form.is_plain:
             raise NotStreamableError(source.name)
@@ -84,37 +79,56 @@ class EventBlocks:
             source, "csv", form.scan.encoding, form.dialect.separator, tuple(form.columns), pl.DataFrame(), {},
             dialect=form.dialect,
         )  # fmt: skip
-        counts = _FileCounts(0, [])
+        rejected: list[tuple[int, str]] = []
         blocks = CsvBlocks(source, form)
+        n_rows = 0
         for frame in blocks:
-            yield self._readable_rows(replace(table, frame=frame), counts)
-        self._finish(source, form, table, counts, blocks.n_invalid)
+            block = self._parsed(replace(table, frame=frame))
+            rejected += [(row + n_rows, reason) for row, reason in _rejected(block)]
+            n_rows += len(frame)
+            yield self._readable_rows(block)
+        if not n_rows:
+            raise NotStreamableError(source.name)
+        rows = pl.DataFrame({"row": np.zeros(n_rows, dtype=np.uint8)})
+        table = replace(table, frame=rows, broken=broken_records(source, form, rows, blocks.n_invalid))
+        if rejected or table.broken:
+            records = table.row_records
+            self._rejects += located_rows(table, [(int(records[row]), reason) for row, reason in rejected])
+        self._finish(table, table.n_records)
 
-    def _readable_rows(self, table: Table, counts: _FileCounts) -> pl.DataFrame:
+    def _of_parquet(self, source: InputFile) -> Iterator[pl.DataFrame]:
+        blocks = parquet_blocks(source, self._names)
+        if blocks is None:
+            raise NotStreamableError(source.name)
+        table: Table | None = None
+        n_rows = 0
+        for table in blocks:
+            block = self._parsed(table)
+            rows = located_rows(block.table, _rejected(block))
+            self._rejects += [replace(row, line=row.line + n_rows) for row in rows]
+            n_rows += len(table.frame)
+            yield self._readable_rows(block)
+        if table is None:
+            raise NotStreamableError(source.name)
+        self._finish(table, n_rows)
+
+    def _parsed(self, table: Table) -> EventBlock:
         block = read_block(table, self._data)
         if block is None:
             raise NotStreamableError(table.source.name)
         self._formats.add(block.stamp_format)
         if len(self._formats) > 1 or REPEATED_HOUR in block.stamp_format:
             raise NotStreamableError(table.source.name)
-        counts.rejected += _rejected(block, counts.rows)
-        counts.rows += len(table.frame)
+        return block
+
+    def _readable_rows(self, block: EventBlock) -> pl.DataFrame:
         self._left_out += block.left_out
         readable = block.frame.filter(block.reasons.is_null())
         self._readable += len(readable)
         return readable
 
-    def _finish(self, source: InputFile, form: CsvForm, table: Table, counts: _FileCounts, n_invalid: int) -> None:
-        """Locate the rejected and broken records of a file."""
-        if not counts.rows:
-            raise NotStreamableError(source.name)
-        rows = pl.DataFrame({"row": np.zeros(counts.rows, dtype=np.uint8)})
-        table = replace(table, frame=rows, broken=broken_records(source, form, rows, n_invalid))
-        if counts.rejected or table.broken:
-            row_records = table.row_records
-            rejected = [(int(row_records[row]), reason) for row, reason in counts.rejected]
-            self._rejects += located_rows(table, rejected)
-        self._records[source.name] = table.n_records
+    def _finish(self, table: Table, n_records: int) -> None:
+        self._records[table.source.name] = n_records
         self._tables.append(replace(table, frame=pl.DataFrame()))
 
 
@@ -124,7 +138,8 @@ def is_streamable(data: Data) -> bool:
     return not any((*depends, data.item_columns and not data.items, data.user_columns and not data.users))
 
 
-def _rejected(block: EventBlock, first: int) -> list[tuple[int, str]]:
+def _rejected(block: EventBlock) -> list[tuple[int, str]]:
+    """Record in the block and reason of each rejected row."""
     rows = block.reasons.is_not_null().arg_true()
-    records = block.records.gather(rows) + first
+    records = block.table.row_records.gather(rows)
     return list(zip(records.to_list(), block.reasons.gather(rows).to_list(), strict=True))

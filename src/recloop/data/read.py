@@ -18,7 +18,7 @@ from recloop.data.rejected_rows import RejectedRow
 from recloop.data.shape import input_columns, shape_log
 from recloop.data.sources import InputFile, find
 from recloop.data.tables import Table, read_table
-from recloop.data.timestamps import ParsedTimestamps, parse_fixed, parse_timestamps
+from recloop.data.timestamps import ParsedTimestamps, parse_alone, parse_timestamps
 from recloop.errors import UserError
 from recloop.project import Project
 from recloop.records import (
@@ -174,14 +174,14 @@ class EventBlock:
     Attributes:
         frame: EVENT_SCHEMA without seq; unreadable rows included.
         reasons: (n,) reject reason or null.
-        records: (n,) Int64 number of each row among the records of the block.
+        table: The records of the block after the settings of ``[data]``.
         left_out: Rows that do not meet ``data.where``.
         stamp_format: Description of the format of the stamps.
     """
 
     frame: pl.DataFrame
     reasons: pl.Series
-    records: pl.Series
+    table: Table
     left_out: int
     stamp_format: str
 
@@ -195,13 +195,13 @@ def read_block(block: Table, data: Data) -> EventBlock | None:
     shaped = shape_log([block], data)
     table = shaped.tables[0]
     _has_columns(table, data)
-    stamps = parse_fixed(table, data.columns.timestamp, data)
+    stamps = parse_alone(table, data.columns.timestamp, data)
     if stamps is None:
         return None
     frame, reasons, decimal_style = _events(table, stamps, data, ())
     if decimal_style:
         return None
-    return EventBlock(frame, reasons, table.row_records, sum(shaped.left_out.values()), stamps.how)
+    return EventBlock(frame, reasons, table, sum(shaped.left_out.values()), stamps.how)
 
 
 def _row_ids(table: Table, records: pl.Series) -> pl.Series:

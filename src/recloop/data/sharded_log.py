@@ -14,6 +14,8 @@ from typing import Final, Self
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet
 from numpy.typing import NDArray
 
 from recloop.config import Config
@@ -62,6 +64,10 @@ MIN_SHARDED_BYTES: Final = 1 << 28
 """Size of ``data.events`` from which a log is cleaned in shards; about five million rows of a text table."""
 SHARD_BYTES: Final = 1 << 26
 """Text of the rows of one shard."""
+PACKED_RATIO: Final = 5
+"""Bytes of text per byte of a packed file."""
+ROW_BYTES: Final = 48
+"""Bytes of text per row of a Parquet file."""
 DAY_ROWS: Final = 1 << 20
 """Rows of consecutive days that are sorted and written together; a day is never divided."""
 N_SAMPLES: Final = 3
@@ -70,14 +76,26 @@ ROW: Final = "row"
 
 def can_shard(config: Config, sources: Sequence[InputFile]) -> bool:
     """True if a log is large and its rows can be read and cleaned user by user."""
-    size = sum(source.n_bytes for source in sources)
+    size = sum(map(text_bytes, sources))
     is_by_user = config.split.k_core <= 1 and config.split.protocol != LEAVE_ONE_OUT
     return (
         size >= MIN_SHARDED_BYTES
         and is_by_user
         and is_streamable(config.data)
-        and all(source.kind == "csv" for source in sources)
+        and all(source.kind in ("csv", "parquet") for source in sources)
     )
+
+
+def text_bytes(source: InputFile) -> int:
+    """Estimated size of the rows of a file as plain text."""
+    if source.packing is not None:
+        return PACKED_RATIO * source.n_bytes
+    if source.kind != "parquet":
+        return source.n_bytes
+    try:
+        return ROW_BYTES * int(pyarrow.parquet.read_metadata(source.path).num_rows)
+    except (pa.ArrowException, OSError):
+        return 0  # the reader of whole files names the damage
 
 
 def days_of(valid_rows: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
@@ -145,7 +163,7 @@ class ShardedLog:
     @classmethod
     def open(cls, folder: Path, sources: Sequence[InputFile], config: Config) -> ShardedLog:
         """Empty log with shards for the size of the files."""
-        n_bytes = sum(source.n_bytes for source in sources)
+        n_bytes = sum(map(text_bytes, sources))
         return cls(folder, max(1, -(-n_bytes // SHARD_BYTES)), config)
 
     def __enter__(self) -> Self:

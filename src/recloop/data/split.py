@@ -63,7 +63,8 @@ def split(labelled: pl.DataFrame, config: Split) -> SplitFrames:
     Raises:
         UserError: the protocol conflicts with other settings of ``[split]``, or the log cannot be split by it.
     """
-    labelled = labelled.sort(SEQ)
+    if not labelled[SEQ].is_sorted():
+        labelled = labelled.sort(SEQ)
     if not len(labelled):
         raise UserError("data.events", "0 valid rows", "rows that pass the rules of [clean]", "recloop doctor")
     return leave_one_out(labelled, config) if config.protocol == LEAVE_ONE_OUT else temporal(labelled, config)

@@ -30,6 +30,8 @@ from recloop.files import JsonTree
 from recloop.records import max_int
 
 MIN_SAMPLE_BYTES: Final = 1 << 16
+BLOCK_ROWS: Final = 1 << 18
+"""Rows of a block of a Parquet file."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,26 @@ def _parquet(source: InputFile, names: Sequence[str] | None) -> Table:
         return Table(source, "parquet", "", "", columns, frame, {})
     rows = expand_frame(frame, wanted)
     return Table(source, "parquet", "", "", columns, rows.frame, {}, rows.records)
+
+
+def parquet_blocks(source: InputFile, names: Sequence[str]) -> Iterator[Table] | None:
+    """Rows of a Parquet file in blocks; None if a wanted value is nested or the file is packed."""
+    if source.packing is not None:
+        return None
+    try:
+        file = pyarrow.parquet.ParquetFile(source.path)
+        schema = _framed(file.schema_arrow.empty_table()).schema
+    except (pa.ArrowException, OSError):
+        return None  # the reader of whole files names the damage
+    wanted = [name for name in names if has_path(schema, name)]
+    if not set(wanted) <= set(schema.names()):
+        return None
+    columns = (*schema.names(), *leaf_paths(schema))
+    selected = [name for name in schema.names() if name in wanted]
+    return (
+        Table(source, "parquet", "", "", columns, _framed(pa.Table.from_batches([batch])), {})
+        for batch in file.iter_batches(BLOCK_ROWS, columns=selected)
+    )
 
 
 def _with_text_cells(table: Table, column: str) -> Table:

@@ -125,6 +125,22 @@ def parse_fixed(table: Table, name: str, data: Data) -> ParsedTimestamps | None:
     return stamps if stamps.values.null_count() < len(values) else None
 
 
+def parse_alone(table: Table, name: str, data: Data) -> ParsedTimestamps | None:
+    """Parse the stamps of some records; None if other records decide their form.
+
+    Dates of one frequent form, typed times and numbers of one clear unit are read alone.
+    """
+    stamps = parse_fixed(table, name, data)
+    if stamps is not None or data.columns.time_offset:
+        return stamps
+    column = _classify(table, name, data)
+    if column.column.dtype.is_temporal():
+        return _typed(column, data)
+    if not column.numbers.single_unit or (column.texts is not None and column.texts.dated.any()):
+        return None
+    return _parse(column, name, data, day_first=False)
+
+
 def _classify(table: Table, name: str, data: Data) -> _TimestampColumn:
     """Separate a column into numbers and dates.
 

@@ -27,7 +27,10 @@ def moment_stamps(frame: pl.DataFrame) -> pl.DataFrame:
 
     Rows are returned in seq order.
     """
-    frame = frame.sort(SEQ)
+    if not frame[SEQ].is_sorted():
+        frame = frame.sort(SEQ)
+    if frame[GROUP_ID].null_count() == len(frame):
+        return frame.with_columns(pl.col(TIMESTAMP).alias(STAMP))
     stamp = pl.when(pl.col(GROUP_ID).is_null()).then(pl.col(TIMESTAMP)).otherwise(FIRST_OF_GROUP)
     newest = pl.col(TIMESTAMP).cum_max().shift(1).over(USER_ID).alias("newest")
     frame = frame.with_columns(stamp.alias(STAMP), newest)
