@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .DELETE_ON_ERROR:
+.PHONY: help demo demo-quick bench-quality bench-serve bench-ingest bench-collect test test-demo test-all check pictures format clean
 
 help:
 	@echo "make demo           the whole loop on a grocery chain's year"
