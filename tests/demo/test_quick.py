@@ -28,7 +28,7 @@ def test_quick_demo_runs_the_loop_and_verifies_every_decision(tmp_path: Path) ->
     assert re.search(r"[1-9]\d* lists requested, [1-9]\d* rows posted", said["browse"])
     ((verdict, child),) = re.findall(r", \d+ s: (\w+) (\S*)", said["keep learning"])
     assert verdict in {"registered", "refused"}  # the responses of simulated users differ between runs
-    assert said["release"].endswith(f"comes from bundle {child}") == (verdict == "registered")
+    assert said["release"].endswith(f"is from bundle {child}") == (verdict == "registered")
     checked, equal = re.findall(r"(\d+) (?:decisions|equal)", said["verify"])
     assert checked == equal
     assert "0 unexplained" in said["verify"]

@@ -132,7 +132,7 @@ def update(client: Client, project: Project, shown: DemoNarrator) -> None:
     while done.verdict == "registered" and answer["model_version"] != done.bundle and time.monotonic() < deadline:
         time.sleep(0.25)
         answer = client.recommend("a new user")
-    shown.say("release", f"the next list for a new user comes from bundle {answer['model_version']}")
+    shown.say("release", f"the next list for a new user is from bundle {answer['model_version']}")
 
 
 def prove(project: Project, shown: DemoNarrator) -> None:

@@ -127,7 +127,7 @@ class SASRec(SequenceModel):
 def newest_tokens(moments: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """(B, K) rows of each window's newest moment, and True where they exist.
 
-    They are the last tokens of a window, because the oldest comes first. K is the size of the largest newest moment.
+    They are the last tokens of a window, because the oldest is first. K is the size of the largest newest moment.
     """
     sizes = (mask & (moments == 0)).sum(1)  # (B,)
     size = sizes.max().clamp(min=1).item()
