@@ -113,6 +113,13 @@ class ListRecommender:
 
     def ids(self, items: NDArray[np.int64]) -> list[list[str]]:
         """Raw ids of (Q, K) numbers, without empty slots."""
-        names = np.array(["", *self._table.ids, *self._beyond], dtype=object)
-        rows: list[list[str]] = names[items].tolist()
+        used, index = np.unique(items, return_inverse=True)
+        beyond = list(self._beyond)
+        names = np.array([self._id(number, beyond) for number in used.tolist()], dtype=object)
+        rows: list[list[str]] = names[index.reshape(items.shape)].tolist()
         return [row[:size] for row, size in zip(rows, np.count_nonzero(items, axis=1).tolist(), strict=True)]
+
+    def _id(self, number: int, beyond: Sequence[str]) -> str:
+        if number == 0:
+            return ""
+        return self._table.ids[number - 1] if number <= len(self._table) else beyond[number - len(self._table) - 1]

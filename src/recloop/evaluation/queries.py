@@ -72,8 +72,7 @@ def states_of(timeline: StateHistory, queries: Queries, span: slice) -> StateBat
 
 def codes_of_targets(timeline: StateHistory, queries: Queries) -> NDArray[np.int64]:
     """(T,) codes of the targets in the states of ``timeline``."""
-    codes = {name: code for code, name in enumerate(timeline.names)}
-    return np.array([codes[raw_id] for raw_id in queries.targets], dtype=np.int64)
+    return np.array([timeline.codes.code(raw_id) for raw_id in queries.targets], dtype=np.int64)
 
 
 def is_repeat(states: StateBatch, targets: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
