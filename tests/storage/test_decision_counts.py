@@ -219,3 +219,24 @@ def test_answers_are_columns_of_a_time(tmp_path: Path) -> None:
         frame = store.answers(["request_id", "items", "served_at"], since=1, until=3)
         assert frame.rows() == [("r1", ["a"], 1), ("r2", ["a", "a"], 2)]
         assert store.answers(["items"], since=9).schema == frame.select("items").schema
+
+
+def test_shadowed_rows_of_a_bundle_are_read_by_its_index(tmp_path: Path) -> None:
+    rows = []
+    for n in range(6):
+        rows += [some_decision(f"r{n}", served_at=n), some_decision(f"r{n}", role="shadow", bundle="c", served_at=n)]
+    rows += [some_decision("r0", role="replica", items=["x"], scores=[1.0], sources=["popular"])]
+    rows += [some_decision("gone", role="shadow", bundle="c"), some_decision("r5", role="shadow", bundle="d")]
+    statements: list[str] = []
+    with open_decisions(URL, tmp_path, write=True) as store:
+        store.put_many(rows)
+        store.flush()
+        store._readers.get().set_trace_callback(statements.append)
+        assert [row.request_id for row in store.shadowed("c", 3)] == ["r3", "r4", "r5"]
+        assert [row.request_id for row in store.shadowed("c", 9, since=1, until=3)] == ["r1", "r2"]
+        assert [row.bundle for row in store.shadowed("", 9)] == ["d"]
+        assert store.shadowed("unknown", 9) == store.shadowed("", 9, since=100) == []
+        assert (store.shadow_requests("c"), store.replica_mismatches("c")) == (7, 1)
+        for statement in [text for text in statements if "'c'" in text]:
+            plan = store._readers.get().execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+            assert any("decisions_scored" in row[3] for row in plan), statement

@@ -10,7 +10,7 @@ of a list is credited to that list.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import polars as pl
 from polars.dataframe.group_by import GroupBy
@@ -25,13 +25,26 @@ COVARIATE_PERIOD: Final = 14 * DAY
 CREDIT_PERIODS: Final = {"click": 3_600 * SECOND}
 DEFAULT_CREDIT_PERIOD: Final = 7 * DAY
 REQUEST_ID: Final = "request_id"
+REQUEST_COLUMNS: Final[dict[str, Any]] = {
+    REQUEST_ID: pl.String, USER_ID: pl.String, "served_at": pl.Int64, "assigned": pl.String, "variant": pl.String,
+    "latency_us": pl.Int64, "items": pl.List(pl.String),
+}  # fmt: skip
+"""Columns of the decision log that outcomes need."""
 
 
 def user_outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: int, now: int) -> pl.DataFrame:
+    """Compute `request_outcomes` of decisions."""
+    rows = [[getattr(decision, name) for name in REQUEST_COLUMNS] for decision in decisions]
+    requests = pl.DataFrame(rows, schema=REQUEST_COLUMNS, orient="row")
+    return request_outcomes(requests, events, since, now)
+
+
+def request_outcomes(requests: pl.DataFrame, events: pl.DataFrame, since: int, now: int) -> pl.DataFrame:
     """Compute one row of outcomes per user, in order of entry, with the values before.
 
     Args:
-        decisions: Responses, including the 14 days before ``since``; requests without a user id are ignored.
+        requests: Responses with the columns of `REQUEST_COLUMNS`, including the 14 days before ``since``; requests without
+            a user id are ignored.
         events: Labelled rows of the log.
         since: Start of the experiment.
         now: Users whose 24 hours are not over by then are marked ``waiting``.
@@ -39,29 +52,8 @@ def user_outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: in
     Returns:
         user_id, arm, closes, waiting, the columns of `_sums`, and the same columns with prefix ``before_``.
     """
-    requests = pl.DataFrame(
-        [
-            (
-                decision.request_id,
-                decision.user_id,
-                decision.served_at,
-                decision.assigned,
-                decision.variant != decision.assigned,
-                decision.latency_us,
-                decision.items,
-            )
-            for decision in decisions
-        ],
-        schema={
-            REQUEST_ID: pl.String,
-            USER_ID: pl.String,
-            "served_at": pl.Int64,
-            "arm": pl.String,
-            "unanswered": pl.Boolean,
-            "latency_us": pl.Int64,
-            "items": pl.List(pl.String),
-        },
-        orient="row",
+    requests = requests.with_columns(
+        pl.col("assigned").alias("arm"), (pl.col("variant") != pl.col("assigned")).alias("unanswered")
     )
     credited = attribute(requests, events)
     in_experiment = requests.filter(

@@ -23,7 +23,7 @@ import polars as pl
 from recloop.errors import UserError
 from recloop.evaluation.bootstrap import holm, plain
 from recloop.features.labels import EventLabeler
-from recloop.monitoring.attribution import ARMS, COVARIATE_PERIOD, user_outcomes
+from recloop.monitoring.attribution import ARMS, COVARIATE_PERIOD, REQUEST_COLUMNS, request_outcomes
 from recloop.monitoring.experiment_plan import EVIDENCE, REFRESH, Plan
 from recloop.monitoring.experiment_verdict import (
     Arms,
@@ -106,15 +106,16 @@ def analyze(project: Project, bundle: str = "", *, now: int | None = None) -> Ve
     candidate = project.load_bundle(bundle)
     with project.open_decisions() as store, project.open_log() as log:
         data_since = data_start(plan)
-        decisions = [decision for decision in store.rows(since=data_since, until=until) if decision.role == "answer"]
-        newest = store.rows(last=1)
+        requests = store.answers(list(REQUEST_COLUMNS), data_since, until)
+        newest = store.newest_served_at()
         archive = project.open_archive()
         log_rows = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-        rows = pl.concat([archive.events(), log_rows]).filter(pl.col(TIMESTAMP) >= data_since)
+        in_period = pl.col(TIMESTAMP) >= data_since
+        rows = pl.concat([archive.matching(in_period), log_rows.filter(in_period)])
     if now is None:
-        now = max([plan.since, *(decision.served_at for decision in newest), *log_rows[RECEIVED_AT].to_list()])
+        now = max([plan.since, newest or 0, *log_rows.select(pl.max(RECEIVED_AT).fill_null(0)).to_series()])
     now = now if until is None else min(now, until)  # an outcome that is open at the end stays open
-    users = user_outcomes(decisions, EventLabeler.from_spec(candidate.spec).label(rows), plan.since, now)
+    users = request_outcomes(requests, EventLabeler.from_spec(candidate.spec).label(rows), plan.since, now)
     differs = plan.differences(project.config.release)
     return evaluate(users, plan, bundle=bundle, until=until, now=now, differs=differs)
 
@@ -182,7 +183,7 @@ class Table:
 
     @classmethod
     def from_outcomes(cls, entered: pl.DataFrame) -> Table:
-        """Select the columns that `METRICS` name from `user_outcomes`."""
+        """Select the columns that `METRICS` name from `request_outcomes`."""
         names = {name for metric in METRICS for name in (metric.top, metric.bottom) if name} | {"requests"}
         columns = {
             name: entered[name].to_numpy().astype(np.float64)
@@ -211,7 +212,7 @@ def evaluate(
     now: int = 0,
     differs: Sequence[str] = (),
 ) -> Verdict:
-    """Decide the verdict from `user_outcomes`.
+    """Decide the verdict from `request_outcomes`.
 
     It is ``running`` until both arms have outcomes.
     """

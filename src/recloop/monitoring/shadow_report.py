@@ -110,15 +110,12 @@ def _shadowed_requests(project: Project, bundle: str, since: int | None, until: 
         UserError: this bundle was never shadowed in that time.
     """
     with project.open_decisions() as store:
-        rows = store.rows(since=since, until=until)
-    answers = {row.request_id: row for row in rows if row.role == "answer"}
-    scored_rows = [row for row in rows if row.role != "answer" and row.request_id in answers]
-    shadows = [row for row in scored_rows if row.role == "shadow" and bundle in {"", row.bundle}]
-    if not shadows:
+        candidate = store.shadowed(bundle, MAX_REQUESTS, since, until)
+        request_ids = [row.request_id for row in candidate]
+        answers = {row.request_id: row for row in store.answered(request_ids)}
+        replicas = list(store.answered(request_ids, "replica"))
+    if not candidate:
         raise UserError("bundle", bundle or "none", "a bundle that was shadowed", "recloop promote BUNDLE --to shadow")
-    candidate = [row for row in shadows if row.bundle == shadows[-1].bundle][-MAX_REQUESTS:]
-    scored = {row.request_id for row in candidate}
-    replicas = [row for row in scored_rows if row.role == "replica" and row.request_id in scored]
     return _ShadowedRequests(
         answers,
         live=[answers[row.request_id] for row in candidate],

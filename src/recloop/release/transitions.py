@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from recloop.errors import BundleError, Locked, Refused, UserError
@@ -37,6 +38,36 @@ MIN_USERS_PER_ARM = 200
 """Users per arm with a closed outcome that live requires (docs/definitions/experiments.md)."""
 CHECK_TIMEOUT_SECONDS = 60.0
 """Seconds to wait for a running server to check a bundle."""
+
+
+@dataclass(frozen=True)
+class StepEvidence:
+    """Measured evidence of the steps shadow and experiment.
+
+    Attributes:
+        verdict: Verdict of the experiment; None if it was not asked for or has no result.
+        problem: Reason why the experiment has no result.
+    """
+
+    shadow_requests: int
+    replica_mismatches: int
+    verdict: Verdict | None = None
+    problem: str = ""
+
+
+MeasureSteps = Callable[[Project, str, bool], StepEvidence]
+
+
+def measure_steps(project: Project, bundle: str, with_experiment: bool) -> StepEvidence:
+    """Measure the evidence of a bundle's steps; reads the decisions and rows of the experiment."""
+    with project.open_decisions() as store:
+        counts = store.shadow_requests(bundle), store.replica_mismatches(bundle)
+    if not with_experiment:
+        return StepEvidence(*counts)
+    try:
+        return StepEvidence(*counts, verdict=experiment.analyze(project, bundle))
+    except UserError as error:  # never in an experiment, or its row has no plan
+        return StepEvidence(*counts, problem=str(error))
 
 
 def validate(project: Project, control: ControlStore, bundle: str, to: str = "", by: str = "") -> releases.ReleaseState:
@@ -70,6 +101,7 @@ def promote(
     by: str = "",
     at: int = 0,
     gates: Sequence[Mapping[str, Any]] | None = None,
+    measure: MeasureSteps = measure_steps,
 ) -> JsonTree:
     """Promote a registered bundle to ``to``, by default to live.
 
@@ -79,6 +111,7 @@ def promote(
         by: Origin of the move; empty for this command line.
         at: Time, int64 microseconds; 0 for the current time.
         gates: Gates that were run for this move, stored in the row's evidence; None if they ran before or must run.
+        measure: Measures the steps; a service measures them in a child process.
 
     Raises:
         UserError: unknown bundle or state, or an experiment plan with too few users in an arm.
@@ -95,7 +128,7 @@ def promote(
         explanation = f"`recloop train` made {bundle}; run its gate: recloop promote {bundle} --to {target}"
         raise Refused("gate", "not run", "passed", explanation)
     verify_hash(project, machine.since(bundle))
-    missing, earned = _unmet_requirements(project, machine, bundle, target)
+    missing, earned = _unmet_requirements(project, machine, bundle, target, measure)
     if target == "experiment":
         earned[EVIDENCE] = Plan.from_config(project.config.release, bundle, at).to_evidence()
     if gates is not None:
@@ -219,7 +252,7 @@ def _check_here(project: Project, control: ControlStore, row: ReleaseRow, by: st
 
 
 def _unmet_requirements(
-    project: Project, machine: releases.ReleaseState, bundle: str, target: str
+    project: Project, machine: releases.ReleaseState, bundle: str, target: str, measure: MeasureSteps
 ) -> tuple[list[Refused], JsonTree]:
     """Find the missing steps for ``target`` and the numbers of the checked ones."""
     state = machine.state(bundle)
@@ -230,9 +263,8 @@ def _unmet_requirements(
         }
     if target == "shadow" or state == "retired" or not machine.lives:
         return [], {"golden": "equal"}
-    with project.open_decisions() as store:
-        shadow_requests = store.shadow_requests(bundle)
-        mismatches = store.replica_mismatches(bundle)
+    evidence = measure(project, bundle, target == "live")
+    shadow_requests, mismatches = evidence.shadow_requests, evidence.replica_mismatches
     numbers: JsonTree = {"golden": "equal", "shadow_requests": shadow_requests, "replica_mismatches": mismatches}
     missing = []
     if state == releases.ROLLED_BACK:
@@ -249,20 +281,18 @@ def _unmet_requirements(
             Refused("replicas that differ", mismatches, 0, "live's lists are not reproducible: recloop verify")
         )
     if target == "live":
-        missing += _experiment(project, bundle, numbers)
+        missing += _experiment(evidence, numbers)
     return missing, numbers
 
 
-def _experiment(project: Project, bundle: str, numbers: JsonTree) -> list[Refused]:
+def _experiment(evidence: StepEvidence, numbers: JsonTree) -> list[Refused]:
     """List the missing requirements of the experiment: users, evidence of no harm."""
-    try:
-        verdict = experiment.analyze(project, bundle)
-    except UserError as error:  # never in an experiment, or its row has no plan
+    verdict = evidence.verdict
+    if verdict is None:
         users: dict[str, int] = dict.fromkeys((LIVE, CANDIDATE), 0)
         numbers.update(users=users, verdict="none")
-        return [
-            Refused(f"users in the arm {LIVE}", 0, MIN_USERS_PER_ARM, f"the experiment step is not earned: {error}")
-        ]
+        reason = f"the experiment step is not earned: {evidence.problem}"
+        return [Refused(f"users in the arm {LIVE}", 0, MIN_USERS_PER_ARM, reason)]
     users = {LIVE: verdict.users.live, CANDIDATE: verdict.users.candidate}
     numbers.update(_evidence(verdict), users=users)
     smaller_arm = min(users, key=lambda arm: users[arm])

@@ -15,6 +15,7 @@ from recloop.errors import BundleError, Refused, UserError
 from recloop.files import JsonTree
 from recloop.ingest import parse
 from recloop.release import transitions
+from recloop.serve import comparisons
 from recloop.serve import request as request_parts
 from recloop.serve.request import only
 from recloop.serve.schemas import HttpError, ReleaseRequest, ReleaseResponse
@@ -47,7 +48,7 @@ class AdminRoutes:
             raise HttpError(409, "bad_bundle", str(error), "bundle", error.expected) from None
         except UserError as error:
             field = error.name.removeprefix("--")
-            status = 404 if field == "bundle" else 422
+            status = {"bundle": 404, "comparison": 503}.get(field, 422)
             raise HttpError(status, f"bad_{field}", str(error), field, error.expected) from None
         except Refused as error:
             raise HttpError(409, "refused", str(error), error.gate, str(error.threshold)) from None
@@ -61,7 +62,9 @@ class AdminRoutes:
             return transitions.rollback(project, move.reason, origin, at)
         if self._verb == "reject":
             return transitions.reject(project, move.bundle, move.reason, origin, at)
-        return transitions.promote(project, move.bundle, move.to, move.reason, origin, at)
+        return transitions.promote(
+            project, move.bundle, move.to, move.reason, origin, at, measure=comparisons.measure_steps
+        )
 
     def _at(self, request: Request) -> int:
         """Time of the move: the clock, or ``X-Recloop-Now`` of a replayed request."""

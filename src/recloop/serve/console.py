@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 os.environ.setdefault("MATPLOTLIB", "false")  # NiceGUI would import it at every start; the page does not use it
 from nicegui import core, ui
@@ -19,9 +19,10 @@ from starlette.types import Scope
 
 from recloop.errors import RecloopError, Refused
 from recloop.files import JsonTree
-from recloop.monitoring.experiment_verdict import Verdict
 from recloop.monitoring.summary import Windows
+from recloop.records import utc_minute
 from recloop.serve import console_panels
+from recloop.serve.comparisons import Comparison, Kind
 
 CONSOLE_PREFIX: Final = "/_nicegui"
 """Path prefix of the page's scripts and socket."""
@@ -38,8 +39,6 @@ TARGETS: Final = {
     SHADOW: "shadow", EXPERIMENT: "experiment", EARNED: "live, if both steps are earned", LIVE: "live (skip requirements)",
 }  # fmt: skip
 
-Compared = TypeVar("Compared")
-
 
 class ConsoleBackend(Protocol):
     """Operations of the page; synchronous methods read files and run in a thread."""
@@ -47,8 +46,8 @@ class ConsoleBackend(Protocol):
     def status(self) -> JsonTree: ...
     def moves(self) -> list[JsonTree]: ...
     def windows(self) -> Windows: ...
-    def shadow(self, bundle: str) -> JsonTree: ...  # raises RecloopError if there is nothing to compare yet
-    def experiment(self, bundle: str) -> Verdict: ...  # likewise
+    def last_comparison(self, kind: Kind, bundle: str) -> Comparison | None: ...
+    def compare(self, kind: Kind, bundle: str) -> Comparison: ...
     async def promote(self, bundle: str, to: str, reason: str) -> JsonTree: ...
     async def rollback(self, reason: str) -> JsonTree: ...
     async def reject(self, bundle: str, reason: str) -> JsonTree: ...
@@ -134,24 +133,21 @@ class _Page:
             console_panels.releases(moves)
         self._tried.clear()
         if status[SHADOW] and look == self._looks:
-            await self._compare(SHADOW, status[SHADOW], self._backend.shadow, console_panels.shadow)
+            await self._compare("shadow", status[SHADOW], console_panels.shadow)
         if status[EXPERIMENT] and look == self._looks:
-            await self._compare(EXPERIMENT, status[EXPERIMENT], self._backend.experiment, console_panels.experiment)
+            await self._compare("experiment", status[EXPERIMENT], console_panels.experiment)
 
-    async def _compare(
-        self, state: str, bundle: str, ask: Callable[[str], Compared], show: Callable[[Compared], None]
-    ) -> None:
-        with self._tried, ui.column().classes("boxed w-full gap-2").props(f"data-testid=tried-{state}"):
-            ui.label(f"Bundle in {state}: {bundle}").classes("text-lg font-bold break-all")
-            waiting = ui.label("Comparing ...")
-            comparison, reason = await run_in_threadpool(_try_comparison, ask, bundle)
-            if waiting.is_deleted:
-                return  # the visitor left or started another refresh
-            if comparison is None:
-                waiting.text = f"No comparison yet: {reason}"
-                return
-            waiting.delete()
-            show(comparison)
+    async def _compare(self, kind: Kind, bundle: str, show: Callable[[Any], None]) -> None:
+        """Show the last comparison of a bundle, compute a new one and show it."""
+        with self._tried, ui.column().classes("boxed w-full gap-2").props(f"data-testid=tried-{kind}") as panel:
+            last = self._backend.last_comparison(kind, bundle)
+            _show_comparison(kind, bundle, last, show, is_running=True)
+        comparison = await run_in_threadpool(self._backend.compare, kind, bundle)
+        if panel.is_deleted:
+            return  # the visitor left or started another refresh
+        panel.clear()
+        with panel:
+            _show_comparison(kind, bundle, comparison, show)
 
     async def _promote(self) -> None:
         bundle = self._bundle.value
@@ -195,8 +191,22 @@ class _Page:
             console_panels.user_panel(panel)
 
 
-def _try_comparison(ask: Callable[[str], Compared], bundle: str) -> tuple[Compared | None, str]:
-    try:
-        return ask(bundle), ""
-    except RecloopError as error:
-        return None, str(error)
+def _show_comparison(
+    kind: Kind, bundle: str, comparison: Comparison | None, show: Callable[[Any], None], is_running: bool = False
+) -> None:
+    """Show a comparison with its time.
+
+    Args:
+        comparison: None before the first one.
+        is_running: True while a new one is computed.
+    """
+    ui.label(f"Bundle in {kind}: {bundle}").classes("text-lg font-bold break-all")
+    if comparison is None:
+        ui.label("Comparing ...")
+        return
+    running = "; a new comparison is running ..." if is_running else ""
+    ui.label(f"Compared at {utc_minute(comparison.at)} UTC{running}").classes("opacity-60")
+    if comparison.problem:
+        ui.label(f"No comparison yet: {comparison.problem}")
+    else:
+        show(comparison.result)

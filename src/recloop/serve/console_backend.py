@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -11,12 +12,11 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
 from recloop.files import JsonTree
-from recloop.monitoring import experiment, shadow_report
-from recloop.monitoring.experiment_verdict import Verdict
 from recloop.monitoring.report import readable
 from recloop.monitoring.summary import Windows
 from recloop.records import Query
 from recloop.release import transitions
+from recloop.serve.comparisons import Comparison, Comparisons, Kind, measure_steps
 from recloop.serve.service import Service
 
 INSTALL_HINT_PAGE = """<!doctype html><meta charset="utf-8"><title>recloop</title>
@@ -39,6 +39,7 @@ class ServiceConsoleBackend:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._comparisons = Comparisons(service.project)
 
     def status(self) -> JsonTree:
         return self._service.status()
@@ -50,14 +51,14 @@ class ServiceConsoleBackend:
     def windows(self) -> Windows:
         return self._service.windows()
 
-    def shadow(self, bundle: str) -> JsonTree:
-        return shadow_report.shadow_report(self._service.project, bundle)
+    def last_comparison(self, kind: Kind, bundle: str) -> Comparison | None:
+        return self._comparisons.last(kind, bundle)
 
-    def experiment(self, bundle: str) -> Verdict:
-        return experiment.analyze(self._service.project, bundle)
+    def compare(self, kind: Kind, bundle: str) -> Comparison:
+        return self._comparisons.refresh(kind, bundle)
 
     async def promote(self, bundle: str, to: str, reason: str) -> JsonTree:
-        return await self._move(transitions.promote, bundle, to, reason)
+        return await self._move(partial(transitions.promote, measure=measure_steps), bundle, to, reason)
 
     async def rollback(self, reason: str) -> JsonTree:
         return await self._move(transitions.rollback, reason)

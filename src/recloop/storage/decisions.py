@@ -35,6 +35,8 @@ JSON_COLUMNS = {"query", "items", "scores", "sources", "degraded", "inputs"}
 LISTS = {"items", "sources"}
 INTEGERS = {"served_at", "as_of_seq", "generation", "n", "positives", "latency_us"}
 MAX_FRAME_ROWS = 50_000
+SHADOWED = "role = 'shadow' AND role <> 'answer'"
+"""Condition of shadow rows; the second part lets SQLite use the partial index."""
 ENCODE = msgspec.json.Encoder().encode
 SELECT = f"SELECT {', '.join(COLUMNS)} FROM decisions"
 INSERT = f"INSERT OR IGNORE INTO decisions ({', '.join(COLUMNS)})"
@@ -135,13 +137,12 @@ class DecisionLog(Store):
         stored_rows = self._readers.get().execute(f"{SELECT} WHERE {where} ORDER BY id DESC {limit}", bounds)
         return [_decision(row) for row in stored_rows][::-1]
 
-    def answered(self, request_ids: Sequence[str]) -> Iterator[Decision]:
-        """Stored responses to these requests."""
+    def answered(self, request_ids: Sequence[str], role: str = "answer") -> Iterator[Decision]:
+        """Stored responses to these requests, or their rows of another role."""
         for start in range(0, len(request_ids), MAX_BATCH_ROWS):
             batch = request_ids[start : start + MAX_BATCH_ROWS]
-            statement = f"""{SELECT} WHERE role = 'answer'
-                AND request_id IN ({", ".join("?" * len(batch))}) ORDER BY id"""
-            for row in self._readers.get().execute(statement, batch):
+            statement = f"""{SELECT} WHERE request_id IN ({", ".join("?" * len(batch))}) AND role = ? ORDER BY id"""
+            for row in self._readers.get().execute(statement, (*batch, role)):
                 yield _decision(row)
 
     def answers(self, columns: Sequence[str], since: int | None = None, until: int | None = None) -> pl.DataFrame:
@@ -169,7 +170,7 @@ class DecisionLog(Store):
         where, bounds = _in_time(since, until)
         answered = """EXISTS (SELECT 1 FROM decisions AS answer
             WHERE answer.request_id = shadow.request_id AND answer.role = 'answer')"""
-        scored = f"FROM decisions AS shadow WHERE role = 'shadow' AND {where} AND {answered}"
+        scored = f"FROM decisions AS shadow WHERE {SHADOWED} AND {where} AND {answered}"
         connection = self._readers.get()
         if not bundle:
             newest = connection.execute(f"SELECT bundle {scored} ORDER BY id DESC LIMIT 1", bounds).fetchone()
@@ -195,7 +196,7 @@ class DecisionLog(Store):
 
     def shadow_requests(self, bundle: str) -> int:
         """Count the requests that a bundle has scored in shadow."""
-        statement = "SELECT count(*) FROM decisions WHERE role = 'shadow' AND bundle = ?"
+        statement = f"SELECT count(*) FROM decisions WHERE {SHADOWED} AND bundle = ?"
         return int(self._readers.get().execute(statement, (bundle,)).fetchone()[0])
 
     def replica_mismatches(self, bundle: str) -> int:
@@ -204,7 +205,7 @@ class DecisionLog(Store):
             JOIN decisions AS answer ON answer.request_id = shadow.request_id AND answer.role = 'answer'
             JOIN decisions AS replica ON replica.request_id = shadow.request_id AND replica.role = 'replica'
                 AND replica.bundle = answer.bundle
-            WHERE shadow.role = 'shadow' AND shadow.bundle = ?
+            WHERE shadow.role = 'shadow' AND shadow.role <> 'answer' AND shadow.bundle = ?
                 AND (replica.items, replica.scores) <> (answer.items, answer.scores)"""
         return int(self._readers.get().execute(statement, (bundle,)).fetchone()[0])
 
