@@ -167,7 +167,10 @@ def _move(verb: str, summary: str) -> JsonTree:
             "summary": summary,
             "security": [{TOKEN_SCHEME: []}],
             "requestBody": {"required": True, "content": _content("ReleaseRequest")},
-            "responses": {"200": _response(summary, "ReleaseResponse"), **_errors("401", "404", "409", "413", "415")},
+            "responses": {
+                "200": _response(summary, "ReleaseResponse"),
+                **_errors("401", "404", "409", "413", "415", "503"),
+            },
         }
     }
 
