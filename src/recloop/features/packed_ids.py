@@ -61,7 +61,7 @@ class PackedIds(Sequence[str]):
         """Return the row of an id; -1 if it is not in the table."""
         text = _encoded(raw)
         position = bisect_left(range(len(self)), text, key=lambda n: self._bytes(int(self._order[n])))
-        if position == len(self) or self._bytes(self._order[position]) != text:
+        if position == len(self) or self._bytes(int(self._order[position])) != text:
             return -1
         return int(self._order[position])
 
