@@ -200,13 +200,15 @@ def test_writer_passes_the_labelled_valid_rows_of_each_commit(tmp_path: Path) ->
 
     async def whole() -> None:
         await writer.write(events=[*rows_of("r0")["events"], wrong_clock])
+        for _ in range(2):
+            await writer.write(events=[Event(user_id="r1", item_id="i", timestamp=1, received_at=1, event_id="e")])
         await writer.write(items=[Item(item_id="i")])
         await writer.write(events=rows_of("after-r0")["events"])
 
     asyncio.run(whole())
     writer.close()
-    assert results == [(2, [(1, "r0", None)]), (3, None), (4, None)]
-    assert log.last_seq() == 4
+    assert results == [(2, [(1, "r0", None)]), (3, [(3, "r1", None)]), (3, []), (4, None), (5, None)]
+    assert log.last_seq() == 5
     log.close()
 
 

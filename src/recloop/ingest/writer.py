@@ -23,8 +23,9 @@ from recloop.ingest.arrival_rules import ArrivalRules
 from recloop.records import RULE, Event, Item, User
 from recloop.storage import EventLog, Retraction
 from recloop.storage.archive import Archive
-from recloop.storage.event_rows import Receipt, event_ids, frame_of
+from recloop.storage.event_rows import RULED_SCHEMA, Receipt, event_ids, frame_of
 
+NO_EVENTS = pl.DataFrame(schema=RULED_SCHEMA)
 LOGGER = logging.getLogger(__name__)
 MAX_COMMIT_ROWS = 5_000  # most rows per commit
 MAX_PENDING_ROWS = 100_000  # most queued rows
@@ -80,8 +81,8 @@ class Writer:
         signal: Labeler with the causal rules that decide which events are valid.
         after_commit: Called on the event loop after a commit, before its requests are acknowledged, with the requests,
             the newest seq and the result of ``label``. The rows are durable by then, so its errors are only logged.
-        label: Called on this thread after a commit with its valid events by seq (EVENT_SCHEMA and rule), if it has new
-            events. `after_commit` gets its result; None without new events, or if it failed, which is logged.
+        label: Called on this thread after a commit that got events, with its valid new ones by seq (EVENT_SCHEMA and
+            rule). `after_commit` gets its result; None without events, or if it failed, which is logged.
     """
 
     def __init__(
@@ -203,7 +204,7 @@ class Writer:
         ids = event_ids(events)
         arrivals = self._log.find_duplicates(events, self.archive.known(ids) if ids else {})
         if not arrivals.rows:
-            return NewEvents(arrivals.receipts([]), None)
+            return NewEvents(arrivals.receipts([]), NO_EVENTS)
         frame = frame_of(arrivals.rows)
         rules = self.causal_rules(frame)
         receipts = arrivals.receipts(self._log.insert_events(arrivals.rows, rules.to_list()))
