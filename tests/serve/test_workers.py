@@ -39,8 +39,8 @@ class RecordingPool:
         self.workers: list[WorkerService] = []
         self.n_started = 0
 
-    def commit(self, seq: int, users: set[str], items: list[Item], retractions: list[Any]) -> None:
-        message = frame(Committed(1, seq, sorted(users), items, retractions))
+    def commit(self, seq: int, rows: Any, users: list[User], items: list[Item], retractions: list[Any]) -> None:
+        message = frame(Committed(1, seq, rows if seq % 2 else None, users, items, retractions))
         committed = TO_WORKER.decode(message[channel.HEAD_BYTES :])
         assert isinstance(committed, Committed)
         for worker in self.workers:
@@ -125,8 +125,9 @@ def test_worker_decisions_are_counted_and_scored_in_shadow_unless_items_changed(
     scored: list[Any] = []
     monkeypatch.setattr(service, "_is_shadowed", lambda *_: True)
     monkeypatch.setattr(service, "_add_to_shadow", lambda query, decision: scored.append(query))
-    service.record(decision, last_item_seq=decision.as_of_seq)
-    service.record(decision, last_item_seq=decision.as_of_seq + 1)
+    service.deployments = replace(service.deployments, shadows=(service.deployments.live,))
+    service.record([decision], last_item_seq=decision.as_of_seq)
+    service.record([decision], last_item_seq=decision.as_of_seq + 1)
     assert scored == [query]
     assert service.shadow.skipped == 1
     service.decisions.flush()

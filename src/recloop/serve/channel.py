@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import msgspec
 
-from recloop.records import Decision, Item
+from recloop.records import Decision, Item, User
 from recloop.release.assignment import Arm
 from recloop.storage.retractions import Retraction
 
@@ -18,11 +19,15 @@ HEAD_BYTES = 4
 
 
 class Committed(msgspec.Struct, tag=True, frozen=True):
-    """Commit up to ``seq``: affected users, item versions and retractions."""
+    """Commit up to ``seq``.
+
+    ``rows`` are its labelled events (`LabelledRows`), empty without events; None if the worker must read the log.
+    """
 
     number: int
     seq: int
-    users: list[str]
+    rows: dict[str, list[tuple[Any, ...]]] | None
+    users: list[User]
     items: list[Item]
     retractions: list[Retraction]
 

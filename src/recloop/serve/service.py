@@ -37,6 +37,7 @@ from recloop.serve.schemas import RecommendResponse
 from recloop.serve.shadow import ShadowScorer
 from recloop.storage import admin_token, inbox, locks, releases
 from recloop.storage.archive import Archive
+from recloop.storage.retractions import Retraction
 
 if TYPE_CHECKING:
     from recloop.serve.worker_pool import WorkerPool
@@ -207,15 +208,19 @@ class Service:
                 LOGGER.warning("bundle %s failed, live answers: %s", assigned.arm.bundle, type(error).__name__)
         return live, *self._list(live, query, degraded)
 
-    def record(self, decision: Decision, last_item_seq: int) -> None:
-        """Store a decision of a worker and score it in shadow.
+    def record(self, decisions: Sequence[Decision], last_item_seq: int) -> None:
+        """Store decisions of a worker and score them in shadow.
 
-        It is skipped in shadow if items have changed since, or if another bundle is live.
+        One is skipped in shadow if items have changed since, or if another bundle is live.
 
         Args:
             last_item_seq: Seq of the last commit with items.
         """
-        self.decisions.put(decision)
+        self.decisions.put_many(decisions)
+        for decision in decisions if self.deployments.shadows else ():
+            self._shadow_of_worker(decision, last_item_seq)
+
+    def _shadow_of_worker(self, decision: Decision, last_item_seq: int) -> None:
         live = self.deployments.live.arm
         is_live = (decision.bundle, decision.generation, decision.variant) == (
             live.bundle,
@@ -371,18 +376,21 @@ class Service:
         The rows are already durable. After an error, every cached state is dropped and the reloader reads the rows again
         (`repair`).
         """
+        rows = labelled if isinstance(labelled, LabelledRows) else None  # None: repeated events, or the labels failed
+        if not any(job.events for job in jobs):
+            rows = LabelledRows()
+        users = sorted((user for job in jobs for user in job.kept_users), key=lambda user: user.seq)
+        items = kept_items(jobs)
+        retractions = [row for job in jobs for row in job.kept_retractions]
         try:
-            self._apply_commit(jobs, seq, labelled)
+            self._apply_commit(seq, rows, users, items, retractions)
         except Exception as error:  # noqa: BLE001 - the rows are durable, so responses must include them
             LOGGER.error("a commit was not applied to the caches: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
             self.user_states.clear()
             self.uncommitted_since = self.as_of if self.uncommitted_since is None else self.uncommitted_since
         self.as_of = seq
         if self.workers is not None:
-            users = {event.user_id for job in jobs for event in job.events}
-            users.update(user.user_id for job in jobs for user in job.kept_users)
-            retractions = [row for job in jobs for row in job.kept_retractions]
-            self.workers.commit(seq, users, kept_items(jobs), retractions)
+            self.workers.commit(seq, rows, users, items, retractions)
 
     def repair(self, user_states: StateRegistry, items: Sequence[Item]) -> None:
         """Apply the rows that a failed `_after_commit` left out; on the event loop.
@@ -398,15 +406,20 @@ class Service:
                 self._upsert([item])
         self.uncommitted_since = None
 
-    def _apply_commit(self, jobs: list[WriteRequest], seq: int, labelled: object) -> None:
-        for job in jobs:
-            self.user_states.retract(job.kept_retractions)
-        users = sorted((user for job in jobs for user in job.kept_users), key=lambda user: user.seq)
-        if isinstance(labelled, LabelledRows) or not any(job.events for job in jobs):
-            self.user_states.apply(labelled if isinstance(labelled, LabelledRows) else None, users, seq)
-        else:  # only repeated events, or the labels failed
+    def _apply_commit(
+        self,
+        seq: int,
+        rows: LabelledRows | None,
+        users: Sequence[User],
+        items: Sequence[Item],
+        retractions: Sequence[Retraction],
+    ) -> None:
+        self.user_states.retract(retractions)
+        if rows is None:
             self.user_states.catch_up(seq)
-        self._upsert(kept_items(jobs))
+        else:
+            self.user_states.apply(rows or None, users, seq)
+        self._upsert(items)
 
     def _upsert(self, items: Sequence[Item]) -> None:
         for item in items:

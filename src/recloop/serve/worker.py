@@ -23,7 +23,7 @@ from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender
-from recloop.recommend.user_states import StateRegistry
+from recloop.recommend.user_states import LabelledRows, StateRegistry
 from recloop.records import Decision
 from recloop.release.assignment import Arm
 from recloop.serve import request as request_parts
@@ -132,7 +132,11 @@ class WorkerService(Service):
     def apply(self, committed: Committed) -> None:
         """Apply a commit; on the event loop."""
         self.user_states.retract(committed.retractions)
-        self.user_states.catch_up(committed.seq)
+        if committed.rows is None:
+            self.user_states.catch_up(committed.seq)
+        else:
+            rows = LabelledRows(committed.rows) if committed.rows else None
+            self.user_states.apply(rows, committed.users, committed.seq)
         for item in committed.items:
             present = self.catalog.get(item.item_id)
             if present is None or present.seq < item.seq:

@@ -14,7 +14,6 @@ import logging
 import multiprocessing
 import socket
 import time
-from collections.abc import Iterable
 from ctypes import c_uint64
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message
 
-from recloop.records import Item
+from recloop.recommend.user_states import LabelledRows
+from recloop.records import Item, User
 from recloop.serve import worker
 from recloop.serve.channel import (
     TO_WRITER,
@@ -136,11 +136,18 @@ class WorkerPool:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def commit(self, seq: int, users: Iterable[str], items: list[Item], retractions: list[Retraction]) -> None:
-        """Send a commit to all workers."""
+    def commit(
+        self,
+        seq: int,
+        rows: LabelledRows | None,
+        users: list[User],
+        items: list[Item],
+        retractions: list[Retraction],
+    ) -> None:
+        """Send a commit to all workers; see `Committed`."""
         if items:
             self._last_item_seq = seq
-        message = Committed(next(self._numbers), seq, sorted(users), items, retractions)
+        message = Committed(next(self._numbers), seq, rows, users, items, retractions)
         for one in self._publish(message):
             one.commits.add(message.number)
 
@@ -248,8 +255,7 @@ class WorkerPool:
                 future.set_result(None)
         elif isinstance(message, Decided):
             one.received += len(message.decisions)
-            for decision in message.decisions:
-                self._service.record(decision, self._last_item_seq)
+            self._service.record(message.decisions, self._last_item_seq)
         elif isinstance(message, ForwardedRequest):
             self._spawn(self._answer(one, message))
         elif isinstance(message, Started):
