@@ -49,6 +49,13 @@ def test_log_of_schema_1_keeps_its_events_and_retractions(old_folder: Path, writ
     assert [row.rule for row in retractions] == ["burst"]
 
 
+def test_log_of_schema_1_gets_the_index_of_user_and_time(old_folder: Path) -> None:
+    with EventLog(old_folder / "store" / "log.db", True) as log:
+        indexes = {row[1] for row in log._writing().execute("PRAGMA index_list(events)")}
+    assert "events_user_time" in indexes
+    assert "events_user" not in indexes
+
+
 def test_control_of_schema_3_keeps_its_releases_and_inbox(old_folder: Path) -> None:
     control = ControlStore(old_folder / "store" / "control.db")
     assert [row.to for row in control.releases()] == ["registered", "live"]
