@@ -250,7 +250,10 @@ def _parquet(source: InputFile, names: Sequence[str] | None) -> Table:
 
 
 def parquet_blocks(source: InputFile, names: Sequence[str]) -> Iterator[Table] | None:
-    """Rows of a Parquet file in blocks; None if a wanted value is nested or the file is packed."""
+    """Rows of a flat Parquet file in blocks.
+
+    None if a wanted value is nested or the file is packed.
+    """
     if source.packing is not None:
         return None
     try:
