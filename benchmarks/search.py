@@ -6,7 +6,7 @@ Every method returns the best 100 of N item vectors (D = 64, float32) for one qu
 query by query in one process; ``ms`` is the median CPU time and ``ratio`` its quotient by faiss ``IndexFlatIP``. ``recall`` is the
 mean share of the exact best 100 over 1,000 held-out queries. Items and queries are Gaussian with a decaying spectrum
 (d^-0.5) and log-normal item norms (sigma 0.3), as trained tables have. ``filtered`` allows a random tenth of the items.
-Needs faiss-cpu (extra ``bench``).
+Needs faiss-cpu (extra ``dev``).
 """
 
 from __future__ import annotations

@@ -25,8 +25,10 @@ def full_sort(table: np.ndarray, user: np.ndarray, mask: np.ndarray, banned: lis
 
 
 @settings(deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 300), st.sampled_from([0, 20, 10_000]))
-def test_search_equals_a_full_sort(seed: int, depth: int, n_items: int, min_scan: int) -> None:
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 300), st.sampled_from([0, 20, 10_000]), st.booleans()
+)
+def test_search_equals_a_full_sort(seed: int, depth: int, n_items: int, min_scan: int, is_small: bool) -> None:
     generator = np.random.default_rng(seed)
     table = generator.integers(-2, 3, (n_items + 1, 3)).astype(np.float32)  # integers give many exact ties
     user = generator.integers(-2, 3, 3).astype(np.float32)
@@ -36,13 +38,18 @@ def test_search_equals_a_full_sort(seed: int, depth: int, n_items: int, min_scan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "MIN_SCAN_ITEMS", min_scan)
         patch.setattr(search, "MAX_RESCORED", 7)
+        patch.setattr(search, "MAX_FLOAT_SCAN", 10_000 if is_small else 0)
         items, scores = VectorSearch(ScanTable.build(table)).best(user, allowed(mask, banned), 0, depth)
     assert items.tolist() == full_sort(table, user, mask, banned, depth).tolist()
     assert np.array_equal(scores, np.vecdot(table[items], user))
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
-def test_search_is_exact_for_columns_and_items_of_any_scale(spread: float) -> None:
+@pytest.mark.parametrize("max_float_scan", [0, 10_000])
+def test_search_is_exact_for_columns_and_items_of_any_scale(
+    spread: float, max_float_scan: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MAX_FLOAT_SCAN", max_float_scan)
     generator = np.random.default_rng(5)
     table = generator.standard_normal((9_001, 16)).astype(np.float32)
     table *= np.exp(spread * generator.standard_normal(16)).astype(np.float32)
@@ -65,7 +72,8 @@ def test_scan_scores_few_of_many_items_in_float32() -> None:
     assert 200 <= len(candidates) < 2_000
 
 
-def test_scan_has_the_largest_sums_without_overflow() -> None:
+def test_scan_has_the_largest_sums_without_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "MAX_FLOAT_SCAN", 0)
     table = np.ones((2_000, 256), dtype=np.float32)
     finder = VectorSearch(ScanTable.build(table))
     items, scores = finder.best(np.ones(256, dtype=np.float32), allowed(np.arange(2_000) >= 900, []), 0, 3)

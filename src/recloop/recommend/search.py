@@ -27,6 +27,8 @@ COLUMNS_PER_BLOCK = 64
 """The table is padded to a multiple of this number of columns."""
 MIN_SCAN_ITEMS = 1_024
 """If a mask allows at most this many items, they are scored in float32 without a scan."""
+MAX_FLOAT_SCAN = 8_192
+"""A table of at most this many rows is scanned in float32: there the calls cost more than the bytes."""
 MAX_RESCORED = 65_536
 """Items that are scored in float32 at a time."""
 ROWS_PER_STEP = 65_536
@@ -110,12 +112,19 @@ class MaskedTable:
 
 
 class VectorSearch:
-    """Search of one item table; for one thread, because its buffers are reused."""
+    """Search of one item table; for one thread, because its buffers are reused.
+
+    Scores of a scan are those of the codes, or float32 scores if the table is small; ``steps`` are then 1.
+    """
 
     def __init__(self, table: ScanTable) -> None:
         self._table = table
         width = len(table.steps)
-        self._max_step = float(table.steps.max())
+        self._is_small = width <= MAX_FLOAT_SCAN
+        self._steps = np.ones(width, dtype=np.float32) if self._is_small else table.steps
+        self._shifts = np.zeros(width, dtype=np.float32) if self._is_small else table.shifts
+        self._max_step = float(self._steps.max())
+        self._max_norm = float(np.linalg.norm(table.vectors, axis=1).max()) if self._is_small else 0.0
         self._query = np.zeros((1, len(table.units)), dtype=np.uint8)
         self._sums = np.zeros((1, width), dtype=np.int32)
         self._scores = np.zeros(width, dtype=np.float32)
@@ -146,25 +155,34 @@ class VectorSearch:
     def _masked(self, table: TableMask) -> MaskedTable:
         if table.n_allowed <= MIN_SCAN_ITEMS:
             return MaskedTable(np.flatnonzero(table.mask), np.zeros(0, dtype=np.float32))
-        shifts = np.full(len(self._table.shifts), -np.inf, dtype=np.float32)
-        np.copyto(shifts[: len(table.mask)], self._table.shifts[: len(table.mask)], where=table.mask)
+        shifts = np.full(len(self._shifts), -np.inf, dtype=np.float32)
+        np.copyto(shifts[: len(table.mask)], self._shifts[: len(table.mask)], where=table.mask)
         return MaskedTable(None, shifts)
 
     def _scan(self, user: np.ndarray, shifts: np.ndarray, banned: np.ndarray, depth: int) -> np.ndarray:
         """Return the items, ascending, that can be among the best ``depth``."""
+        error = self._float_scores(user) if self._is_small else self._integer_scores(user)
+        self._scores += shifts
+        self._scores[banned] = -np.inf
+        return self._within(error, depth)
+
+    def _float_scores(self, user: np.ndarray) -> float:
+        """Write the float32 scores of all items and return the bound of their error."""
+        vectors = self._table.vectors
+        np.matmul(vectors, user, out=self._scores[: len(vectors)])
+        return (len(user) + 2) * 2.0**-22 * _norm(user) * self._max_norm
+
+    def _integer_scores(self, user: np.ndarray) -> float:
+        """Write the scores of all items by their codes and return the bound of their error, in the items' steps."""
         table = self._table
-        scores = self._scores
         scaled = user * table.units
         step = float(np.abs(scaled).max()) / MAX_QUERY_CODE or 1.0
         codes = np.rint(scaled / step)
         self._query[0] = codes + (MAX_QUERY_CODE + 1)
         self._session.run_with_iobinding(self._binding)
-        scores[:] = self._sums[0]
-        scores *= table.steps
-        scores += shifts
-        scores[banned] = -np.inf
-        error = table.error(scaled, codes, step, _norm(user))
-        return self._within(error, depth)
+        self._scores[:] = self._sums[0]
+        self._scores *= table.steps
+        return table.error(scaled, codes, step, _norm(user))
 
     def _within(self, error: float, depth: int) -> np.ndarray:
         """Return the items whose score can reach the lowest possible ``depth``-th largest score.
@@ -173,7 +191,7 @@ class VectorSearch:
             error: Bound of a score's error in the item's steps.
         """
         scores = self._scores
-        steps = self._table.steps
+        steps = self._steps
         largest = np.flatnonzero(scores >= _lower_border(scores, depth))
         if len(largest) < depth:  # fewer than depth items are allowed
             return np.flatnonzero(scores > -np.inf)
