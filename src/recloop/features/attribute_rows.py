@@ -16,9 +16,9 @@ ROWS_PER_BLOCK = 2_048
 
 
 class AttributeRows(Sequence[AttributeValues]):
-    """Attributes by row. A row is decoded when it is read, with its block; the last block stays decoded.
+    """Attributes by row, decoded by block when they are read.
 
-    A million decoded rows of six attributes take about 500 MB, and about 10 MB as compressed JSON.
+    The last block stays decoded. A million decoded rows of six attributes take about 500 MB, and about 10 MB as compressed JSON.
     """
 
     def __init__(self, texts: pl.Series) -> None:

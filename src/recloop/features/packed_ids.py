@@ -79,5 +79,5 @@ class PackedIds(Sequence[str]):
 
 
 def _encoded(raw: str) -> bytes:
-    """Return an id's bytes; a lone surrogate, which no table has, is kept apart from all text."""
+    """Return an id's bytes; those of a lone surrogate equal no text."""
     return raw.encode("utf-8", "surrogatepass")

@@ -40,7 +40,7 @@ class Vocabulary:
     _serials = itertools.count()
 
     def __init__(self, ids: Sequence[str] | pl.Series) -> None:
-        """Index a sequence, or a String series, whose ids are packed if it has `MIN_PACKED_IDS` or more."""
+        """Index ids; a String series of `MIN_PACKED_IDS` or more is packed."""
         self.serial = next(self._serials)
         self._packed = PackedIds(ids) if isinstance(ids, pl.Series) and len(ids) >= MIN_PACKED_IDS else None
         self.ids: Sequence[str] = list(ids) if self._packed is None else self._packed

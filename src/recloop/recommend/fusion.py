@@ -37,7 +37,7 @@ class FusedTopK:
 
 @dataclass(frozen=True)
 class _Slots:
-    """Slots of all source lists of a query, the largest share first; ties by source number."""
+    """Slots of a query's lists, the largest share first; ties by source number."""
 
     columns: np.ndarray  # (S,) position in the lists side by side
     shares: np.ndarray  # (S,) float64

@@ -12,7 +12,7 @@ Derived = TypeVar("Derived")
 
 
 class MaskCache(Generic[Derived]):
-    """Results of a function of a table mask, for the ``size`` versions that were used last."""
+    """Results of a function of a table mask, for the last ``size`` versions."""
 
     def __init__(self, derive: Callable[[TableMask], Derived], size: int) -> None:
         self._derive = derive

@@ -1,4 +1,4 @@
-"""Exact inner-product search: an integer scan, then float32 scores of the items that can be in the list.
+"""Exact inner-product search: an integer scan, then float32 scores of few items.
 
 The scan reads one byte per number of the item table. Its error has a bound, so that every item within the bound of the
 last place is scored in float32. The result is that of a full float32 scan, in about a fifth of the time
@@ -105,7 +105,7 @@ class ScanTable:
 
 @dataclass(frozen=True)
 class MaskedTable:
-    """Form of a mask that a scan uses: few ``items``, or ``shifts`` (P,), -inf outside the mask."""
+    """Form of a mask in a scan: few ``items``, or ``shifts`` (P,), -inf outside."""
 
     items: np.ndarray | None
     shifts: np.ndarray
@@ -173,7 +173,10 @@ class VectorSearch:
         return (len(user) + 2) * 2.0**-22 * _norm(user) * self._max_norm
 
     def _integer_scores(self, user: np.ndarray) -> float:
-        """Write the scores of all items by their codes and return the bound of their error, in the items' steps."""
+        """Write the scores of all items by their codes and return the bound of their error.
+
+        The bound is in the items' steps.
+        """
         table = self._table
         scaled = user * table.units
         step = float(np.abs(scaled).max()) / MAX_QUERY_CODE or 1.0
@@ -185,7 +188,7 @@ class VectorSearch:
         return table.error(scaled, codes, step, _norm(user))
 
     def _within(self, error: float, depth: int) -> np.ndarray:
-        """Return the items whose score can reach the lowest possible ``depth``-th largest score.
+        """Return the items that can have one of the ``depth`` largest scores.
 
         Args:
             error: Bound of a score's error in the item's steps.
@@ -216,7 +219,10 @@ class VectorSearch:
 
 
 def _lower_border(scores: np.ndarray, depth: int) -> float:
-    """Return a lower bound of the ``depth``-th largest score, from maxima of groups; inf if most are -inf."""
+    """Return a lower bound of the ``depth``-th largest score, from maxima of groups.
+
+    It is inf if most maxima are -inf.
+    """
     group = COLUMNS_PER_BLOCK
     while group > 1 and len(scores) < 4 * depth * group:
         group //= 2
@@ -241,7 +247,7 @@ def _session() -> ort.InferenceSession:
 
 
 def _graph() -> bytes:
-    """Write the graph of one MatMulInteger as ONNX protobuf (onnx.proto3, IR 8, opset 13)."""
+    """Write a graph of one MatMulInteger as ONNX protobuf (IR 8, opset 13)."""
     uint8, int8, int32 = 2, 3, 6
     node = _bytes(1, b"query") + _bytes(1, b"codes") + _bytes(2, b"sums") + _bytes(4, b"MatMulInteger")
     inputs = _bytes(11, _matrix(b"query", uint8)) + _bytes(11, _matrix(b"codes", int8))

@@ -147,7 +147,10 @@ class CoVisitationSource:
         return items, np.bincount(slots, weights=weights, minlength=len(items))
 
     def _summed_rows(self, items: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the neighbours and their scores: float64 sums in the order of ``items``, as float32."""
+        """Return the neighbours and their scores, float32.
+
+        A score is summed in float64 in the order of ``items``.
+        """
         starts = self._indptr[items]
         lengths = self._indptr[items + 1] - starts
         ends = np.cumsum(lengths)
@@ -352,7 +355,10 @@ def make_sources(bundle: Bundle, threads: int = 1) -> dict[str, Source]:
 def _nearest(
     search: VectorSearch, users: np.ndarray, owners: np.ndarray, size: int, allowed: CandidateMask, depth: int
 ) -> TopK:
-    """Return the best items of the queries ``owners`` (b,) by their vectors (b, D); others are empty."""
+    """Return the best items by the vectors (b, D) of the queries ``owners`` (b,).
+
+    Other queries have empty lists.
+    """
     recalled = TopK.empty(size, depth)
     for user, b in zip(users, owners.tolist(), strict=True):
         recalled.put(b, *search.best(user, allowed, b, depth))
@@ -360,7 +366,10 @@ def _nearest(
 
 
 def newest_window(encoded: EncodedBatch, b: int, history: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the items (T,) and ages (T,) int64 of query b's window, as `recloop.features.encode.window`."""
+    """Return the items (T,) and ages (T,) int64 of query b's window.
+
+    It equals that of `recloop.features.encode.window`.
+    """
     low, high = encoded.moment_offsets[b : b + 2].tolist()
     offsets = encoded.item_offsets[low : high + 1]
     if low == high:

@@ -66,7 +66,10 @@ def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, 
 def best_ranked(
     items: np.ndarray, values: np.ndarray, rank: np.ndarray, depth: int = DEPTH
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ``depth`` distinct items with the largest values, descending, ties by ``rank`` (N+1,)."""
+    """Return the items with the largest values, descending, ties by ``rank`` (N+1,).
+
+    Items are distinct; at most ``depth`` are returned.
+    """
     if len(items) > depth:
         border = np.partition(values, len(values) - depth)[len(values) - depth]
         above_border = values >= border  # all entries that tie at the border; ``rank`` breaks the ties
