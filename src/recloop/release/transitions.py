@@ -59,7 +59,7 @@ MeasureSteps = Callable[[Project, str, bool], StepEvidence]
 
 
 def measure_steps(project: Project, bundle: str, with_experiment: bool) -> StepEvidence:
-    """Measure the evidence of a bundle's steps; reads the decisions and rows of the experiment."""
+    """Measure the evidence of a bundle's steps from decisions and events."""
     with project.open_decisions() as store:
         counts = store.shadow_requests(bundle), store.replica_mismatches(bundle)
     if not with_experiment:

@@ -93,7 +93,7 @@ def measure_steps(project: Project, bundle: str, with_experiment: bool) -> trans
 
 @dataclass(frozen=True)
 class Comparison:
-    """Last comparison: its ``result``, or the ``problem``, and the time of its start, int64 microseconds."""
+    """Last comparison: its ``result`` or ``problem``, and the time of its start."""
 
     result: Any
     problem: str
