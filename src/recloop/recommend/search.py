@@ -173,7 +173,7 @@ class VectorSearch:
         return (len(user) + 2) * 2.0**-22 * _norm(user) * self._max_norm
 
     def _integer_scores(self, user: np.ndarray) -> float:
-        """Write the scores of all items by their codes and return the bound of their error.
+        """Write the scores of all items by their codes and return their error bound.
 
         The bound is in the items' steps.
         """
