@@ -135,25 +135,46 @@ def shop(n_items: int) -> tuple[Catalog, Vocabulary]:
     return Catalog.from_table(ids, rows), Vocabulary(ids)
 
 
-def test_stock_updates_read_no_column_again() -> None:
+def count_evaluated(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of rows of each later evaluation of single rows."""
+    counts: list[int] = []
+    evaluate_rows = catalog._columns.evaluate_rows
+    monkeypatch.setattr(
+        catalog._columns,
+        "evaluate_rows",
+        lambda condition, rows: (counts.append(len(rows)), evaluate_rows(condition, rows))[1],
+    )
+    return counts
+
+
+def test_stock_updates_read_no_column_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each filter reads its columns once; an update costs one row of each filter in use."""
     catalog, vocabulary = shop(50)
     texts = ("in_stock", "in_stock AND price < 40")
     for text in texts:
         catalog.mask(text, vocabulary)
-    assert catalog._columns.n_reads == 2
-    evaluated: list[int] = []
-    evaluate_rows = catalog._columns.evaluate_rows
-    catalog._columns.evaluate_rows = lambda condition, rows: (  # type: ignore[method-assign]
-        evaluated.append(len(rows)), evaluate_rows(condition, rows)
-    )[1]  # fmt: skip
-    for n in range(100):
-        row = {"price": 1.0, "in_stock": n % 3 == 0, "name": "n"}
-        catalog.upsert(Item(item_id=f"i{n % 50}", attributes=row, seq=n))
+    evaluated = count_evaluated(catalog, monkeypatch)
+    for n in range(40):
+        row = {"price": 1.0, "in_stock": n % 2 == 1, "name": f"n{n}"}
+        catalog.upsert(Item(item_id=f"i{n}", attributes=row, seq=n))
         for text in texts:
             catalog.mask(text, vocabulary)
     assert catalog._columns.n_reads == 2
-    assert evaluated == [1] * 200
+    assert evaluated == [1] * 80
+
+
+def test_update_of_another_field_evaluates_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog, vocabulary = shop(6)
+    mask = catalog.mask("name = 'n3'", vocabulary)
+    evaluated = count_evaluated(catalog, monkeypatch)
+    catalog.upsert(Item(item_id="i3", attributes={"price": 3.0, "in_stock": True, "name": "n3"}, seq=1))
+    assert catalog.mask("name = 'n3'", vocabulary) is mask
+    catalog.upsert(Item(item_id="i3", attributes={"name": "n3"}, hidden=True, seq=2))
+    assert not catalog.mask("name = 'n3'", vocabulary).n_allowed
+    assert evaluated == []
+    catalog.upsert(Item(item_id="i3", attributes={"name": "n3"}, seq=3))
+    assert catalog.mask("name = 'n3'", vocabulary).digest == mask.digest
+    assert evaluated == [1]  # shown again
 
 
 def test_update_that_changes_no_result_keeps_the_mask() -> None:

@@ -67,6 +67,16 @@ class Condition:
     columns: dict[str, ValueType]
     types: dict[str, ColumnTypes]
 
+    def has_same_values(self, previous: Item | None, item: Item) -> bool:
+        """True if two versions of an item surely have the same values in all columns."""
+        if previous is None:
+            return False
+        for name in self.columns:
+            value, before = item.attributes.get(name), previous.attributes.get(name)
+            if type(value) is not type(before) or value != before or isinstance(value, list | dict):
+                return False
+        return True
+
 
 class FieldTypes:
     """Number of values of each type by field; decides the types of the columns."""
@@ -190,9 +200,10 @@ class AttributeColumns:
         n_rows = min(len(values) for _, values in columns)
         frame = pl.DataFrame([values[:n_rows] for _, values in columns])
         passes[:n_rows] = frame.select(condition.expr).to_series().to_numpy()
-        rows = self._journal.since(oldest)
-        assert rows is not None  # `_column` reads older columns again
-        if len(rows):
+        changed = self._journal.since(oldest)
+        assert changed is not None  # `_column` reads older columns again
+        if changed:
+            rows = np.fromiter(changed, np.int64, len(changed))
             passes[rows] = self.evaluate_rows(condition, rows)
         return passes
 

@@ -39,6 +39,11 @@ class ByteCache(Generic[Key, Value]):
         self._entries.move_to_end(key)
         return entry[0]
 
+    def size(self, key: Key) -> int:
+        """Return the given size of a stored value; -1 if absent."""
+        entry = self._entries.get(key)
+        return -1 if entry is None else entry[1] - ENTRY_BYTES
+
     def put(self, key: Key, value: Value, size: int) -> None:
         """Store a value of ``size`` bytes; a value larger than the limit is not stored."""
         self.pop(key)

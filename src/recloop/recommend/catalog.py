@@ -27,6 +27,7 @@ FILTER_CACHE_BYTES = 64 * 2**20
 CONDITION_CACHE_BYTES: Final = 4 * 2**20
 CONDITION_BYTES: Final = 2_000  # estimate for a compiled condition, without its text
 DECODE_ROWS: Final = 20_000  # rows whose attributes are decoded together
+MAX_SINGLE_BITS: Final = 256  # above it, all bits are unpacked once
 MIN_CHUNK, MAX_CHUNK = 64, 65_536  # rows of one step of `latest`
 
 Result = TypeVar("Result")
@@ -50,14 +51,19 @@ class _Passing:
         passes: np.ndarray = self.bits[rows >> 3] & (128 >> (rows & 7)) != 0
         return passes
 
-    def set(self, rows: np.ndarray, passes: np.ndarray, n_rows: int) -> None:
+    def set(self, passes: Mapping[int, bool], n_rows: int) -> None:
         """Set the bits of some rows of a catalog that has now ``n_rows`` rows."""
         n_new = (n_rows + 7) // 8 - len(self.bits)
         if n_new:
             self.bits = np.concatenate([self.bits, np.zeros(n_new, dtype=np.uint8)])
-        bit = np.uint8(128) >> (rows & 7).astype(np.uint8)
-        np.bitwise_or.at(self.bits, rows >> 3, bit)
-        np.bitwise_xor.at(self.bits, rows[~passes] >> 3, bit[~passes])
+        if len(passes) > MAX_SINGLE_BITS:
+            unpacked = np.unpackbits(self.bits)
+            unpacked[list(passes)] = list(passes.values())
+            self.bits = np.packbits(unpacked)
+            return
+        for row, is_passing in passes.items():
+            bit, byte = 128 >> (row & 7), int(self.bits[row >> 3])
+            self.bits[row >> 3] = byte | bit if is_passing else byte & ~bit
 
 
 class Catalog:
@@ -77,7 +83,7 @@ class Catalog:
         self._sum: int | None = None  # sum of all items' weights; None: not computed yet
         self._journal = Journal()
         self._columns = AttributeColumns(self._items, self._journal)
-        self._conditions: ByteCache[str, Condition] = ByteCache(CONDITION_CACHE_BYTES)
+        self._conditions: ByteCache[str, tuple[Condition, int]] = ByteCache(CONDITION_CACHE_BYTES)  # checked at
         self._passing: ByteCache[str, _Passing] = ByteCache(FILTER_CACHE_BYTES)
         self._views: WeakKeyDictionary[Vocabulary, TableView] = WeakKeyDictionary()  # dropped with its bundle
 
@@ -152,7 +158,7 @@ class Catalog:
         else:
             self._out.discard(row)
         self._columns.replace(previous, item)
-        self._journal.add(row)
+        self._journal.add(row, previous)
 
     @property
     def version(self) -> str:
@@ -196,7 +202,8 @@ class Catalog:
             is_passing = np.unpackbits(passing.bits, count=len(self._items)).view(bool)
             mask = view.new_mask(is_passing, passes_unlisted=not text.strip())
         else:
-            mask = view.patched(cached.mask, changed, passing.at(changed))
+            rows = np.fromiter(changed, np.int64, len(changed))
+            mask = view.patched(cached.mask, rows, passing.at(rows))
         self._cache(view.masks, text, CachedMask(mask, self._journal.end, passing), mask.mask.nbytes)
         return mask
 
@@ -220,10 +227,15 @@ class Catalog:
         return self._view(vocabulary).outside_version
 
     def _condition(self, text: str, key: str = "filter") -> Condition:
-        condition = self._conditions.get(text)
-        if condition is None or not self._columns.is_current(condition):
+        checked = self._conditions.get(text)
+        end = self._journal.end
+        if checked is not None and checked[1] == end:
+            return checked[0]
+        if checked is not None and self._columns.is_current(checked[0]):
+            condition = checked[0]
+        else:
             condition = self._columns.compile(text, key)
-            self._conditions.put(text, condition, CONDITION_BYTES + 20 * len(text))
+        self._conditions.put(text, (condition, end), CONDITION_BYTES + 20 * len(text))
         return condition
 
     def _passing_rows(self, text: str) -> _Passing:
@@ -248,13 +260,26 @@ class Catalog:
             passes[list(self._out)] = False
             passing = _Passing(condition, np.packbits(passes), self._journal.end)
         else:
-            passes = np.array([row not in self._out for row in changed.tolist()], dtype=bool)
-            if condition is not None:
-                passes &= self._columns.evaluate_rows(condition, changed)
-            passing.set(changed, passes, len(self._items))
+            passing.set(self._patch(condition, changed), len(self._items))
             passing.condition, passing.position = condition, self._journal.end
         self._cache(self._passing, text, passing, passing.bits.nbytes)
         return passing
+
+    def _patch(self, condition: Condition | None, changed: Mapping[int, Item | None]) -> dict[int, bool]:
+        """Evaluate changed rows whose result may differ; the others keep their bits."""
+        passes: dict[int, bool] = {}
+        for row, previous in changed.items():
+            was_shown = previous is not None and not (previous.hidden or previous.deleted)
+            if row in self._out or condition is None:
+                passes[row] = row not in self._out
+            elif not was_shown or not condition.has_same_values(previous, self._items[row]):
+                passes[row] = True
+        if condition is None:
+            return passes
+        rows = np.array([row for row, is_open in passes.items() if is_open], dtype=np.int64)
+        if len(rows):
+            passes.update(zip(rows.tolist(), self._columns.evaluate_rows(condition, rows).tolist(), strict=True))
+        return passes
 
     def _view(self, vocabulary: Vocabulary) -> TableView:
         view = self._views.get(vocabulary)
@@ -282,6 +307,9 @@ class Catalog:
     def _cache(self, cache: ByteCache[str, Result], text: str, value: Result, size: int) -> None:
         """Cache a condition's result; clients choose conditions, so the cache is bounded."""
         size += sys.getsizeof(text)
+        if cache.size(text) == size:  # a patched result
+            cache.put(text, value, size)
+            return
         cache.pop(text)
         while self.cached_bytes + size + ENTRY_BYTES > FILTER_CACHE_BYTES and self.cached_bytes:
             caches: list[ByteCache[str, Any]] = [self._passing, *(view.masks for view in self._views.values())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
+from recloop.records import Item
 
 MAX_ENTRIES: Final = 65_536
 """Entries that are kept, or a quarter of the rows; results older than the journal are computed again."""
@@ -19,26 +19,31 @@ class Journal:
 
     def __init__(self) -> None:
         self.start = 0
-        self._rows: list[int] = []
+        self._changes: list[tuple[int, Item | None]] = []
         self._n_rows = 0
 
     @property
     def end(self) -> int:
         """Position after the newest change."""
-        return self.start + len(self._rows)
+        return self.start + len(self._changes)
 
-    def add(self, row: int) -> None:
-        """Record a change of a row."""
-        self._rows.append(row)
+    def add(self, row: int, previous: Item | None) -> None:
+        """Record a change of a row and its version before."""
+        self._changes.append((row, previous))
         self._n_rows = max(self._n_rows, row + 1)
-        if len(self._rows) > max(MAX_ENTRIES, self._n_rows // 4):
-            n_dropped = len(self._rows) // 2
-            del self._rows[:n_dropped]
+        if len(self._changes) > max(MAX_ENTRIES, self._n_rows // 4):
+            n_dropped = len(self._changes) // 2
+            del self._changes[:n_dropped]
             self.start += n_dropped
 
-    def since(self, position: int) -> np.ndarray | None:
-        """(n,) distinct rows changed after a position; None if it is too old."""
+    def since(self, position: int) -> dict[int, Item | None] | None:
+        """Return the rows changed after a position, with their versions at it.
+
+        A new row has None. The result is None if the position is too old.
+        """
         if position < self.start:
             return None
-        changed = self._rows[position - self.start :]
-        return np.array(changed, dtype=np.int64) if len(changed) < 2 else np.unique(changed)
+        versions: dict[int, Item | None] = {}
+        for row, previous in self._changes[position - self.start :]:
+            versions.setdefault(row, previous)
+        return versions

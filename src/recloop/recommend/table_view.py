@@ -93,7 +93,8 @@ class TableView:
             else:
                 self.outside = self._sorted_outside(items, first_seq)
         changed = journal.since(self.position)
-        if changed is None or not self.item_ix.values[changed].all():
+        item_ix = self.item_ix.values
+        if changed is None or not all(item_ix[row] for row in changed):
             self.outside_version += 1
         self.position = journal.end
 
