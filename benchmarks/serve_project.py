@@ -46,6 +46,7 @@ name = "{model}"
 [train]
 epochs = 1
 time_budget = "{budget}"
+windows = "last"
 [evaluate]
 baselines = []
 [placement.home]

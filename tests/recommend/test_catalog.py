@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recloop.errors import UserError
@@ -51,7 +51,7 @@ def plain(versions: list[Item]) -> Catalog:
     return catalog
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.data())
 def test_catalog_after_upserts_equals_a_new_catalog(data: Any) -> None:
     """Values change their types, items are hidden, deleted and added in any order of seqs."""
