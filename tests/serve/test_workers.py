@@ -25,6 +25,7 @@ from recloop.project import Project
 from recloop.records import Event, Item, Query, User
 from recloop.serve import channel
 from recloop.serve.channel import TO_WORKER, TO_WRITER, Committed, Confirmed, Decided, Deployed, frame
+from recloop.serve.server import check_workers
 from recloop.serve.service import Service
 from recloop.serve.worker import WorkerService
 from recloop.storage import releases
@@ -151,6 +152,11 @@ def test_messages_survive_their_encoding(service: Service) -> None:
 def test_serve_without_workers_exits_2(project: Project, workers: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["-C", str(project.root), "serve", "--workers", workers]) == 2
     assert f"error: --workers={workers}: expected at least 1" in capsys.readouterr().err
+
+
+def test_more_workers_than_cores_are_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_workers(100_000) == 100_000
+    assert "warning: --workers=100000 is more than the" in capsys.readouterr().err
 
 
 def children(pid: int) -> list[int]:
