@@ -27,7 +27,7 @@ def served_slots(project: Project, rows: pl.DataFrame) -> pl.DataFrame | None:
 
 
 def kept_slots(project: Project, rows: pl.DataFrame, until: int) -> pl.DataFrame | None:
-    """`served_slots` from the kept file and the requests of later rows; keep the result.
+    """`served_slots` from the kept file and later requests; keep the result.
 
     Training ignores the slots of requests that its rows do not name.
 
@@ -63,7 +63,7 @@ def _answered(project: Project, requests: Sequence[str]) -> pl.DataFrame:
 
 
 def _read(project: Project) -> tuple[pl.DataFrame, int]:
-    """Read the kept slots, and the seq up to which they are complete; 0 without a readable file."""
+    """Read the kept slots and the seq that they reach; 0 without a readable file."""
     files = {int(file.stem.rsplit("-", 1)[1]): file for file in project.store.glob(f"{PREFIX}*.parquet")}
     for until in sorted(files, reverse=True):
         try:

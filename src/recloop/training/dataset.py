@@ -229,7 +229,7 @@ def _in_tables(tables: ItemUserTables, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _rows_by_user(tables: ItemUserTables, inputs: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray]:
-    """Return one row per user, stamp and item, in order of their ids, and (n,) item_ix.
+    """Return one row per user, stamp and item in order of ids, and (n,) item_ix.
 
     Users of the tables ascend by id. Numbers are grouped and sorted in place of ids.
     """
