@@ -75,6 +75,7 @@ def evaluate(
     facts: Mapping[str, Any],
     threads: int = 1,
     progress: Progress | None = None,
+    timeline: StateHistory | None = None,
 ) -> EvaluationTable:
     """Evaluate bundles: baseline rows of the first, each network, each served list.
 
@@ -86,6 +87,7 @@ def evaluate(
         facts: Entries of the table's protocol: ``split_hash``, ``fingerprint``.
         threads: Threads of the user graph.
         progress: Callback with (finished queries, all queries).
+        timeline: States of all events of ``data``; None: computed from them.
 
     Raises:
         UserError: the test is empty, a bundle was fitted on it (``train.refit``), or scores are not finite.
@@ -95,7 +97,7 @@ def evaluate(
         raise UserError("test moments", 0, "a moment with a positive after the cut", "a longer log")
     for bundle in bundles:
         _unseen(bundle, queries, config.split.protocol)
-    timeline = StateHistory(data.events, data.users)
+    timeline = StateHistory(data.events, data.users) if timeline is None else timeline
     evaluations = [
         _BundleEvaluation(bundle, catalog, config, queries, with_baselines=number == 0, threads=threads)
         for number, bundle in enumerate(bundles)

@@ -252,11 +252,20 @@ def evaluate_on_test(
     facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
     table = evaluate(
         candidates, data, Catalog.from_frames([data.items]), project.config, facts, THREADS,
-        lambda done, total: progress.bar("evaluate", done, total),
+        lambda done, total: progress.bar("evaluate", done, total), _stored_history(project, data),
     )  # fmt: skip
     progress.show("evaluate", table.render())
     progress.say("evaluate", table.sentence)
     return table
+
+
+def _stored_history(project: Project, data: PreparedData) -> StateHistory | None:
+    """Map the states that `init_log_and_snapshot` wrote; None if later updates changed the rows or the labels differ."""
+    if data.manifest.updates:
+        return None
+    key = FeatureSpec.from_config(project.config, data.dwell).state_key
+    stored = state_store.current(project.states_folder(data.manifest.watermark, key), key)
+    return None if stored is None else stored.history
 
 
 def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, progress: Progress) -> FittedBundle:
