@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recloop.features import vocabulary
 from recloop.features.encode import EncodedBatch, encode, window
@@ -139,3 +143,18 @@ def test_codes_of_an_array_equal_those_of_its_values(size: int) -> None:
     category, number = CategoryCodes(tuple(str(hour) for hour in range(24))), NumericBuckets((-0.5, 0.0, 0.7))
     assert category.codes(hours).tolist() == category.codes(hours.tolist()).tolist()
     assert number.codes(days).tolist() == number.codes(days.tolist()).tolist()
+
+
+@given(
+    now=st.integers(-(10**15), 4 * 10**15),
+    gap=st.none() | st.integers(0, 100 * DAY),
+    timezone=st.sampled_from(("UTC", "America/New_York", "Asia/Kathmandu")),
+)
+def test_context_of_one_query_equals_that_of_a_batch(now: int, gap: int | None, timezone: str) -> None:
+    spec = replace(SPEC, timezone=timezone)
+    own = state() if gap is None else state((now - gap, "a"))
+    queries = states_of(["u", "v"], [own, own])
+    together = encode(spec, FIELDS, ITEMS, queries, [now, now])
+    alone = encode(spec, FIELDS, ITEMS, queries.select(0), [now])
+    assert alone.context.tolist() == [together.context[0].tolist()]
+    assert alone.inputs(0) == together.inputs(0)

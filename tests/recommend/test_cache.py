@@ -118,7 +118,7 @@ def test_cached_bytes_bound_the_memory_of_states(n_rows: int) -> None:
         source.read(user)
     traced_bytes = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert 0.3 * source._cache.bytes < traced_bytes < source._cache.bytes
+    assert 0.05 * source._cache.bytes < traced_bytes < source._cache.bytes  # bundles derive more from each state
 
 
 def test_state_cache_is_least_recently_used_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from recloop.bundle import Bundle
 from recloop.features.encode import EncodedBatch, window
-from recloop.features.state import offsets_of
+from recloop.features.state import StateBatch, offsets_of
 from recloop.recommend import sources
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.sources import CoVisitationSource, HistorySource, PopularSource, newest_window
@@ -29,7 +29,7 @@ def random_batch(generator: np.random.Generator, n_queries: int = 6) -> EncodedB
     items = [generator.choice(N_ITEMS, n, replace=False).astype(np.int32) + 1 for n in n_items]
     stamps = [np.sort(generator.integers(0, 30 * DAY, n)) for n in n_moments]
     return EncodedBatch(
-        states=cast(Any, None),
+        states=StateBatch.empty([""] * n_queries),
         moment_offsets=offsets_of(n_moments),
         stamps=np.concatenate([np.zeros(0, dtype=np.int64), *stamps]),
         item_offsets=offsets_of(n_items),
@@ -58,7 +58,8 @@ def random_bundle(generator: np.random.Generator) -> Bundle:
         "neighbours.ids": rows.indices.astype(np.int32),
         "neighbours.weights": np.round(rows.data, 1).astype(np.float32),  # ties
     }
-    return cast(Bundle, SimpleNamespace(arrays=arrays, shared=lambda _, derive: derive()))
+    items = SimpleNamespace(ids=SimpleNamespace(serial=0))
+    return cast(Bundle, SimpleNamespace(arrays=arrays, items=items, shared=lambda _, derive: derive()))
 
 
 def ranking(scores: np.ndarray, allowed: CandidateMask, b: int, order: np.ndarray, depth: int) -> list[int]:

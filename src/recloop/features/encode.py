@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +20,7 @@ import numpy as np
 
 from recloop.features.spec import FeatureSpec
 from recloop.features.state import StateBatch, offsets_of
-from recloop.features.vocabulary import FieldCodes, Vocabulary, values_of
+from recloop.features.vocabulary import CategoriesCodes, FieldCodes, Vocabulary, values_of
 from recloop.records import DAY, SECOND
 
 
@@ -120,7 +121,10 @@ def encode(
     states = states.until(nows)
     history, user_codes, names = _encoded_states(spec, fields, vocabulary, states)
     context = user_codes
-    if spec.context:
+    if spec.context and len(states) == 1:
+        codes = _context_of_one(spec, fields, int(nows[0]), int(states.stamps[-1]) if len(states.stamps) else None)
+        context = np.array([[*user_codes[0].tolist(), *codes]], dtype=np.int32)
+    elif spec.context:
         last_stamps = np.zeros(len(states), dtype=np.int64)
         has_past = np.diff(states.moment_offsets) > 0
         last_stamps[has_past] = states.stamps[states.moment_offsets[1:][has_past] - 1]
@@ -224,14 +228,36 @@ def context_codes(
     return [fields.codes[f"context.{name}"].codes(values[name]) for name in spec.context]
 
 
+def _context_of_one(spec: FeatureSpec, fields: FieldCodes, now: int, last_stamp: int | None) -> list[int]:
+    """Return the codes of `context_codes` for one query; ``last_stamp`` is None without a past."""
+    local = now + (0 if spec.timezone == "UTC" else _utc_offset(now // (900 * SECOND), spec.timezone))
+    days = local // DAY
+    values = {
+        "hour": (local - days * DAY) // (3600 * SECOND),
+        "weekday": (days + 3) % 7 + 1,
+        "days_since_last": math.nan if last_stamp is None else (now - last_stamp) / DAY,
+    }
+    codes = []
+    for name in spec.context:
+        codes_of = fields.codes[f"context.{name}"]
+        assert not isinstance(codes_of, CategoriesCodes)
+        codes.append(codes_of.code(values[name]))
+    return codes
+
+
+@functools.lru_cache(10_000)
+def _utc_offset(quarter: int, timezone: str) -> int:
+    """UTC offset in microseconds in a quarter hour since 1970; zones change on quarter hours."""
+    offset = datetime.fromtimestamp(quarter * 900, ZoneInfo(timezone)).utcoffset()
+    return 0 if offset is None else round(offset.total_seconds()) * SECOND
+
+
 def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:
     """(B,) int64 UTC offset in microseconds at each stamp."""
     if timezone == "UTC":
         return np.zeros(len(now), dtype=np.int64)
-    zone = ZoneInfo(timezone)
-    quarters, quarter_index = np.unique(now // (900 * SECOND), return_inverse=True)  # zones change on quarter hours
-    offsets = [datetime.fromtimestamp(int(quarter) * 900, zone).utcoffset() for quarter in quarters]
-    micros = [0 if offset is None else round(offset.total_seconds()) * SECOND for offset in offsets]
+    quarters, quarter_index = np.unique(now // (900 * SECOND), return_inverse=True)
+    micros = [_utc_offset(int(quarter), timezone) for quarter in quarters]
     return np.array(micros, dtype=np.int64)[quarter_index]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,6 +91,10 @@ class CategoryCodes:
             raws = raws.tolist()
         return np.array([0 if raw is None else index.get(as_text(raw), 0) for raw in raws], dtype=np.int32)
 
+    def code(self, number: float) -> int:
+        """Code of a whole number, as in `codes`; 0 if it is unknown."""
+        return self._index.get(str(int(number)), 0)
+
     @cached_property
     def _index(self) -> dict[str, int]:
         return {value: code for code, value in enumerate(self.values, start=1)}
@@ -149,6 +155,10 @@ class NumericBuckets:
             values = np.array([as_number(raw) for raw in raws], dtype=np.float64)
         buckets = np.searchsorted(np.asarray(self.edges, dtype=np.float64), values, side="right") + 1
         return np.where(np.isnan(values), 0, buckets).astype(np.int32)
+
+    def code(self, number: float) -> int:
+        """Code of one number, as in `codes`; 0 for NaN."""
+        return 0 if math.isnan(number) else bisect.bisect_right(self.edges, number) + 1
 
     def to_json(self) -> JsonTree:
         return {"kind": "number", "edges": list(self.edges)}

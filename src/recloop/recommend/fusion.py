@@ -76,12 +76,23 @@ def _single(fused: FusedTopK, recalled: TopK, number: int, weight: float, consta
     """Write the list of the only source into ``fused``: its order, scored by rank."""
     width = min(fused.items.shape[1], recalled.items.shape[1])
     items = recalled.items[:, :width]
+    scores = _scores_by_rank(weight, constant, width)
+    if len(items) == 1:
+        n_items = np.count_nonzero(items)
+        fused.items[0, :n_items], fused.scores[0, :n_items] = items[0, :n_items], scores[:n_items]
+        fused.sources[0, :n_items] = number
+        return fused
     is_item = items > 0
-    scores = (weight / (constant + 1.0 + np.arange(width))).astype(np.float32)
     fused.items[:, :width] = items
     fused.scores[:, :width] = np.where(is_item, scores, np.float32(-np.inf))
     fused.sources[:, :width] = np.where(is_item, np.int8(number), np.int8(-1))
     return fused
+
+
+@lru_cache(maxsize=256)
+def _scores_by_rank(weight: float, constant: float, width: int) -> np.ndarray:
+    """Return the scores (width,) float32 of a single source's ranks."""
+    return (weight / (constant + 1.0 + np.arange(width))).astype(np.float32)
 
 
 @lru_cache(maxsize=256)

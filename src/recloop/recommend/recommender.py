@@ -7,7 +7,7 @@ The steps on a batch are encode, filter, recall, fuse and fill; a request is a b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -124,7 +124,10 @@ class Recommender:
         answers = self.assemble(encoded, allowed, fused, queries, placement)
         if not with_inputs:
             return answers
-        return [replace(answer, inputs=self.inputs(encoded, allowed, b)) for b, answer in enumerate(answers)]
+        return [
+            RankedList(answer.slots, self.inputs(encoded, allowed, b), answer.positives, answer.n, answer.empty_reason)
+            for b, answer in enumerate(answers)
+        ]
 
     def encode(self, states: StateBatch, now: Sequence[int] | np.ndarray) -> EncodedBatch:
         """Encode the states for this bundle at each query's now."""

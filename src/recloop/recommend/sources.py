@@ -8,7 +8,7 @@ does not depend on its batch. A source belongs to one thread, because it reuses 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from itertools import pairwise
 from typing import Protocol
 
@@ -44,6 +44,29 @@ class Source(Protocol):
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         """Return (B, depth) items and scores, descending."""
         ...
+
+
+Ranked = tuple[np.ndarray, np.ndarray]
+"""Items (item_ix) and scores of one query, descending, before the filters."""
+
+
+def kept(encoded: EncodedBatch, key: Hashable, compute: Callable[[EncodedBatch], Ranked]) -> Ranked:
+    """Return the ranking of a batch of one, which its state keeps until the user's next event."""
+    ranked: Ranked | None = encoded.states.derived.get(key)
+    if ranked is None:
+        items, scores = compute(encoded)
+        ranked = encoded.states.derived[key] = items.astype(np.int32), scores
+    return ranked
+
+
+def put_ranked(recalled: TopK, ranked: Ranked, allowed: CandidateMask, workspace: Workspace) -> None:
+    """Store the first allowed items of a ranking as the list of a batch of one."""
+    items, scores = ranked
+    if len(items) and not (allowed.is_all and not len(allowed.banned[0])):
+        is_allowed = workspace.is_allowed(items, allowed, 0)
+        items, scores = items[is_allowed], scores[is_allowed]
+    depth = recalled.items.shape[1]
+    recalled.put(0, items[:depth], scores[:depth])
 
 
 class PopularSource:
@@ -90,12 +113,16 @@ class HistorySource:
 
     def __init__(self, bundle: Bundle, half_life: float | None, workspace: Workspace) -> None:
         self._rank = popularity_rank(bundle)
+        self._key = ("own items", bundle.items.ids.serial, half_life)
         self._half_life = half_life
         self._workspace = workspace
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         recalled = TopK.empty(len(encoded), depth)
         if not len(encoded.items):
+            return recalled
+        if len(encoded) == 1:
+            put_ranked(recalled, kept(encoded, self._key, self._ranked), allowed, self._workspace)
             return recalled
         weights = self._row_weights(encoded)
         offsets = encoded.row_offsets.tolist()
@@ -105,6 +132,11 @@ class HistorySource:
                 is_allowed = self._workspace.is_allowed(items, allowed, b)
                 recalled.put(b, *best_ranked(items[is_allowed], _in_24_bits(scores[is_allowed]), self._rank, depth))
         return recalled
+
+    def _ranked(self, encoded: EncodedBatch) -> Ranked:
+        """Rank all items of a batch of one."""
+        items, scores = self._workspace.totals(encoded.items, self._row_weights(encoded))
+        return best_ranked(items, _in_24_bits(scores), self._rank, len(items))
 
     def _row_weights(self, encoded: EncodedBatch) -> np.ndarray:
         """Return the weight (E,) float64 of each row."""
@@ -121,6 +153,7 @@ class CoVisitationSource:
     def __init__(self, bundle: Bundle, recent: tuple[float, ...], workspace: Workspace) -> None:
         arrays = bundle.arrays
         self._rank = popularity_rank(bundle)
+        self._key = ("neighbours", bundle.items.ids.serial, recent)
         self._oldest_first = np.array(recent[::-1])
         self._indptr = arrays["neighbours.indptr"]
         self._ids = arrays["neighbours.ids"]
@@ -129,6 +162,9 @@ class CoVisitationSource:
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         recalled = TopK.empty(len(encoded), depth)
+        if len(encoded) == 1:
+            put_ranked(recalled, kept(encoded, self._key, self._ranked), allowed, self._workspace)
+            return recalled
         for b in range(len(encoded)):
             items, weights = self._recent_items(encoded, b)
             if len(items):
@@ -136,6 +172,16 @@ class CoVisitationSource:
                 is_kept = self._workspace.is_allowed(neighbours, allowed, b) & (scores > 0)
                 recalled.put(b, *best_ranked(neighbours[is_kept], scores[is_kept], self._rank, depth))
         return recalled
+
+    def _ranked(self, encoded: EncodedBatch) -> Ranked:
+        """Rank all neighbours of a batch of one."""
+        items, weights = self._recent_items(encoded, 0)
+        if not len(items):
+            return items, weights
+        neighbours, scores = self._summed_rows(items, weights)
+        is_positive = scores > 0
+        neighbours, scores = neighbours[is_positive], scores[is_positive]
+        return best_ranked(neighbours, scores, self._rank, len(neighbours))
 
     def _recent_items(self, encoded: EncodedBatch, b: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ascending items of the newest moments and their summed weights."""

@@ -34,8 +34,8 @@ from recloop.storage.retractions import Retraction, retracted_at
 
 STATE_CACHE_BYTES = 256 * 2**20
 """Memory limit of cached states per event meaning; the least recently used are dropped first."""
-STATE_BYTES = 4_000
-"""Memory of a cached state besides the arrays of its rows: objects and what bundles derive from it."""
+STATE_BYTES = 24_000
+"""Memory of a cached state besides the arrays of its rows: objects, and rankings that bundles derive from it."""
 
 
 class LabelledRows(dict[str, list[tuple[Any, ...]]]):
