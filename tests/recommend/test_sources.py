@@ -12,9 +12,10 @@ import scipy.sparse as sp
 from recloop.bundle import Bundle
 from recloop.features.encode import EncodedBatch, window
 from recloop.features.state import StateBatch, offsets_of
-from recloop.recommend import sources
+from recloop.recommend import count_sources
+from recloop.recommend.count_sources import CoVisitationSource, HistorySource, PopularSource
 from recloop.recommend.filters import CandidateMask
-from recloop.recommend.sources import CoVisitationSource, HistorySource, PopularSource, newest_window
+from recloop.recommend.sources import newest_window
 from recloop.recommend.table_mask import TableMask
 from recloop.recommend.top_k import Workspace
 from recloop.records import DAY
@@ -103,17 +104,17 @@ def test_history_equals_the_sum_of_decayed_acts(seed: int, half_life: float | No
         moments = range(*encoded.moment_offsets[b : b + 2])
         for moment in moments:
             age = (encoded.stamps[moments[-1]] - encoded.stamps[moment]) / DAY
-            decay = 1.0 if half_life is None else 0.5 ** min(age / half_life, sources.MAX_HALVINGS)
+            decay = 1.0 if half_life is None else 0.5 ** min(age / half_life, count_sources.MAX_HALVINGS)
             for row in range(encoded.item_offsets[moment], encoded.item_offsets[moment + 1]):
-                scores[encoded.items[row]] += decay * (1.0 if encoded.targets[row] else sources.INPUT_WEIGHT)
-        wanted = ranking(sources._in_24_bits(scores), allowed, b, bundle.arrays["popular"], 9)
+                scores[encoded.items[row]] += decay * (1.0 if encoded.targets[row] else count_sources.INPUT_WEIGHT)
+        wanted = ranking(count_sources._in_24_bits(scores), allowed, b, bundle.arrays["popular"], 9)
         assert listed(top.items[b]) == wanted
         np.testing.assert_allclose(top.scores[b, : len(wanted)], scores[wanted], rtol=1e-6, atol=1e-30)
 
 
 @pytest.mark.parametrize("prefix", [1, 12, 800])
 def test_popular_equals_the_filtered_list(prefix: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "POPULAR_PREFIX", prefix)
+    monkeypatch.setattr(count_sources, "POPULAR_PREFIX", prefix)
     generator = np.random.default_rng(1)
     encoded, allowed, bundle = random_batch(generator), random_filters(generator), random_bundle(generator)
     top = PopularSource(bundle, Workspace(N_ITEMS + 1)).best(encoded, allowed, 9)

@@ -149,7 +149,10 @@ def encode(
 def _encoded_states(
     spec: FeatureSpec, fields: FieldCodes, vocabulary: Vocabulary, states: StateBatch
 ) -> tuple[_History, np.ndarray, list[str]]:
-    """Return history, codes of user features and names of all context columns; kept with a batch of one."""
+    """Return history, codes of user features and names of context columns.
+
+    A batch of one keeps them.
+    """
     key = ("encoded", vocabulary.serial)
     known = states.derived.get(key)
     if known is None:
@@ -163,7 +166,10 @@ def _encoded_states(
 
 
 def _encoded_history(vocabulary: Vocabulary, states: StateBatch) -> _History:
-    """Replace codes by item_ix; remove items outside the table, then moments that become empty."""
+    """Replace codes by item_ix.
+
+    Items outside the table are removed, then the moments that become empty.
+    """
     table_rows = states.codes.table_rows(vocabulary)
     items = table_rows[states.items]
     in_table = items > 0
@@ -229,7 +235,10 @@ def context_codes(
 
 
 def _context_of_one(spec: FeatureSpec, fields: FieldCodes, now: int, last_stamp: int | None) -> list[int]:
-    """Return the codes of `context_codes` for one query; ``last_stamp`` is None without a past."""
+    """Return the codes of `context_codes` for one query.
+
+    ``last_stamp`` is None without a past.
+    """
     local = now + (0 if spec.timezone == "UTC" else _utc_offset(now // (900 * SECOND), spec.timezone))
     days = local // DAY
     values = {
@@ -247,7 +256,10 @@ def _context_of_one(spec: FeatureSpec, fields: FieldCodes, now: int, last_stamp:
 
 @functools.lru_cache(10_000)
 def _utc_offset(quarter: int, timezone: str) -> int:
-    """UTC offset in microseconds in a quarter hour since 1970; zones change on quarter hours."""
+    """UTC offset in microseconds in a quarter hour since 1970.
+
+    Zones change on quarter hours.
+    """
     offset = datetime.fromtimestamp(quarter * 900, ZoneInfo(timezone)).utcoffset()
     return 0 if offset is None else round(offset.total_seconds()) * SECOND
 

@@ -1,4 +1,7 @@
-"""Merge later rows into stored states; the rows of other users are copied, not computed again."""
+"""Merge later rows into stored states.
+
+The rows of other users are copied, not computed again.
+"""
 
 from __future__ import annotations
 
@@ -196,7 +199,10 @@ class _Advance:
         changed_offsets: np.ndarray,
         changed: dict[str, np.ndarray],
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Offsets and columns of all users: the changed users' own, all others' stored ones."""
+        """Offsets and columns of all users.
+
+        Those of changed users are given; all others keep the stored ones.
+        """
         low = np.zeros(len(self.users), dtype=np.int64)
         high = np.zeros(len(self.users), dtype=np.int64)
         low[self.position], high[self.position] = old_offsets[:-1], old_offsets[1:]

@@ -1,4 +1,7 @@
-"""Rows that arrived after a history of states: added one by one, read as states, merged into the next history."""
+"""Rows that arrived after a history of states.
+
+They are added one by one, read as states, and merged into the next history.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +189,10 @@ def state_of_user(user_id: str, user: UserRows, codes: ItemCodes, kinds: Kinds) 
 
 
 def _merged(rows: StateRows, seq: np.ndarray, acts: Sequence[Act], codes: ItemCodes) -> tuple[StateRows, np.ndarray]:
-    """Merge acts into sorted rows; rows before the oldest moment of an act stay as they are."""
+    """Merge acts into sorted rows.
+
+    Rows before the oldest moment of an act stay as they are.
+    """
     start = int(np.searchsorted(rows.stamp, min(act.stamp for act in acts)))
     columns = (rows.stamp[start:], rows.item[start:], rows.kind[start:], seq[start:])
     later = [*map(Act._make, zip(*(column.tolist() for column in columns), strict=True)), *acts]
@@ -202,5 +208,8 @@ def _merged(rows: StateRows, seq: np.ndarray, acts: Sequence[Act], codes: ItemCo
 
 
 def rows_of(labelled: pl.DataFrame) -> list[tuple[Any, ...]]:
-    """Rows of labelled valid events as arguments of `StateDelta.add`, in seq order, without guest baskets."""
+    """Rows of labelled valid events as arguments of `StateDelta.add`, by seq.
+
+    Guest baskets are left out.
+    """
     return with_uses(labelled).filter(~guest_rows()).sort(SEQ).select(EVENT_COLUMNS).rows()

@@ -1,4 +1,4 @@
-"""Labelled rows of all users as columns, and the states of many users at many seqs.
+"""Labelled rows of all users as columns, and states of many users at many seqs.
 
 The columns are those of a frame, or arrays mapped from a folder (`recloop.features.state_store`). Rows of a user are sorted
 by moment stamp, bytes of the item id and seq.
@@ -28,7 +28,9 @@ POSITION = "position"  # of a user in the index
 
 @dataclass(frozen=True)
 class Versions:
-    """Attribute versions of users: user u owns ``offsets[u]:offsets[u+1]``, oldest first.
+    """Attribute versions of users, oldest first.
+
+    User u owns ``offsets[u]:offsets[u+1]``.
 
     ``text_offsets`` (V+1,) int64 point into ``text``, JSON in UTF-8.
     """
@@ -194,7 +196,7 @@ class StateHistory:
 
 
 def open_groups(frame: pl.DataFrame, history: StateHistory) -> OpenGroups:
-    """Groups of valid events that further rows may join, and each user's newest timestamp.
+    """Groups that further rows may join, and each user's newest timestamp.
 
     Args:
         frame: The frame of ``history``, with ``group_id`` and ``timestamp``.

@@ -1,4 +1,7 @@
-"""Files of a state history: written once per watermark, mapped into memory by every reader."""
+"""Files of a state history.
+
+They are written once per watermark, and every reader maps them into memory.
+"""
 
 from __future__ import annotations
 

@@ -260,7 +260,10 @@ def evaluate_on_test(
 
 
 def _stored_history(project: Project, data: PreparedData) -> StateHistory | None:
-    """Map the states that `init_log_and_snapshot` wrote; None if later updates changed the rows or the labels differ."""
+    """Map the states that `init_log_and_snapshot` wrote.
+
+    None if later updates changed the rows, or if the labels differ.
+    """
     if data.manifest.updates:
         return None
     key = FeatureSpec.from_config(project.config, data.dwell).state_key

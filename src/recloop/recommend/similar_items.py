@@ -14,9 +14,9 @@ from recloop.features.encode import attribute_codes
 from recloop.policy import Placement
 from recloop.recommend.attribute_towers import AttributeTowers, ranked
 from recloop.recommend.catalog import Catalog
+from recloop.recommend.count_sources import popularity_rank
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.outside_items import OutsideItems
-from recloop.recommend.sources import popularity_rank
 from recloop.recommend.top_k import TopK, best_row, best_sparse
 
 LIST_KIND: Final = "similar"

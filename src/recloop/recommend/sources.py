@@ -8,8 +8,7 @@ does not depend on its batch. A source belongs to one thread, because it reuses 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -20,22 +19,13 @@ from recloop.bundle import Bundle
 from recloop.errors import BundleError
 from recloop.features.encode import EncodedBatch, window
 from recloop.models.als import base_gram, confidence, solve_rows
+from recloop.recommend.count_sources import CoVisitationSource, HistorySource, PopularSource
 from recloop.recommend.filters import CandidateMask
-from recloop.recommend.mask_cache import MaskCache
 from recloop.recommend.search import ScanTable, VectorSearch
-from recloop.recommend.table_mask import TableMask
-from recloop.recommend.top_k import DEPTH, TopK, Workspace, best_ranked
-from recloop.records import DAY
+from recloop.recommend.top_k import DEPTH, TopK, Workspace
 
-MAX_HALVINGS = 1000.0
-"""Maximum age of an act in half-lives; its weight 2^-1000 is still above 0."""
-INPUT_WEIGHT = 0.2
-"""Weight in ``history`` of a moment with only inputs, relative to one with a target."""
 WINDOWS_PER_RUN = 32
 """Windows per run of the user graph."""
-POPULAR_PREFIX = 4 * DEPTH
-"""Popular items that are kept for each of the last `CACHED_PREFIXES` masks."""
-CACHED_PREFIXES = 1_000
 
 
 class Source(Protocol):
@@ -44,166 +34,6 @@ class Source(Protocol):
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         """Return (B, depth) items and scores, descending."""
         ...
-
-
-Ranked = tuple[np.ndarray, np.ndarray]
-"""Items (item_ix) and scores of one query, descending, before the filters."""
-
-
-def kept(encoded: EncodedBatch, key: Hashable, compute: Callable[[EncodedBatch], Ranked]) -> Ranked:
-    """Return the ranking of a batch of one, which its state keeps until the user's next event."""
-    ranked: Ranked | None = encoded.states.derived.get(key)
-    if ranked is None:
-        items, scores = compute(encoded)
-        ranked = encoded.states.derived[key] = items.astype(np.int32), scores
-    return ranked
-
-
-def put_ranked(recalled: TopK, ranked: Ranked, allowed: CandidateMask, workspace: Workspace) -> None:
-    """Store the first allowed items of a ranking as the list of a batch of one."""
-    items, scores = ranked
-    if len(items) and not (allowed.is_all and not len(allowed.banned[0])):
-        is_allowed = workspace.is_allowed(items, allowed, 0)
-        items, scores = items[is_allowed], scores[is_allowed]
-    depth = recalled.items.shape[1]
-    recalled.put(0, items[:depth], scores[:depth])
-
-
-class PopularSource:
-    """Source ``popular``: one list for all users, scored by 1 / rank."""
-
-    def __init__(self, bundle: Bundle, workspace: Workspace) -> None:
-        self._order = bundle.arrays["popular"]
-        self._workspace = workspace
-        self._prefixes: MaskCache[np.ndarray] = MaskCache(self._prefix, CACHED_PREFIXES)
-
-    def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
-        recalled = TopK.empty(len(encoded), depth)
-        prefix = self._prefixes.get(allowed.table)
-        for b, banned in enumerate(allowed.banned):
-            n_first = depth + len(banned)
-            items = prefix[:n_first] if n_first <= POPULAR_PREFIX else self._first_allowed(allowed.mask, n_first)
-            if len(banned):
-                items = items[self._workspace.is_allowed(items, allowed, b)][:depth]
-            recalled.put(b, items, 1.0 / np.arange(1, len(items) + 1))
-        return recalled
-
-    def _prefix(self, table: TableMask) -> np.ndarray:
-        return self._first_allowed(table.mask, POPULAR_PREFIX)
-
-    def _first_allowed(self, mask: np.ndarray, n_items: int) -> np.ndarray:
-        """Return the first items of the list that a mask (N+1,) allows."""
-        blocks: list[np.ndarray] = []
-        n_found = start = 0
-        stop = 2 * n_items
-        while n_found < n_items and start < len(self._order):
-            block = self._order[start:stop]
-            blocks.append(block[mask[block]])
-            n_found += len(blocks[-1])
-            start, stop = stop, 2 * stop
-        return np.concatenate(blocks)[:n_items] if blocks else self._order[:0]
-
-
-class HistorySource:
-    """Source ``history``: items of the user's history, weighted by age.
-
-    A moment with the item as a target counts 1; a moment with it only as an input counts `INPUT_WEIGHT`. Age is measured
-    at the user's newest moment. The order is the same as by the age now, and weights stay above 0.
-    """
-
-    def __init__(self, bundle: Bundle, half_life: float | None, workspace: Workspace) -> None:
-        self._rank = popularity_rank(bundle)
-        self._key = ("own items", bundle.items.ids.serial, half_life)
-        self._half_life = half_life
-        self._workspace = workspace
-
-    def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
-        recalled = TopK.empty(len(encoded), depth)
-        if not len(encoded.items):
-            return recalled
-        if len(encoded) == 1:
-            put_ranked(recalled, kept(encoded, self._key, self._ranked), allowed, self._workspace)
-            return recalled
-        weights = self._row_weights(encoded)
-        offsets = encoded.row_offsets.tolist()
-        for b, (low, high) in enumerate(pairwise(offsets)):
-            if low < high:
-                items, scores = self._workspace.totals(encoded.items[low:high], weights[low:high])
-                is_allowed = self._workspace.is_allowed(items, allowed, b)
-                recalled.put(b, *best_ranked(items[is_allowed], _in_24_bits(scores[is_allowed]), self._rank, depth))
-        return recalled
-
-    def _ranked(self, encoded: EncodedBatch) -> Ranked:
-        """Rank all items of a batch of one."""
-        items, scores = self._workspace.totals(encoded.items, self._row_weights(encoded))
-        return best_ranked(items, _in_24_bits(scores), self._rank, len(items))
-
-    def _row_weights(self, encoded: EncodedBatch) -> np.ndarray:
-        """Return the weight (E,) float64 of each row."""
-        newest = np.repeat(encoded.stamps[encoded.moment_offsets[1:] - 1], np.diff(encoded.moment_offsets))
-        moment_weights = age_weights(newest - encoded.stamps, self._half_life)
-        row_weights: np.ndarray = np.repeat(moment_weights, np.diff(encoded.item_offsets))
-        row_weights *= np.where(encoded.targets, 1.0, INPUT_WEIGHT)
-        return row_weights
-
-
-class CoVisitationSource:
-    """Source ``neighbours``: the summed stored rows of the newest moments' items."""
-
-    def __init__(self, bundle: Bundle, recent: tuple[float, ...], workspace: Workspace) -> None:
-        arrays = bundle.arrays
-        self._rank = popularity_rank(bundle)
-        self._key = ("neighbours", bundle.items.ids.serial, recent)
-        self._oldest_first = np.array(recent[::-1])
-        self._indptr = arrays["neighbours.indptr"]
-        self._ids = arrays["neighbours.ids"]
-        self._weights = arrays["neighbours.weights"]
-        self._workspace = workspace
-
-    def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
-        recalled = TopK.empty(len(encoded), depth)
-        if len(encoded) == 1:
-            put_ranked(recalled, kept(encoded, self._key, self._ranked), allowed, self._workspace)
-            return recalled
-        for b in range(len(encoded)):
-            items, weights = self._recent_items(encoded, b)
-            if len(items):
-                neighbours, scores = self._summed_rows(items, weights)
-                is_kept = self._workspace.is_allowed(neighbours, allowed, b) & (scores > 0)
-                recalled.put(b, *best_ranked(neighbours[is_kept], scores[is_kept], self._rank, depth))
-        return recalled
-
-    def _ranked(self, encoded: EncodedBatch) -> Ranked:
-        """Rank all neighbours of a batch of one."""
-        items, weights = self._recent_items(encoded, 0)
-        if not len(items):
-            return items, weights
-        neighbours, scores = self._summed_rows(items, weights)
-        is_positive = scores > 0
-        neighbours, scores = neighbours[is_positive], scores[is_positive]
-        return best_ranked(neighbours, scores, self._rank, len(neighbours))
-
-    def _recent_items(self, encoded: EncodedBatch, b: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ascending items of the newest moments and their summed weights."""
-        low, high = encoded.moment_offsets[b : b + 2].tolist()
-        first = max(low, high - len(self._oldest_first))
-        offsets = encoded.item_offsets[first : high + 1]
-        weights = np.repeat(self._oldest_first[len(self._oldest_first) - (high - first) :], np.diff(offsets))
-        items, slots = np.unique(encoded.items[offsets[0] : offsets[-1]], return_inverse=True)
-        return items, np.bincount(slots, weights=weights, minlength=len(items))
-
-    def _summed_rows(self, items: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the neighbours and their scores, float32.
-
-        A score is summed in float64 in the order of ``items``.
-        """
-        starts = self._indptr[items]
-        lengths = self._indptr[items + 1] - starts
-        ends = np.cumsum(lengths)
-        entries = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
-        values = self._weights[entries] * np.repeat(weights, lengths)
-        neighbours, sums = self._workspace.totals(self._ids[entries], values)
-        return neighbours, sums.astype(np.float32)
 
 
 class EmbeddingSource:
@@ -432,32 +262,3 @@ def scan_table(bundle: Bundle) -> ScanTable:
     """Return the codes of a bundle's item vectors; its recommenders share them."""
     table: ScanTable = bundle.shared("scan_table", lambda: ScanTable.build(bundle.arrays["item_vectors"]))
     return table
-
-
-def popularity_rank(bundle: Bundle) -> np.ndarray:
-    """Return the rank (N+1,) int32 of each item in the popular list; row 0 is last."""
-    rank: np.ndarray = bundle.shared("popularity_rank", lambda: _rank_of(bundle.arrays["popular"]))
-    return rank
-
-
-def _rank_of(order: np.ndarray) -> np.ndarray:
-    rank = np.full(len(order) + 1, len(order), dtype=np.int32)
-    rank[order] = np.arange(len(order), dtype=np.int32)
-    return rank
-
-
-def _in_24_bits(scores: np.ndarray) -> np.ndarray:
-    """Round float64 scores to 24 bits: equal ones tie at any magnitude, as in float32."""
-    mantissa, exponent = np.frexp(scores)
-    return np.asarray(np.ldexp(mantissa.astype(np.float32).astype(np.float64), exponent))
-
-
-def age_weights(age: np.ndarray, half_life: float | None) -> np.ndarray:
-    """Return the weight (M,) float64 of each moment, above 0.
-
-    ``age`` is in microseconds, ``half_life`` in days; None gives weight 1.
-    """
-    if half_life is None:
-        return np.ones(len(age))
-    halvings = np.minimum(np.maximum(age, 0) / (half_life * DAY), MAX_HALVINGS)
-    return np.asarray(np.exp2(-halvings))

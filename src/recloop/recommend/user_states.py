@@ -105,7 +105,9 @@ class _Cached(NamedTuple):
 
 
 class StateSource:
-    """States of one key: stored states, later rows, and a bounded cache; used on one thread.
+    """States of one key: stored states, later rows and a bounded cache.
+
+    One thread uses it, except for `label`.
 
     Attributes:
         stored: States at the archive's watermark.
@@ -142,7 +144,10 @@ class StateSource:
             self.apply(self.label(rows), users_of(self._log, self.seq, seq), seq)
 
     def read(self, user_id: str, seq: int | None = None) -> StateBatch:
-        """Return a user's state at ``seq`` (None: the newest), without events for unknown users."""
+        """Return a user's state at ``seq`` (None: the newest).
+
+        Unknown users have no events.
+        """
         if is_guest(user_id):  # a guest basket has no state
             return StateBatch.empty([user_id])
         at = self.seq if seq is None else min(seq, self.seq)
@@ -202,7 +207,10 @@ def write_states(
     path: Path, seq: int, archive: Archive, log: EventLog, signal: EventLabeler, key: str,
     earlier: StoredStates | None = None,
 ) -> None:  # fmt: skip
-    """Write all states as of ``seq``; with earlier ones only the rows after them are read."""
+    """Write all states as of ``seq``.
+
+    With earlier ones only the rows after them are read.
+    """
     if earlier is not None:
         state_store.write(path, _advanced(seq, archive, log, signal, earlier))
         return
@@ -214,7 +222,10 @@ def write_states(
 
 
 def _advanced(seq: int, archive: Archive, log: EventLog, signal: EventLabeler, earlier: StoredStates) -> StoredStates:
-    """Advance stored states to ``seq``; users with a retracted event in them are computed again."""
+    """Advance stored states to ``seq``.
+
+    Users with a retracted event in them are computed again.
+    """
     retractions = log.retractions(until=seq)
     retracted_seqs = retracted_at(retractions)
     new_rows = _without(_valid_events(log, earlier.seq, seq), retracted_seqs)
@@ -265,7 +276,10 @@ class StateRegistry:
         self._by_key: dict[str, StateSource] = {}
 
     def open(self, specs: Iterable[FeatureSpec]) -> dict[str, StateSource]:
-        """Open or create the states of these specs and read the log; not on the event loop."""
+        """Open or create the states of these specs and read the log.
+
+        Not on the event loop.
+        """
         opened: dict[str, StateSource] = {}
         for spec in specs:
             key = spec.state_key
@@ -288,7 +302,9 @@ class StateRegistry:
         return self._by_key[spec.state_key]
 
     def state(self, spec: FeatureSpec, user_id: str, seq: int, degraded: set[str]) -> tuple[StateBatch, int]:
-        """Read a user's state at ``seq``, and the seq it includes; never raises for a failing log.
+        """Read a user's state at ``seq``, and the seq it includes.
+
+        A failing log raises no error.
 
         Only states with retracted rows need the log; without it they are those of `StateSource.stored`.
         """
