@@ -154,8 +154,8 @@ def another(folder: Path) -> str:
     home = replace(live.policy.placements["home"], weights={"popular": 1.0})
     made = replace(live, policy=live.policy.with_placement("home", home))
     own = Recommender(made, Catalog.from_table(made.items.ids.ids, made.items.attributes))
-    states = [case.state for case in live.golden]
-    golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
+    states = [case.state.to_batch("golden") for case in live.golden]
+    golden = [case for state in states for case in make_golden(own, state, made.cut, "home", 10)]
     made = bundles.write(replace(made, golden=golden), project.bundles, datetime.now(UTC))
     sha256 = bundles.manifest_hash(project.bundles / made.id)
     control = project.open_control()

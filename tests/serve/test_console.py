@@ -56,8 +56,8 @@ def child(project: Project, live: Bundle, number: int, weights: dict[str, float]
     policy = live.policy.with_placement("home", home)
     made = replace(live, policy=policy)
     own = Recommender(made, Catalog.from_table(made.items.ids.ids, made.items.attributes))
-    states = [case.state for case in live.golden]
-    golden = make_golden(own, ["golden"] * len(states), states, made.cut, "home", 10)
+    states = [case.state.to_batch("golden") for case in live.golden]
+    golden = [case for state in states for case in make_golden(own, state, made.cut, "home", 10)]
     made = bundles.write(replace(made, golden=golden), project.bundles, datetime(2025, 7, number, tzinfo=UTC))
     control = project.open_control()
     sha256 = bundles.manifest_hash(project.bundles / made.id)

@@ -57,10 +57,9 @@ def child(project: Project, number: int = 1, **changed: Any) -> str:
     made: Bundle = replace(live, **{"policy": policy, **changed})
     if "golden" not in changed:
         own = Recommender(made, Catalog.from_table(made.items.ids.ids, made.items.attributes))
-        states = [case.state for case in live.golden]
-        made = replace(
-            made, golden=make_golden(own, [str(n) for n in range(len(states))], states, made.cut, "home", 10)
-        )
+        states = [case.state.to_batch(str(n)) for n, case in enumerate(live.golden)]
+        golden = [case for state in states for case in make_golden(own, state, made.cut, "home", 10)]
+        made = replace(made, golden=golden)
     made = bundles.write(made, project.bundles, datetime(2026, 1, number, tzinfo=UTC))
     passed: dict[str, Any] = {"gates": []}  # as `update` registers a bundle that passed
     releases.register(
