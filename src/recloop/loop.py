@@ -122,7 +122,7 @@ def collect(project: Project, progress: Progress | None = None, posted: PostedRo
     """
     progress = progress or NullProgress()
     prepared = prepare(project, posted is None and has_log_rows(project), posted)
-    parts.init_log_and_snapshot(project, prepared, load(project))
+    parts.init_log_and_states(project, prepared, load(project))
     parts.report_data(progress, prepared)
     return prepared
 

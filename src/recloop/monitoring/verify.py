@@ -1,7 +1,7 @@
 """Verification: recompute logged decisions offline and report differences.
 
-Serving reads a user's state event by event, through a snapshot and a cache. Verification computes it from the columns of
-archive and log, without snapshot and cache. It then uses the same `encode` and the recommender of the decision's
+Serving reads a user's state from stored states, later rows and a cache. Verification computes it from the columns of
+archive and log, without stored states and cache. It then uses the same `encode` and the recommender of the decision's
 bundle, over the catalog at the decision's ``as_of_seq``, one query at a time. The ``inputs``, ids and scores must be equal.
 """
 

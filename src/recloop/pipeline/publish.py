@@ -1,6 +1,6 @@
 """Step 6 of an update: publication of its files.
 
-If the gates passed, it moves snapshot, bundle, release row and data into the project, the watermark last. Otherwise it
+If the gates passed, it moves states, bundle, release row and data into the project, the watermark last. Otherwise it
 changes nothing.
 """
 

@@ -66,7 +66,7 @@ class FittedBundle:
     chosen: baselines.Chosen
 
 
-def init_log_and_snapshot(project: Project, prepared: PrepareResult, data: PreparedData) -> None:
+def init_log_and_states(project: Project, prepared: PrepareResult, data: PreparedData) -> None:
     """Start log.db after the import and write every user's state as of its last row."""
     with locks.writer_lock(project.root, "prepare"), project.open_log(write=True) as log:
         log.start_at(prepared.watermark)
@@ -260,7 +260,7 @@ def evaluate_on_test(
 
 
 def _stored_history(project: Project, data: PreparedData) -> StateHistory | None:
-    """Map the states that `init_log_and_snapshot` wrote.
+    """Map the states that `init_log_and_states` wrote.
 
     None if later updates changed the rows, or if the labels differ.
     """

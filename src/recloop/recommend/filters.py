@@ -98,14 +98,27 @@ def _banned(vocabulary: Vocabulary, encoded: EncodedBatch, b: int, query: Query,
         bans.append(encoded.negatives[low:high])
     if query.exclude:
         bans.append(vocabulary.lookup(query.exclude))
-    if filter_seen:
+    if filter_seen and len(encoded) == 1:
+        bans.append(_seen(vocabulary, encoded))
+    elif filter_seen:
         first, last = encoded.moment_offsets[b], encoded.moment_offsets[b + 1]
         rows = slice(encoded.item_offsets[first], encoded.item_offsets[last])
         bans.append(encoded.items[rows][encoded.targets[rows]])
     if not bans:
         return NO_ITEMS
+    if len(bans) == 1 and filter_seen and len(encoded) == 1:
+        return bans[0]
     banned = np.unique(bans[0] if len(bans) == 1 else np.concatenate(bans))
     return banned[1:] if len(banned) and banned[0] == 0 else banned
+
+
+def _seen(vocabulary: Vocabulary, encoded: EncodedBatch) -> np.ndarray:
+    """(n,) ascending item_ix of the targets of a batch of one; its state keeps them."""
+    key = ("seen", vocabulary.serial)
+    seen: np.ndarray | None = encoded.states.derived.get(key)
+    if seen is None:
+        seen = encoded.states.derived[key] = np.unique(encoded.items[encoded.targets])
+    return seen
 
 
 def _banned_ids(states: StateBatch, b: int, query: Query) -> frozenset[str]:

@@ -65,6 +65,9 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
         tuple(items.shape[1] for items in lists),
         constant,
     )
+    if size == 1:
+        _fuse_one(np.concatenate([items[0] for items in lists])[slots.columns], slots, fused)
+        return fused
     for start in range(0, size, ROWS_PER_STEP):
         rows = slice(start, start + ROWS_PER_STEP)
         items = np.concatenate([source_items[rows] for source_items in lists], axis=1)[:, slots.columns]
@@ -104,6 +107,26 @@ def _slots(weights: tuple[tuple[int, float], ...], depths: tuple[int, ...], cons
     sources = np.repeat(np.array([number for number, _ in weights], dtype=np.int8), depths)
     order = np.lexsort((sources, -shares))
     return _Slots(order, shares[order], sources[order])
+
+
+def _fuse_one(items: np.ndarray, slots: _Slots, fused: FusedTopK) -> None:
+    """Fuse the lists (S,) of one query, in the order of ``slots``, as `_fuse_rows` does."""
+    n_slots = len(items)
+    bits = n_slots.bit_length()
+    pairs = items.astype(np.int64) << bits  # (item, slot)
+    pairs |= np.arange(n_slots)
+    pairs.sort()
+    items, slot = pairs >> bits, pairs & (1 << bits) - 1
+    first = np.flatnonzero(items[1:] != items[:-1]) + 1  # empty slots (item 0) come before the first change
+    if items[0]:
+        first = np.concatenate([np.zeros(1, dtype=np.int64), first])
+    if not len(first):
+        return
+    totals = np.add.reduceat(slots.shares[slot], first).astype(np.float32)
+    best = np.argsort(-totals, kind="stable")[: fused.items.shape[1]]  # the smaller item wins a tie
+    n_best, entry = len(best), first[best]
+    fused.items[0, :n_best], fused.scores[0, :n_best] = items[entry], totals[best]
+    fused.sources[0, :n_best] = slots.sources[slot[entry]]
 
 
 def _fuse_rows(items: np.ndarray, slots: _Slots, fused: FusedTopK, rows: slice) -> None:
