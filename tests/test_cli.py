@@ -63,7 +63,7 @@ def tree(done: Done) -> dict[str, Any]:
         (["recommend", "-32ae..", "-n", "3"], "recommend -n 3 -- -32ae.."),
         (["status", "-C"], "-C="),
         (["verify", "--last", "0"], "--last"),
-        (["serve", "--workers", "2"], "--workers=2"),
+        (["serve", "--workers", "0"], "--workers=0"),
         (["status", "--set", "serve"], "--set=serve"),
         (["--set", "serve.prot=1", "status"], "nearest: serve.port"),
         (["status", "--set", "serve.port=x"], "serve.port=x"),

@@ -110,7 +110,7 @@ def _slots(weights: tuple[tuple[int, float], ...], depths: tuple[int, ...], cons
 
 
 def _fuse_one(items: np.ndarray, slots: _Slots, fused: FusedTopK) -> None:
-    """Fuse the lists (S,) of one query, in the order of ``slots``, as `_fuse_rows` does."""
+    """Fuse the lists (S,) of one query as `_fuse_rows` does."""
     n_slots = len(items)
     bits = n_slots.bit_length()
     pairs = items.astype(np.int64) << bits  # (item, slot)
