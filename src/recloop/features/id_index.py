@@ -26,11 +26,12 @@ class ItemCodes:
     One thread adds ids. Arrays that were returned before stay valid.
     """
 
-    def __init__(self, ids: Iterable[str] = ()) -> None:
+    def __init__(self, ids: Iterable[str] = (), hashes: np.ndarray | None = None) -> None:
+        """Number ids; ``hashes`` (n,) uint64 are those of `hashes`, if they are known."""
         self._ids = list(ids)
         self._code = {raw: code for code, raw in enumerate(self._ids)}
         self._names = np.array(self._ids, dtype=object)
-        self._hashes = np.zeros(len(self._ids), dtype=np.uint64)  # 0: not computed yet
+        self._hashes = np.zeros(len(self._ids), dtype=np.uint64) if hashes is None else hashes  # 0: not computed yet
         self._table_rows: WeakKeyDictionary[Vocabulary, np.ndarray] = WeakKeyDictionary()
 
     def __len__(self) -> int:

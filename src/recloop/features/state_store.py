@@ -19,7 +19,7 @@ from recloop.features.state_history import OpenGroups, StateHistory, Versions, o
 from recloop.features.undo import Kind, Kinds
 from recloop.storage import array_folder
 
-SCHEMA = 1
+SCHEMA = 2  # 2: hashes of the item ids
 """Version of the arrays; folders of other versions are rejected."""
 PREFIX = "states"
 ROW_ARRAYS = ("row_offsets", "stamp", "seq", "item", "kind", "positives")
@@ -78,6 +78,7 @@ def write(path: Path, states: StoredStates) -> None:
         "user_offsets": history.users.offsets,
         "user_text": history.users.text,
         "item_sizes": np.array([len(text) for text in item_text], dtype=np.int64),
+        "item_hashes": history.codes.hashes(np.arange(len(item_text))),
         "item_text": np.frombuffer(b"".join(item_text), dtype=np.uint8),
     }
     kinds = [[kind.use, kind.pair, kind.weight, kind.units] for kind in history.kinds]
@@ -99,7 +100,10 @@ def read(path: Path, key: str) -> StoredStates:
     history = StateHistory.from_columns(
         **{name: arrays[name] for name in ROW_ARRAYS},
         users=UserIndex(arrays["user_hashes"], arrays["user_offsets"], arrays["user_text"]),
-        codes=ItemCodes(text[low:high].decode() for low, high in zip(starts.tolist(), ends.tolist(), strict=True)),
+        codes=ItemCodes(
+            (text[low:high].decode() for low, high in zip(starts.tolist(), ends.tolist(), strict=True)),
+            arrays["item_hashes"].copy(),
+        ),
         kinds=Kinds(Kind(*kind) for kind in facts["kinds"]),
         versions=Versions(**{name: arrays[f"version_{name}"] for name in VERSION_ARRAYS}),
         last_seq=int(facts["seq"]),
