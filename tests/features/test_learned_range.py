@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recloop.config import Config
-from recloop.data.append import split_at
+from recloop.data.labelled_log import split_at
+from recloop.features.labels import with_uses
 from recloop.features.learned_range import LearnedRange, nothing_held, window_of
 from recloop.features.log_end import end_of
 from recloop.features.moments import moment_stamps
-from recloop.records import DAY, EVENT_SCHEMA, LABEL, SEQ, STAMP, USER_ID
+from recloop.records import DAY, EVENT_SCHEMA, LABEL, SEQ, STAMP, USER_ID, WEIGHT
 
 YEAR = 365 * DAY
 row = st.tuples(
@@ -28,10 +29,18 @@ row = st.tuples(
 def frame(rows: list[Any], after: int = 0) -> pl.DataFrame:
     """Labelled rows in their order of arrival."""
     drawn = [
-        {USER_ID: user, "item_id": "i", "timestamp": stamp, "group_id": group, SEQ: after + n, LABEL: label}
+        {
+            USER_ID: user,
+            "item_id": "i",
+            "timestamp": stamp,
+            "group_id": group,
+            SEQ: after + n,
+            LABEL: label,
+            WEIGHT: 1.0,
+        }
         for n, (user, stamp, group, label) in enumerate(rows, 1)
     ]
-    return pl.DataFrame(drawn, schema={**EVENT_SCHEMA, LABEL: pl.Int8})
+    return with_uses(pl.DataFrame(drawn, schema={**EVENT_SCHEMA, LABEL: pl.Int8, WEIGHT: pl.Float32}))
 
 
 def seqs(rows: pl.DataFrame) -> set[int]:
@@ -53,7 +62,7 @@ def test_window_of_any_arrival_order_tests_no_learned_row_and_learns_all(
         log = moment_stamps(raw)
         assert seqs(log.filter(live.rows)) == known, "the learned range equals the rows of the fit"
         window = window_of(log, live)
-        parts = split_at(log, window, Config())
+        parts = split_at(log, window, Config().split.validation_users)
         train, test = seqs(parts.train) | seqs(parts.valid), seqs(parts.test)
         assert train | test == seqs(log)
         assert not train & test
@@ -89,7 +98,7 @@ def test_window_with_late_and_new_rows_tests_only_new_ones() -> None:
         log = moment_stamps(frame([*old, *arrived])).unique([USER_ID, STAMP], keep="first", maintain_order=True)
         live = LearnedRange(2_000, 2_000)
         window = window_of(log, live)
-        test = split_at(log, window, Config()).test
+        test = split_at(log, window, Config().split.validation_users).test
         assert (window.fresh, len(test)) == (130, 33)
         assert test[STAMP].min() >= YEAR
         assert test[SEQ].min() > 2_000
@@ -100,7 +109,7 @@ def test_window_of_only_late_rows_has_an_empty_test(rows: int) -> None:
     old = [("a", n, None, 1) for n in range(100)]
     log = moment_stamps(frame([*old, *[("b", n, None, 1) for n in range(min(rows, 90))]]))
     window = window_of(log, LearnedRange(100, 100, 101))
-    parts = split_at(log, window, Config())
+    parts = split_at(log, window, Config().split.validation_users)
     assert (window.cut, window.fresh, len(parts.test)) == (100, 0, 0)
     assert len(parts.train) + len(parts.valid) == len(log)
 
@@ -108,7 +117,7 @@ def test_window_of_only_late_rows_has_an_empty_test(rows: int) -> None:
 def test_window_excludes_rows_of_a_learned_moment_from_the_test() -> None:
     log = moment_stamps(frame([("a", 1, "g", 1), ("a", 2, "g", 1), ("a", 3, None, 1)]))
     window = window_of(log, LearnedRange(1, 2))
-    assert seqs(split_at(log, window, Config()).test) == {3}
+    assert seqs(split_at(log, window, Config().split.validation_users).test) == {3}
 
 
 def test_window_after_a_cut_of_a_wrong_clock_tests_rows_since_the_fit() -> None:
@@ -120,4 +129,4 @@ def test_window_after_a_cut_of_a_wrong_clock_tests_rows_since_the_fit() -> None:
     )
     window = window_of(more, poisoned)
     assert (window.cut, window.fresh) == (49 * DAY + 1, 8)
-    assert seqs(split_at(more, window, Config()).test) == {58, 59}
+    assert seqs(split_at(more, window, Config().split.validation_users).test) == {58, 59}

@@ -155,6 +155,7 @@ def test_ingest_of_stdin_checks_each_row_as_post_does(project: Project) -> None:
     assert counts(ingest(project.root, "-", stdin="")) == dict.fromkeys(COUNTS, 0)
 
 
+@pytest.mark.slow
 def test_ingest_during_serving_posts_or_names_the_lock_holder(
     project: Project, serving: Callable[..., Server], tmp_path: Path
 ) -> None:

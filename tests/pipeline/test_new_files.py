@@ -154,6 +154,7 @@ def _stored(project: Project, key: str) -> dict[str, str]:
     return digests(state_store.read(project.states_folder(project.open_archive().watermark, key), key))
 
 
+@pytest.mark.slow
 def test_update_per_daily_file_equals_one_run_over_all_files(begun_project: Project, tmp_path: Path) -> None:
     for day in range(DAYS, DAYS + 3):
         write_days(begun_project.root, day, day + 1)

@@ -171,6 +171,7 @@ def test_verify_and_snapshot_follow_retractions(served_retractions: ServedRetrac
     assert states(project) == computed(project, last)
 
 
+@pytest.mark.slow
 def test_update_without_a_server_applies_retractions_once_despite_a_kill(project: Project, tmp_path: Path) -> None:
     row = {"user_id": "u01", "item_id": "i01", "event_type": "purchase", "timestamp": 1_752_000_000_000_000}
     rows = pl.DataFrame([row] * 3, schema_overrides={"timestamp": pl.Int64}).with_columns(

@@ -378,6 +378,7 @@ def test_update_after_a_restore_learns_the_restored_rows(later: Later, first: tu
     assert set(load(project).events["seq"]).issuperset(quarantined_seqs)
 
 
+@pytest.mark.slow
 def test_update_refresh_becomes_live_but_not_after_a_rollback(later: Later, first: tuple[Path, pl.DataFrame]) -> None:
     rows = first[1]
     project = open_project(later(rows[:900]).root, [*REFRESH, "release.gates.max_ndcg_loss=0.2"])

@@ -285,6 +285,7 @@ def test_console_shows_a_users_list_with_sources_as_served(served_project: Serve
             assert history.count() == min(20, events)
 
 
+@pytest.mark.slow
 def test_console_buttons_move_bundles_and_show_refusals(served_project: ServedProject, opened: Any) -> None:
     status = lambda: served_project.server.client.get("/v1/status").json()  # noqa: E731
 

@@ -56,6 +56,7 @@ def test_serve_with_json_prints_the_ready_line(project: Project) -> None:
         assert process.stdout.read() == ""
 
 
+@pytest.mark.slow
 def test_serve_with_a_running_server_exits_3_and_names_it(project: Project, serving: Serving) -> None:
     first = serving(project.root)
     code, out, err = refused(command(project.root, "--port", "0"))

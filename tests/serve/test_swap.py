@@ -505,6 +505,7 @@ def test_experiment_without_a_plan_answers_from_live(project: Project, within: C
     within(work)
 
 
+@pytest.mark.slow
 def test_running_server_follows_a_promotion_by_the_cli(project: Project, serving: Callable[..., Any]) -> None:
     server = serving(project.root)
     candidate = child(project)

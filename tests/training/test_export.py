@@ -53,6 +53,7 @@ def exported(arrays: Arrays) -> tuple[SASRec, bytes]:
     return network, user_graph(network, D, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("time", [1, 2, 50, 200])
 def test_user_graph_equals_torch(exported: tuple[SASRec, bytes], batch: int, time: int) -> None:
