@@ -95,7 +95,7 @@ def ask(client: Client, world: BrowsingSimulator, shown: DemoNarrator) -> None:
     accepted = client.post("/v1/events", rows)["accepted"]
     client.now += 60 * SECOND
     after = [slot["item_id"] for slot in client.recommend(user_id)["items"]]
-    shown.say("serve", f"GET /v1/recommendations for {user_id}: {' '.join(before)}")
+    shown.say("serve", f"GET /v1/recommend/{user_id}: {' '.join(before)}")
     shown.say("serve", f"POST /v1/events: a dislike of {before[0]} and a purchase of {before[1]}, {accepted} accepted")
     shown.say("serve", f"the next list, without {before[0]}: {' '.join(after)}")
     if before[0] in after:

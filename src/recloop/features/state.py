@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from recloop.features.id_index import ItemCodes
-from recloop.features.undo import INPUTS, Kind, Kinds, undone_rows
+from recloop.features.undo import Kind, Kinds, undone_rows
 from recloop.files import AttributeValues
 from recloop.records import Use
 
@@ -292,11 +292,6 @@ def _active_dislikes(
     active = sorted(newest, key=lambda key: (key[0], codes.ids[key[1]]))
     counts = np.bincount(np.array([query for query, _ in active], dtype=np.int64), minlength=n)
     return offsets_of(counts), np.array([item for _, item in active], dtype=np.int32)
-
-
-def n_inputs(kind: np.ndarray, kinds: Kinds) -> int:
-    """Number of rows of these kinds that are inputs, targets included."""
-    return int(np.isin(kinds.use[kind], list(INPUTS)).sum())
 
 
 def offsets_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,11 +49,6 @@ class Versions:
             offsets_of([len(data) for data in encoded]),
             np.frombuffer(b"".join(encoded), dtype=np.uint8),
         )
-
-    def texts(self) -> list[str]:
-        """JSON of all versions, in order."""
-        text, offsets = self.text.tobytes(), self.text_offsets.tolist()
-        return [text[low:high].decode() for low, high in pairwise(offsets)]
 
     def as_of(self, position: int, seq: int) -> Mapping[str, Any] | None:
         """Return the newest attributes of a user at ``seq``; None without a version."""

@@ -65,8 +65,9 @@ class DecisionLog(Store):
             writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
             self._taken = _MappedCounter(file.with_suffix(".taken"))
             self._count_lost(writer)
-            while decision_counts.count_answers(writer):
-                pass  # after a crash or a migration
+            more = True  # answers that a crash or a migration left uncounted
+            while more:
+                more = decision_counts.count_answers(writer)
             self._thread = threading.Thread(target=self._run, args=(writer,), name="decisions", daemon=True)
         self._readers = ReaderPool(file, SCHEMA, SCRIPT, VIEWS)
         if self._thread is not None:
