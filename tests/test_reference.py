@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import config_page
 import generate
 import pydantic
 import pytest
@@ -43,7 +44,7 @@ def test_config_page_names_every_key(path: str, keys: list[str]) -> None:
 
 
 def test_config_descriptions_are_one_sentence() -> None:
-    for field, text in generate.config_descriptions().items():
+    for field, text in config_page.config_descriptions().items():
         assert re.fullmatch(r"[A-Z].{8,}\.", text), field
 
 
