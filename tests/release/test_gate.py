@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from recloop.config import Gates
-from recloop.release import gate
-from recloop.release.gate import GateInputs, GateResult, PairedScores
+from recloop.release import gate, gate_result
+from recloop.release.gate import GateInputs, PairedScores
+from recloop.release.gate_result import GateResult
 
 
 def pairs(live: list[float] | np.ndarray, candidate: list[float] | np.ndarray) -> PairedScores:
@@ -87,7 +88,7 @@ def test_non_inferiority_with_a_wide_interval_is_inconclusive_and_waits() -> Non
     assert wide.detectable > gate.WIDTH_FACTOR * 0.03
     assert (wide.ok, wide.waits, wide.weak) == (False, True, False)
     assert "inconclusive" in wide.note
-    assert gate.verdict([wide]) == "waiting"
+    assert gate_result.verdict([wide]) == "waiting"
     assert wide.line().startswith("wait new_rows: ")
     assert GateResult.from_json(json.loads(json.dumps(wide.to_json()))).waits
 
@@ -269,12 +270,12 @@ def test_evaluate_gates_applies_every_threshold() -> None:
     names = ["new_rows", "forgetting", "slice:cold", "slice:explore", "verification", "latency", "cold_coverage"]
     assert [one.name for one in gates] == names
     assert [one.ok for one in gates] == [True] * 7  # a median of 1.2 and a drop of 0.05 are not above
-    assert gate.verdict(gates) == "registered"
+    assert gate_result.verdict(gates) == "registered"
     worse = GateInputs(
         new_rows=fine, unexplained=1, latency=(np.full(30, 1.3), np.ones(30)), cold_coverage=(0.69, 0.75)
     )
     assert [one.ok for one in gate.evaluate_gates(worse, Gates())] == [True, False, False, False]
-    assert gate.verdict(gate.evaluate_gates(worse, Gates())) == "refused"
+    assert gate_result.verdict(gate.evaluate_gates(worse, Gates())) == "refused"
     assert [
         one.ok
         for one in gate.evaluate_gates(
@@ -298,9 +299,9 @@ def test_verdict_follows_from_the_failed_gates() -> None:
         GateResult("new_rows", -0.1, -0.03, False),
         GateResult("input", 9.0, 3.0, False),
     )
-    assert gate.verdict([yes]) == "registered"
-    assert gate.verdict([yes, no]) == "refused"
-    assert gate.verdict([no, blocked]) == "blocked"
+    assert gate_result.verdict([yes]) == "registered"
+    assert gate_result.verdict([yes, no]) == "refused"
+    assert gate_result.verdict([no, blocked]) == "blocked"
 
 
 def test_gate_result_json_and_line_contain_the_interval() -> None:

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from recloop.evaluation.paired import LossEstimate, window_loss
-from recloop.release import gate, input_check
+from recloop.release import gate_result, input_check
 
 
 def windows(losses: list[float], queries: int = 300, spread: float = 1.5) -> list[LossEstimate]:
@@ -32,7 +32,7 @@ def test_input_check_band_by_hand() -> None:
         input_check.input_check(LossEstimate(9.0, 300, 1), windows([9.0] * 5 + [1.0] * 20)).ok is False
     )  # only the last 20
     json.dumps(input_check.input_check(LossEstimate(math.nan, 0, 0), []).to_json(), allow_nan=False)
-    assert gate.verdict([input_check.input_check(LossEstimate(9.0, 300, 1), windows([1.0] * 20))]) == "blocked"
+    assert gate_result.verdict([input_check.input_check(LossEstimate(9.0, 300, 1), windows([1.0] * 20))]) == "blocked"
 
 
 def test_input_check_band_widens_for_smaller_windows_only() -> None:

@@ -19,7 +19,7 @@ from recloop.data.label_report import RuleCount
 from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import now
-from recloop.release.gate import GateResult
+from recloop.release.gate_result import GateResult
 from recloop.storage import releases
 from recloop.storage.data_manifest import DataManifest
 

@@ -27,7 +27,8 @@ from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend.recommender import check_golden
 from recloop.records import DAY, STAMP, USER_ID, hash_unit_interval, is_guest, is_holdout_user
 from recloop.release import gate
-from recloop.release.gate import GateResult, PairedScores
+from recloop.release.gate import PairedScores
+from recloop.release.gate_result import GateResult
 
 HOLDOUT_DAYS = 90
 MAX_OVERLAP_QUERIES = 200

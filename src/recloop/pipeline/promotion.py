@@ -32,8 +32,9 @@ from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.records import EVENT_SCHEMA, RULE, SEQ, STAMP
-from recloop.release import gate, transitions
-from recloop.release.gate import GateInputs, GateResult
+from recloop.release import gate, gate_result, transitions
+from recloop.release.gate import GateInputs
+from recloop.release.gate_result import GateResult
 from recloop.storage.retractions import retracted_at
 
 
@@ -55,7 +56,7 @@ def promote(
         results = run_promotion_gates(project, project.load_bundle(bundle), project.load_bundle())
         for result in results:
             progress.say("gate", result.line())
-        gates = gate.gates_to_json(results)
+        gates = gate_result.gates_to_json(results)
     return transitions.promote(project, bundle, to, reason, at=at, gates=gates)
 
 

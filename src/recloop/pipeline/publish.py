@@ -18,7 +18,7 @@ from recloop.pipeline.refresh import release_refresh
 from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend.user_states import write_states
 from recloop.records import now
-from recloop.release.gate import gates_to_json
+from recloop.release.gate_result import gates_to_json
 from recloop.storage import ControlStore, Retraction, inbox, locks, releases
 from recloop.storage.data_manifest import WindowLoss
 

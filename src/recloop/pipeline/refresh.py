@@ -19,7 +19,7 @@ from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend import loading
 from recloop.records import now
 from recloop.release import transitions
-from recloop.release.gate import NEW_ROWS, gates_to_json
+from recloop.release.gate_result import NEW_ROWS, gates_to_json
 from recloop.storage import ControlStore, releases
 
 RELEASE_ORIGIN = "recloop update"

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from recloop.errors import Locked
 from recloop.pipeline.journal import Journal
 from recloop.project import Project
-from recloop.release.gate import GateResult
+from recloop.release.gate_result import GateResult
 from recloop.storage import locks
 
 

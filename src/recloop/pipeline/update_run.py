@@ -35,8 +35,8 @@ from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.records import USER_ID
-from recloop.release import gate
-from recloop.release.gate import GateResult
+from recloop.release import gate_result
+from recloop.release.gate_result import GateResult
 from recloop.settings import dump
 from recloop.storage import releases
 
@@ -181,7 +181,7 @@ class UpdateRun:
     @property
     def verdict(self) -> str:
         """Return the verdict of the gates so far."""
-        return gate.verdict(self.gates)
+        return gate_result.verdict(self.gates)
 
     def result(self, registered: tuple[str, str] | None, seconds: float) -> UpdateResult:
         """Return the result; ``registered`` is the registered bundle and its state."""
@@ -193,7 +193,7 @@ class UpdateRun:
             **facts,
             bundle=bundle,
             verdict=self.verdict,
-            gates=gate.gates_to_json(self.gates),
+            gates=gate_result.gates_to_json(self.gates),
             seconds=seconds,
             changed=[change.key for change in self.changed],
             state=state,

@@ -36,8 +36,9 @@ from recloop.pipeline.evidence import (
 from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend import loading
 from recloop.records import SEQ, STAMP
-from recloop.release import gate, input_check
-from recloop.release.gate import GateInputs, GateResult
+from recloop.release import gate, gate_result, input_check
+from recloop.release.gate import GateInputs
+from recloop.release.gate_result import GateResult
 from recloop.storage.data_manifest import WindowLoss
 from recloop.storage.retractions import retracted_at
 from recloop.training.dataset import make_tables
@@ -102,7 +103,7 @@ def check_input(run: UpdateRun) -> None:
         run.journal.record(
             "check",
             windows=_json_of(recipe_windows + live_windows),
-            gates=gate.gates_to_json([GateResult(gate.INPUT_GATE, None, 0.0, True, note=note)]),
+            gates=gate_result.gates_to_json([GateResult(gate_result.INPUT_GATE, None, 0.0, True, note=note)]),
         )
         return
     earlier_queries = make_queries(events.filter(pl.col("first") <= run.watermark), "successive")
@@ -126,7 +127,7 @@ def check_input(run: UpdateRun) -> None:
     if (incoming.queries or 0) >= input_check.MIN_QUERIES:
         windows = [*windows, incoming]
     kept_windows = _json_of(windows[-input_check.MAX_WINDOWS :])
-    run.journal.record("check", windows=kept_windows, gates=gate.gates_to_json([result]))
+    run.journal.record("check", windows=kept_windows, gates=gate_result.gates_to_json([result]))
     run.progress.say("check", result.line())
 
 
@@ -168,7 +169,7 @@ def check_size(run: UpdateRun) -> None:
     result = None
     if run.refreshes and not late_alone:
         result = gate.check_window_size(users, queries_judged_before(run), run.config.release.gates)
-    run.journal.record("enough", gates=gate.gates_to_json([result] if result else []))
+    run.journal.record("enough", gates=gate_result.gates_to_json([result] if result else []))
     if result is not None:
         run.progress.say("check", result.line())
 
@@ -237,14 +238,15 @@ def run_gates(run: UpdateRun) -> None:
         results = gate.gates_before_trial(results)
     if not len(queries):
         results = [
-            replace(result, note=NO_NEW_MOMENTS_NOTE) if result.name == gate.NEW_ROWS else result for result in results
+            replace(result, note=NO_NEW_MOMENTS_NOTE) if result.name == gate_result.NEW_ROWS else result
+            for result in results
         ]
     save_window(run, pairs, windows, recipe)
     facts = {
         "cut": window.cut, "window_queries": len(all_queries),
         "new_queries": len(queries), "holdout_queries": len(holdout),
     }  # fmt: skip
-    run.journal.record("judge", gates=gate.gates_to_json(results), **facts)
+    run.journal.record("judge", gates=gate_result.gates_to_json(results), **facts)
     for result in results:
         run.progress.say("gate", result.line())
 
@@ -263,6 +265,6 @@ def train_final(run: UpdateRun) -> None:
     child = replace(child, metrics=candidate_table(run, candidate), window=load_window(run))
     final = write(run, child, run.folder / "bundles")
     results = final_evidence(run, candidate, final)
-    run.journal.record("finish", bundle=final.id, gates=gate.gates_to_json(results))
+    run.journal.record("finish", bundle=final.id, gates=gate_result.gates_to_json(results))
     for result in results:
         run.progress.say("gate", result.line())

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import stdtrit  # importing scipy.stats takes a second
 
 from recloop.evaluation.paired import LossEstimate
-from recloop.release.gate import INPUT_GATE, GateResult
+from recloop.release.gate_result import INPUT_GATE, GateResult
 
 MAX_WINDOWS: Final = 20
 """Most earlier windows of the comparison."""
