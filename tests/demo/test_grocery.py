@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from recloop.demo.grocery_project import priced, write_project
-from recloop.demo.narrator import MARK
+from recloop.demo.narrator import MARK, written_paths
 from recloop.errors import UserError
 from recloop.ingest.client import iso
 from recloop.project import open_project
@@ -48,6 +48,20 @@ def test_demo_overwrites_only_a_demo_folder(tmp_path: Path) -> None:
     (tmp_path / "demo" / "data").mkdir()
     write_project(tmp_path / "demo")
     assert not (tmp_path / "demo" / "data").exists()
+
+
+def test_written_paths_lists_archive_and_states_as_one_path_each(tmp_path: Path) -> None:
+    for name in (
+        "data/train.parquet",
+        "store/archive/1.parquet",
+        "store/states-12/items.npy",
+        "store/states-12/a/b.npy",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert written_paths(tmp_path) == [
+        str(tmp_path / name) for name in ("data/train.parquet", "store/archive", "store/states-12")
+    ]
 
 
 def test_iso_formats_timestamps_for_requests() -> None:

@@ -32,4 +32,4 @@ def test_quick_demo_runs_the_loop_and_verifies_every_decision(tmp_path: Path) ->
     checked, equal = re.findall(r"(\d+) (?:decisions|equal)", said["verify"])
     assert checked == equal
     assert "0 unexplained" in said["verify"]
-    assert all(Path(path).is_file() for path in tree["files"])
+    assert all(Path(path).exists() for path in tree["files"])

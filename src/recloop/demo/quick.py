@@ -14,7 +14,7 @@ import rich.console
 
 from recloop import loop
 from recloop.demo.grocery_updates import gate_lines
-from recloop.demo.narrator import MARK, DemoNarrator, fresh_folder
+from recloop.demo.narrator import DemoNarrator, end_demo, fresh_folder, write_config
 from recloop.demo.simulated import counts
 from recloop.demo.simulated_users import SimulatedUsers
 from recloop.files import JsonTree
@@ -50,7 +50,6 @@ def run(folder: Path, progress: Progress, out: rich.console.Console) -> JsonTree
         UserError: the folder contains other files.
         AssertionError: a decision cannot be recomputed.
     """
-    begin = time.monotonic()
     shown = DemoNarrator(progress, out)
     world = BrowsingSimulator(**WORLD)  # type: ignore[arg-type]
     project = write_project(folder, world, shown)
@@ -61,12 +60,7 @@ def run(folder: Path, progress: Progress, out: rich.console.Console) -> JsonTree
         browse(client, world, shown)
         update(client, project, shown)
     prove(project, shown)
-    files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and "archive" not in path.parts]
-    shown.say("files", f"the whole loop took {time.monotonic() - begin:.0f} s and wrote {len(files)} files to {folder}")
-    for words in ("status", "report", "serve"):
-        shown.say("files", f"next: recloop -C {folder} {words}")
-    shown.end()
-    return {"steps": shown.steps, "files": files}
+    return end_demo(shown, folder, ("status", "report", "serve"))
 
 
 def write_project(folder: Path, world: BrowsingSimulator, shown: DemoNarrator) -> Project:
@@ -76,9 +70,8 @@ def write_project(folder: Path, world: BrowsingSimulator, shown: DemoNarrator) -
         UserError: the folder contains something other than an earlier demo.
     """
     world.write(fresh_folder(folder), LOG_DAYS)
-    config = folder / "recloop.toml"
     words = f"simulated shop: {', '.join(f'{name} {value:g}' for name, value in WORLD.items())}"
-    config.write_text(TOML.format(mark=MARK, words=words, project=config.read_text("utf-8")), "utf-8")
+    write_config(folder, TOML, words)
     shown.say("the world", f"{words}; {LOG_DAYS} days as a log")
     return open_project(folder)
 

@@ -21,7 +21,7 @@ from recloop import loop
 from recloop.data.label_report import count_by_rule
 from recloop.demo.grocery_days import release_rows
 from recloop.demo.grocery_updates import gate_lines, rule_lines
-from recloop.demo.narrator import MARK, DemoNarrator, fresh_folder
+from recloop.demo.narrator import DemoNarrator, end_demo, fresh_folder, write_config
 from recloop.demo.simulated_users import SimulatedUsers, SimulationTotals
 from recloop.demo.true_effect import compared
 from recloop.features.labels import EventLabeler
@@ -122,7 +122,6 @@ def run(folder: Path, progress: Progress, out: rich.console.Console) -> JsonTree
         UserError: the folder contains other files.
         AssertionError: a result differs from the expected one.
     """
-    begin = time.monotonic()
     shown = DemoNarrator(progress, out)
     world = BrowsingSimulator(**WORLD)  # type: ignore[arg-type]
     project = write_project(folder, world, shown)
@@ -144,12 +143,7 @@ def run(folder: Path, progress: Progress, out: rich.console.Console) -> JsonTree
         finally:
             people.close()
     prove(project, whole, shown)
-    files = [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and "archive" not in path.parts]
-    shown.say("files", f"the whole loop took {time.monotonic() - begin:.0f} s and wrote {len(files)} files to {folder}")
-    for words in ("status", "doctor --signals", "report", "serve"):
-        shown.say("files", f"next: recloop -C {folder} {words}")
-    shown.end()
-    return {"steps": shown.steps, "files": files}
+    return end_demo(shown, folder, ("status", "doctor --signals", "report", "serve"))
 
 
 def write_project(folder: Path, world: BrowsingSimulator, shown: DemoNarrator) -> Project:
@@ -159,10 +153,8 @@ def write_project(folder: Path, world: BrowsingSimulator, shown: DemoNarrator) -
         UserError: the folder contains something other than an earlier demo.
     """
     world.write(fresh_folder(folder), LOG)
-    config = folder / "recloop.toml"
     words = f"simulated shop: {', '.join(f'{name} {value:g}' for name, value in WORLD.items())}"
-    text = TOML.format(mark=MARK, words=words, project=config.read_text("utf-8"), rule=RULE)
-    config.write_text(text, "utf-8")
+    write_config(folder, TOML, words, rule=RULE)
     now = START + LOG * DAY
     then, today = (np.array([world.utility(user, at) for user in world.user_ids]) for at in (START, now))
     alike = np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(then, today, strict=True)])
