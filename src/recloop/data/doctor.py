@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from recloop.config import Config
 from recloop.data import rejected_rows
 from recloop.data.clean import clean, nothing_left
 from recloop.data.doctor_checks import LogChecks, run_checks
-from recloop.data.doctor_warnings import check_notes, check_warnings, count_notes, count_warnings, heavy_user
-from recloop.data.entities import EntityTable, read_project
+from recloop.data.doctor_warnings import (
+    CountedLog,
+    check_notes,
+    check_warnings,
+    count_notes,
+    count_warnings,
+    heavy_user,
+)
+from recloop.data.entities import read_project
 from recloop.data.log_counts import LogCounts
-from recloop.data.read import RawEvents
 from recloop.data.split import split
 from recloop.errors import UserError
 from recloop.files import JsonTree
@@ -121,7 +125,7 @@ def build_report(project: Project) -> Report:
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame)
     valid_rows = cleaned.valid_rows
     counts = LogCounts.of(valid_rows, config)
-    log_report = _report(raw, cleaned.removed, counts, items, users, config)
+    log_report = _report(CountedLog(raw, cleaned.removed, counts, items, users, config))
     unread = rejected_rows.excess(raw.rejects, raw.read, config.clean.max_rejected)
     stops = [str(error) for error in (unread, *cleaned.excessive) if error is not None]
     try:
@@ -143,33 +147,15 @@ def _sqlite_note() -> list[str]:
     ]
 
 
-def report(
-    raw: RawEvents,
-    removed: Mapping[str, int],
-    counts: LogCounts,
-    items: EntityTable | None,
-    users: EntityTable | None,
-    config: Config,
-) -> Report:
-    """Build the report of a cleaned log without the checks of `build_report`.
-
-    Args:
-        removed: Rows by cleaning rule.
-        counts: Counts of the valid rows.
-    """
-    counted = _report(raw, removed, counts, items, users, config)
-    return replace(counted, warnings=(*counted.warnings, *heavy_user(counts, config)))
+def report(log: CountedLog) -> Report:
+    """Build the report of a cleaned log without the checks of `build_report`."""
+    counted = _report(log)
+    return replace(counted, warnings=(*counted.warnings, *heavy_user(log.counts, log.config)))
 
 
-def _report(
-    raw: RawEvents,
-    removed: Mapping[str, int],
-    counts: LogCounts,
-    items: EntityTable | None,
-    users: EntityTable | None,
-    config: Config,
-) -> Report:
+def _report(log: CountedLog) -> Report:
     """Counts of a cleaned log, with their warnings and notes."""
+    raw, counts = log.raw, log.counts
     span = Span(None, None, 0.0)
     if counts.first is not None and counts.last is not None:
         span = Span(iso(counts.first), iso(counts.last), round((counts.last - counts.first) / DAY, 2))
@@ -178,15 +164,15 @@ def _report(
     return Report(
         read=raw.read,
         kept=counts.rows,
-        removed=({"where": raw.left_out} if raw.left_out else {}) | dict(removed),
+        removed=({"where": raw.left_out} if raw.left_out else {}) | dict(log.removed),
         rejected=len(raw.rejects),
         users=len(counts.of_users),
         items=len(counts.items),
         moments=counts.moments,
         span=span,
         repeats=round(counts.repeats, 4),
-        warnings=tuple(count_warnings(raw, removed, counts, items, users, config)),
-        notes=tuple(count_notes(counts, config)),
+        warnings=tuple(count_warnings(log)),
+        notes=tuple(count_notes(counts, log.config)),
         info=raw.info,
         event_types={
             name: TypeRows(rows, low if low == high else "mixed") for name, rows, low, high in types.iter_rows()

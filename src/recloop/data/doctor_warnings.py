@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import polars as pl
@@ -35,21 +36,33 @@ def table_name(table: EntityTable) -> str:
     return table.sources[0].name if table.sources else "the posted rows"
 
 
-def count_warnings(
-    raw: RawEvents,
-    removed: Mapping[str, int],
-    counts: LogCounts,
-    items: EntityTable | None,
-    users: EntityTable | None,
-    config: Config,
-) -> list[str]:
+@dataclass(frozen=True)
+class CountedLog:
+    """A log after reading, cleaning and counting.
+
+    Attributes:
+        removed: Rows by cleaning rule.
+        counts: Counts of the valid rows.
+        items, users: Tables of the project; None without one.
+    """
+
+    raw: RawEvents
+    removed: Mapping[str, int]
+    counts: LogCounts
+    items: EntityTable | None
+    users: EntityTable | None
+    config: Config
+
+
+def count_warnings(log: CountedLog) -> list[str]:
     """Warnings of reading and cleaning, in the order of the steps."""
+    raw, counts, config = log.raw, log.counts, log.config
     warnings: list[str] = []
     if raw.rejects:
         reasons = Counter(row.reason for row in raw.rejects).most_common(3)
         listed = ", ".join(f"{reason} ({count:,})" for reason, count in reasons)
         warnings.append(f"{percent(len(raw.rejects) / raw.read)} of rows could not be read: {listed}")
-    for table, id_column in ((items, ITEM_ID), (users, USER_ID)):
+    for table, id_column in ((log.items, ITEM_ID), (log.users, USER_ID)):
         if table is not None and table.rejects:
             warnings.append(f"{len(table.rejects):,} rows of {table.sources[0].name} without {id_column} were ignored")
         if table is not None and (n_repeated := len(table.frame) - table.frame[id_column].n_unique()):
@@ -57,7 +70,7 @@ def count_warnings(
             hint = ": one row per attribute? Export one row per id" if is_long else ""
             name = table_name(table)
             warnings.append(f"{n_repeated:,} rows of {name} repeat an earlier {id_column}; the last one is used{hint}")
-    if n_wrong := removed.get(CLOCK):
+    if n_wrong := log.removed.get(CLOCK):
         end = "unknown" if counts.last is None else iso(counts.last)
         warnings.append(
             f"{n_wrong:,} rows are dated before 1970 or more than {config.clean.future} after the end of the log ({end}); "
@@ -67,8 +80,8 @@ def count_warnings(
         return [*warnings, "no valid row is left"]
     warnings += _stamps(counts, config)
     warnings += _rows(counts, config)
-    if items is not None:
-        warnings += _items_outside_catalog(counts, items)
+    if log.items is not None:
+        warnings += _items_outside_catalog(counts, log.items)
     return warnings
 
 

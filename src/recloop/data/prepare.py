@@ -20,6 +20,7 @@ from recloop.config import Config
 from recloop.data import new_files, rejected_rows
 from recloop.data.clean import clean, nothing_left
 from recloop.data.doctor import report
+from recloop.data.doctor_warnings import CountedLog
 from recloop.data.entities import EntityTable, read_items, read_project, read_users
 from recloop.data.event_blocks import EventBlocks, NotStreamableError
 from recloop.data.labelled_log import UPDATE_FORMAT, LabelledLog, split_at
@@ -149,7 +150,7 @@ def _prepare_whole(project: Project, records: _Records, posted: PostedRows | Non
     split_frames = split(cleaned.valid_rows, config.split)
     counts = LogCounts.of(cleaned.valid_rows, config)
     result = PrepareResult(
-        report=report(raw, cleaned.removed, counts, items, users, config),
+        report=report(CountedLog(raw, cleaned.removed, counts, items, users, config)),
         fingerprint=records.fingerprint,
         cut=split_frames.cut,
         watermark=cleaned.watermark,
@@ -187,7 +188,7 @@ def _prepare_shards(project: Project, sources: Sequence[InputFile], records: _Re
         split_rows = log.split(cleaned)
         rows = log.write(files, split_rows)
         result = PrepareResult(
-            report=report(raw, cleaned.removed, cleaned.counts, items, users, config),
+            report=report(CountedLog(raw, cleaned.removed, cleaned.counts, items, users, config)),
             fingerprint=records.fingerprint,
             cut=split_rows.cut,
             watermark=cleaned.last_seq,
