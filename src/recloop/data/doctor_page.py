@@ -10,13 +10,13 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Final
 
-import jinja2
 from markupsafe import Markup, escape
 
 from recloop.data.doctor import Report
 from recloop.data.doctor_warnings import percent
 from recloop.data.log_profile import LogProfile
 from recloop.files import replace_file
+from recloop.html import load_template
 
 PAGE: Final = "doctor_page.html"
 MAX_BARS: Final = 120  # a longer log has several days in a bar
@@ -33,17 +33,10 @@ def write_page(log_report: Report, title: str, file: Path) -> None:
 
 def page(log_report: Report, title: str) -> str:
     """Render the page; equal reports give identical bytes."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "amount": "{:,}".format}
+    template = load_template(Path(__file__).parent / PAGE, {"percent": percent, "amount": "{:,}".format})
     checks = log_report.checks
     profile = None if checks is None else checks.profile
-    return environment.get_template(PAGE).render(
+    return template.render(
         report=log_report,
         checks=checks,
         profile=profile,

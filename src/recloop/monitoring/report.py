@@ -17,7 +17,6 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import jinja2
 import matplotlib as mpl
 import numpy as np
 import polars as pl
@@ -27,6 +26,7 @@ from matplotlib.figure import Figure
 from recloop.errors import UserError
 from recloop.features.vocabulary import as_text
 from recloop.files import JsonTree, replace_file
+from recloop.html import load_template
 from recloop.manifest import Manifest
 from recloop.monitoring import experiment
 from recloop.monitoring.experiment_verdict import Verdict
@@ -134,15 +134,8 @@ def render(
         proven: Last `recloop verify`; None if it never ran.
         tried: Running experiment; None without one.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"share": share, "utc_minute": utc_minute, "amount": amount}
-    page = environment.get_template(REPORT_FILE)
+    filters = {"share": share, "utc_minute": utc_minute, "amount": amount}
+    page = load_template(Path(__file__).parent / REPORT_FILE, filters)
     return page.render(
         evaluation=evaluation,
         tables=[] if evaluation is None else _tables(evaluation),
