@@ -225,13 +225,18 @@ def context_codes(
         has_past: (B,) bool: True if the history has a moment; otherwise ``days_since_last`` is missing.
     """
     local = now + _utc_offsets(now, spec.timezone)
+    values = _context_values(local, np.where(has_past, (now - last_stamps) / DAY, np.nan))
+    return [fields.codes[f"context.{name}"].codes(values[name]) for name in spec.context]
+
+
+def _context_values(local: Any, days_since_last: Any) -> dict[str, Any]:
+    """Values of all context features at a local time (us), one or (B,) int64."""
     days = local // DAY
-    values = {
+    return {
         "hour": (local - days * DAY) // (3600 * SECOND),
         "weekday": (days + 3) % 7 + 1,  # 1970-01-01 was a Thursday; Monday is 1
-        "days_since_last": np.where(has_past, (now - last_stamps) / DAY, np.nan),
+        "days_since_last": days_since_last,
     }
-    return [fields.codes[f"context.{name}"].codes(values[name]) for name in spec.context]
 
 
 def _context_of_one(spec: FeatureSpec, fields: FieldCodes, now: int, last_stamp: int | None) -> list[int]:
@@ -240,12 +245,7 @@ def _context_of_one(spec: FeatureSpec, fields: FieldCodes, now: int, last_stamp:
     ``last_stamp`` is None without a past.
     """
     local = now + (0 if spec.timezone == "UTC" else _utc_offset(now // (900 * SECOND), spec.timezone))
-    days = local // DAY
-    values = {
-        "hour": (local - days * DAY) // (3600 * SECOND),
-        "weekday": (days + 3) % 7 + 1,
-        "days_since_last": math.nan if last_stamp is None else (now - last_stamp) / DAY,
-    }
+    values = _context_values(local, math.nan if last_stamp is None else (now - last_stamp) / DAY)
     codes = []
     for name in spec.context:
         codes_of = fields.codes[f"context.{name}"]
