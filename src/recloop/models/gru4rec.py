@@ -63,16 +63,7 @@ class GRU4Rec(SequenceModel):
     def forward_moments(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
-        """Vector after each moment, in training.
-
-        Args:
-            history, moments, mask: As in `users`.
-            context: (B, M, C) codes at the moment that follows moment m, counted from the newest.
-            arrived: (B, T, T) True where token j had arrived by the last row of token i's moment; None: everywhere.
-
-        Returns:
-            (B, M, D), by the number of the moment; undefined for moments that a window does not have.
-        """
+        """Vector after each moment, in training (`recloop.training.network`)."""
         token_weights = mask.to(history.dtype)
         if arrived is not None:
             later = (moments[:, :, None] < moments[:, None, :]) & mask[:, :, None]  # (B, T, T): i is newer than j

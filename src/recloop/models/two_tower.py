@@ -84,16 +84,7 @@ class TwoTower(SequenceModel):
     def forward_moments(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
-        """Vector of the user after each moment, in training.
-
-        Args:
-            history, moments, mask: As in `users`.
-            context: (B, M, C) codes at the moment that follows moment m, counted from the newest.
-            arrived: (B, T, T) True where token j had arrived by the last row of token i's moment; None: everywhere.
-
-        Returns:
-            (B, M, D), by the number of the moment; undefined for moments that a window does not have.
-        """
+        """Vector of the user after each moment, in training (`recloop.training.network`)."""
         mean = self.pool.pool_moments(history, moments, mask, context.shape[1], arrived)  # (B, M, D)
         if self.training:
             mean = mean * self._kept(len(mean), mean)[:, None, None]

@@ -142,7 +142,17 @@ def rejected_item_loss(vectors: Tensor, items: Tensor, rejected: Tensor, weights
     return loss
 
 
-class _RejectedItemLoss(torch.autograd.Function):
+class _SavedGradients(torch.autograd.Function):
+    """Loss whose forward pass saves the gradients of users and items."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (grad,) = grads
+        vectors_grad, items_grad = ctx.saved_tensors
+        return grad * vectors_grad, grad * items_grad, None, None
+
+
+class _RejectedItemLoss(_SavedGradients):
     """Rejected-item loss and gradients, chunk by chunk like `_FullSoftmax`.
 
     With p = sigmoid(s_d - ln Z): ds_d = w p and ds_j = -w p e^s_j / Z.
@@ -171,14 +181,8 @@ class _RejectedItemLoss(torch.autograd.Function):
         ctx.save_for_backward(vectors_grad, items_grad)
         return loss
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (grad,) = grads
-        vectors_grad, items_grad = ctx.saved_tensors
-        return grad * vectors_grad, grad * items_grad, None, None
 
-
-class _FullSoftmax(torch.autograd.Function):
+class _FullSoftmax(_SavedGradients):
     """Cross-entropy and its gradients, chunk by chunk, with one reused score buffer."""
 
     @staticmethod
@@ -206,9 +210,3 @@ class _FullSoftmax(torch.autograd.Function):
         items_grad.index_add_(0, targets, share[:, None] * vectors, alpha=-1)
         ctx.save_for_backward(vectors_grad, items_grad)
         return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        (grad,) = grads
-        vectors_grad, items_grad = ctx.saved_tensors
-        return grad * vectors_grad, grad * items_grad, None, None

@@ -36,7 +36,16 @@ class Network(Protocol):
     def forward_moments(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor
     ) -> Tensor:
-        """Return the vectors (B, M, D) before each moment, for training."""
+        """Vector of the user after each moment, in training.
+
+        Args:
+            history, moments, mask: As in `forward_user`.
+            context: (B, M, C) codes at the moment that follows moment m, counted from the newest.
+            arrived: (B, T, T) True where token j had arrived by the last row of token i's moment; None: everywhere.
+
+        Returns:
+            (B, M, D), by the number of the moment; undefined for moments that a window does not have.
+        """
 
 
 @dataclass(frozen=True)
