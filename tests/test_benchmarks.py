@@ -114,3 +114,15 @@ def test_benchmark_collect_runs_prepare_and_both_queries(root: Path, tmp_path: P
     run = json.loads((tmp_path / "collect.json").read_text())["runs"][0]
     assert all(run[side]["cpu_seconds"] > 0 for side in ("prepare", "polars", "duckdb"))
     assert run["seconds_to_fastest_query"] > 0
+
+
+def test_plot_cost_draws_the_results_that_exist(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    plot_cost = importlib.import_module("plot_cost")
+    for size, milliseconds in (("3700", [2.0, 1.0, 9.0]), ("1000000", [4.0])):
+        (tmp_path / f"serve-{size}.json").write_text(json.dumps({"cpu_ms": {"recloop": milliseconds}}))
+    (tmp_path / "serve-heavy.json").write_text(json.dumps({"milliseconds": {"100": [2.0], "10": [3.0, 1.0]}}))
+    assert plot_cost.by_items(tmp_path, "cpu_ms", plot_cost.CATALOGS) == {"recloop": [(3_700, 2.0), (1_000_000, 4.0)]}
+    assert plot_cost.by_history(tmp_path) == {"recloop": [(10.0, 1.0), (100.0, 2.0)]}
+    panels = plot_cost.picture(tmp_path).axes
+    assert [len(panel.lines) for panel in panels] == [1, 1, 0, 0, 0, 0]
