@@ -17,7 +17,7 @@ help:
 	@echo "make bench-serve    lists per second against a typical service, up to 1 M items (minutes, resumable)"
 	@echo "make bench-ingest   durable events per second beside bare SQLite inserts (minutes)"
 	@echo "make test           the fast tests"
-	@echo "make test-demo      the whole demo of the seeded world, checked (about 3 minutes)"
+	@echo "make test-demo      both demos of the seeded world and the console in a browser, checked (about 4 minutes)"
 	@echo "make test-all       all tests: the slow ones too, and those on the data sets in ../shared/data"
 	@echo "make check          format, lint, types, import contracts, anchors, docs executed"
 
@@ -47,7 +47,7 @@ test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK))
 
 test-demo: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow tests/demo/test_quick.py tests/demo/test_simulated.py
+	$(BIN)/python -m pytest -m slow tests/demo/test_quick.py tests/demo/test_simulated.py tests/serve/test_console.py
 
 test-all: $(VENV)/.test
 	$(PYTEST) --timeout 3600

@@ -1,4 +1,4 @@
-"""The console in a browser: reports, moves, refusals, and no request to another host."""
+"""The console in a browser: reports, moves, refusals, and no request to another host; `make test-demo` runs it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from recloop.recommend.recommender import Recommender, make_golden
 from recloop.records import SECOND
 from recloop.release import assignment
 from recloop.storage import releases
+
+pytestmark = pytest.mark.slow
 
 CHROMIUM = Path("/usr/bin/chromium")
 WAIT = 60_000
@@ -237,7 +239,7 @@ def test_console_shows_every_release_row_newest_first(
     assert f"{served_project.seed} checked shadow POST /v1/admin/promote a try of seed" in shown_console.moves[0]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), pytest.param(390, "dark", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), (390, "dark")])
 def test_console_fits_desktop_and_phone_in_light_and_dark(
     served_project: ServedProject, opened: Any, tmp_path: Path, width: int, scheme: str
 ) -> None:
@@ -285,7 +287,6 @@ def test_console_shows_a_users_list_with_sources_as_served(served_project: Serve
             assert history.count() == min(20, events)
 
 
-@pytest.mark.slow
 def test_console_buttons_move_bundles_and_show_refusals(served_project: ServedProject, opened: Any) -> None:
     status = lambda: served_project.server.client.get("/v1/status").json()  # noqa: E731
 
@@ -343,17 +344,6 @@ def test_service_with_console_keeps_its_own_routes(served_project: ServedProject
     assert client.post("/v1/status", json={}).status_code == 405
     assert client.get("/v1/nothing").json()["error"]["code"] == "not_found"
     assert client.get("/metrics").text.startswith("# HELP recloop_")
-
-
-def test_root_page_without_nicegui_names_the_extra(
-    trained_folder: Path, tmp_path: Path, serving: Callable[..., Any]
-) -> None:
-    """Run a server process that cannot import NiceGUI."""
-    server = serving(shutil.copytree(trained_folder, tmp_path / "shop"), program=servers.WITHOUT_CONSOLE)
-    page = server.client.get("/")
-    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert 'pip install "recloop[console]"' in page.text
-    assert len(server.client.get("/v1/recommend/u05").json()["items"]) == 10
 
 
 def test_console_login_with_the_token_opens_the_page(served_project: ServedProject, browser: Browser) -> None:

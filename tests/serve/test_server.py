@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
-from servers import PATIENCE, command
+from servers import PATIENCE, WITHOUT_CONSOLE, command
 
 from recloop import bundle as bundles
 from recloop.cli import run
@@ -45,7 +45,9 @@ def refused_here(capsys: Captured, project: Project, *words: str) -> tuple[int, 
 
 
 def test_serve_with_json_prints_the_ready_line(project: Project) -> None:
-    with subprocess.Popen(command(project.root, "--port", "0", "--json"), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command(project.root, "--port", "0", "--json", program=WITHOUT_CONSOLE), stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         line = json.loads(process.stdout.readline())
         assert set(line) == {"ready", "bundle"}
@@ -54,6 +56,14 @@ def test_serve_with_json_prints_the_ready_line(project: Project) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
         assert process.stdout.read() == ""
+
+
+def test_root_page_without_nicegui_names_the_extra(project: Project, serving: Serving) -> None:
+    server = serving(project.root, program=WITHOUT_CONSOLE)
+    page = server.client.get("/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert 'pip install "recloop[console]"' in page.text
+    assert len(server.client.get("/v1/recommend/u05").json()["items"]) == 10
 
 
 @pytest.mark.slow
@@ -70,7 +80,7 @@ def test_serve_with_a_used_port_exits_2_and_names_the_fix(project: Project) -> N
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        code, out, err = refused(command(project.root, "--port", str(port)))
+        code, out, err = refused(command(project.root, "--port", str(port), program=WITHOUT_CONSOLE))
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == (
         f"error: port={port}: expected a free port (already in use); try: recloop serve --port 0"
