@@ -129,7 +129,7 @@ def find_dialect(source: InputFile, encoding: str, data: Data) -> Dialect:
         separators = (separator_line[1],)
     candidates = _candidates(text, separators, is_whole)
     if not candidates:
-        raise UserError(source.key, source.name, "a header and rows; the file is blank", f"set {source.key}")
+        raise UserError(source.key, source.name, "a header and rows; the file is blank", source.use_of_new)
     best = _best(candidates)
     first_line = judge_first_line(best.records)
     dialect = replace(

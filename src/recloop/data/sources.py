@@ -258,7 +258,9 @@ def find(root: Path, text: str, key: str) -> list[InputFile]:
     ]
     sources.sort(key=lambda source: source.name.encode())
     if len(sources) == 1 and sources[0].n_bytes == 0:
-        raise UserError(key, text, f"{FORMATS} with a header and rows; the file is empty (0 bytes)", f"set {key}")
+        raise UserError(
+            key, text, f"{FORMATS} with a header and rows; the file is empty (0 bytes)", sources[0].use_of_new
+        )
     return [source for source in sources if source.n_bytes] or sources
 
 

@@ -11,6 +11,7 @@ text runs, so unchecked input never reaches the engine. Null counts as false.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -34,6 +35,8 @@ ALLOWED: Final = (
     *PREDICATES, *CONNECTIVES, *ARITHMETIC, exp.Column, exp.Identifier, exp.Literal, exp.Null,
 )  # fmt: skip
 GRAMMAR: Final = "field = 'text', field >= 4, IN (...), BETWEEN, LIKE, IS NULL, joined by AND, OR, NOT"
+INCOMPLETE: Final = re.compile(r"Required keyword: '\w+' missing for <class '[\w.]+'>")
+"""Message of the parser about an operator without an operand."""
 FIX: Final = 'write it as SQL over the row, such as "value >= 4"'
 
 
@@ -127,7 +130,9 @@ def _parsed(text: str, key: str) -> exp.Expression:
     try:
         trees = [tree for tree in sqlglot.parse(text) if tree is not None]
     except (sqlglot.errors.SqlglotError, RecursionError) as error:
-        message = str(error).splitlines()[0] if not isinstance(error, RecursionError) else "nested too deeply"
+        message = "nested too deeply"
+        if not isinstance(error, RecursionError):
+            message = INCOMPLETE.sub("an operand is missing", str(error).splitlines()[0]).rstrip(".")
         raise UserError(key, text, f"a condition ({GRAMMAR}); {message}", FIX) from None
     if len(trees) != 1:
         raise UserError(key, text, f"one condition, found {len(trees)}", FIX)
