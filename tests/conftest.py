@@ -23,7 +23,7 @@ SHARED = ROOT.parent / "shared" / "data"
 
 # A deadline would fail on slow machines; a fixed seed draws the same examples in each run.
 settings.register_profile("thorough", deadline=None, derandomize=True, print_blob=True)
-settings.register_profile("fast", settings.get_profile("thorough"), max_examples=30)
+settings.register_profile("fast", settings.get_profile("thorough"), max_examples=20)
 settings.load_profile("thorough")
 
 # Two test processes share two cores, so more threads would only wait.

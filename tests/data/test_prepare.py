@@ -19,6 +19,7 @@ from recloop.data.read import read_events
 from recloop.errors import UserError
 from recloop.project import Project, open_project
 from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA
+from recloop.simulation.shop import SimulatedShop
 
 ProjectFactory = Callable[..., Project]
 
@@ -32,12 +33,13 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def project_with_bad_rows(simulated_shop_folder: Path) -> Project:
-    """The simulated shop with one rejected and one quarantined row."""
-    with (simulated_shop_folder / "events.csv").open("a") as file:
+def project_with_bad_rows(tmp_path: Path) -> Project:
+    """A small simulated shop with one rejected and one quarantined row."""
+    folder = SimulatedShop(seed=0, users=100, items=100, days=90).write(tmp_path / "shop")
+    with (folder / "events.csv").open("a") as file:
         file.write("x1,,i001,2025-03-01T00:00:00Z,click,,,\n")
         file.write("x2,u001,i001,2025-03-01T00:00:00Z,purchase,1,0,\n")
-    return open_project(simulated_shop_folder)
+    return open_project(folder)
 
 
 def test_prepare_accounts_for_every_row(project_with_bad_rows: Project) -> None:

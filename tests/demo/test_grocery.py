@@ -37,6 +37,7 @@ def test_priced_is_the_median_before_the_cut() -> None:
     assert made["price"].to_list() == [0.5, 2.75, None]
 
 
+@pytest.mark.slow
 def test_demo_overwrites_only_a_demo_folder(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="--dir"):

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,11 @@ def test_demo_lists_omit_disliked_items_and_verify(said: dict[str, str]) -> None
     assert unexplained == "0"
 
 
-def test_demo_in_a_foreign_folder_exits_2_and_changes_nothing(tmp_path: Path) -> None:
+def test_demo_in_a_foreign_folder_exits_2_and_changes_nothing(tmp_path: Path, cli: Callable[..., Any]) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    done = child(tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith(f"error: --dir={tmp_path}: expected an empty folder")
+    code, out, err = cli("demo", "--world", "--dir", tmp_path, "--json")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"error: --dir={tmp_path}: expected an empty folder")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

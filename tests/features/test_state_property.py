@@ -194,7 +194,6 @@ def undo(done: dict[tuple[str, int, str], float], item: str, until: int, back: s
             done.update(dict.fromkeys(lighter, 0.0))
 
 
-@settings(max_examples=50)
 @given(
     events=st.lists(event, max_size=6) | st.lists(event, min_size=12, max_size=30),
     versions=st.lists(version, max_size=6),

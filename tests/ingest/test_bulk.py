@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import polars as pl
@@ -37,13 +38,13 @@ COUNTS = {"accepted": 3, "duplicate": 0, "conflict": 0, "quarantined": 1, "rejec
 
 
 def ingest(root: Path, *words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run one command, in a separate process if it reads stdin."""
+    """Run one command in this process; ``stdin`` is its standard input."""
     arguments = ["-C", str(root), "ingest", *words, "--json"]
-    if stdin is not None:
-        command = [sys.executable, "-m", "recloop", *arguments]
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60)
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
+    with TemporaryFile("w+") as file, redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        file.write(stdin or "")
+        file.seek(0)
+        patch.setattr(sys, "stdin", file)
         code = run(arguments)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 

@@ -14,11 +14,13 @@ from recloop.models.covisitation import CoVisitation
 from recloop.testing import ModelContract, fit_on_world
 
 
+@pytest.mark.slow
 class TestPopular(ModelContract):
     model = "popular"
     liked = 0.6  # popular items are liked by most users, not by all
 
 
+@pytest.mark.slow
 class TestBoughtBefore(ModelContract):
     model = "bought_before"
     better = 5.0

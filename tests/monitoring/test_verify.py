@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from servers import inside
 
 from recloop.features.vocabulary import CategoryCodes
 from recloop.monitoring.verify import compare, verify
-from recloop.project import Project
+from recloop.project import Project, open_project
 from recloop.recommend.recommender import RankedList
 from recloop.records import SECOND, Decision, Slot
 from recloop.serve.app import create
@@ -183,24 +184,33 @@ SKEWS: list[tuple[Callable[[Service], None], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("skew", "names"), SKEWS, ids=[skew.__name__ for skew, _ in SKEWS])
-def test_verify_names_the_skewed_input_of_the_service(
-    project: Project, play: Any, skew: Callable[[Service], None], names: set[str]
-) -> None:
-    before: list[str] = []
+@pytest.fixture(scope="module")
+def answered_folder(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A project with verified decisions, and their request ids."""
+    project = open_project(shutil.copytree(trained_folder, tmp_path_factory.mktemp("answered") / "shop"))
+    answered: list[str] = []
 
     async def honest(client: httpx.AsyncClient, service: Service) -> None:
         await random_day(client, service, 40)
-        before.extend(row.request_id for row in service.decisions.rows())
+        answered.extend(row.request_id for row in service.decisions.rows())
 
-    play(honest)
+    inside(create(project, clock=Clock()), honest)
     assert verify(project)["unexplained"] == 0
+    return project.root, answered
+
+
+@pytest.mark.parametrize(("skew", "names"), SKEWS, ids=[skew.__name__ for skew, _ in SKEWS])
+def test_verify_names_the_skewed_input_of_the_service(
+    answered_folder: tuple[Path, list[str]], tmp_path: Path, skew: Callable[[Service], None], names: set[str]
+) -> None:
+    folder, before = answered_folder
+    project = open_project(shutil.copytree(folder, tmp_path / "shop"))
 
     async def skewed(client: httpx.AsyncClient, service: Service) -> None:
         skew(service)
         await random_day(client, service, 80)
 
-    play(skewed)
+    inside(create(project, clock=Clock()), skewed)
     found = verify(project)
     assert found["unexplained"] == len(found["differences"]) > 0
     assert {difference["name"] for difference in found["differences"]} <= names

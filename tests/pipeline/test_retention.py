@@ -92,7 +92,9 @@ def counted(file: Path, table: str) -> int:
     return int(found)
 
 
-@pytest.mark.parametrize("hours", [6, pytest.param(100, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))])
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("hours", [6, 100])
 def test_retention_during_hourly_updates_bounds_the_folder(project: Project, hours: int) -> None:
     project = open_project(
         project.root, [*SETS, 'model.name="covisitation"', 'retention.log="3h"', 'retention.decisions="3h"']

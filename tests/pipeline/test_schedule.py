@@ -73,7 +73,14 @@ def test_run_during_another_loop_raises_locked(project: Project) -> None:
         schedule.run(project, ["true"], HOUR, print)
 
 
-def test_run_after_sigterm_exits_0(project: Project) -> None:
+def test_run_after_sigterm_ends_the_child_and_the_loop(project: Project) -> None:
+    program = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(300)"
+    ended = schedule.run(project, [sys.executable, "-c", program], HOUR, print)
+    assert ended == (0, "stopped by SIGTERM", 1)
+
+
+@pytest.mark.slow
+def test_update_every_hour_after_sigterm_exits_0(project: Project) -> None:
     words = ["-C", str(project.root), "update", "--every", "1h"]
     loop_process = subprocess.Popen([sys.executable, "-m", "recloop", *words], stdout=subprocess.PIPE, text=True)
     try:

@@ -427,9 +427,8 @@ def test_update_with_an_inconclusive_window_waits_for_more_rows(later: Later, fi
     assert loop.update(wider).verdict == "registered", "another margin is evaluated at once"
 
 
-@pytest.mark.parametrize(
-    "step", [pytest.param(one, marks=() if one == STEPS[-1] else pytest.mark.slow) for one in STEPS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
 def test_update_killed_after_any_step_gives_the_same_child(later: Later, step: str) -> None:
     project, other = later(), later()
     whole = loop.update(other)
@@ -442,30 +441,26 @@ def test_update_killed_after_any_step_gives_the_same_child(later: Later, step: s
     assert [row["state"] for row in loading.status(project)["bundles"]] == ["live", "registered"]
 
 
-def test_update_during_another_update_exits_3_and_names_it(later: Later) -> None:
+def test_update_during_another_update_exits_3_and_names_it(later: Later, cli: Callable[..., Any]) -> None:
     project = later()
     with locks.run_lock(project.root, "update"):
-        second = subprocess.run(
-            [sys.executable, "-m", "recloop", "-C", str(project.root), "update"], capture_output=True, text=True
-        )
-    assert second.returncode == 3
-    assert "recloop update" in second.stderr
-    assert str(os.getpid()) in second.stderr
+        code, _, err = cli("-C", project.root, "update")
+    assert code == 3
+    assert "recloop update" in err
+    assert str(os.getpid()) in err
 
 
-def test_update_on_a_full_disk_changes_nothing(later: Later) -> None:
+def test_update_on_a_full_disk_changes_nothing(later: Later, cli: Callable[..., Any]) -> None:
     project = later()
     before = moved(project)
-    verb = [sys.executable, "-m", "recloop", "-C", str(project.root), *SETS, "update"]
-    full = subprocess.run(
-        verb,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)),
-    )
-    assert full.returncode == 2, full.stderr
-    assert full.stdout == ""
-    assert "error: disk=" in full.stderr.splitlines()[-1]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        code, out, err = cli("-C", project.root, *SETS, "update")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, out) == (2, ""), err
+    assert "error: disk=" in err.splitlines()[-1]
     assert moved(project) == before
     assert loop.update(project).verdict == "registered"
 

@@ -113,3 +113,10 @@ def test_query_parameter_misspelt_is_422_and_names_the_nearest(
     error = client.get(url).json()["error"]
     assert error["field"] == name[:100]
     assert error["expected"].startswith(f"a known parameter; nearest: {nearest}" if nearest else "one of ")
+
+
+def test_root_page_without_nicegui_names_the_extra(client: httpx.Client) -> None:
+    """The server of these tests cannot import NiceGUI."""
+    page = client.get("/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert 'pip install "recloop[console]"' in page.text

@@ -58,14 +58,6 @@ def test_serve_with_json_prints_the_ready_line(project: Project) -> None:
         assert process.stdout.read() == ""
 
 
-def test_root_page_without_nicegui_names_the_extra(project: Project, serving: Serving) -> None:
-    server = serving(project.root, program=WITHOUT_CONSOLE)
-    page = server.client.get("/")
-    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    assert 'pip install "recloop[console]"' in page.text
-    assert len(server.client.get("/v1/recommend/u05").json()["items"]) == 10
-
-
 @pytest.mark.slow
 def test_serve_with_a_running_server_exits_3_and_names_it(project: Project, serving: Serving) -> None:
     first = serving(project.root)
@@ -75,12 +67,12 @@ def test_serve_with_a_running_server_exits_3_and_names_it(project: Project, serv
     assert first.client.get("/v1/health/ready").status_code == 200
 
 
-def test_serve_with_a_used_port_exits_2_and_names_the_fix(project: Project) -> None:
+def test_serve_with_a_used_port_exits_2_and_names_the_fix(project: Project, capsys: Captured) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        code, out, err = refused(command(project.root, "--port", str(port), program=WITHOUT_CONSOLE))
+        code, out, err = refused_here(capsys, project, "--port", str(port))
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == (
         f"error: port={port}: expected a free port (already in use); try: recloop serve --port 0"

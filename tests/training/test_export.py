@@ -66,6 +66,7 @@ def test_user_graph_equals_torch(exported: tuple[SASRec, bytes], batch: int, tim
     np.testing.assert_allclose(answer, expected.numpy(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_user_graph_is_independent_of_padding_and_batch(exported: tuple[SASRec, bytes]) -> None:
     run = session(exported[1])
     inputs = query(5, 40, 2)
@@ -77,6 +78,7 @@ def test_user_graph_is_independent_of_padding_and_batch(exported: tuple[SASRec, 
         np.testing.assert_allclose(alone[0], together[row], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_user_graph_is_valid_and_contains_no_item_table(exported: tuple[SASRec, bytes]) -> None:
     _, graph = exported
     model = onnx.load_from_string(graph)

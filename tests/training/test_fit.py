@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -94,6 +95,20 @@ def test_exported_graph_ranks_the_next_item_first(fitted_circle_run: tuple[Train
     }
     (user,) = session.run(None, inputs)
     assert int((user @ vectors[1:].T).argmax()) + 1 == 4
+
+
+def test_exported_graph_is_valid_and_independent_of_padding(fitted_circle_run: tuple[TrainedNetwork, Path]) -> None:
+    """One window alone, and padded beside a longer one."""
+    network, _ = fitted_circle_run
+    onnx.checker.check_model(onnx.load_from_string(network.graph), full_check=True)
+    session = onnxruntime.InferenceSession(network.graph, providers=["CPUExecutionProvider"])
+    moments = np.array([[2, 1, 0, 0, 0], [4, 3, 2, 1, 0]])
+    mask = np.arange(5) < np.array([[3], [5]])
+    history = network.arrays["item_vectors"][[[1, 2, 3, 0, 0], [9, 8, 7, 6, 5]]]
+    context = np.zeros((2, 0), np.int64)
+    (together,) = session.run(None, {"history": history, "moments": moments, "mask": mask, "context": context})
+    alone = {"history": history[:1, :3], "moments": moments[:1, :3], "mask": mask[:1, :3], "context": context[:1]}
+    np.testing.assert_allclose(session.run(None, alone)[0][0], together[0], rtol=0, atol=1e-5)
 
 
 def test_fit_network_writes_the_run_folder(fitted_circle_run: tuple[TrainedNetwork, Path]) -> None:
