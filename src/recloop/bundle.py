@@ -31,6 +31,7 @@ from recloop.features.spec import ENCODE_VERSION, FeatureSpec
 from recloop.features.state import StoredState
 from recloop.features.vocabulary import FieldCodes, Vocabulary
 from recloop.files import AttributeValues, JsonTree, sync_folder, write_file
+from recloop.graphs import TREE_DOMAIN, TREE_OPERATOR, operators
 from recloop.manifest import Manifest
 from recloop.policy import Policy, ScorerSpec
 from recloop.records import FileFacts
@@ -38,6 +39,9 @@ from recloop.records import FileFacts
 FORMAT = 1
 """Version of the bundle format. It changes with the files or their meaning; other versions are rejected."""
 MANIFEST = "manifest.json"
+RANKER_GRAPH = "ranker.onnx"
+GRAPHS = ("user.onnx", "item.onnx", "rank.onnx", RANKER_GRAPH)
+"""Graphs of a bundle; `rank.onnx` is a network that reorders the items of other sources."""
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
     "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
@@ -221,17 +225,18 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
     manifest = check(path, sha256)
     spec = FeatureSpec.from_json(_read_json(path / "spec.json"))
     table = pl.read_parquet(path / "items.parquet")
-    graphs = {
-        name: (path / name).read_bytes() for name in ("user.onnx", "item.onnx", "rank.onnx") if name in manifest.files
-    }
+    graphs = {name: (path / name).read_bytes() for name in GRAPHS if name in manifest.files}
     for name, data in graphs.items():
-        if _EXTERNAL in data:
-            raise BundleError(name, path, "a graph without external tensors", "recloop update --full")
+        _check_graph(name, data, path)
+    policy = Policy.from_json(_read_json(path / "policy.json"))
+    if (policy.ranker is None) != (RANKER_GRAPH not in graphs):
+        part = "policy.json" if policy.ranker is None else RANKER_GRAPH
+        raise BundleError(part, path, "the ranker of the bundle: its graph and its settings", "recloop update --full")
     return Bundle(
         manifest=manifest,
         spec=spec,
         fields=FieldCodes.from_json(_read_json(path / "fields.json")),
-        policy=Policy.from_json(_read_json(path / "policy.json")),
+        policy=policy,
         items=ItemTable(
             ids=Vocabulary(table["item_id"]),
             count=table["count"].to_numpy(),
@@ -245,6 +250,26 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
         golden=GoldenCase.read_all(path / "golden.json"),
         users=_users(path / "users.parquet") if "users.parquet" in manifest.files else None,
     )
+
+
+def _check_graph(name: str, data: bytes, path: Path) -> None:
+    """Check the operators of a graph.
+
+    Raises:
+        BundleError: it has external tensors or no readable nodes, or an operator of a domain that it may not use.
+    """
+    fix = "recloop update --full"
+    if _EXTERNAL in data:
+        raise BundleError(name, path, "a graph without external tensors", fix)
+    try:
+        found = operators(data)
+    except ValueError as error:
+        raise BundleError(name, path, f"an ONNX graph ({error})", fix) from None
+    if name == RANKER_GRAPH and found != {(TREE_DOMAIN, TREE_OPERATOR)}:
+        foreign = ", ".join(sorted(f"{domain}.{operator}" for domain, operator in found))
+        raise BundleError(name, foreign or "no operator", f"{TREE_DOMAIN}.{TREE_OPERATOR} alone", fix)
+    if name != RANKER_GRAPH and any(domain == TREE_DOMAIN for domain, _ in found):
+        raise BundleError(name, TREE_DOMAIN, "operators of the standard domain", fix)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -20,12 +20,51 @@ RRF: Final = 60
 Default constant of the rank fusion. A smaller one gives the first ranks of a source more weight; ``weights = "auto"``
 chooses it on validation.
 """
+RANKERS: Final = ("gbdt",)
+"""Models of the second stage."""
 LISTS: Final = ("for_you", "popular", "similar", "latest")
 """Kinds of list that a placement serves."""
 FALLBACK: Final = ("attributes", "segment", "popular", "latest")
 """Sources of the fallback, in the order of a new bundle."""
 FADING: Final = ("popular", "neighbours", "history")
 """Sources with a half-life, in tuning order; Popular is first because its order breaks the ties of the others."""
+
+
+@dataclass(frozen=True)
+class RankerSpec:
+    """Second stage of a bundle: a model that orders what the sources recall.
+
+    Attributes:
+        model: ``gbdt``.
+        depths: Candidates that each source supplies, in the order of `FUSED_SOURCES`.
+        features: Names of the inputs of ``ranker.onnx``, in order (`recloop.features.ranking`).
+        fields, numbers: Categorical and numeric item fields behind the features.
+        moments: Number of moments that it learned from. until: Stamp before which they happened.
+    """
+
+    model: str
+    depths: Mapping[str, int]
+    features: tuple[str, ...]
+    fields: tuple[str, ...]
+    numbers: tuple[str, ...]
+    moments: int
+    until: int
+    other_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, tree: JsonObject) -> RankerSpec:
+        spec = cls(**tree.fields(cls), other_keys=tree.unread)
+        tree.check("model", [spec.model], RANKERS)
+        tree.check("depths", spec.depths, FUSED_SOURCES)
+        spec = replace(spec, depths={name: spec.depths[name] for name in FUSED_SOURCES if name in spec.depths})
+        if not spec.depths:
+            raise BundleError("policy.json.ranker.depths", "{}", "at least one source", "recloop update --full")
+        return spec
+
+    def to_json(self) -> JsonTree:
+        known = {name: value for name, value in vars(self).items() if name != "other_keys"}
+        lists = {name: [*getattr(self, name)] for name in ("features", "fields", "numbers")}
+        return {**self.other_keys, **known, **lists, "depths": dict(self.depths)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +77,7 @@ class Placement:
         filter: Condition on every item of the list; empty: none.
         n: Length of a list if the query has none.
         rrf: Constant of the rank fusion; None: `RRF`.
+        ranked: True if the bundle's ranker orders the list; its free slots follow the fusion.
     """
 
     list: str
@@ -45,6 +85,7 @@ class Placement:
     filter: str
     n: int
     rrf: float | None = None
+    ranked: bool = False
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -63,21 +104,23 @@ class Placement:
             filter=tree.required("filter", str),
             n=tree.required(_stored_key(tree, "n", "k"), int),
             rrf=tree.number("rrf"),
+            ranked=tree.optional("ranked", bool) or False,
             other_keys=tree.unread,
         )
 
     def to_json(self) -> JsonTree:
         known = {"list": self.list, "weights": dict(self.weights), "filter": self.filter, "n": self.n}
-        return {**self.other_keys, **known, **without_none(rrf=self.rrf)}
+        return {**self.other_keys, **known, **without_none(rrf=self.rrf, ranked=self.ranked or None)}
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Policy of a bundle: placements, seen-item filter and fallback order."""
+    """Policy of a bundle: placements, seen-item filter, fallback order and ranker."""
 
     placements: Mapping[str, Placement]
     filter_seen: bool
     fallback: tuple[str, ...]
+    ranker: RankerSpec | None = None
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -103,6 +146,7 @@ class Policy:
             placements=placements,
             filter_seen=policy.required("filter_seen", bool),
             fallback=_read_fallback(policy),
+            ranker=RankerSpec.read(policy.child("ranker")) if policy.unread.get("ranker") else None,
             other_keys=policy.unread,
         )
 
@@ -112,6 +156,7 @@ class Policy:
             "placements": {name: placement.to_json() for name, placement in self.placements.items()},
             "filter_seen": self.filter_seen,
             "fallback": [*self.fallback],
+            **({} if self.ranker is None else {"ranker": self.ranker.to_json()}),
         }
 
 

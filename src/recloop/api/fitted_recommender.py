@@ -190,8 +190,12 @@ class FittedRecommender:
             shown[table.lookup(allowed_ids)] = True
             shown[0] = False  # padding: the index of an item outside the table
             allowed = replace(allowed, table=TableMask.of(allowed.mask & shown))
-        recalled = recommender.recall(encoded, allowed, placement.weights)
-        fused = fuse(recalled, placement.weights, n, placement.fusion_constant)
+        if recommender.is_ranked(placement):
+            fused = recommender.rank_sources(encoded, allowed, placement, n)
+        else:
+            fused = fuse(
+                recommender.recall(encoded, allowed, placement.weights), placement.weights, n, placement.fusion_constant
+            )
         return recommender.assemble(encoded, allowed, fused, queries, placement, fallback)
 
     @python_errors("fit")

@@ -171,6 +171,19 @@ class Baselines(Section):
     """Half-life of counts in days; `auto` chooses it on validation, `none` weighs every moment equally."""
 
 
+class Ranker(Section):
+    """Second stage: trees over the features of what the sources recall."""
+
+    model: Literal["auto", "gbdt", "off"] = "off"
+    """Model that orders the recalled items; `auto` keeps it if its lists are better on validation."""
+    trees: int = pydantic.Field(100, ge=1, le=2000)
+    """Number of trees; the time of a request grows with it."""
+    leaves: int = pydantic.Field(31, ge=2, le=1000)
+    """Largest number of leaves of a tree."""
+    threads: int = pydantic.Field(1, ge=1)
+    """Threads that fit the trees."""
+
+
 class Train(Section):
     loss: Literal["auto", "ce", "ss_refined", "ss", "ss_logq", "gbce", "bce", "bpr"] = "auto"
     """Training loss; `auto` chooses by model and catalog size."""
@@ -354,6 +367,8 @@ class Config(Section):
     """Model to train."""
     baselines: Baselines = Baselines()
     """Counting models."""
+    ranker: Ranker = Ranker()
+    """Second stage that orders the recalled items."""
     train: Train = Train()
     """Training of networks."""
     placement: dict[str, Placement] = {"home": Placement()}

@@ -40,6 +40,7 @@ from recloop.policy import RRF
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.fusion import fuse
+from recloop.recommend.ranker import Ranker
 from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import Query
 
@@ -157,6 +158,7 @@ class _EvaluatedRow:
         fallback: Stages that fill free slots; None: those of the bundle.
         lists: (Q, K) item_ix; items outside the table have numbers after its end.
         ranks: Ranks of the targets under leave-one-out; None under another protocol.
+        ranker: Ranker that orders the lists; None for the fusion.
         seconds: Time spent on the lists.
     """
 
@@ -167,7 +169,12 @@ class _EvaluatedRow:
     fusion_constant: float
     lists: NDArray[np.int64]
     ranks: TargetRanks | None
+    ranker: Ranker | None = None
     seconds: float = 0.0
+
+    def uses(self, source: str) -> bool:
+        """Return True if the lists depend on a source."""
+        return self.weights.get(source, 0.0) > 0 or (self.ranker is not None and source in self.ranker.sources)
 
     def values(
         self, k: int, mask: NDArray[np.bool_], targets: NDArray[np.int64], offsets: NDArray[np.int64]
@@ -199,15 +206,21 @@ class _BundleEvaluation:
         sources = [SOURCE_OF[model] for model in config.evaluate.baselines] if with_baselines else []
         names = {source: bundle.scorers[source].model for source in sources}
         self.names = {source: name for source, name in (names | network).items() if source in self.recommender.scorers}
-        served = self.lists.settings.weights
+        settings = self.lists.settings
+        served = settings.weights
         self.sources = sorted({*self.names, *(source for source, weight in served.items() if weight > 0)})
+        ranker = self.recommender.ranker if self.recommender.is_ranked(settings) else None
+        if ranker is not None:
+            self.sources = sorted({*self.sources, *ranker.sources})
         self.one_target = config.split.protocol == LEAVE_ONE_OUT
         self.depth = DEPTH if self.one_target else max(self.ks)
         self.evaluated = [
             self._row(name, "network" if source == "model" else "baseline", {source: 1.0}, SINGLE_SOURCE_FALLBACK, RRF)
             for source, name in self.names.items()
         ]
-        self.evaluated.append(self._row("served", "served", served, None, self.lists.settings.fusion_constant))
+        if ranker is not None:
+            self.evaluated.append(self._row("fusion", "served", served, None, settings.fusion_constant))
+        self.evaluated.append(self._row("served", "served", served, None, settings.fusion_constant, ranker))
 
     def _row(
         self,
@@ -216,10 +229,11 @@ class _BundleEvaluation:
         weights: Mapping[str, float],
         fallback: Sequence[str] | None,
         fusion_constant: float,
+        ranker: Ranker | None = None,
     ) -> _EvaluatedRow:
         ranks = TargetRanks.empty(len(self.queries)) if self.one_target else None
         lists = np.zeros((len(self.queries), max(self.ks)), dtype=np.int64)
-        return _EvaluatedRow(name, kind, weights, fallback, fusion_constant, lists, ranks)
+        return _EvaluatedRow(name, kind, weights, fallback, fusion_constant, lists, ranks, ranker)
 
     def ask(self, states: StateBatch, span: slice) -> None:
         """Answer these queries for every row."""
@@ -234,8 +248,11 @@ class _BundleEvaluation:
         if "model" in recalled:
             _scored(self.bundle, encoded, allowed, recalled["model"])
         for row in self.evaluated:
-            row_sources = {source: top_k for source, top_k in recalled.items() if row.weights.get(source, 0.0) > 0}
-            fused = fuse(row_sources or recalled, row.weights, self.depth, row.fusion_constant)
+            row_sources = {source: top_k for source, top_k in recalled.items() if row.uses(source)}
+            if row.ranker is None:
+                fused = fuse(row_sources or recalled, row.weights, self.depth, row.fusion_constant)
+            else:
+                fused = self.recommender.rank_recalled(recalled, encoded, self.lists.settings, self.depth)
             row.lists[span] = self.lists.lists(encoded, allowed, fused, row.fallback).items
             if row.ranks is not None:
                 scored = recalled["model"] if row.kind == "network" else fused
@@ -277,7 +294,7 @@ class _BundleEvaluation:
 
     def _trained(self, row: _EvaluatedRow) -> TrainingNote | None:
         """Training of the network behind a row; None for other rows."""
-        return TrainingNote.from_training(self.bundle.manifest.train) if row.weights.get("model", 0.0) > 0 else None
+        return TrainingNote.from_training(self.bundle.manifest.train) if row.uses("model") else None
 
 
 class _Clock:

@@ -244,7 +244,7 @@ def _context_of_one(spec: FeatureSpec, fields: FieldCodes, now: int, last_stamp:
 
     ``last_stamp`` is None without a past.
     """
-    local = now + (0 if spec.timezone == "UTC" else _utc_offset(now // (900 * SECOND), spec.timezone))
+    local = now + (0 if spec.timezone == "UTC" else utc_offset(now // (900 * SECOND), spec.timezone))
     values = _context_values(local, math.nan if last_stamp is None else (now - last_stamp) / DAY)
     codes = []
     for name in spec.context:
@@ -255,7 +255,7 @@ def _context_of_one(spec: FeatureSpec, fields: FieldCodes, now: int, last_stamp:
 
 
 @functools.lru_cache(10_000)
-def _utc_offset(quarter: int, timezone: str) -> int:
+def utc_offset(quarter: int, timezone: str) -> int:
     """UTC offset in microseconds in a quarter hour since 1970.
 
     Zones change on quarter hours.
@@ -269,7 +269,7 @@ def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:
     if timezone == "UTC":
         return np.zeros(len(now), dtype=np.int64)
     quarters, quarter_index = np.unique(now // (900 * SECOND), return_inverse=True)
-    micros = [_utc_offset(int(quarter), timezone) for quarter in quarters]
+    micros = [utc_offset(int(quarter), timezone) for quarter in quarters]
     return np.array(micros, dtype=np.int64)[quarter_index]
 
 

@@ -24,7 +24,7 @@ from recloop.files import JsonTree, replace_json
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import SCORE_TOLERANCE, RankedList, Recommender
+from recloop.recommend.recommender import RANKER, SCORE_TOLERANCE, RankedList, Recommender
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
 from recloop.storage import EventLog, Retraction, releases
 from recloop.storage.retractions import retracted_at
@@ -182,7 +182,7 @@ class DecisionReplayer:
     def answer(self, decision: Decision) -> RankedList:
         """Recompute a decision from state and catalog at its ``as_of_seq``."""
         recommender, states = self.context_for(decision)
-        return recommender.recommend(states, [query_of(decision)])[0]
+        return _recommend(recommender, states, decision)
 
     def context_for(self, decision: Decision, bundle: str = "") -> tuple[Recommender, StateBatch]:
         """Rebuild the recommender and user state of a decision at its ``as_of_seq``.
@@ -224,7 +224,7 @@ class DecisionReplayer:
         user_events = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
         timeline = self._timeline(recommender, user_events, self._new_users.filter(in_time), self._out(decision))
         states = timeline.states([decision.user_id], [decision.as_of_seq])
-        return recommender.recommend(states, [query_of(decision)])[0]
+        return _recommend(recommender, states, decision)
 
     def _recommender(self, name: str) -> Recommender:
         if name not in self._recommenders:
@@ -255,6 +255,12 @@ class DecisionReplayer:
         rows = rows.filter(~pl.col(SEQ).is_in(pl.Series(sorted(retracted), dtype=pl.Int64).implode()))
         users = pl.concat([self._old_users, new_users])
         return StateHistory(moment_stamps(EventLabeler.from_spec(spec).label(rows)), users)
+
+
+def _recommend(recommender: Recommender, states: StateBatch, decision: Decision) -> RankedList:
+    """Answer a decision's query again; one whose ranker failed is answered without it."""
+    with_ranker = RANKER not in decision.degraded
+    return recommender.recommend(states, [query_of(decision)], with_ranker=with_ranker)[0]
 
 
 def _cut(archived: pl.DataFrame | None, log_rows: pl.DataFrame, seq: int) -> tuple[pl.DataFrame, pl.DataFrame]:

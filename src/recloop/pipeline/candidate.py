@@ -24,7 +24,7 @@ from recloop.pipeline.served_slots import kept_slots
 from recloop.pipeline.update_run import UpdateRun
 from recloop.policy import Policy, ScorerSpec, custom_scorers
 from recloop.records import STAMP
-from recloop.training import baselines
+from recloop.training import baselines, ranker
 from recloop.training.dataset import ItemUserTables, make_tables, train_data
 from recloop.training.fit import TrainedNetwork, fit_network
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, select_targets
@@ -65,7 +65,9 @@ def build_child(
     if has_network(parent):
         plan = _TrainPlan.for_child(run, parent, arrays, counts, warm_start)
         child = training_steps.with_network(child, _fit_network(run, parent, arrays, plan, folder, started))
-    return tag_child(run, replace(child, policy=_policy(run.config, parent, child)), "full" if run.full else "warm")
+    child = replace(child, policy=_policy(run.config, parent, child))
+    child = ranker.inherit_ranker(child, parent, arrays, tables)
+    return tag_child(run, child, "full" if run.full else "warm")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Differences between recloop.toml and a bundle's settings, and their effects.
 
     [data], [clean], the cuts of [split]                  a new first run, because the rows change
-    [events], [features], [model], [baselines], [train], ..  a full retrain on the same rows, judged by the gate
+    [events], [features], [model], [baselines], [ranker], ..  a full retrain on the same rows, judged by the gate
     [placement], train.seed                               used by the next bundle; does not start a training
 
-Limits (``clean.max_removed``, ``clean.max_rejected``) and ``train.time_budget`` do not change a bundle and are not compared.
+Limits (``clean.max_removed``, ``clean.max_rejected``), ``train.time_budget`` and ``ranker.threads`` do not change a bundle and are not compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from recloop.files import JsonTree
 from recloop.settings import translate_recorded
 
 COMPARED_SECTIONS: Final = (
-    "data", "events", "clean", "split", "features", "model", "baselines", "train", "placement",
+    "data", "events", "clean", "split", "features", "model", "baselines", "ranker", "train", "placement",
 )  # fmt: skip
 """Sections of recloop.toml that a bundle records."""
 IGNORED_KEYS: Final = (
@@ -28,6 +28,7 @@ IGNORED_KEYS: Final = (
     "clean.future",
     "train.time_budget",
     "data.columns.name",
+    "ranker.threads",
 )
 RESTART_KEY_PREFIXES: Final = ("data.", "clean.", "split.protocol", "split.quantile", "split.ties", "split.k_core")
 """Keys (or prefixes of keys) that decide the rows and their split."""

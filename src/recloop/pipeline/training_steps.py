@@ -42,7 +42,7 @@ from recloop.recommend.recommender import Recommender, make_golden
 from recloop.records import LABEL, SEQ, STAMP, USER_ID, guest_rows, hash_unit_interval, max_int, now, utc_minute
 from recloop.settings import dump
 from recloop.storage import locks, releases
-from recloop.training import baselines
+from recloop.training import baselines, ranker
 from recloop.training.dataset import ItemUserTables, make_tables, train_data, validation_data
 from recloop.training.fit import TrainedNetwork, fit_network, has_sequences
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, with_replay
@@ -148,14 +148,17 @@ def fit_models(
             "learn",
             f"{name}: {network.epochs} epochs, {network.steps:,} steps in {network.seconds:.0f} s, stopped by {network.stopped}",
         )
-    bundle, chosen = baselines.choose_half_life_and_weights(
-        draft, config, arrays, tables, StateHistory(rows_before_cut, data.users), THREADS
-    )
+    past = StateHistory(rows_before_cut, data.users)
+    bundle, chosen = baselines.choose_half_life_and_weights(draft, config, arrays, tables, past, THREADS)
     progress.say("learn", _fusion_line(config, chosen))
+    choice = ranker.choose_ranker(bundle, config, arrays, tables, past, THREADS)
+    progress.say("learn", choice.sentence)
+    bundle, chosen = choice.bundle, replace(chosen, ranker=choice.to_json())
     if arrays.history is None:
         return FittedBundle(bundle, arrays, network, chosen)
     all_arrays = train_data(tables, rows_before_cut, None, served_slots(project, rows_before_cut))
     bundle = baselines.refit_baselines(bundle, all_arrays, tables, options)
+    bundle = ranker.refit_statistics(bundle, all_arrays, tables)
     if network is not None:
         network = train_window(config, network, all_arrays, arrays.cut, bundle, run)
         bundle = replace(bundle, arrays={**bundle.arrays, **network.arrays})
@@ -292,7 +295,9 @@ def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, 
         )  # fmt: skip
         bundle = with_network(bundle, network)
     progress.say("learn", f"refit on all {len(data.events):,} rows; the metrics are those of the fit before the cut")
-    return FittedBundle(replace(bundle, policy=learned.bundle.policy), arrays, network, learned.chosen)
+    bundle = replace(bundle, policy=replace(learned.bundle.policy, ranker=None))
+    bundle = ranker.inherit_ranker(bundle, learned.bundle, arrays, tables)
+    return FittedBundle(bundle, arrays, network, learned.chosen)
 
 
 def save_and_register(

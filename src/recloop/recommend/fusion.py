@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,12 +20,14 @@ ROWS_PER_STEP = 1_024
 class FusedTopK:
     """Fused lists (B, k): item_ix (0 = empty slot), float32 scores, source number.
 
-    Scores descend; the source number is the index in FUSED_SOURCES.
+    Scores descend; the source number is the index in FUSED_SOURCES. ``features`` are those of the first items of each
+    query, (n, F) float32, if a ranker ordered them.
     """
 
     items: np.ndarray
     scores: np.ndarray
     sources: np.ndarray
+    features: Sequence[np.ndarray] = ()
 
     @classmethod
     def empty(cls, size: int, k: int) -> FusedTopK:

@@ -6,6 +6,8 @@ The steps on a batch are encode, filter, recall, fuse and fill; a request is a b
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,10 +33,14 @@ from recloop.recommend.fallback import (
 )
 from recloop.recommend.filters import CandidateMask, candidate_mask
 from recloop.recommend.fusion import FusedTopK, fuse
+from recloop.recommend.ranker import Ranker, append_rest
 from recloop.recommend.sources import make_sources
 from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import FUSED_SOURCES, Query, Slot
 
+LOGGER = logging.getLogger(__name__)
+RANKER = "ranker"
+"""Name of the ranker in ``degraded`` and among the inputs."""
 SCORE_TOLERANCE = 1e-5
 """Scores closer than this are equal; their items may change order."""
 
@@ -48,6 +54,7 @@ class RankedList:
     positives: int
     n: int = 0  # maximum length, from the query or the placement
     empty_reason: str = ""  # cause of a list without slots
+    degraded: tuple[str, ...] = ()  # parts that failed: ``ranker``
 
     @property
     def items(self) -> list[str]:
@@ -70,6 +77,8 @@ class Recommender:
         self.catalog = catalog
         self.scorers = make_sources(bundle, threads)
         self.attributes = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
+        ranker = bundle.policy.ranker
+        self.ranker = None if ranker is None else Ranker(bundle, ranker, threads)
         self._similar = similar_items.SimilarItems(bundle, self.attributes)
         self._stages: dict[str, FallbackStage] = {
             "attributes": AttributesStage(catalog, self.attributes, self._similar),
@@ -103,31 +112,49 @@ class Recommender:
             raise UserError("item", "", expected, "?item=ID (--item ID), or another placement")
         return query if is_item_list or not query.item_id else msgspec.structs.replace(query, item_id="")
 
-    def recommend(self, states: StateBatch, queries: Sequence[Query], with_inputs: bool = True) -> list[RankedList]:
+    def recommend(
+        self, states: StateBatch, queries: Sequence[Query], with_inputs: bool = True, with_ranker: bool = True
+    ) -> list[RankedList]:
         """Recommend a list for each query from the state at the same index of ``states``.
 
-        Queries that share placement, n and filter are processed together.
+        Queries that share placement, n and filter are processed together. If the ranker fails, the lists are those of the
+        fusion and name it in ``degraded``.
         """
         groups = {(query.placement, query.n, query.filter) for query in queries}
         if len(groups) == 1:
-            return self._recommend_batch(states, queries, with_inputs)
+            return self._recommend_batch(states, queries, with_inputs, with_ranker)
         answers: dict[int, RankedList] = {}
         for b, query in enumerate(queries):
-            answers[b] = self._recommend_batch(states.select(b), [query], with_inputs)[0]
+            answers[b] = self._recommend_batch(states.select(b), [query], with_inputs, with_ranker)[0]
         return [answers[b] for b in range(len(queries))]
 
-    def _recommend_batch(self, states: StateBatch, queries: Sequence[Query], with_inputs: bool) -> list[RankedList]:
+    def _recommend_batch(
+        self, states: StateBatch, queries: Sequence[Query], with_inputs: bool, with_ranker: bool
+    ) -> list[RankedList]:
         placement = self.placement(queries[0].placement)
         encoded = self.encode(states, [query.now for query in queries])
         allowed = self.candidate_mask(encoded, queries, placement)
-        fused = self.fuse_sources(encoded, allowed, queries, placement, queries[0].n or placement.n)
+        k = queries[0].n or placement.n
+        degraded: tuple[str, ...] = ()
+        fused: FusedTopK | None = None
+        if self.is_ranked(placement) and with_ranker:
+            try:
+                fused = self.rank_sources(encoded, allowed, placement, k)
+            except Exception as error:  # noqa: BLE001 - the fusion answers instead of a failing ranker
+                LOGGER.warning("the ranker of bundle %s failed: %s", self.bundle.id, type(error).__name__)
+                degraded = (RANKER,)
+        if fused is None:
+            fused = self.fuse_sources(encoded, allowed, queries, placement, k, with_ranker=False)
         answers = self.assemble(encoded, allowed, fused, queries, placement)
         if not with_inputs:
-            return answers
+            return [dataclasses.replace(answer, degraded=degraded) for answer in answers] if degraded else answers
         return [
-            RankedList(answer.slots, self.inputs(encoded, allowed, b), answer.positives, answer.n, answer.empty_reason)
+            RankedList(
+                answer.slots, self.inputs(encoded, allowed, b, fused), answer.positives, answer.n, answer.empty_reason,
+                degraded,
+            )
             for b, answer in enumerate(answers)
-        ]
+        ]  # fmt: skip
 
     def encode(self, states: StateBatch, now: Sequence[int] | np.ndarray) -> EncodedBatch:
         """Encode the states for this bundle at each query's now."""
@@ -141,10 +168,37 @@ class Recommender:
             queries = [msgspec.structs.replace(query, exclude=(*query.exclude, query.item_id)) for query in queries]
         return candidate_mask(self.catalog, self.bundle.items.ids, encoded, queries, conditions, filter_seen)
 
-    def fuse_sources(
-        self, encoded: EncodedBatch, allowed: CandidateMask, queries: Sequence[Query], placement: Placement, k: int
+    def is_ranked(self, placement: Placement) -> bool:
+        """Return True if the ranker orders the lists of a placement."""
+        return placement.ranked and self.ranker is not None
+
+    def rank_sources(self, encoded: EncodedBatch, allowed: CandidateMask, placement: Placement, k: int) -> FusedTopK:
+        """Return the best n of the ranker per query; the fusion fills free slots."""
+        assert self.ranker is not None
+        return self.rank_recalled(self.recall(encoded, allowed, self.ranker.sources), encoded, placement, k)
+
+    def rank_recalled(
+        self, recalled: Mapping[str, TopK], encoded: EncodedBatch, placement: Placement, k: int
     ) -> FusedTopK:
-        """Return the best n of the fusion per query, by state or by the query item."""
+        """Return the result of `rank_sources` for recalled lists."""
+        assert self.ranker is not None
+        ranked = self.ranker.rank(encoded, recalled, k)
+        if not ranked.items[:, -1].all():
+            append_rest(ranked, fuse(recalled, placement.weights, k, placement.fusion_constant))
+        return ranked
+
+    def fuse_sources(
+        self,
+        encoded: EncodedBatch,
+        allowed: CandidateMask,
+        queries: Sequence[Query],
+        placement: Placement,
+        k: int,
+        with_ranker: bool = True,
+    ) -> FusedTopK:
+        """Return the best n of the ranker or the fusion per query, by state or by the query item."""
+        if with_ranker and self.is_ranked(placement):
+            return self.rank_sources(encoded, allowed, placement, k)
         weights = placement.weights
         if placement.list == "latest":
             return FusedTopK.empty(len(queries), k)
@@ -233,14 +287,21 @@ class Recommender:
             return "every remaining item is excluded: seen, disliked or in exclude"
         return "the placement has no source for the remaining items"
 
-    def inputs(self, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> dict[str, str]:
-        """Return 8 hex per input: state, catalog, now, filters, then each feature."""
+    def inputs(
+        self, encoded: EncodedBatch, allowed: CandidateMask, b: int, fused: FusedTopK | None = None
+    ) -> dict[str, str]:
+        """Return 8 hex per input: state, catalog, now, filters, then each feature.
+
+        ``ranker`` is the digest of the ranker's features of the listed items.
+        """
+        ranker = {} if fused is None or not fused.features else {RANKER: digest(fused.features[b].tobytes())}
         return {
             "state": encoded.states.digest(b),
             "catalogue": self.catalog.version,
             "now": digest(int(encoded.now[b]).to_bytes(8, "little", signed=True)),
             "filters": allowed.input(b),
             **encoded.inputs(b),
+            **ranker,
         }
 
 

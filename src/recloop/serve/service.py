@@ -361,10 +361,12 @@ class Service:
         """
         state, as_of = self._state(served, query.user_id, self.as_of, degraded)
         try:
-            return served.recommender.recommend(state, [query])[0], as_of
+            ranked = served.recommender.recommend(state, [query])[0]
         except pl.exceptions.PolarsError as error:  # a valid filter that compares a text with a number
             reason = str(error).partition("\n")[0]
             raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
+        degraded.update(ranked.degraded)
+        return ranked, as_of
 
     def _state(self, served: Deployment, user_id: str, seq: int, degraded: set[str]) -> tuple[StateBatch, int]:
         """Read a user's state for a bundle at ``seq``, and the seq that it includes."""

@@ -170,5 +170,6 @@ class ShadowScorer:
                 request.decision, role=role, bundle=deployment.arm.bundle, generation=deployment.arm.generation,
                 variant=role, items=ranked.items, scores=ranked.scores, sources=ranked.sources,
                 positives=ranked.positives, inputs=ranked.inputs, latency_us=latency_us,
+                degraded=[*ranked.degraded],
             )
         )  # fmt: skip

@@ -43,15 +43,19 @@ class Chosen:
     Attributes:
         half_life: Days by source; None: no decay.
         fusion: The fusion weights; None without validation moments.
+        ranker: Outcome of `recloop.training.ranker.choose_ranker`.
     """
 
     validation_moments: int
     half_life: Mapping[str, float | None]
     fusion: FusionChoice | None = None
+    ranker: JsonTree | None = None
 
     def to_json(self) -> JsonTree:
         """Return the ``chosen`` section of a run's metrics.json."""
         tree: JsonTree = {"validation_moments": self.validation_moments, "half_life": dict(self.half_life)}
+        if self.ranker is not None:
+            tree["ranker"] = self.ranker
         if self.fusion is not None:
             tree |= {
                 "validation_ndcg": {**self.fusion.alone, "mix": self.fusion.ndcg},

@@ -1,0 +1,173 @@
+"""Features of candidate items that the ranker scores.
+
+Training, evaluation, serving and verification call `FeatureSpace.matrix`. It describes the candidates of one query, so
+features do not depend on a batch. They are finite float32 numbers; `MISSING` marks an absent value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from recloop.features import item_statistics
+from recloop.features.encode import EncodedBatch, utc_offset
+from recloop.features.item_statistics import GAP, UNKNOWN, ItemStatistics
+from recloop.features.user_profile import (
+    FIELD_COLUMNS,
+    FIELD_HALF_LIFE,
+    HALF_LIVES,
+    MAX_HALVINGS,
+    MISSING,
+    OWN_COLUMNS,
+    QUERY_COLUMNS,
+    RowsByKey,
+    UserProfile,
+)
+from recloop.records import DAY, SECOND
+
+OWN: Final = (
+    *(f"own.{name}" for name in OWN_COLUMNS[: len(HALF_LIVES)]), "own.days_since_last", "own.days_since_first",
+    *(f"own.{name}" for name in OWN_COLUMNS[len(HALF_LIVES) + 2 :]), "own.due", "own.due_by_item",
+)  # fmt: skip
+"""Features of the user's rows with the candidate; ``due`` is the days since the last one over the usual gap."""
+QUERY: Final = (
+    *(f"query.{name}" for name in QUERY_COLUMNS), "query.days_since_last", "query.due", "query.hour", "query.weekday",
+)  # fmt: skip
+"""Features of the query alone; hour and weekday are in the time zone of the bundle."""
+FIELD: Final = ("count", "days_since_last", "share", "own_share", "due")
+"""Features of the user's rows with the candidate's category, for each categorical field."""
+NUMBER: Final = ("value", "difference")
+"""Features of each numeric field: the candidate's value, and its difference from the user's usual value."""
+HALF_GAP: Final = 0.5
+"""Days added to a usual gap, so that a gap of a few hours does not make every item due."""
+AGES: Final = slice(len(HALF_LIVES), len(HALF_LIVES) + 2)
+"""Columns of the ages of an item in `UserProfile.own`."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidates of one query: ascending distinct items with their rank and score in each source.
+
+    Ranks count from 0. A source that did not recall an item has rank `MISSING` and score 0.
+    """
+
+    items: np.ndarray  # (C,) int32 item_ix
+    ranks: np.ndarray  # (S, C) float32
+    scores: np.ndarray  # (S, C) float32
+
+    def take(self, rows: np.ndarray) -> Candidates:
+        """Return some of the candidates, in ascending order."""
+        return Candidates(self.items[rows], self.ranks[:, rows], self.scores[:, rows])
+
+
+class FeatureSpace:
+    """Names and values of a bundle's features; the sources are in the order of `Candidates`."""
+
+    def __init__(self, statistics: ItemStatistics, sources: Sequence[str], timezone: str = "UTC") -> None:
+        self._statistics = statistics
+        self._timezone = timezone
+        self.names: tuple[str, ...] = (
+            *OWN,
+            *QUERY,
+            *(f"item.{name}" for name in item_statistics.NAMES),
+            *(f"{field}.{name}" for field in statistics.fields for name in FIELD),
+            *(f"{field}.{name}" for field in statistics.numbers for name in NUMBER),
+            *(f"{source}.{name}" for source in sources for name in ("rank", "score")),
+        )
+
+    def matrix(self, encoded: EncodedBatch, b: int, candidates: Candidates, key: object = None) -> np.ndarray:
+        """(C, F) float32 features of the candidates of query b, columns as ``names``.
+
+        Args:
+            key: Key under which the state of a batch of one keeps its profile; None: not kept.
+        """
+        profile = self._profile(encoded, b, key)
+        now, items = int(encoded.now[b]), candidates.items
+        since = 0.0 if profile.newest is None else (now - profile.newest) / DAY
+        values = self._statistics.values[items]
+        own, is_own = profile.own.at(items)
+        features = np.empty((len(items), len(self.names)), dtype=np.float32)
+        column = _own_features(features, own, is_own, values[:, GAP], since)
+        column = _put(features, column, *_query_features(profile, local_time(now, self._timezone), since))
+        features[:, column : column + values.shape[1]] = values
+        column += values.shape[1]
+        count = own[:, OWN_COLUMNS.index("count")]
+        for codes, rows in zip(self._statistics.codes, profile.by_field, strict=True):
+            column = _put(features, column, *_field_features(rows, codes[items], count, since))
+        for amounts, usual in zip(self._statistics.amounts, profile.usual, strict=True):
+            column = _put(features, column, *_number_features(amounts[items], usual))
+        for rank, score in zip(candidates.ranks, candidates.scores, strict=True):
+            column = _put(features, column, rank, score)
+        return features
+
+    def _profile(self, encoded: EncodedBatch, b: int, key: object) -> UserProfile:
+        if key is None or len(encoded) > 1:
+            return UserProfile.of(encoded, b, self._statistics)
+        kept: UserProfile | None = encoded.states.derived.get(("profile", key))
+        if kept is None:
+            kept = encoded.states.derived["profile", key] = UserProfile.of(encoded, b, self._statistics)
+        return kept
+
+
+def _put(features: np.ndarray, column: int, *values: np.ndarray | float) -> int:
+    """Write columns from ``column`` on; return the next free one."""
+    for number, value in enumerate(values):
+        features[:, column + number] = value
+    return column + len(values)
+
+
+def _decay(since: float, half_life: float) -> float:
+    return float(np.exp2(-min(since / half_life, MAX_HALVINGS)))
+
+
+def _own_features(features: np.ndarray, own: np.ndarray, is_own: np.ndarray, item_gap: np.ndarray, since: float) -> int:
+    """Write the features `OWN`; return the next free column."""
+    n = own.shape[1]
+    features[:, :n] = own
+    features[:, : len(HALF_LIVES)] *= np.array([_decay(since, days) for days in HALF_LIVES], dtype=np.float32)
+    features[:, AGES] += np.float32(since) * is_own[:, None]
+    last, gap = features[:, AGES.start], own[:, OWN_COLUMNS.index("gap")]
+    features[:, n] = np.where(gap == MISSING, MISSING, last / (gap + HALF_GAP + (gap == MISSING)))
+    features[:, n + 1] = np.where(is_own, last / (item_gap + HALF_GAP), MISSING)
+    return n + 2
+
+
+def local_time(now: int, timezone: str) -> int:
+    """Return a stamp in microseconds of local time."""
+    return now if timezone == "UTC" else now + utc_offset(now // (900 * SECOND), timezone)
+
+
+def _query_features(profile: UserProfile, now: int, since: float) -> list[float]:
+    gap = float(profile.facts[QUERY_COLUMNS.index("gap")])
+    hours = now // (3_600 * SECOND)
+    return [
+        *profile.facts.tolist(),
+        MISSING if profile.newest is None else since,
+        MISSING if gap == MISSING else since / (gap + HALF_GAP),
+        hours % 24,
+        (hours // 24 + 3) % 7,
+    ]
+
+
+def _field_features(rows: RowsByKey, codes: np.ndarray, count: np.ndarray, since: float) -> list[np.ndarray]:
+    """Return the features `FIELD` of candidates with these codes."""
+    values, is_known = rows.at(codes)
+    decayed, last, share, total, gap = (values[:, FIELD_COLUMNS.index(name)] for name in FIELD_COLUMNS)
+    days = np.where(is_known, last + np.float32(since), MISSING)
+    return [
+        decayed * np.float32(_decay(since, FIELD_HALF_LIFE)),
+        days,
+        share,
+        count / np.maximum(total, np.float32(0.1)),
+        np.where(gap == MISSING, MISSING, days / (gap + HALF_GAP + (gap == MISSING))),
+    ]
+
+
+def _number_features(amounts: np.ndarray, usual: float) -> list[np.ndarray]:
+    """Return the features `NUMBER` of candidates with these amounts."""
+    is_known = amounts > UNKNOWN
+    has_difference = is_known if usual > UNKNOWN else np.zeros(len(amounts), dtype=bool)
+    return [np.where(is_known, amounts, MISSING), np.where(has_difference, amounts - usual, 0.0)]

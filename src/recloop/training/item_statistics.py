@@ -1,0 +1,120 @@
+"""Fit the item statistics that the ranker reads (`recloop.features.item_statistics`)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from recloop.features.item_statistics import UNKNOWN, ItemStatistics
+from recloop.features.vocabulary import as_number, values_of
+from recloop.models.base import TrainData
+from recloop.records import DAY
+from recloop.training.dataset import ItemUserTables
+
+DAYS: Final = (7, 28, 90)
+"""Days before the end of the rows whose targets count as popularity."""
+PRIOR_GAPS: Final = 3
+"""Gaps of usual length that each item has besides its own."""
+DEFAULT_GAP: Final = 30.0
+"""Usual days between two moments with an item in a log without repeats."""
+
+
+def fit_statistics(data: TrainData, tables: ItemUserTables) -> ItemStatistics:
+    """Fit the statistics on training rows up to ``data.cut``.
+
+    Popularity counts the targets of guests too; all other statistics are those of users.
+    """
+    size = data.n_items + 1
+    stamps = data.stamps[data.row_moment]
+    users = data.moment_user[data.row_moment].astype(np.int64)
+    week, month, quarter = (_popularity(data, days) for days in DAYS)
+    buyers = _count(np.unique(users * size + data.items) % size, size)
+    gaps, gap_items, repeaters = _gaps(users, data.items, stamps, size)
+    n_gaps = _count(gap_items, size)
+    log_gap = float(np.log1p(gaps).mean()) if len(gaps) else float(np.log1p(DEFAULT_GAP))
+    log_gaps = np.bincount(gap_items, weights=np.log1p(gaps), minlength=size)
+    n_rows = np.bincount(data.items, weights=data.target_rows, minlength=size)
+    columns = [
+        np.log1p(week),
+        np.log1p(month),
+        np.log1p(quarter),
+        np.log((DAYS[1] / DAYS[0] * week + 2) / (month + 2)),
+        np.log1p(buyers),
+        repeaters / (buyers + 2),
+        np.expm1((log_gaps + PRIOR_GAPS * log_gap) / (n_gaps + PRIOR_GAPS)),
+        _ages(data, stamps),
+        n_rows / (buyers + 1),
+        n_gaps / (n_rows + 5),
+    ]
+    fields, codes = _codes(data)
+    numbers = tuple(name for name, field in tables.spec.item.items() if field.kind == "number")
+    return ItemStatistics(
+        np.stack(columns, axis=1).astype(np.float32), fields, codes, numbers, _amounts(tables, numbers)
+    )
+
+
+def _popularity(data: TrainData, days: int) -> np.ndarray:
+    """(N+1,) targets of each item in the last days, with those of guests."""
+    start = data.cut - days * DAY
+    is_late = (data.stamps >= start)[data.row_moment] & data.target_rows
+    counts = _count(data.items[is_late], data.n_items + 1)
+    if data.guests is not None:
+        late_guests = (data.guests.stamps >= start)[data.guests.row_basket] & data.guests.targets
+        counts = counts + _count(data.guests.items[late_guests], data.n_items + 1)
+    return counts
+
+
+def _gaps(
+    users: np.ndarray, items: np.ndarray, stamps: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gaps in days between the moments of a user with an item.
+
+    Returns:
+        (G,) gaps, (G,) their items, (N+1,) users with a gap for each item.
+    """
+    pairs = users * size + items
+    order = np.lexsort((stamps, pairs))
+    pairs, stamps = pairs[order], stamps[order]
+    is_repeat = pairs[1:] == pairs[:-1]
+    gaps = (stamps[1:] - stamps[:-1])[is_repeat] / DAY
+    repeated = pairs[1:][is_repeat]
+    return gaps, repeated % size, _count(np.unique(repeated) % size, size)
+
+
+def _ages(data: TrainData, stamps: np.ndarray) -> np.ndarray:
+    """(N+1,) days from the first row of each item to the cut."""
+    order = np.argsort(-stamps, kind="stable")
+    first = np.full(data.n_items + 1, data.cut, dtype=np.int64)
+    first[data.items[order]] = stamps[order]  # the oldest row is written last
+    ages: np.ndarray = (data.cut - first) / DAY
+    return ages
+
+
+def _codes(data: TrainData) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the categorical fields, and (F, N+1) int32 codes; the first of several categories."""
+    columns = {name: column for column, (name, _, _) in reversed([*enumerate(data.item_fields)])}
+    numeric = {f"item.{name}" for name, kind in _kinds(data).items() if kind == "number"}
+    names = [name for name in sorted(columns) if name not in numeric]
+    codes = data.item_codes[:, [columns[name] for name in names]].T.astype(np.int32)
+    return tuple(name.removeprefix("item.") for name in names), np.ascontiguousarray(codes)
+
+
+def _kinds(data: TrainData) -> dict[str, str]:
+    return {name: field.kind for name, field in data.extras["spec"].item.items()}
+
+
+def _amounts(tables: ItemUserTables, numbers: tuple[str, ...]) -> np.ndarray:
+    """(G, N+1) float32 numeric fields as sign(x) ln(1 + |x|); `UNKNOWN` where missing."""
+    rows = []
+    for name in numbers:
+        raws = values_of(name, tables.spec.item[name], tables.item_attributes)
+        values = np.array([np.nan, *(as_number(raw) for raw in raws)])
+        is_known = np.isfinite(values)
+        logs = np.sign(values) * np.log1p(np.abs(values))
+        rows.append(np.where(is_known, logs, UNKNOWN).astype(np.float32))
+    return np.stack(rows) if rows else np.zeros((0, len(tables.items) + 1), dtype=np.float32)
+
+
+def _count(items: np.ndarray, size: int) -> np.ndarray:
+    return np.bincount(items, minlength=size)

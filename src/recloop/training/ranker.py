@@ -1,0 +1,329 @@
+"""Train the ranker: gradient-boosted trees over the features of recalled items.
+
+Statistics and sources are fitted up to the start of validation, T1. The trees learn from the moments between T1 and the cut,
+each with the state just before it. Statistics and sources are then fitted up to the cut under the same trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from recloop.bundle import RANKER_GRAPH, Bundle
+from recloop.config import Config
+from recloop.errors import UserError
+from recloop.evaluation import bootstrap, metrics
+from recloop.evaluation.bootstrap import Estimate
+from recloop.features.encode import EncodedBatch
+from recloop.features.state_history import StateHistory
+from recloop.files import JsonTree
+from recloop.models.base import TrainData, ValidationQueries
+from recloop.policy import RankerSpec
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.ranker import candidates_of, feature_space
+from recloop.recommend.recommender import Recommender
+from recloop.records import FUSED_SOURCES, Query
+from recloop.training.dataset import ItemUserTables
+from recloop.training.item_statistics import fit_statistics
+from recloop.training.tree_graph import tree_graph
+
+DEPTHS: Final = {"model": 75, "history": 150, "neighbours": 75, "popular": 75}
+"""Candidates of each source (docs/decisions/2026-11-28-a-ranker-over-recalled-items.md)."""
+NEGATIVES: Final = 60
+"""Recalled items without a target that a moment teaches at most, drawn evenly."""
+MAX_MOMENTS: Final = 12_000
+"""Moments that teach at most, spread evenly over the period."""
+MIN_MOMENTS: Final = 200
+"""Moments with a recalled target that the trees need."""
+MIN_JUDGED: Final = 30
+"""Validation moments that a comparison needs."""
+LEARNING_SHARE: Final = 0.7
+"""Share of the period whose moments teach while the ranker is judged on later validation moments."""
+CHUNK_QUERIES: Final = 256
+LIST_LENGTH: Final = 10
+TREES: Final = {
+    "objective": "lambdarank", "learning_rate": 0.1, "num_leaves": 31, "min_data_in_leaf": 100, "feature_fraction": 0.8,
+    "lambdarank_truncation_level": 20, "deterministic": True, "force_row_wise": True, "verbose": -1,
+}  # fmt: skip
+"""Parameters of LightGBM."""
+
+
+@dataclass(frozen=True)
+class RankerChoice:
+    """Outcome of the choice: the bundle, with a ranker if it was kept, and a sentence."""
+
+    bundle: Bundle
+    sentence: str
+    gain: Estimate | None = None
+    recall: float | None = None
+
+    def to_json(self) -> JsonTree:
+        """Return the ``ranker`` section of a run's metrics.json."""
+        gain = None if self.gain is None else self.gain.to_json()
+        return {"kept": self.bundle.policy.ranker is not None, "gain": gain, "candidate_recall": self.recall}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows that teach: features (R, F) float32, labels (R,), sizes (Q,) of the moments.
+
+    ``recalled`` and ``targets`` count the targets of all moments that were asked, recalled or not.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    sizes: np.ndarray
+    recalled: int
+    targets: int
+
+    def __add__(self, other: Examples) -> Examples:
+        arrays = (
+            np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("features", "labels", "sizes")
+        )
+        return Examples(*arrays, self.recalled + other.recalled, self.targets + other.targets)
+
+    @property
+    def recall(self) -> float:
+        return self.recalled / max(1, self.targets)
+
+
+def choose_ranker(
+    bundle: Bundle, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory, threads: int = 1
+) -> RankerChoice:
+    """Train a ranker and keep it if its lists are better than those of the fusion.
+
+    With ``ranker.model = "auto"`` better means that the lower end of the paired 95 % CI of NDCG@10 over the validation users
+    is above 0; ``"gbdt"`` keeps it in any case.
+
+    Args:
+        bundle: Bundle with chosen half-lives and weights, fitted on ``data``.
+        data: Rows before the first validation moment (`recloop.training.dataset.validation_data`).
+        past: Timeline of all rows before the cut.
+
+    Raises:
+        UserError: ``"gbdt"``, and the log has too few moments for it.
+    """
+    required = config.ranker.model == "gbdt"
+    if config.ranker.model == "off":
+        return RankerChoice(bundle, "no ranker, as configured")
+    if data.history is None or data.held is None:
+        return _skipped(bundle, required, "the split has no validation period")
+    learner = _Learner(bundle, config, data, tables, past, threads)
+    taught = moments_between(data.history, data.cut, data.history.cut)
+    if not len(taught):
+        return _skipped(bundle, required, "the validation period has no further moment")
+    border = int(np.quantile(taught.now, LEARNING_SHARE))
+    early = learner.examples(_spread(taught.at(np.flatnonzero(taught.now < border))))
+    judged = data.held.at(np.flatnonzero(data.held.now >= border))
+    problem = _problem(early) or ("" if len(judged) >= MIN_JUDGED else f"{len(judged)} moments to judge it")
+    if problem:
+        return _skipped(bundle, required, problem)
+    candidate = learner.bundle_of(early)
+    values = [ndcg(one, judged, data.user_ids, past, threads) for one in (candidate, bundle)]
+    gain = bootstrap.difference(values[0], values[1], config.train.seed).absolute
+    means = f"NDCG@10 {values[0].mean():.4f} against {values[1].mean():.4f} without it on {len(judged):,} moments"
+    interval = f"{gain.value:+.4f}, 95 % CI {gain.low:+.4f} to {gain.high:+.4f}"
+    if gain.low <= 0 and not required:
+        return RankerChoice(bundle, f"no ranker: {means} ({interval})", gain, early.recall)
+    late = learner.examples(_spread(taught.at(np.flatnonzero(taught.now >= border))))
+    examples = early + late + learner.examples(data.held)
+    sentence = f"ranker over {examples.recall:.1%} of the targets that sources recall: {means} ({interval})"
+    return RankerChoice(learner.bundle_of(examples), sentence, gain, examples.recall)
+
+
+def _skipped(bundle: Bundle, required: bool, problem: str) -> RankerChoice:
+    """Return the choice of no ranker.
+
+    Raises:
+        UserError: the configuration requires one.
+    """
+    if required:
+        raise UserError(
+            "ranker.model", "gbdt", f"a log that can teach a ranker; {problem}", '--set ranker.model="auto"'
+        )
+    return RankerChoice(bundle, f"no ranker: {problem}")
+
+
+def refit_statistics(bundle: Bundle, data: TrainData, tables: ItemUserTables) -> Bundle:
+    """Fit the statistics of a bundle's ranker on other rows; the trees are kept."""
+    if bundle.policy.ranker is None:
+        return bundle
+    return replace(bundle, arrays={**bundle.arrays, **fit_statistics(data, tables).to_arrays()})
+
+
+def inherit_ranker(bundle: Bundle, parent: Bundle, data: TrainData, tables: ItemUserTables) -> Bundle:
+    """Add the trees of the parent to a bundle without a ranker, over its own statistics."""
+    spec = parent.policy.ranker
+    if spec is None or any(source not in bundle.scorers for source in spec.depths):
+        return bundle
+    ranked = {
+        name: replace(placement, ranked=name in parent.policy.placements and parent.policy.placements[name].ranked)
+        for name, placement in bundle.policy.placements.items()
+    }
+    policy = replace(bundle.policy, placements=ranked, ranker=spec)
+    graphs = {**bundle.graphs, RANKER_GRAPH: parent.graphs[RANKER_GRAPH]}
+    return refit_statistics(replace(bundle, policy=policy, graphs=graphs), data, tables)
+
+
+def moments_between(data: TrainData, start: int, end: int) -> ValidationQueries:
+    """Return the moments with a target from ``start`` to before ``end``, without holdout users.
+
+    Raises:
+        UserError: ``start`` is not after the first moment, so that no row could be counted before it.
+    """
+    if len(data.stamps) and start <= int(data.stamps.min()):
+        raise UserError(
+            "ranker", start, f"a start after the first moment ({int(data.stamps.min())})", 'set ranker.model="off"'
+        )
+    is_inside = (data.stamps >= start) & (data.stamps < end) & data.has_target & ~data.old[data.moment_user]
+    moments = np.flatnonzero(is_inside)
+    rows = np.flatnonzero(is_inside[data.row_moment] & data.target_rows)
+    sizes = np.bincount(data.row_moment[rows], minlength=len(data.stamps))[moments]
+    first_seq = np.minimum.reduceat(data.seqs, data.moment_offsets[:-1]) if len(data.seqs) else data.seqs
+    return ValidationQueries(
+        user_ix=data.moment_user[moments],
+        now=data.stamps[moments],
+        as_of=first_seq[moments] - 1,
+        offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        items=data.items[rows],
+    )
+
+
+def ndcg(
+    bundle: Bundle, queries: ValidationQueries, user_ids: Sequence[str], past: StateHistory, threads: int = 1
+) -> np.ndarray:
+    """(Q,) NDCG@10 of the lists of a bundle's first placement, without fallback."""
+    batches = _Batches(bundle, user_ids, past, threads)
+    lists = np.zeros((len(queries), LIST_LENGTH), dtype=np.int64)
+    for span, encoded, allowed in batches.of(queries):
+        query = [batches.query] * len(encoded)
+        fused = batches.recommender.fuse_sources(encoded, allowed, query, batches.placement, LIST_LENGTH)
+        lists[span] = fused.items
+    return metrics.ranking(lists, queries.items, queries.offsets, LIST_LENGTH)["NDCG"]
+
+
+class _Batches:
+    """Queries as encoded batches of a bundle's default placement."""
+
+    def __init__(self, bundle: Bundle, user_ids: Sequence[str], past: StateHistory, threads: int) -> None:
+        catalog = Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
+        self.recommender = Recommender(bundle, catalog, threads)
+        self.placement = self.recommender.placement(bundle.default_placement)
+        self.query = Query(user_id="", now=0, placement=bundle.default_placement)
+        self._user_ids = user_ids
+        self._past = past
+
+    def of(self, queries: ValidationQueries) -> Iterator[tuple[slice, EncodedBatch, CandidateMask]]:
+        """Yield the positions of each batch, its states just before the moments, and its filters."""
+        for start in range(0, len(queries), CHUNK_QUERIES):
+            span = slice(start, min(start + CHUNK_QUERIES, len(queries)))
+            users = [self._user_ids[ix] for ix in queries.user_ix[span]]
+            now = queries.now[span]
+            states = self._past.states(users, queries.as_of[span].tolist(), now.tolist())
+            encoded = self.recommender.encode(states, now)
+            yield span, encoded, self.recommender.candidate_mask(encoded, [self.query] * len(users), self.placement)
+
+
+class _Learner:
+    """Examples and trees over one bundle's sources and statistics."""
+
+    def __init__(
+        self, bundle: Bundle, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory, threads: int
+    ) -> None:
+        statistics = fit_statistics(data, tables)
+        depths = {source: DEPTHS[source] for source in FUSED_SOURCES if source in bundle.scorers}
+        self._bundle = replace(bundle, arrays={**bundle.arrays, **statistics.to_arrays()})
+        names = RankerSpec("gbdt", depths, (), statistics.fields, statistics.numbers, 0, 0)
+        self._space = feature_space(self._bundle, names, check=False)
+        self._spec = replace(names, features=self._space.names)
+        self._batches = _Batches(bundle, data.user_ids, past, threads)
+        self._config = config
+        self._until = data.cut if data.history is None else data.history.cut
+
+    def examples(self, queries: ValidationQueries) -> Examples:
+        """Describe the recalled targets of each moment and a sample of the other recalled items."""
+        random = np.random.default_rng(self._config.train.seed)
+        features: list[np.ndarray] = [np.zeros((0, len(self._space.names)), dtype=np.float32)]
+        labels: list[np.ndarray] = [np.zeros(0, dtype=np.int8)]
+        n_recalled = 0
+        for span, encoded, allowed in self._batches.of(queries):
+            recalled = self._batches.recommender.recall(encoded, allowed, list(self._spec.depths))
+            for b, q in enumerate(range(span.start, span.stop)):
+                candidates = candidates_of(recalled, self._spec.depths, b)
+                targets = queries.items[queries.offsets[q] : queries.offsets[q + 1]]
+                is_target = np.isin(candidates.items, targets)
+                n_recalled += int(is_target.sum())
+                rows = sampled_rows(is_target, random)
+                if not len(rows):
+                    continue
+                features.append(self._space.matrix(encoded, b, candidates.take(rows)))
+                labels.append(is_target[rows].astype(np.int8))
+        sizes = np.array([len(one) for one in labels[1:]], dtype=np.int64)
+        return Examples(np.concatenate(features), np.concatenate(labels), sizes, n_recalled, len(queries.items))
+
+    def bundle_of(self, examples: Examples) -> Bundle:
+        """Return the bundle with trees that learned from these examples."""
+        graph = fit_trees(examples, self._config)
+        spec = replace(self._spec, moments=len(examples.sizes), until=self._until)
+        placements = {
+            name: replace(placement, ranked=_is_ranked(self._config, name, placement.list))
+            for name, placement in self._bundle.policy.placements.items()
+        }
+        policy = replace(self._bundle.policy, placements=placements, ranker=spec)
+        return replace(self._bundle, policy=policy, graphs={**self._bundle.graphs, RANKER_GRAPH: graph})
+
+
+def _is_ranked(config: Config, name: str, kind: str) -> bool:
+    """Personal lists are ranked unless the configuration weighs the sources itself."""
+    return kind == "for_you" and (name not in config.placement or config.placement[name].weights == "auto")
+
+
+def sampled_rows(is_target: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return the rows of all targets and of at most `NEGATIVES` others; none if one class is empty."""
+    others = np.flatnonzero(~is_target)
+    if len(others) in {0, len(is_target)}:
+        return np.zeros(0, dtype=np.int64)
+    if len(others) > NEGATIVES:
+        others = random.choice(others, NEGATIVES, replace=False)
+    return np.sort(np.concatenate([np.flatnonzero(is_target), others]))
+
+
+def _problem(examples: Examples) -> str:
+    """Return why these examples cannot teach a ranker; empty if they can."""
+    if len(examples.sizes) >= MIN_MOMENTS:
+        return ""
+    return f"{len(examples.sizes)} moments have recalled items with and without a target; {MIN_MOMENTS} are needed"
+
+
+def _spread(queries: ValidationQueries) -> ValidationQueries:
+    """Return at most `MAX_MOMENTS` of these moments, spread evenly."""
+    if len(queries) <= MAX_MOMENTS:
+        return queries
+    return queries.at(np.linspace(0, len(queries) - 1, MAX_MOMENTS).astype(np.int64))
+
+
+def fit_trees(examples: Examples, config: Config) -> bytes:
+    """Fit the trees and return their graph.
+
+    The result is the same for the same examples, seed and number of threads.
+
+    Raises:
+        UserError: LightGBM cannot be loaded, or the examples have one class only.
+    """
+    if not len(examples.labels) or examples.labels.min() == examples.labels.max():
+        raise UserError("ranker", "one class", "recalled items with and without a target", '--set ranker.model="off"')
+    try:
+        import lightgbm as lgb
+    except (ImportError, OSError) as error:  # OSError: a system without the OpenMP library
+        raise UserError("ranker.model", config.ranker.model, f"an importable lightgbm ({error})",
+            '--set ranker.model="off"') from None  # fmt: skip
+    parameters: dict[str, Any] = {
+        **TREES, "num_leaves": config.ranker.leaves, "seed": config.train.seed, "num_threads": config.ranker.threads,
+    }  # fmt: skip
+    rows = lgb.Dataset(examples.features, examples.labels, group=examples.sizes)
+    booster = lgb.train(parameters, rows, config.ranker.trees)
+    return tree_graph(booster.dump_model()["tree_info"], examples.features.shape[1])

@@ -1,0 +1,122 @@
+"""Features of the ranker: against their plain definition, one query and a batch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recloop.features.encode import EncodedBatch
+from recloop.features.item_statistics import NAMES, UNKNOWN, ItemStatistics
+from recloop.features.ranking import Candidates, FeatureSpace
+from recloop.features.state import StateBatch
+from recloop.features.user_profile import HALF_LIVES, INPUT_WEIGHT, MISSING
+from recloop.records import DAY
+
+N_ITEMS = 12
+NOW = 400 * DAY
+
+Moment = tuple[int, list[tuple[int, bool]]]
+"""Stamp, and (item, is a target) of each row."""
+
+
+def statistics() -> ItemStatistics:
+    random = np.random.default_rng(1)
+    values = random.uniform(0, 9, (N_ITEMS + 1, len(NAMES))).astype(np.float32)
+    amounts = np.where(random.random(N_ITEMS + 1) < 0.2, UNKNOWN, random.normal(size=N_ITEMS + 1)).astype(np.float32)
+    codes = random.integers(0, 4, (1, N_ITEMS + 1)).astype(np.int32)
+    return ItemStatistics(values, ("kind",), codes, ("price",), amounts[None])
+
+
+def random_history(seed: int) -> list[Moment]:
+    random = np.random.default_rng(seed)
+    stamps = np.sort(random.choice(NOW // DAY, int(random.integers(0, 9)), replace=False)) * DAY + 5
+    return [
+        (int(stamp), [(int(i), bool(random.random() < 0.7)) for i in sorted(random.choice(N_ITEMS, 4, False) + 1)])
+        for stamp in stamps
+    ]
+
+
+def encoded(histories: list[list[Moment]]) -> EncodedBatch:
+    moments = [moment for history in histories for moment in history]
+    rows = [row for _, row_list in moments for row in row_list]
+    moment_offsets = np.cumsum([0, *map(len, histories)])
+    none = np.zeros(0, np.int32)
+    states = StateBatch.empty([str(b) for b in range(len(histories))])
+    return EncodedBatch(
+        states, moment_offsets, np.array([stamp for stamp, _ in moments], np.int64),
+        np.cumsum([0, *(len(row_list) for _, row_list in moments)]),
+        np.array([item for item, _ in rows], np.int32), np.array([target for _, target in rows], bool),
+        np.zeros(len(histories) + 1, np.int64), none, np.zeros((len(histories), 0), np.int32), [],
+        np.full(len(histories), NOW),
+    )  # fmt: skip
+
+
+def candidates() -> Candidates:
+    items = np.arange(1, N_ITEMS + 1, dtype=np.int32)
+    return Candidates(items, np.full((1, N_ITEMS), 2, np.float32), np.full((1, N_ITEMS), 0.5, np.float32))
+
+
+def plain(history: list[Moment], item: int, stats: ItemStatistics) -> dict[str, float]:
+    """Some features by their definition, one row after the other."""
+    n = len(history)
+    rows = [
+        ((NOW - stamp) / DAY, n - 1 - m, row_item, 1.0 if target else INPUT_WEIGHT)
+        for m, (stamp, row_list) in enumerate(history)
+        for row_item, target in row_list
+    ]
+    own = [row for row in rows if row[2] == item]
+    same = [row for row in rows if stats.codes[0, row[2]] == stats.codes[0, item]]
+    expected = {f"own.count_{d:g}d": sum(w * 0.5 ** (age / d) for age, _, _, w in own) for d in HALF_LIVES}
+    count = sum(row[3] for row in own)
+    expected |= {
+        "own.count": count,
+        "own.share": count / max(1, n),
+        "own.last_3": sum(row[3] for row in own if row[1] < 3),
+        "own.days_since_last": own[-1][0] if own else MISSING,
+        "own.days_since_first": own[0][0] if own else MISSING,
+        "own.moments_since_last": own[-1][1] if own else MISSING,
+        "own.gap": (own[0][0] - own[-1][0]) / (len(own) - 1) if len(own) > 1 else MISSING,
+        "query.moments": n,
+        "kind.count": sum(w * 0.5 ** (age / 90) for age, _, _, w in same),
+        "kind.days_since_last": same[-1][0] if same else MISSING,
+    }
+    gap = expected["own.gap"]
+    expected["own.due"] = MISSING if gap == MISSING else expected["own.days_since_last"] / (gap + 0.5)
+    priced = [row for row in rows if stats.amounts[0, row[2]] > UNKNOWN]
+    if priced and stats.amounts[0, item] > UNKNOWN:
+        usual = sum(stats.amounts[0, row[2]] * row[3] for row in priced) / sum(row[3] for row in priced)
+        expected["price.difference"] = stats.amounts[0, item] - usual
+    return expected
+
+
+def test_features_of_random_histories_equal_their_definition() -> None:
+    stats = statistics()
+    space = FeatureSpace(stats, ["popular"])
+    histories = [random_history(seed) for seed in range(12)]
+    batch = encoded(histories)
+    for b, history in enumerate(histories):
+        matrix = space.matrix(batch, b, candidates())
+        assert matrix.dtype == np.float32
+        assert np.isfinite(matrix).all()
+        for row, item in enumerate(range(1, N_ITEMS + 1)):
+            for name, value in plain(history, item, stats).items():
+                assert np.isclose(matrix[row, space.names.index(name)], value, rtol=1e-4, atol=1e-5), (name, b, item)
+
+
+def test_features_do_not_depend_on_batch_or_kept_profile() -> None:
+    space = FeatureSpace(statistics(), ["popular"])
+    histories = [random_history(seed) for seed in range(5)]
+    batch = encoded(histories)
+    for b, history in enumerate(histories):
+        single = encoded([history])
+        rows = np.array([0, 3, 7])
+        first = space.matrix(single, 0, candidates(), "ranker")
+        assert np.array_equal(first, space.matrix(single, 0, candidates(), "ranker"))
+        assert np.array_equal(first, space.matrix(batch, b, candidates()))
+        assert np.array_equal(first[rows], space.matrix(batch, b, candidates().take(rows)))
+
+
+def test_weekday_and_hour_are_those_of_the_time_zone() -> None:
+    space = FeatureSpace(statistics(), [], "Asia/Tokyo")
+    matrix = space.matrix(encoded([[]]), 0, Candidates(np.ones(1, np.int32), np.zeros((0, 1)), np.zeros((0, 1))))
+    assert matrix[0, space.names.index("query.hour")] == 9
+    assert matrix[0, space.names.index("query.weekday")] == (NOW // DAY + 3) % 7

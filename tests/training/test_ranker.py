@@ -1,0 +1,222 @@
+"""The ranker on a small shop: training, bundle, lists, and bad input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import recloop
+from recloop import bundle as bundles
+from recloop.api.fitted_recommender import FittedRecommender
+from recloop.bundle import RANKER_GRAPH, Bundle
+from recloop.config import Config, Ranker
+from recloop.errors import BundleError, UserError
+from recloop.evaluation.lists import ListRecommender
+from recloop.features.state_history import StateHistory
+from recloop.models.base import TrainData
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.recommender import RANKER, RankedList, Recommender
+from recloop.records import SEQ, Query
+from recloop.simulation.shop import SimulatedShop
+from recloop.training import ranker
+from recloop.training.dataset import ItemUserTables, make_tables, validation_data
+
+STARTED = datetime(2025, 1, 2, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A small log and what a ranker is trained from."""
+
+    bundle: Bundle
+    config: Config
+    data: TrainData
+    tables: ItemUserTables
+    past: StateHistory
+
+    def choose(self, model: str = "gbdt", bundle: Bundle | None = None) -> ranker.RankerChoice:
+        config = self.config.model_copy(update={"ranker": Ranker(model=model, trees=5, leaves=4)})
+        return ranker.choose_ranker(bundle or self.bundle, config, self.data, self.tables, self.past)
+
+
+@pytest.fixture(scope="module")
+def shop() -> Shop:
+    world = SimulatedShop(users=40, items=30)
+    fitted: FittedRecommender = recloop.fit(
+        world.events(), world.items(), world.users(), config={"events": {"positive": ["purchase"]}}
+    )
+    rows = fitted._rows
+    assert rows.parts is not None
+    before = pl.concat([rows.parts.train, rows.parts.valid]).sort(SEQ)
+    tables = make_tables(fitted.bundle.spec, before, rows.parts.cut, rows.items, rows.users)
+    data = validation_data(tables, rows.parts.train, rows.parts.valid, None, temporal=True)
+    return Shop(fitted.bundle, fitted._config, data, tables, StateHistory(before, rows.users))
+
+
+@pytest.fixture(scope="module")
+def ranked(shop: Shop) -> Bundle:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranker, "MIN_MOMENTS", 2)
+        patch.setattr(ranker, "MIN_JUDGED", 1)
+        return shop.choose().bundle
+
+
+def lists(bundle: Bundle, shop: Shop, **options: bool) -> list[RankedList]:
+    catalog = Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
+    users = shop.data.user_ids[:6]
+    states = shop.past.states(users, [10**9] * 6)
+    queries = [Query(user_id=user, now=bundle.cut) for user in users]
+    return Recommender(bundle, catalog).recommend(states, queries, **options)
+
+
+def test_chosen_ranker_is_in_the_policy_with_its_graph_and_statistics(ranked: Bundle) -> None:
+    spec = ranked.policy.ranker
+    assert spec is not None
+    assert list(spec.depths) == ["history", "neighbours", "popular"]
+    assert spec.features[-2:] == ("popular.rank", "popular.score")
+    assert ranked.policy.placements["home"].ranked
+    assert ranked.arrays["ranking.values"].shape[0] == len(ranked.items) + 1
+    assert RANKER_GRAPH in ranked.graphs
+
+
+def test_ranked_bundle_round_trips_and_its_lists_are_equal(ranked: Bundle, shop: Shop, tmp_path: Path) -> None:
+    folder = tmp_path / bundles.write(ranked, tmp_path, STARTED).id
+    loaded = bundles.load(folder)
+    assert loaded.policy == ranked.policy
+    for first, second in zip(lists(ranked, shop), lists(loaded, shop), strict=True):
+        assert (first.slots, first.inputs[RANKER]) == (second.slots, second.inputs[RANKER])
+
+
+def test_lists_of_a_batch_equal_those_of_single_queries_and_of_evaluation(ranked: Bundle, shop: Shop) -> None:
+    batch = lists(ranked, shop)
+    catalog = Catalog.from_table(ranked.items.ids.ids, ranked.items.attributes)
+    recommender = Recommender(ranked, catalog)
+    users = shop.data.user_ids[:6]
+    for user, expected in zip(users, batch, strict=True):
+        states = shop.past.states([user], [10**9])
+        for _ in range(2):  # the second answer uses the profile that the state keeps
+            assert recommender.recommend(states, [Query(user_id=user, now=ranked.cut)])[0] == expected
+    evaluated = ListRecommender(ranked, catalog, "home", 10)
+    items = evaluated.recommend(shop.past.states(users, [10**9] * 6), np.full(6, ranked.cut)).items
+    assert evaluated.ids(items) == [answer.items for answer in batch]
+    assert all(score > 0 for answer in batch for slot, score in zip(answer.slots, answer.scores, strict=True)
+               if slot.source != "popular")  # fmt: skip
+
+
+def test_failing_ranker_answers_with_the_fusion_and_says_so(ranked: Bundle, shop: Shop) -> None:
+    catalog = Catalog.from_table(ranked.items.ids.ids, ranked.items.attributes)
+    recommender = Recommender(ranked, catalog)
+    assert recommender.ranker is not None
+    recommender.ranker._session = None  # type: ignore[assignment]
+    user = shop.data.user_ids[0]
+    answer = recommender.recommend(shop.past.states([user], [10**9]), [Query(user_id=user, now=ranked.cut)])[0]
+    expected = lists(ranked, shop, with_ranker=False)[0]
+    assert answer.degraded == (RANKER,)
+    assert (answer.slots, answer.inputs) == (expected.slots, expected.inputs)
+    assert RANKER not in answer.inputs
+
+
+def test_statistics_are_refitted_under_the_same_trees(ranked: Bundle, shop: Shop) -> None:
+    assert shop.data.history is not None
+    refitted = ranker.refit_statistics(ranked, shop.data.history, shop.tables)
+    assert refitted.graphs == ranked.graphs
+    assert (refitted.arrays["ranking.values"] != ranked.arrays["ranking.values"]).any()
+    child = ranker.inherit_ranker(shop.bundle, ranked, shop.data.history, shop.tables)
+    assert child.policy.ranker == ranked.policy.ranker
+    assert lists(child, shop)[0].items == lists(refitted, shop)[0].items
+
+
+def test_auto_without_a_gain_adds_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranker, "MIN_MOMENTS", 2)
+    monkeypatch.setattr(ranker, "MIN_JUDGED", 1)
+    monkeypatch.setattr(ranker, "ndcg", lambda *_: np.ones(3))
+    choice = shop.choose("auto")
+    assert choice.bundle is shop.bundle
+    assert choice.sentence.startswith("no ranker: NDCG@10 1.0000 against 1.0000 without it")
+
+
+@pytest.mark.parametrize(("model", "sentence"), [("off", "no ranker, as configured"), ("auto", "no ranker: ")])
+def test_ranker_that_is_off_or_has_too_few_moments_is_left_out(shop: Shop, model: str, sentence: str) -> None:
+    choice = shop.choose(model)
+    assert choice.bundle is shop.bundle
+    assert choice.sentence.startswith(sentence)
+
+
+def test_required_ranker_with_too_few_moments_raises(shop: Shop) -> None:
+    with pytest.raises(UserError, match="moments"):
+        shop.choose("gbdt")
+
+
+def test_one_class_raises(shop: Shop) -> None:
+    examples = ranker.Examples(np.zeros((4, 2), np.float32), np.ones(4, np.int8), np.array([4]), 4, 4)
+    with pytest.raises(UserError, match="one class"):
+        ranker.fit_trees(examples, shop.config)
+
+
+def test_start_before_the_first_event_raises(shop: Shop) -> None:
+    with pytest.raises(UserError, match="a start after the first moment"):
+        ranker.moments_between(shop.data, int(shop.data.stamps.min()), shop.data.cut)
+
+
+def test_moments_between_see_only_earlier_rows_and_no_holdout_user(shop: Shop) -> None:
+    data = shop.data.history
+    assert data is not None
+    moments = ranker.moments_between(data, shop.data.cut, data.cut)
+    assert (moments.now >= shop.data.cut).all()
+    assert not data.old[moments.user_ix].any()
+    for q in range(len(moments)):
+        rows = (data.moment_user[data.row_moment] == moments.user_ix[q]) & (
+            data.stamps[data.row_moment] == moments.now[q]
+        )
+        assert moments.as_of[q] == data.seqs[rows].min() - 1
+
+
+@pytest.mark.parametrize(
+    ("graph", "error"),
+    [
+        (b"\x3a\x06\x0a\x04\x22\x02\x41\x62", "TreeEnsembleRegressor alone"),  # a node with the operator Ab
+        (b"", "TreeEnsembleRegressor alone"),
+        (b"\xff\xff", "an ONNX graph"),
+    ],
+)
+def test_ranker_with_a_foreign_operator_is_not_loaded(ranked: Bundle, tmp_path: Path, graph: bytes, error: str) -> None:
+    written = bundles.write(replace(ranked, graphs={RANKER_GRAPH: graph}), tmp_path, STARTED)
+    with pytest.raises(BundleError, match=error):
+        bundles.load(tmp_path / written.id)
+
+
+def test_trees_in_another_graph_are_not_loaded(ranked: Bundle, tmp_path: Path) -> None:
+    graphs = {**ranked.graphs, "user.onnx": ranked.graphs[RANKER_GRAPH]}
+    written = bundles.write(replace(ranked, graphs=graphs), tmp_path, STARTED)
+    with pytest.raises(BundleError, match="standard domain"):
+        bundles.load(tmp_path / written.id)
+
+
+def test_policy_with_a_ranker_and_no_graph_is_not_loaded(ranked: Bundle, tmp_path: Path) -> None:
+    written = bundles.write(replace(ranked, graphs={}), tmp_path, STARTED)
+    with pytest.raises(BundleError, match="its graph and its settings"):
+        bundles.load(tmp_path / written.id)
+
+
+def test_ranker_with_an_unknown_feature_a_missing_array_or_no_source_raises(ranked: Bundle) -> None:
+    spec = ranked.policy.ranker
+    assert spec is not None
+    catalog = Catalog.from_table(ranked.items.ids.ids, ranked.items.attributes)
+    unknown = replace(spec, features=("own.mood", *spec.features[1:]))
+    with pytest.raises(BundleError, match=r"own\.mood"):
+        Recommender(replace(ranked, policy=replace(ranked.policy, ranker=unknown)), catalog)
+    arrays = {name: array for name, array in ranked.arrays.items() if name != "ranking.codes"}
+    with pytest.raises(BundleError, match=r"ranking\.codes"):
+        Recommender(replace(ranked, arrays=arrays), catalog)
+    scorers = {name: scorer for name, scorer in ranked.scorers.items() if name != "neighbours"}
+    with pytest.raises(BundleError, match="neighbours"):
+        Recommender(replace(ranked, manifest=replace(ranked.manifest, scorers=scorers)), catalog)
+    tree = ranked.policy.to_json()
+    tree["ranker"]["depths"] = {}
+    with pytest.raises(BundleError, match="at least one source"):
+        type(ranked.policy).from_json(tree)
