@@ -16,14 +16,12 @@ from recloop.features import item_statistics
 from recloop.features.encode import EncodedBatch, utc_offset
 from recloop.features.item_statistics import GAP, UNKNOWN, ItemStatistics
 from recloop.features.user_profile import (
-    FIELD_COLUMNS,
     FIELD_HALF_LIFE,
     HALF_LIVES,
     MAX_HALVINGS,
     MISSING,
     OWN_COLUMNS,
     QUERY_COLUMNS,
-    RowsByKey,
     UserProfile,
 )
 from recloop.records import DAY, SECOND
@@ -43,8 +41,10 @@ NUMBER: Final = ("value", "difference")
 """Features of each numeric field: the candidate's value, and its difference from the user's usual value."""
 HALF_GAP: Final = 0.5
 """Days added to a usual gap, so that a gap of a few hours does not make every item due."""
+MIN_TOTAL: Final = np.float32(0.1)
+COUNT: Final = OWN_COLUMNS.index("count")
 AGES: Final = slice(len(HALF_LIVES), len(HALF_LIVES) + 2)
-"""Columns of the ages of an item in `UserProfile.own`."""
+"""Rows of the ages of an item in `UserProfile.own`."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +87,21 @@ class FeatureSpace:
         profile = self._profile(encoded, b, key)
         now, items = int(encoded.now[b]), candidates.items
         since = 0.0 if profile.newest is None else (now - profile.newest) / DAY
-        values = self._statistics.values[items]
+        values = self._statistics.values[items].T
         own, is_own = profile.own.at(items)
-        features = np.empty((len(items), len(self.names)), dtype=np.float32)
-        column = _own_features(features, own, is_own, values[:, GAP], since)
-        column = _put(features, column, *_query_features(profile, local_time(now, self._timezone), since))
-        features[:, column : column + values.shape[1]] = values
-        column += values.shape[1]
-        count = own[:, OWN_COLUMNS.index("count")]
-        for codes, rows in zip(self._statistics.codes, profile.by_field, strict=True):
-            column = _put(features, column, *_field_features(rows, codes[items], count, since))
+        features = np.empty((len(self.names), len(items)), dtype=np.float32)
+        row = _put_own(features, own, is_own, values[GAP], since)
+        row = _put(features, row, *_query_features(profile, local_time(now, self._timezone), since))
+        features[row : row + len(values)] = values
+        row += len(values)
+        decay = np.float32(_decay(since, FIELD_HALF_LIFE))
+        for codes, by_code in zip(self._statistics.codes, profile.by_field, strict=True):
+            row = _put_field(features, row, *by_code.at(codes[items]), own[COUNT], since, decay)
         for amounts, usual in zip(self._statistics.amounts, profile.usual, strict=True):
-            column = _put(features, column, *_number_features(amounts[items], usual))
+            row = _put(features, row, *_number_features(amounts[items], usual))
         for rank, score in zip(candidates.ranks, candidates.scores, strict=True):
-            column = _put(features, column, rank, score)
-        return features
+            row = _put(features, row, rank, score)
+        return np.ascontiguousarray(features.T)
 
     def _profile(self, encoded: EncodedBatch, b: int, key: object) -> UserProfile:
         if key is None or len(encoded) > 1:
@@ -112,32 +112,39 @@ class FeatureSpace:
         return kept
 
 
-def _put(features: np.ndarray, column: int, *values: np.ndarray | float) -> int:
-    """Write columns from ``column`` on; return the next free one."""
+def _put(features: np.ndarray, row: int, *values: np.ndarray | float) -> int:
+    """Write rows of (F, C) from ``row`` on; return the next free one."""
     for number, value in enumerate(values):
-        features[:, column + number] = value
-    return column + len(values)
+        features[row + number] = value
+    return row + len(values)
 
 
 def _decay(since: float, half_life: float) -> float:
     return float(np.exp2(-min(since / half_life, MAX_HALVINGS)))
 
 
-def _own_features(features: np.ndarray, own: np.ndarray, is_own: np.ndarray, item_gap: np.ndarray, since: float) -> int:
-    """Write the features `OWN`; return the next free column."""
-    n = own.shape[1]
-    features[:, :n] = own
-    features[:, : len(HALF_LIVES)] *= np.array([_decay(since, days) for days in HALF_LIVES], dtype=np.float32)
-    features[:, AGES] += np.float32(since) * is_own[:, None]
-    last, gap = features[:, AGES.start], own[:, OWN_COLUMNS.index("gap")]
-    features[:, n] = np.where(gap == MISSING, MISSING, last / (gap + HALF_GAP + (gap == MISSING)))
-    features[:, n + 1] = np.where(is_own, last / (item_gap + HALF_GAP), MISSING)
+def _put_own(features: np.ndarray, own: np.ndarray, is_own: np.ndarray, item_gap: np.ndarray, since: float) -> int:
+    """Write the features `OWN`; return the next free row."""
+    n = len(own)
+    features[:n] = own
+    for number, days in enumerate(HALF_LIVES):
+        features[number] *= np.float32(_decay(since, days))
+    features[AGES] += np.float32(since) * is_own
+    last = features[AGES.start]
+    features[n] = _due(last, own[OWN_COLUMNS.index("gap")])
+    features[n + 1] = np.where(is_own, last / (item_gap + HALF_GAP), MISSING)
     return n + 2
+
+
+def _due(days: np.ndarray, gap: np.ndarray) -> np.ndarray:
+    """Days since the last row over the usual gap; `MISSING` without a gap."""
+    has_gap = gap != MISSING
+    return np.where(has_gap, days / np.where(has_gap, gap + HALF_GAP, 1), MISSING)
 
 
 def local_time(now: int, timezone: str) -> int:
     """Return a stamp in microseconds of local time."""
-    return now if timezone == "UTC" else now + utc_offset(now // (900 * SECOND), timezone)
+    return now if timezone == "UTC" else now + int(utc_offset(now // (900 * SECOND), timezone))
 
 
 def _query_features(profile: UserProfile, now: int, since: float) -> list[float]:
@@ -152,18 +159,18 @@ def _query_features(profile: UserProfile, now: int, since: float) -> list[float]
     ]
 
 
-def _field_features(rows: RowsByKey, codes: np.ndarray, count: np.ndarray, since: float) -> list[np.ndarray]:
-    """Return the features `FIELD` of candidates with these codes."""
-    values, is_known = rows.at(codes)
-    decayed, last, share, total, gap = (values[:, FIELD_COLUMNS.index(name)] for name in FIELD_COLUMNS)
-    days = np.where(is_known, last + np.float32(since), MISSING)
-    return [
-        decayed * np.float32(_decay(since, FIELD_HALF_LIFE)),
-        days,
-        share,
-        count / np.maximum(total, np.float32(0.1)),
-        np.where(gap == MISSING, MISSING, days / (gap + HALF_GAP + (gap == MISSING))),
-    ]
+def _put_field(
+    features: np.ndarray, row: int, values: np.ndarray, is_known: np.ndarray, own_count: np.ndarray, since: float,
+    decay: np.float32,
+) -> int:  # fmt: skip
+    """Write the features `FIELD` of candidates with these rows of their category; return the next free row."""
+    decayed, last, share, total, gap = values  # FIELD_COLUMNS
+    features[row] = decayed * decay
+    features[row + 1] = last + np.float32(since) * is_known
+    features[row + 2] = share
+    features[row + 3] = own_count / np.maximum(total, MIN_TOTAL)
+    features[row + 4] = _due(features[row + 1], gap)
+    return row + len(FIELD)
 
 
 def _number_features(amounts: np.ndarray, usual: float) -> list[np.ndarray]:

@@ -39,20 +39,20 @@ QUERY_COLUMNS: Final = ("moments", "moment_size", "last_size", "distinct", "gap"
 
 @dataclass(frozen=True)
 class RowsByKey:
-    """A table over the ascending distinct keys of a history; its last row is for other keys."""
+    """Columns over the ascending distinct keys of a history; the last position is for other keys."""
 
     keys: np.ndarray  # (P,)
-    table: np.ndarray  # (P+1, columns) float32
+    columns: np.ndarray  # (columns, P+1) float32
 
     def at(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the (n, columns) rows of some keys, and (n,) bool: the history has the key."""
+        """Return the (columns, n) values of some keys, and (n,) bool: the history has the key."""
         if not len(self.keys):
-            return self.table[np.zeros(len(keys), dtype=np.int64)], np.zeros(len(keys), dtype=bool)
-        position = np.searchsorted(self.keys, keys)
+            return self.columns[:, np.zeros(len(keys), dtype=np.int64)], np.zeros(len(keys), dtype=bool)
+        position = self.keys.searchsorted(keys)
         position[position == len(self.keys)] = 0
         is_known = self.keys[position] == keys
         position[~is_known] = len(self.keys)
-        return self.table[position], is_known
+        return self.columns[:, position], is_known
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,12 @@ class UserProfile:
     def of(cls, encoded: EncodedBatch, b: int, statistics: ItemStatistics) -> UserProfile:
         """Summarize the history of query b."""
         history = _History.of(encoded, b)
+        sums = _ItemSums.of(history)
         return cls(
             newest=int(encoded.stamps[encoded.moment_offsets[b + 1] - 1]) if len(history.moment_ages) else None,
-            facts=_facts(history),
-            own=_own(history),
-            by_field=tuple(_by_code(history, codes) for codes in statistics.codes),
+            facts=_facts(history, sums),
+            own=_own(history, sums),
+            by_field=tuple(_by_code(sums, codes) for codes in statistics.codes),
             usual=np.array([_usual(history, amounts) for amounts in statistics.amounts], dtype=np.float32),
         )
 
@@ -121,78 +122,108 @@ class _History:
         return weights
 
 
-def _facts(history: _History) -> np.ndarray:
+@dataclass(frozen=True)
+class _ItemSums:
+    """Rows of a history summed by item: P items, ascending."""
+
+    items: np.ndarray  # (P,)
+    decayed: list[np.ndarray]  # (P,) for each half-life
+    last: np.ndarray  # (P,) age of the newest row
+    first: np.ndarray  # (P,) age of the oldest row
+    n_rows: np.ndarray  # (P,)
+    count: np.ndarray  # (P,) weight of the rows
+    recent: list[np.ndarray]  # (P,) weight of the rows in the newest moments
+    last_moment: np.ndarray  # (P,) position of the newest moment with the item
+    first_moment: np.ndarray  # (P,)
+
+    @classmethod
+    def of(cls, history: _History) -> _ItemSums:
+        items, slots = np.unique(history.items, return_inverse=True)
+        size = len(items)
+        oldest = np.empty(size, dtype=np.int64)
+        newest = np.empty(size, dtype=np.int64)
+        rows = np.arange(len(slots))
+        newest[slots] = rows  # rows ascend by time, and the last one written stays
+        oldest[slots[::-1]] = rows[::-1]
+
+        def total(weights: np.ndarray | None = None) -> np.ndarray:
+            return np.bincount(slots, weights=weights, minlength=size)
+
+        return cls(
+            items,
+            [total(history.decayed(days)) for days in HALF_LIVES],
+            history.ages[newest],
+            history.ages[oldest],
+            total(),
+            total(history.weights),
+            [_newest_total(history, slots, size, n) for n in RECENT_MOMENTS],
+            history.rank[newest],
+            history.rank[oldest],
+        )
+
+
+def _newest_total(history: _History, slots: np.ndarray, size: int, n: int) -> np.ndarray:
+    """(P,) weight of the rows in the newest ``n`` moments."""
+    start = len(slots) - int(history.sizes[-n:].sum())
+    return np.bincount(slots[start:], weights=history.weights[start:], minlength=size)
+
+
+def _facts(history: _History, sums: _ItemSums) -> np.ndarray:
     n_moments, n_rows = len(history.moment_ages), len(history.items)
     if not n_moments:
         return np.array([0.0, 0.0, 0.0, 0.0, MISSING], dtype=np.float32)
     gap = history.moment_ages[0] / (n_moments - 1) if n_moments > 1 else MISSING
-    n_distinct = len(np.unique(history.items))
-    return np.array([n_moments, n_rows / n_moments, history.sizes[-1], n_distinct / n_rows, gap], dtype=np.float32)
+    facts = [n_moments, n_rows / n_moments, history.sizes[-1], len(sums.items) / n_rows, gap]
+    return np.array(facts, dtype=np.float32)
 
 
-class _Groups:
-    """Rows of a history grouped by a key; sums over them."""
-
-    def __init__(self, history: _History, row_keys: np.ndarray) -> None:
-        self.keys, self._slots = np.unique(row_keys, return_inverse=True)
-        self._history = history
-
-    def sum(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """(P,) sums of row weights; without weights the number of rows."""
-        return np.bincount(self._slots, weights=weights, minlength=len(self.keys)).astype(np.float64)
-
-    def newest(self, values: np.ndarray) -> np.ndarray:
-        """(P,) value of the newest row of each key."""
-        out = np.zeros(len(self.keys))
-        out[self._slots] = values
-        return out
-
-    def oldest(self, values: np.ndarray) -> np.ndarray:
-        """(P,) value of the oldest row of each key."""
-        out = np.zeros(len(self.keys))
-        out[self._slots[::-1]] = values[::-1]
-        return out
-
-    def table(self, columns: list[np.ndarray], missing: list[float]) -> RowsByKey:
-        """Join columns; ``missing`` is the row of other keys."""
-        table = np.empty((len(self.keys) + 1, len(columns)), dtype=np.float32)
-        table[:-1] = np.stack(columns, axis=1)
-        table[-1] = missing
-        return RowsByKey(self.keys, table)
-
-
-def _own(history: _History) -> RowsByKey:
-    groups = _Groups(history, history.items)
-    decayed = [groups.sum(history.decayed(days)) for days in HALF_LIVES]
-    last, first = groups.newest(history.ages), groups.oldest(history.ages)
-    n_rows, count = groups.sum(), groups.sum(history.weights)
-    order = np.argsort(-decayed[HALF_LIVES.index(FIELD_HALF_LIFE)], kind="stable")
+def _own(history: _History, sums: _ItemSums) -> RowsByKey:
+    order = np.argsort(-sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)], kind="stable")
     rank = np.empty(len(order))
     rank[order] = np.arange(len(order))
     columns = [
-        *decayed,
-        last,
-        first,
-        count,
-        count / max(1, len(history.moment_ages)),
-        count / (groups.oldest(history.rank) + 1),
-        np.where(n_rows > 1, (first - last) / np.maximum(1, n_rows - 1), MISSING),
-        groups.newest(history.rank),
-        *(groups.sum(history.weights * (history.rank < n)) for n in RECENT_MOMENTS),
+        *sums.decayed,
+        sums.last,
+        sums.first,
+        sums.count,
+        sums.count / max(1, len(history.moment_ages)),
+        sums.count / (sums.first_moment + 1),
+        _gap(sums.first, sums.last, sums.n_rows),
+        sums.last_moment,
+        *sums.recent,
         rank,
     ]
     absent = [0.0] * len(HALF_LIVES) + [MISSING, MISSING, 0.0, 0.0, 0.0, MISSING, MISSING]
-    return groups.table(columns, [*absent, *(0.0 for _ in RECENT_MOMENTS), MISSING])
+    return _table(sums.items, columns, [*absent, *(0.0 for _ in RECENT_MOMENTS), MISSING])
 
 
-def _by_code(history: _History, codes: np.ndarray) -> RowsByKey:
-    groups = _Groups(history, codes[history.items])
-    decayed = groups.sum(history.decayed(FIELD_HALF_LIFE))
-    n_rows = groups.sum()
-    last = groups.newest(history.ages)
-    gap = np.where(n_rows > 1, (groups.oldest(history.ages) - last) / np.maximum(1, n_rows - 1), MISSING)
+def _by_code(sums: _ItemSums, codes: np.ndarray) -> RowsByKey:
+    keys, slots = np.unique(codes[sums.items], return_inverse=True)
+    size = len(keys)
+    decayed = np.bincount(slots, weights=sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)], minlength=size)
+    n_rows = np.bincount(slots, weights=sums.n_rows, minlength=size)
+    by_last, by_first = np.argsort(-sums.last), np.argsort(sums.first)
+    last, first = np.empty(size), np.empty(size)
+    last[slots[by_last]] = sums.last[by_last]
+    first[slots[by_first]] = sums.first[by_first]
+    count = np.bincount(slots, weights=sums.count, minlength=size)
     share = decayed / max(1e-9, float(decayed.sum()))
-    return groups.table([decayed, last, share, groups.sum(history.weights), gap], [0.0, MISSING, 0.0, 0.0, MISSING])
+    columns = [decayed, last, share, count, _gap(first, last, n_rows)]
+    return _table(keys, columns, [0.0, MISSING, 0.0, 0.0, MISSING])
+
+
+def _gap(first: np.ndarray, last: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
+    """Usual days between two of several rows; `MISSING` for a single one."""
+    return np.where(n_rows > 1, (first - last) / np.maximum(1, n_rows - 1), MISSING)
+
+
+def _table(keys: np.ndarray, columns: list[np.ndarray], absent: list[float]) -> RowsByKey:
+    """Join columns; ``absent`` is the value of each for other keys."""
+    table = np.empty((len(columns), len(keys) + 1), dtype=np.float32)
+    for number, column in enumerate(columns):
+        table[number, :-1] = column
+    table[:, -1] = absent
+    return RowsByKey(keys, table)
 
 
 def _usual(history: _History, amounts: np.ndarray) -> float:

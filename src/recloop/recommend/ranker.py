@@ -60,7 +60,9 @@ class Ranker:
     def _best_sources(self, ranks: np.ndarray) -> np.ndarray:
         """Return the number (n,) of the source with the best rank of each item."""
         best = np.where(ranks == MISSING, np.inf, ranks).argmin(axis=0)
-        return np.array([FUSED_SOURCES.index(source) for source in self.sources], dtype=np.int8)[best]
+        numbers = np.array([FUSED_SOURCES.index(source) for source in self.sources], dtype=np.int8)
+        best_numbers: np.ndarray = numbers[best]
+        return best_numbers
 
 
 def feature_space(bundle: Bundle, spec: RankerSpec, check: bool = True) -> FeatureSpace:

@@ -81,10 +81,13 @@ class Examples:
     targets: int
 
     def __add__(self, other: Examples) -> Examples:
-        arrays = (
-            np.concatenate([getattr(self, name), getattr(other, name)]) for name in ("features", "labels", "sizes")
+        return Examples(
+            np.concatenate([self.features, other.features]),
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.sizes, other.sizes]),
+            self.recalled + other.recalled,
+            self.targets + other.targets,
         )
-        return Examples(*arrays, self.recalled + other.recalled, self.targets + other.targets)
 
     @property
     def recall(self) -> float:
