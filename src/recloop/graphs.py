@@ -15,7 +15,9 @@ _GRAPH, _NODE, _OPERATOR, _DOMAIN, _FUNCTION = 7, 1, 4, 7, 25
 
 
 def operators(model: bytes) -> set[tuple[str, str]]:
-    """Return the (domain, operator) of the nodes of a model; ``function`` for each of its own functions.
+    """Return the (domain, operator) of the nodes of a model.
+
+    A function of the model's own gives ``function``.
 
     Raises:
         ValueError: the bytes are not an ONNX model.

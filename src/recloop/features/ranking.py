@@ -49,7 +49,7 @@ AGES: Final = slice(len(HALF_LIVES), len(HALF_LIVES) + 2)
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates of one query: ascending distinct items with their rank and score in each source.
+    """Candidates of one query, ascending, with their rank and score in each source.
 
     Ranks count from 0. A source that did not recall an item has rank `MISSING` and score 0.
     """
@@ -64,7 +64,7 @@ class Candidates:
 
 
 class FeatureSpace:
-    """Names and values of a bundle's features; the sources are in the order of `Candidates`."""
+    """Names and values of a bundle's features, with sources as in `Candidates`."""
 
     def __init__(self, statistics: ItemStatistics, sources: Sequence[str], timezone: str = "UTC") -> None:
         self._statistics = statistics
@@ -163,7 +163,7 @@ def _put_field(
     features: np.ndarray, row: int, values: np.ndarray, is_known: np.ndarray, own_count: np.ndarray, since: float,
     decay: np.float32,
 ) -> int:  # fmt: skip
-    """Write the features `FIELD` of candidates with these rows of their category; return the next free row."""
+    """Write the features `FIELD` of values by category; return the next free row."""
     decayed, last, share, total, gap = values  # FIELD_COLUMNS
     features[row] = decayed * decay
     features[row + 1] = last + np.float32(since) * is_known

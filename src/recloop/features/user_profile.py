@@ -39,13 +39,13 @@ QUERY_COLUMNS: Final = ("moments", "moment_size", "last_size", "distinct", "gap"
 
 @dataclass(frozen=True)
 class RowsByKey:
-    """Columns over the ascending distinct keys of a history; the last position is for other keys."""
+    """Columns over the ascending keys of a history; the last position is for others."""
 
     keys: np.ndarray  # (P,)
     columns: np.ndarray  # (columns, P+1) float32
 
     def at(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the (columns, n) values of some keys, and (n,) bool: the history has the key."""
+        """Return the (columns, n) values of keys, and (n,) bool: the key is known."""
         if not len(self.keys):
             return self.columns[:, np.zeros(len(keys), dtype=np.int64)], np.zeros(len(keys), dtype=bool)
         position = self.keys.searchsorted(keys)

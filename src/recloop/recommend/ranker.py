@@ -22,11 +22,11 @@ from recloop.records import FUSED_SOURCES
 class Ranker:
     """Trees of a bundle over the features of the recalled items."""
 
-    def __init__(self, bundle: Bundle, spec: RankerSpec, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, spec: RankerSpec) -> None:
         self.sources = tuple(spec.depths)
         self._depths = spec.depths
         self._space = feature_space(bundle, spec)
-        self._session = open_session(bundle.graphs[RANKER_GRAPH], threads)
+        self._session = open_session(bundle.graphs[RANKER_GRAPH])  # one thread: the rows of a query are few
         self._key = ("ranker", bundle.items.ids.serial, bundle.cut)
 
     def rank(self, encoded: EncodedBatch, recalled: Mapping[str, TopK], k: int) -> FusedTopK:
@@ -66,7 +66,10 @@ class Ranker:
 
 
 def feature_space(bundle: Bundle, spec: RankerSpec, check: bool = True) -> FeatureSpace:
-    """Return the features of a bundle's ranker; ``check``: compare their names with the spec.
+    """Return the features of a bundle's ranker.
+
+    Args:
+        check: Compare their names with the spec.
 
     Raises:
         BundleError: the bundle lacks its arrays, one of its sources, or one of its features.

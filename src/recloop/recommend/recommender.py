@@ -78,7 +78,7 @@ class Recommender:
         self.scorers = make_sources(bundle, threads)
         self.attributes = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
         ranker = bundle.policy.ranker
-        self.ranker = None if ranker is None else Ranker(bundle, ranker, threads)
+        self.ranker = None if ranker is None else Ranker(bundle, ranker)
         self._similar = similar_items.SimilarItems(bundle, self.attributes)
         self._stages: dict[str, FallbackStage] = {
             "attributes": AttributesStage(catalog, self.attributes, self._similar),
@@ -196,7 +196,7 @@ class Recommender:
         k: int,
         with_ranker: bool = True,
     ) -> FusedTopK:
-        """Return the best n of the ranker or the fusion per query, by state or by the query item."""
+        """Return the best n of ranker or fusion per query, by state or by the query item."""
         if with_ranker and self.is_ranked(placement):
             return self.rank_sources(encoded, allowed, placement, k)
         weights = placement.weights

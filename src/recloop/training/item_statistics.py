@@ -1,4 +1,4 @@
-"""Fit the item statistics that the ranker reads (`recloop.features.item_statistics`)."""
+"""Fit the item statistics of `recloop.features.item_statistics`."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _ages(data: TrainData, stamps: np.ndarray) -> np.ndarray:
 
 
 def _codes(data: TrainData) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the categorical fields, and (F, N+1) int32 codes; the first of several categories."""
+    """Names of the categorical fields, and (F, N+1) int32 codes of the first category."""
     columns = {name: column for column, (name, _, _) in reversed([*enumerate(data.item_fields)])}
     numeric = {f"item.{name}" for name, kind in _kinds(data).items() if kind == "number"}
     names = [name for name in sorted(columns) if name not in numeric]

@@ -69,7 +69,7 @@ class RankerChoice:
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows that teach: features (R, F) float32, labels (R,), sizes (Q,) of the moments.
+    """Rows that teach: features (R, F) float32, labels (R,), sizes of moments (Q,).
 
     ``recalled`` and ``targets`` count the targets of all moments that were asked, recalled or not.
     """
@@ -159,7 +159,7 @@ def refit_statistics(bundle: Bundle, data: TrainData, tables: ItemUserTables) ->
 
 
 def inherit_ranker(bundle: Bundle, parent: Bundle, data: TrainData, tables: ItemUserTables) -> Bundle:
-    """Add the trees of the parent to a bundle without a ranker, over its own statistics."""
+    """Add the trees of the parent to a bundle, over the bundle's own statistics."""
     spec = parent.policy.ranker
     if spec is None or any(source not in bundle.scorers for source in spec.depths):
         return bundle
@@ -173,7 +173,7 @@ def inherit_ranker(bundle: Bundle, parent: Bundle, data: TrainData, tables: Item
 
 
 def moments_between(data: TrainData, start: int, end: int) -> ValidationQueries:
-    """Return the moments with a target from ``start`` to before ``end``, without holdout users.
+    """Return the moments with a target in a period, without holdout users.
 
     Raises:
         UserError: ``start`` is not after the first moment, so that no row could be counted before it.
@@ -221,7 +221,7 @@ class _Batches:
         self._past = past
 
     def of(self, queries: ValidationQueries) -> Iterator[tuple[slice, EncodedBatch, CandidateMask]]:
-        """Yield the positions of each batch, its states just before the moments, and its filters."""
+        """Yield the positions of each batch, its encoded states and its filters."""
         for start in range(0, len(queries), CHUNK_QUERIES):
             span = slice(start, min(start + CHUNK_QUERIES, len(queries)))
             users = [self._user_ids[ix] for ix in queries.user_ix[span]]
@@ -248,7 +248,7 @@ class _Learner:
         self._until = data.cut if data.history is None else data.history.cut
 
     def examples(self, queries: ValidationQueries) -> Examples:
-        """Describe the recalled targets of each moment and a sample of the other recalled items."""
+        """Describe the recalled targets of each moment and a sample of other items."""
         random = np.random.default_rng(self._config.train.seed)
         features: list[np.ndarray] = [np.zeros((0, len(self._space.names)), dtype=np.float32)]
         labels: list[np.ndarray] = [np.zeros(0, dtype=np.int8)]
@@ -286,7 +286,7 @@ def _is_ranked(config: Config, name: str, kind: str) -> bool:
 
 
 def sampled_rows(is_target: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the rows of all targets and of at most `NEGATIVES` others; none if one class is empty."""
+    """Return the rows of all targets and a sample of others; none for a single class."""
     others = np.flatnonzero(~is_target)
     if len(others) in {0, len(is_target)}:
         return np.zeros(0, dtype=np.int64)

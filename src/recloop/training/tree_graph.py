@@ -1,4 +1,4 @@
-"""Trees of a LightGBM model as an ONNX graph: one TreeEnsembleRegressor of ``ai.onnx.ml``.
+"""LightGBM trees as an ONNX graph with one TreeEnsembleRegressor.
 
 The protobuf messages are written here, so that the base install needs no `onnx`. Field numbers are those of
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3. Thresholds are rounded down to float32: a float32 value is at most a
