@@ -13,8 +13,8 @@ import rich.console
 
 from recloop.config import Config
 from recloop.data.clean import clean
-from recloop.data.doctor import GuestCounts, build_report
-from recloop.data.doctor_text import render
+from recloop.data.doctor.report import GuestCounts, build_report
+from recloop.data.doctor.text import render
 from recloop.data.read import read_events
 from recloop.data.rejected_rows import excess
 from recloop.data.split import holdout_rows, n_users, split

@@ -8,8 +8,8 @@ import pytest
 
 from recloop.config import Config
 from recloop.data.clean import clean
+from recloop.data.doctor.profile import timestamp_resolution
 from recloop.data.log_counts import LogCounts
-from recloop.data.log_profile import timestamp_resolution
 from recloop.data.read import RAW_SCHEMA
 from recloop.data.repeats import repeat_share
 from recloop.data.split import HoldoutCandidates, holdout_rows, n_users

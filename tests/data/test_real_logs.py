@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from recloop.data.doctor import build_report
-from recloop.data.log_checks import non_products
+from recloop.data.doctor.id_checks import non_products
+from recloop.data.doctor.report import build_report
 from recloop.data.prepare import load, prepare
 from recloop.features.undo import without_undone
 from recloop.init.detect import init

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from recloop.cli import run
-from recloop.data.doctor import build_report
+from recloop.data.doctor.report import build_report
 from recloop.data.prepare import prepare
 from recloop.data.rejected_rows import RejectedRow, excess, rounded_up
 from recloop.errors import UserError

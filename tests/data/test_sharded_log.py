@@ -14,9 +14,10 @@ import polars as pl
 import pyarrow.parquet
 import pytest
 
-from recloop.data import csv_table, sharded_log, shards, tables
 from recloop.data import prepare as module
+from recloop.data import sharded_log, shards, tables
 from recloop.data.atomic_folder import AtomicFolder
+from recloop.data.csv import table as csv_table
 from recloop.data.prepare import prepare
 from recloop.data.shards import Shards
 from recloop.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 import recloop
 from recloop.config import Clean, Config, Events
 from recloop.data.clean import clean
-from recloop.data.doctor import build_report
+from recloop.data.doctor.report import build_report
 from recloop.data.prepare import load, prepare
 from recloop.errors import UserError
 from recloop.features.clock_rule import wrong_clock

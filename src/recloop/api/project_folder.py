@@ -10,7 +10,8 @@ from recloop import loop
 from recloop.api.fitted_recommender import renamed_argument
 from recloop.api.ids import checked_n
 from recloop.api.messages import python_errors
-from recloop.data import doctor, label_report
+from recloop.data.doctor import label_report
+from recloop.data.doctor.report import Report, build_report
 from recloop.data.export import Exported, export
 from recloop.data.frames import as_polars
 from recloop.evaluation.table import EvaluationTable
@@ -70,7 +71,7 @@ class ProjectFolder:
         return loop.update(self.project, self._progress, full, reset_optimizer, restart).bundle or live
 
     @python_errors("project")
-    def prepare(self) -> doctor.Report:
+    def prepare(self) -> Report:
         """Read, clean and split the log into ``data/``."""
         with locks.run_lock(self.project.root, "prepare"):
             return loop.collect(self.project, self._progress).report
@@ -120,7 +121,7 @@ class ProjectFolder:
 
         ``signals``: add events and examples for each event rule.
         """
-        tree = doctor.build_report(self.project).to_json()
+        tree = build_report(self.project).to_json()
         return {**tree, **label_report.examine_signals(self.project).to_json()} if signals else tree
 
     @python_errors("project")

@@ -19,7 +19,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check the log and print a report."""
-    from recloop.data.doctor import build_report
+    from recloop.data.doctor.report import build_report
 
     if file and (effect or signals):
         raise UserError("--out", file, "doctor without --effect and --signals", f"recloop doctor --out {file}")
@@ -27,7 +27,7 @@ def doctor(
         _show_effect(effect, as_json)
         return
     if signals:
-        from recloop.data import label_report
+        from recloop.data.doctor import label_report
 
         rule_report = label_report.examine_signals(project())
         if as_json:
@@ -38,7 +38,7 @@ def doctor(
     here = project()
     report = build_report(here)
     if file:
-        from recloop.data.doctor_page import write_page
+        from recloop.data.doctor.page import write_page
 
         write_page(report, here.root.resolve().name, Path(file))
     if as_json:
@@ -46,7 +46,7 @@ def doctor(
     elif file:
         plain(f"wrote {file}")
     else:
-        from recloop.data.doctor_text import render
+        from recloop.data.doctor.text import render
 
         out.print(render(report))
 

@@ -13,7 +13,7 @@ from recloop.progress import ConsoleProgress
 def prepare(as_json: Json = False) -> None:
     """Read, clean and split the log into data/."""
     from recloop import loop
-    from recloop.data.doctor_text import render
+    from recloop.data.doctor.text import render
     from recloop.storage import locks
 
     here = project()

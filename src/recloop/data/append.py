@@ -26,7 +26,7 @@ from recloop import __version__
 from recloop.data.atomic_folder import AtomicFolder
 from recloop.data.clean import QUARANTINED
 from recloop.data.compaction import absorbed
-from recloop.data.label_report import RuleCount, count_by_rule
+from recloop.data.doctor.label_report import RuleCount, count_by_rule
 from recloop.data.labelled_log import DROPPED_PREFIX, SPLIT, UPDATE_FORMAT, LabelledLog
 from recloop.data.split_change import NewRows, SplitChange, split_change
 from recloop.features.labels import EventLabeler
@@ -49,7 +49,7 @@ class AppendResult:
 
     ``cut``, ``held_seq``, ``late``, ``fresh`` are those of `recloop.features.learned_range.NewWindow`.
 
-    ``signals``: new valid rows by the rule of ``[events]`` that decides them (`recloop.data.label_report.count_by_rule`).
+    ``signals``: new valid rows by the rule of ``[events]`` that decides them (`recloop.data.doctor.label_report.count_by_rule`).
     ``taken_back``: (seq, rule) of the valid rows that a retrospective rule removes and that are not yet retracted.
     """
 

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from recloop.config import Data
-from recloop.data.csv_table import CsvBlocks, broken_records, find_form
+from recloop.data.csv.table import CsvBlocks, broken_records, find_form
 from recloop.data.read import RAW_SCHEMA, EventBlock, RawEvents, located_rows, log_info, read_block
 from recloop.data.rejected_rows import RejectedRow
 from recloop.data.shape import input_columns

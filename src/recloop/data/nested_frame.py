@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from recloop.data.json_leaves import ENTRY_VALUE, find_leaves, main_list
-from recloop.data.json_paths import EACH, Indices, PathTree, Step, expand, key_path, steps_of
-from recloop.data.json_values import json_text
+from recloop.data.json.leaves import ENTRY_VALUE, find_leaves, main_list
+from recloop.data.json.paths import EACH, Indices, PathTree, Step, expand, key_path, steps_of
+from recloop.data.json.values import json_text
 
 SEARCHED_RECORDS: Final = 5_000
 """Records in which names of entries and the list with most elements are searched."""
@@ -19,7 +19,7 @@ SEARCHED_RECORDS: Final = 5_000
 
 @dataclass(frozen=True)
 class FrameColumn:
-    """Values at one path; see `recloop.data.json_paths.Column`."""
+    """Values at one path; see `recloop.data.json.paths.Column`."""
 
     values: pl.Series
 

@@ -19,8 +19,8 @@ import polars as pl
 from recloop.config import Config
 from recloop.data import new_files, rejected_rows
 from recloop.data.clean import clean, nothing_left
-from recloop.data.doctor import report
-from recloop.data.doctor_warnings import CountedLog
+from recloop.data.doctor.report import report
+from recloop.data.doctor.warnings import CountedLog
 from recloop.data.entities import EntityTable, read_items, read_project, read_users
 from recloop.data.event_blocks import EventBlocks, NotStreamableError
 from recloop.data.labelled_log import UPDATE_FORMAT, LabelledLog, split_at

@@ -11,14 +11,14 @@ import polars as pl
 
 from recloop.config import Data
 from recloop.data.attributes import object_texts
-from recloop.data.csv_table import repeated_name
+from recloop.data.csv.table import repeated_name
 from recloop.data.guests import GUEST_REFUSED, fill_guests
 from recloop.data.numbers import read_numbers
 from recloop.data.rejected_rows import RejectedRow
 from recloop.data.shape import input_columns, shape_log
 from recloop.data.sources import InputFile, find
 from recloop.data.tables import Table, read_table
-from recloop.data.timestamps import ParsedTimestamps, parse_alone, parse_timestamps
+from recloop.data.timestamps.parse import ParsedTimestamps, parse_alone, parse_timestamps
 from recloop.errors import UserError
 from recloop.project import Project
 from recloop.records import (

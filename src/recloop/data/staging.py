@@ -11,7 +11,7 @@ from typing import Final
 
 from recloop import __version__
 from recloop.data.atomic_folder import AtomicFolder
-from recloop.data.doctor import Report
+from recloop.data.doctor.report import Report
 from recloop.data.entities import EntityTable
 from recloop.data.rejected_rows import RejectedRow
 from recloop.features.dwell import DwellPercentiles

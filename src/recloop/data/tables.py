@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from recloop.config import Data
-from recloop.data.csv_dialect import Dialect
-from recloop.data.csv_table import SEPARATOR_NAMES, csv_records, read_csv
+from recloop.data.csv.dialect import Dialect
+from recloop.data.csv.table import SEPARATOR_NAMES, csv_records, read_csv
 from recloop.data.encoding import BAD_BYTE, encoding_of
-from recloop.data.json_leaves import Leaf
-from recloop.data.json_paths import steps_of
-from recloop.data.json_records import JsonLayout, json_records
-from recloop.data.json_table import MAX_SAMPLE_BYTES, JsonRows, json_leaves, read_json, read_json_objects, sample_json
-from recloop.data.json_values import json_text
+from recloop.data.json.leaves import Leaf
+from recloop.data.json.paths import steps_of
+from recloop.data.json.records import JsonLayout, json_records
+from recloop.data.json.table import MAX_SAMPLE_BYTES, JsonRows, json_leaves, read_json, read_json_objects, sample_json
+from recloop.data.json.values import json_text
 from recloop.data.nested_frame import expand_all, expand_frame, has_path, json_texts, leaf_paths
 from recloop.data.sources import InputFile, Kind
 from recloop.errors import UserError

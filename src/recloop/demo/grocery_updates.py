@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from recloop import bundle
-from recloop.data.label_report import RuleCount
+from recloop.data.doctor.label_report import RuleCount
 from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import now
@@ -48,7 +48,7 @@ def gate_lines(gates: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def rule_lines(signals: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Format the effect of each rule of ``[events]`` (`recloop.data.label_report`)."""
+    """Format the effect of each rule of ``[events]`` (`data.doctor.label_report`)."""
     return [str(RuleCount(**count)) for count in signals]
 
 

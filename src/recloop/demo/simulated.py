@@ -18,7 +18,7 @@ import numpy as np
 import rich.console
 
 from recloop import loop
-from recloop.data.label_report import count_by_rule
+from recloop.data.doctor.label_report import count_by_rule
 from recloop.demo.grocery_days import release_rows
 from recloop.demo.grocery_updates import gate_lines, rule_lines
 from recloop.demo.narrator import DemoNarrator, end_demo, fresh_folder, write_config

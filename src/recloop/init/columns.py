@@ -10,8 +10,8 @@ import polars as pl
 
 from recloop.data.numbers import read_numbers
 from recloop.data.shape import MISSING_GROUPS
-from recloop.data.time_offset import read_offsets
-from recloop.data.timestamp_readings import Reading, plausible_readings
+from recloop.data.timestamps.offset import read_offsets
+from recloop.data.timestamps.readings import Reading, plausible_readings
 from recloop.init.event_names import Meaning, meaning_of
 from recloop.init.names import (
     DEVICE_WORDS,

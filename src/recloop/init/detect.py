@@ -15,7 +15,7 @@ import polars as pl
 from recloop.config import FILE, Clean, Config, Data, Events
 from recloop.data import rejected_rows
 from recloop.data.clean import RULES, CleanResult, clean
-from recloop.data.log_profile import timestamp_resolution
+from recloop.data.doctor.profile import timestamp_resolution
 from recloop.data.read import RawEvents, parse_events
 from recloop.data.repeats import repeat_share
 from recloop.data.split import split

@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from recloop.config import Data
-from recloop.data import log_checks
+from recloop.data.doctor import id_checks
 from recloop.data.numbers import read_numbers
 from recloop.errors import UserError
 from recloop.features.id_form import WHOLE_NUMBER, form_ids
@@ -27,7 +27,7 @@ def ids_of(frame: pl.DataFrame, name: str, form: str = "text") -> pl.Series:
 def missing_users(frame: pl.DataFrame, data: Data, users: Side | None) -> dict[str, int]:
     """Rows by text of the user column that means that the user is not known."""
     known = [] if users is None else _side_ids(users, data.user_key or data.columns.user_id).to_list()
-    return log_checks.missing_words(ids_of(frame, data.columns.user_id), known)
+    return id_checks.missing_words(ids_of(frame, data.columns.user_id), known)
 
 
 def id_form(frame: pl.DataFrame, data: Data, items: Side | None, users: Side | None) -> tuple[str, str, float]:
@@ -38,11 +38,11 @@ def id_form(frame: pl.DataFrame, data: Data, items: Side | None, users: Side | N
     ):
         if side is None or key not in side[0].columns:
             continue
-        join = log_checks.join_share(ids_of(frame, column), _side_ids(side, key))
+        join = id_checks.join_share(ids_of(frame, column), _side_ids(side, key))
         form = join.best
         if form in ("strip", "casefold") or not form:
             continue
-        cause = log_checks.FORM_CAUSES[form.partition(":")[0]]
+        cause = id_checks.FORM_CAUSES[form.partition(":")[0]]
         why = f"{join.share:.0%} of the log's {name} are in {side[0].source.name}, {join.forms[form]:.0%} in this form: {cause}"
         return form, why, join.forms[form]
     for column in (data.columns.user_id, data.columns.item_id):
@@ -65,7 +65,7 @@ def refuse_cut_ids(frame: pl.DataFrame, data: Data) -> None:
     for field in (USER_ID, ITEM_ID):
         column = getattr(data.columns, field)
         ids = ids_of(frame, column)
-        cut = log_checks.spreadsheet_ids(ids)
+        cut = id_checks.spreadsheet_ids(ids)
         rows = sum(cut.values())
         if rows > MAX_CUT_SHARE * len(ids):
             other_ids = ids.drop_nulls().filter(~ids.drop_nulls().is_in(list(cut))).unique(maintain_order=True).head(5)
@@ -97,10 +97,10 @@ def charges(frame: pl.DataFrame, data: Data, items: Side | None, separator: str)
         bought &= pl.col(QUANTITY).fill_null(1) > 0
     found = {
         one.item_id: one.reason
-        for one in log_checks.non_products(rows.filter(bought))
+        for one in id_checks.non_products(rows.filter(bought))
         if one.proposed and (one.item_id not in known or len(one.reasons) > 1)
     }
-    missing = log_checks.missing_words(rows[ITEM_ID], known)
+    missing = id_checks.missing_words(rows[ITEM_ID], known)
     words = {word: "a word for a missing item" for word in missing if word not in found}
     return {**found, **words}
 

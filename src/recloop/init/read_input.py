@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from recloop.config import Data
-from recloop.data.csv_dialect import looks_headless
+from recloop.data.csv.dialect import looks_headless
 from recloop.data.entities import read_rows
 from recloop.data.sources import InputFile, find
 from recloop.data.tables import Table, read_table, sample_table

@@ -22,8 +22,8 @@ from recloop import __version__
 from recloop.bundle import Bundle
 from recloop.config import Burst, Clean, Config
 from recloop.data.clean import CleanResult, clean
+from recloop.data.doctor.id_checks import non_products
 from recloop.data.entities import EntityTable, read_project
-from recloop.data.log_checks import non_products
 from recloop.data.read import RawEvents
 from recloop.data.split import cut_of
 from recloop.errors import UserError

@@ -17,7 +17,7 @@ from recloop import __version__
 from recloop import bundle as bundles
 from recloop.bundle import Bundle
 from recloop.config import Config
-from recloop.data.doctor_text import render
+from recloop.data.doctor.text import render
 from recloop.data.prepare import PreparedData, PrepareResult, load
 from recloop.data.split import LEAVE_ONE_OUT
 from recloop.errors import UserError

@@ -8,8 +8,8 @@ from typing import Final
 
 from recloop.data import rejected_rows
 from recloop.data.clean import clean, nothing_left
-from recloop.data.doctor_checks import LogChecks, run_checks
-from recloop.data.doctor_warnings import (
+from recloop.data.doctor.checks import LogChecks, run_checks
+from recloop.data.doctor.warnings import (
     CountedLog,
     check_notes,
     check_warnings,

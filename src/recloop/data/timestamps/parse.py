@@ -17,9 +17,16 @@ import polars as pl
 
 from recloop.config import Data
 from recloop.data.tables import Table
-from recloop.data.time_offset import read_offsets
-from recloop.data.timestamp_dates import NAMED_MONTH, TextColumn, compose, read_fixed, spaced_dates, split_texts, to_utc
-from recloop.data.timestamp_numbers import (
+from recloop.data.timestamps.dates import (
+    NAMED_MONTH,
+    TextColumn,
+    compose,
+    read_fixed,
+    spaced_dates,
+    split_texts,
+    to_utc,
+)
+from recloop.data.timestamps.numbers import (
     UNIT_NAMES,
     Numbers,
     as_numbers,
@@ -27,6 +34,7 @@ from recloop.data.timestamp_numbers import (
     numbers_to_micros,
     small_unit,
 )
+from recloop.data.timestamps.offset import read_offsets
 from recloop.errors import UserError
 from recloop.features.timestamp_text import (
     COMPACT_PATTERN,

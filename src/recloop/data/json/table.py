@@ -12,11 +12,11 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from recloop.data.json_leaves import Leaf, find_leaves, main_list
-from recloop.data.json_paths import EACH, Indices, PathTree, expand
-from recloop.data.json_records import Chunk, JsonLayout, chunks, find_layout
-from recloop.data.json_typed import TypedColumn, ValueType, value_type
-from recloop.data.json_values import JsonColumn
+from recloop.data.json.leaves import Leaf, find_leaves, main_list
+from recloop.data.json.paths import EACH, Indices, PathTree, expand
+from recloop.data.json.records import Chunk, JsonLayout, chunks, find_layout
+from recloop.data.json.typed import TypedColumn, ValueType, value_type
+from recloop.data.json.values import JsonColumn
 from recloop.data.sources import InputFile
 from recloop.files import JsonTree
 
@@ -56,7 +56,7 @@ def read_json(source: InputFile, encoding: str, names: Sequence[str] | None = No
             record and lists as JSON.
 
     Raises:
-        UserError: the file is Python text or not closed; see `recloop.data.json_records`.
+        UserError: the file is Python text or not closed; see `recloop.data.json.records`.
     """
     layout = find_layout(source, encoding, names)
     columns: dict[str, None] = {}

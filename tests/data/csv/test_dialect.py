@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recloop.config import Data
-from recloop.data.csv_dialect import Dialect, find_dialect, looks_headless
+from recloop.data.csv.dialect import Dialect, find_dialect, looks_headless
 from recloop.data.sources import InputFile
 from recloop.data.tables import read_table
 

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from recloop.config import Config
-from recloop.data.sufficiency import LogSize, jobs, log_size
+from recloop.data.doctor.sufficiency import LogSize, jobs, log_size
 from recloop.records import DAY
 
 LARGE = LogSize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from recloop.data.log_anomalies import crawlers, stamp_outliers, tied_rows
+from recloop.data.doctor.anomalies import crawlers, stamp_outliers, tied_rows
 from recloop.records import DAY, SECOND
 
 HOUR = 3_600 * SECOND

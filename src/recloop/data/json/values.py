@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from recloop.data.json_leaves import entry_of
-from recloop.data.json_paths import Indices
+from recloop.data.json.leaves import entry_of
+from recloop.data.json.paths import Indices
 
 
 class JsonColumn:

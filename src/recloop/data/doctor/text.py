@@ -9,10 +9,10 @@ import rich.console
 import rich.table
 import rich.text
 
-from recloop.data.doctor import Report
-from recloop.data.doctor_checks import LogChecks
-from recloop.data.doctor_warnings import percent
-from recloop.data.log_profile import LogProfile
+from recloop.data.doctor.checks import LogChecks
+from recloop.data.doctor.profile import LogProfile
+from recloop.data.doctor.report import Report
+from recloop.data.doctor.warnings import percent
 
 BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 SPARK_WIDTH: Final = 60

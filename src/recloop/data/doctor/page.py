@@ -12,13 +12,13 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
-from recloop.data.doctor import Report
-from recloop.data.doctor_warnings import percent
-from recloop.data.log_profile import LogProfile
+from recloop.data.doctor.profile import LogProfile
+from recloop.data.doctor.report import Report
+from recloop.data.doctor.warnings import percent
 from recloop.files import replace_file
 from recloop.html import load_template
 
-PAGE: Final = "doctor_page.html"
+PAGE: Final = "page.html"
 MAX_BARS: Final = 120  # a longer log has several days in a bar
 WIDTH: Final = 720  # user units of a picture; the page scales it
 HEIGHT: Final = 180

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from recloop.data.log_checks import JoinShare, join_share, missing_words, non_products, spreadsheet_ids
+from recloop.data.doctor.id_checks import JoinShare, join_share, missing_words, non_products, spreadsheet_ids
 
 
 def orders(*charges: str, n_items: int = 40) -> pl.DataFrame:

@@ -11,10 +11,10 @@ from typing import Final
 import polars as pl
 
 from recloop.config import Config
-from recloop.data.doctor_checks import LogChecks
+from recloop.data.doctor.anomalies import min_heavy_rows
+from recloop.data.doctor.checks import LogChecks
+from recloop.data.doctor.id_checks import FORM_CAUSES, JoinShare
 from recloop.data.entities import EntityTable
-from recloop.data.log_anomalies import min_heavy_rows
-from recloop.data.log_checks import FORM_CAUSES, JoinShare
 from recloop.data.log_counts import LogCounts
 from recloop.data.read import RawEvents
 from recloop.features.clock_rule import CLOCK

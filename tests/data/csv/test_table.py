@@ -70,8 +70,8 @@ def test_read_table_with_a_field_of_10_mb_reads_the_rows_beside_it(tmp_path: Pat
 def test_read_table_with_an_open_quote_in_a_long_file_names_the_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recloop.data.csv_table.BLOCK_BYTES", 1 << 12)
-    monkeypatch.setattr("recloop.data.csv_dialect.MAX_FIELD_BYTES", 1 << 12)
+    monkeypatch.setattr("recloop.data.csv.table.BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr("recloop.data.csv.dialect.MAX_FIELD_BYTES", 1 << 12)
     with pytest.raises(UserError, match="look for an unclosed quote in line 3"):
         table(tmp_path / "a.csv", "a,b\n1,2\n" + '3,"x\n' + "456789,0123456789\n" * 1_000)
 

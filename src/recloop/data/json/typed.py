@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from recloop.data.json_paths import Column, Indices, PathTree, Step
-from recloop.data.json_values import JsonColumn
+from recloop.data.json.paths import Column, Indices, PathTree, Step
+from recloop.data.json.values import JsonColumn
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def typed_column(values: list[Any], kind: ValueType) -> Column:
 
 
 class TypedColumn:
-    """Objects or lists of a type; see `recloop.data.json_paths.Column`."""
+    """Objects or lists of a type; see `recloop.data.json.paths.Column`."""
 
     def __init__(self, values: list[Any], kind: ValueType) -> None:
         self.values = values

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recloop.data.label_report import examine_signals, render
+from recloop.data.doctor.label_report import examine_signals, render
 from recloop.errors import UserError
 from recloop.project import Project, open_project
 

@@ -11,7 +11,7 @@ import pytest
 from recloop.config import Data
 from recloop.data.sources import InputFile
 from recloop.data.tables import Table, read_table
-from recloop.data.timestamps import parse_timestamps
+from recloop.data.timestamps.parse import parse_timestamps
 from recloop.errors import UserError
 from recloop.features.timestamp_text import OUTSIDE, UNCLEAR_NUMBER, parse_timestamp
 

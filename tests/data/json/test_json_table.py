@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from recloop.config import Data
-from recloop.data import json_table, tables
+from recloop.data import tables
+from recloop.data.json import table as json_table
 from recloop.data.sources import InputFile, find
 from recloop.data.tables import Table, paths_of, read_table, sample_table
 from recloop.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from recloop.data.doctor_page import bars, named_bars
+from recloop.data.doctor.page import bars, named_bars
 
 HEAD = "user_id,item_id,timestamp\n"
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from recloop.config import Data
-from recloop.data.csv_dialect import LITERAL_QUOTE_SEPARATORS, Dialect, find_dialect
+from recloop.data.csv.dialect import LITERAL_QUOTE_SEPARATORS, Dialect, find_dialect
 from recloop.data.encoding import BAD_BYTE, TextScan, open_text, scan_text, utf8_stream
 from recloop.data.sources import InputFile
 from recloop.errors import UserError, printable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from recloop.data.log_profile import Gap, profile
+from recloop.data.doctor.profile import Gap, profile
 from recloop.records import DAY, SECOND
 
 HOUR = 3_600 * SECOND

@@ -12,7 +12,7 @@ from typing import Final
 
 import polars as pl
 
-from recloop.data.timestamp_dates import to_utc
+from recloop.data.timestamps.dates import to_utc
 from recloop.features.timestamp_text import (
     COMPACT_PATTERN,
     DAY_NUMBER_RANGE,

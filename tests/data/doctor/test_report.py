@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 import rich.console
 
-from recloop.data.doctor import Report, Span, TypeRows, build_report
-from recloop.data.doctor_page import page
-from recloop.data.doctor_text import render
-from recloop.data.log_profile import timestamp_resolution
+from recloop.data.doctor.page import page
+from recloop.data.doctor.profile import timestamp_resolution
+from recloop.data.doctor.report import Report, Span, TypeRows, build_report
+from recloop.data.doctor.text import render
 from recloop.project import Project, open_project
 from recloop.records import SECOND
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import polars as pl
 
-from recloop.data.timestamp_dates import NAMED_MONTH, TextColumn, compose, spaced_dates, split_texts
-from recloop.data.timestamp_numbers import UNIT_NAMES, Numbers, as_numbers, looks_compact, numbers_to_micros
+from recloop.data.timestamps.dates import NAMED_MONTH, TextColumn, compose, spaced_dates, split_texts
+from recloop.data.timestamps.numbers import UNIT_NAMES, Numbers, as_numbers, looks_compact, numbers_to_micros
 from recloop.features.timestamp_text import MAX_IMPORT_SECONDS
 from recloop.records import DAY, SECOND, max_int
 

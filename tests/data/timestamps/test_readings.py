@@ -10,8 +10,8 @@ import pytest
 from recloop.config import Data
 from recloop.data.sources import InputFile
 from recloop.data.tables import Table
-from recloop.data.timestamp_readings import plausible_readings
-from recloop.data.timestamps import parse_timestamps
+from recloop.data.timestamps.parse import parse_timestamps
+from recloop.data.timestamps.readings import plausible_readings
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 import polars as pl
 
 from recloop.config import Config
+from recloop.data.doctor.anomalies import Crawler, StampOutliers, TiedRows, crawlers, stamp_outliers, tied_rows
+from recloop.data.doctor.id_checks import (
+    JoinShare,
+    NonProduct,
+    join_share,
+    missing_words,
+    non_products,
+    spreadsheet_ids,
+)
+from recloop.data.doctor.profile import LogProfile, profile
+from recloop.data.doctor.sufficiency import Job, LogSize, jobs, log_size
 from recloop.data.entities import EntityTable
-from recloop.data.log_anomalies import Crawler, StampOutliers, TiedRows, crawlers, stamp_outliers, tied_rows
-from recloop.data.log_checks import JoinShare, NonProduct, join_share, missing_words, non_products, spreadsheet_ids
-from recloop.data.log_profile import LogProfile, profile
-from recloop.data.sufficiency import Job, LogSize, jobs, log_size
 from recloop.files import JsonTree
 from recloop.records import ITEM_ID, LABEL, TIMESTAMP, USER_ID, guest_rows
 

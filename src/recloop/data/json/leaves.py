@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from recloop.data.json_paths import EACH, key_path
+from recloop.data.json.paths import EACH, key_path
 from recloop.files import JsonTree
 
 MAX_PATH_DEPTH: Final = 8
@@ -26,7 +26,7 @@ class Leaf:
     """Values at one path.
 
     Attributes:
-        path: Keys, ``[]`` for every element of a list, ``[NAME]`` for an entry; see `recloop.data.json_paths`.
+        path: Keys, ``[]`` for every element of a list, ``[NAME]`` for an entry; see `recloop.data.json.paths`.
         list: Path of the innermost list around it, which ends with ``[]``; empty: the path has one value per record.
         n_values: Values that are not null.
         n_objects: Records, or elements of the list.

@@ -1,0 +1,1 @@
+"""Text tables: their form and their rows."""

@@ -1,0 +1,1 @@
+"""JSON files: records, paths of nested values, and columns of text."""

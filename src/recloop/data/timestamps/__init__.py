@@ -1,0 +1,1 @@
+"""Timestamps of texts and numbers as int64 microseconds UTC."""
