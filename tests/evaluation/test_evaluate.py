@@ -26,14 +26,8 @@ from recloop.evaluation.evaluate import evaluate
 from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.metrics import RANKING
 from recloop.evaluation.queries import make_queries, states_of
-from recloop.evaluation.table import (
-    MIN_LENGTHS,
-    EvaluationProtocol,
-    EvaluationTable,
-    QueryMetrics,
-    TrainingNote,
-    make_table,
-)
+from recloop.evaluation.table import MIN_LENGTHS, EvaluationTable, make_table
+from recloop.evaluation.table_rows import EvaluationProtocol, QueryMetrics, TrainingNote
 from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps, number_moments
 from recloop.features.spec import FeatureSpec

@@ -23,15 +23,8 @@ from recloop.evaluation import metrics
 from recloop.evaluation.leave_one_out import TargetRanks
 from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.queries import Queries, codes_of_targets, is_repeat, make_queries, states_of
-from recloop.evaluation.table import (
-    SLICES,
-    EvaluationProtocol,
-    EvaluationTable,
-    Example,
-    QueryMetrics,
-    TrainingNote,
-    make_table,
-)
+from recloop.evaluation.table import EvaluationTable, make_table
+from recloop.evaluation.table_rows import SLICES, EvaluationProtocol, Example, QueryMetrics, TrainingNote
 from recloop.features.encode import EncodedBatch
 from recloop.features.state import StateBatch
 from recloop.features.state_history import StateHistory

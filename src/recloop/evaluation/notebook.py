@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 if TYPE_CHECKING:
-    from recloop.evaluation.table import TableRow
+    from recloop.evaluation.table_rows import TableRow
 
 LIST_MEASURES = ("coverage", "entropy", "long_tail_share", "seconds")
 
