@@ -51,6 +51,9 @@ CONDITION_COLUMNS = {
 TYPE_PATTERN = re.compile(r"[\w.:-]+")
 """Form of an event type in ``[events]``; any other entry is a condition."""
 
+DEFAULT_KEY = "default"
+"""Key of the default rules, which label dwells."""
+
 KEEP_COLUMNS = {name: kind for name, kind in CONDITION_COLUMNS.items() if name != DWELL_PCT}
 """Fields of ``clean.keep``, which runs before dwells are compared."""
 
@@ -124,6 +127,11 @@ class EventLabeler:
         self._has_history = bool(history_matchers)
         self._looked = pl.any_horizontal(history_matchers) if history_matchers else pl.lit(False)
         self._pairs = set(events.undo.values())
+        exprs = [self._looked, *(rule.expr for rule in self.rules if rule.key != DEFAULT_KEY)]
+        self.label_columns = frozenset(
+            {EVENT_TYPE, QUANTITY, *(name for expr in exprs for name in expr.meta.root_names())}
+        )
+        """Columns that decide the label of a row that is not a dwell."""
 
     @property
     def burst(self) -> Burst | None:
@@ -265,8 +273,10 @@ def _rules(events: Events) -> tuple[LabelRule, ...]:
         dwell = pl.col(EVENT_TYPE) == DWELL
         condition = f"{DWELL_PCT} >= {LONG_DWELL_PCT}"
         rules += [
-            LabelRule(condition, "default", 1, LONG_WEIGHT, dwell & (pl.col(DWELL_PCT) >= LONG_DWELL_PCT), Use.TARGET),
-            LabelRule(DWELL, "default", 0, 0.0, dwell, Use.NONE),
+            LabelRule(
+                condition, DEFAULT_KEY, 1, LONG_WEIGHT, dwell & (pl.col(DWELL_PCT) >= LONG_DWELL_PCT), Use.TARGET
+            ),
+            LabelRule(DWELL, DEFAULT_KEY, 0, 0.0, dwell, Use.NONE),
         ]
     for name, label in (("neutral", 0), ("negative", -1), ("history", 1), ("positive", 1)):
         key = f"events.{name}"

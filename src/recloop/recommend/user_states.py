@@ -17,6 +17,7 @@ import polars as pl
 
 from recloop.errors import UserError
 from recloop.features import state_store
+from recloop.features.label_cache import LabelCache
 from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps
 from recloop.features.spec import FeatureSpec
@@ -122,12 +123,16 @@ class StateSource:
         self.signal = signal
         self._log = log
         self._retracted = retracted
+        self._labels = LabelCache(signal)
         self._delta = StateDelta(stored.history, stored.groups)
         self._cache: ByteCache[str, _Cached] = ByteCache(STATE_CACHE_BYTES)
 
     def label(self, valid_rows: pl.DataFrame) -> list[tuple[Any, ...]]:
         """Label valid rows (EVENT_SCHEMA) for `apply`; may run on any thread."""
-        return rows_of(self.signal.label(valid_rows)) if len(valid_rows) else []
+        if not len(valid_rows):
+            return []
+        rows = self._labels.rows(valid_rows)
+        return rows_of(self.signal.label(valid_rows)) if rows is None else rows
 
     def apply(self, rows: Iterable[Sequence[Any]], users: Sequence[User], seq: int) -> None:
         """Add the rows and user versions of commits up to ``seq``, in seq order."""
