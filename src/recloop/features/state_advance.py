@@ -15,7 +15,7 @@ import polars as pl
 from recloop.features.id_index import ItemCodes, UserIndex
 from recloop.features.moments import GROUP_LIFE
 from recloop.features.state import offsets_of
-from recloop.features.state_delta import StateDelta, UserDelta
+from recloop.features.state_delta import StateDelta
 from recloop.features.state_history import NO_ROW, OpenGroups, StateHistory, Versions, open_groups, ranges
 from recloop.features.state_store import StoredStates
 from recloop.features.undo import INPUTS
@@ -184,13 +184,12 @@ class _Advance:
         if user in self._affected:
             position = -1 if self.again is None else self.again.users.find(user)
             groups = self._again_groups
-            delta = UserDelta() if position < 0 or groups is None else UserDelta(*groups.of_user(position))
+            newest, own = (None, {}) if position < 0 or groups is None else groups.of_user(position)
         else:
-            delta = self.delta.get(user) or UserDelta()
-        newest = delta.newest
+            newest, own = self.delta.groups_of(user)
         if newest is None:
             return None, {}
-        return newest, {group: stamp for group, stamp in delta.groups.items() if newest - stamp <= GROUP_LIFE}
+        return newest, {group: stamp for group, stamp in own.items() if newest - stamp <= GROUP_LIFE}
 
     def _spliced(
         self,

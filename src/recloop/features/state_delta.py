@@ -38,22 +38,33 @@ class UserDelta:
     Attributes:
         acts: Rows with a use, by ascending seq.
         versions: (seq, attributes), oldest first.
-        newest: Newest timestamp of a valid row; None without rows.
-        groups: Newest moment stamp of each open group, by the hash of its id.
+        newest: Newest timestamp of a valid row; None without rows. Of the later rows only, until `open_groups`.
+        groups: Newest moment stamp of each open group, by the hash of its id; None until `open_groups`.
     """
 
     __slots__ = ("acts", "groups", "newest", "versions")
 
-    def __init__(self, newest: int | None = None, groups: dict[int, int] | None = None) -> None:
+    def __init__(self) -> None:
         self.acts: list[Act] = []
         self.versions: list[tuple[int, Mapping[str, Any]]] = []
-        self.newest = newest
-        self.groups = groups or {}
+        self.newest: int | None = None
+        self.groups: dict[int, int] | None = None
+
+    def open_groups(self, newest: int | None, groups: dict[int, int]) -> dict[int, int]:
+        """Add the newest timestamp and the groups of the rows before; return the groups."""
+        if newest is not None:
+            self.newest = newest if self.newest is None else max(self.newest, newest)
+        self.groups = groups
+        return groups
 
     def moment_stamp(self, timestamp: int, group_id: str | None) -> int:
-        """Stamp of a new row's moment; the row is recorded as the newest of its group."""
+        """Stamp of a new row's moment; the row is recorded as the newest of its group.
+
+        A row with a group needs `open_groups`.
+        """
         stamp = timestamp
         if group_id is not None:
+            assert self.groups is not None
             group = id_hash(group_id)
             stamp = moment_of_row(self.groups.get(group), timestamp, self.newest)
             if group not in self.groups and len(self.groups) >= MAX_GROUPS:
@@ -103,6 +114,8 @@ class StateDelta:
     ) -> None:
         """Add one valid event; events must be added in seq order."""
         user = self._users.get(user_id) or self._user(user_id)
+        if group_id is not None and user.groups is None:
+            user.open_groups(*self._open_groups(user_id))
         stamp = user.moment_stamp(timestamp, group_id)
         if use != Use.NONE:
             kind = self.kinds.number(Kind(use, pair, weight, units))
@@ -118,8 +131,16 @@ class StateDelta:
         (self._users.get(user_id) or self._user(user_id)).versions.append((seq, attributes))
 
     def _user(self, user_id: str) -> UserDelta:
-        user = self._users[user_id] = UserDelta(*self._open_groups(user_id))
+        user = self._users[user_id] = UserDelta()
         return user
+
+    def groups_of(self, user_id: str) -> tuple[int | None, dict[int, int]]:
+        """Newest timestamp and groups of a user, earlier rows included."""
+        user = self._users.get(user_id)
+        if user is None:
+            return None, {}
+        groups = user.open_groups(*self._open_groups(user_id)) if user.groups is None else user.groups
+        return user.newest, groups
 
     def _open_groups(self, user_id: str) -> tuple[int | None, dict[int, int]]:
         """Newest timestamp and open groups of a user in the history."""
