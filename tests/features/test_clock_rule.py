@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import polars as pl
@@ -112,9 +113,9 @@ def test_arrival_rules_with_a_wrong_clock_do_not_read_back_to_its_stamp() -> Non
             ranges.append((after, until))
             return pl.DataFrame(schema=RULED_SCHEMA)
 
-        def recent(self, windows: list[UserWindow]) -> pl.DataFrame:
+        def count_recent(self, windows: list[UserWindow]) -> Counter[str]:
             read.extend(windows)
-            return pl.DataFrame(schema=RULED_SCHEMA)
+            return Counter()
 
     rows = Rows()
     rules = ArrivalRules(EventLabeler(Events(), Clean()), rows)  # type: ignore[arg-type]

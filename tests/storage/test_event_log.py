@@ -12,7 +12,7 @@ import pytest
 
 from recloop.errors import UserError
 from recloop.records import EVENT_SCHEMA, ITEM_SCHEMA, USER_SCHEMA, Event, Item, User
-from recloop.storage import EventLog, open_log
+from recloop.storage import EventLog, logged_items, open_log
 from recloop.storage.event_log import UserWindow
 
 URL = "sqlite:///store/log.db"
@@ -153,10 +153,13 @@ def test_event_log_reads_by_user_and_seq(log: EventLog) -> None:
     windows = [UserWindow("u", 1, 50), UserWindow("v", 0, 0), UserWindow("u", 49, 60)]
     assert log.recent(windows)["item_id"].to_list() == ["d"]
     assert log.recent([]).schema == log.events().schema
-    assert log.has_id("item_id", "b")
-    assert not log.has_id("item_id", "z")
-    assert log.has_id("user_id", "v")
-    assert not log.has_id("user_id", "w")
+    assert log.has_item("b")
+    assert not log.has_item("z")
+    log.append_events([event("z", "v")])
+    assert log.has_item("z")  # rows after the last call are read
+    assert log.count_recent(windows[:2]) == {"u": 1}
+    assert log.has_user("v")
+    assert not log.has_user("w")
 
 
 def test_event_log_long_reads_use_slices(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,10 +200,10 @@ def test_event_log_without_a_file_is_empty(tmp_path: Path) -> None:
 def test_event_log_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     open_log(URL, tmp_path, write=True).close()
     connection = sqlite3.connect(tmp_path / "store" / "log.db")
-    connection.execute("PRAGMA user_version = 4")
+    connection.execute("PRAGMA user_version = 5")
     connection.close()
     for write in (True, False):
-        with pytest.raises(UserError, match=r"log\.db=schema 4: expected schema 3 or older; try: pip install"):
+        with pytest.raises(UserError, match=r"log\.db=schema 5: expected schema 4 or older; try: pip install"):
             open_log(URL, tmp_path, write=write)
 
 
@@ -215,3 +218,9 @@ def test_event_log_that_is_not_a_database_raises(tmp_path: Path) -> None:
 def test_event_log_with_an_unsupported_url_raises(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stores.log=.*expected sqlite:///PATH"):
         open_log(url, tmp_path)
+
+
+def test_event_log_items_are_read_in_slices(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logged_items, "SLICE_ROWS", 2)
+    log.append_events([event(name, "u") for name in "abcde"])
+    assert [log.has_item(name) for name in "abcdef"] == [True] * 5 + [False]

@@ -54,6 +54,7 @@ def test_log_of_schema_1_gets_the_index_of_user_and_time(old_folder: Path) -> No
         indexes = {row[1] for row in log._writing().execute("PRAGMA index_list(events)")}
     assert "events_user_time" in indexes
     assert "events_user" not in indexes
+    assert "events_item" not in indexes
 
 
 def test_control_of_schema_3_keeps_its_releases_and_inbox(old_folder: Path) -> None:

@@ -24,9 +24,13 @@ def wrong_clock(frame: pl.DataFrame, clean: Clean) -> pl.Series:
     max_delay_seconds = clean.future_seconds
     if max_delay_seconds is None:
         return pl.Series(np.zeros(len(frame), dtype=bool))
+    max_delay = round(max_delay_seconds * SECOND)
+    if RECEIVED_AT in frame.columns and not frame[TIMESTAMP].null_count() and not frame[RECEIVED_AT].null_count():
+        stamps = frame[TIMESTAMP].to_numpy()  # (n,)
+        return pl.Series((stamps < 0) | (stamps - frame[RECEIVED_AT].to_numpy() > max_delay))
     is_wrong = frame[TIMESTAMP] < 0
     if RECEIVED_AT in frame.columns:
-        is_late = frame[TIMESTAMP] - frame[RECEIVED_AT] > round(max_delay_seconds * SECOND)
+        is_late = frame[TIMESTAMP] - frame[RECEIVED_AT] > max_delay
         is_wrong |= is_late.fill_null(False) if is_late.null_count() else is_late
     return is_wrong
 

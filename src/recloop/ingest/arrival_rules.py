@@ -19,8 +19,10 @@ from recloop.features.burst import STRONG, ActWindow, width_of
 from recloop.features.labels import EventLabeler
 from recloop.records import GROUP_ID, SEQ, TIMESTAMP, USER_ID
 from recloop.storage.event_log import EventLog, UserWindow
+from recloop.storage.event_rows import RULED_SCHEMA
 
 HOT_ROWS: Final = 256  # rows of a user near one moment from which its acts are kept in memory
+NO_ROWS: Final = pl.DataFrame(schema=RULED_SCHEMA)
 MAX_HOT_USERS: Final = 1_000
 MAX_HOT_ACTS: Final = 10_000  # acts per user from which early ones are dropped
 
@@ -76,8 +78,8 @@ class ArrivalRules:
         """(n,) bool mask of the rows in a burst."""
         windows = self._windows(frame, width_of(burst))
         unread = self._unread(windows)
-        earlier = self._earlier(unread, archive)
-        stored = Counter(earlier[USER_ID].to_list())
+        archived = self._archived(unread, archive)
+        stored = self._log.count_recent(unread) + Counter(archived[USER_ID].to_list())
         counts = Counter(frame[USER_ID].to_list())
         suspects = {
             user: self._acts_of(user, burst)
@@ -87,6 +89,8 @@ class ArrivalRules:
         in_burst = np.zeros(len(frame), dtype=bool)
         if not suspects:
             return in_burst
+        logged = self._log.recent([window for window in unread if window.user_id in suspects])
+        earlier = pl.concat([archived, logged]).unique(SEQ).sort(SEQ) if len(archived) else logged
         for user, stamp, group_id, _ in self._act_rows(earlier, suspects):
             suspects[user].put(stamp, group_id)
         for user, stamp, group_id, at in self._act_rows(frame, suspects):
@@ -128,15 +132,13 @@ class ArrivalRules:
                 hot.until = window.until
         return unread
 
-    def _earlier(self, windows: Sequence[UserWindow], archive: EarlierRows) -> pl.DataFrame:
-        """Stored rows in these windows, by seq; archived rows may be in the log as well."""
-        logged = self._log.recent(windows)
+    def _archived(self, windows: Sequence[UserWindow], archive: EarlierRows) -> pl.DataFrame:
+        """Archived rows near these windows, by seq; they may be in the log as well."""
         if not windows:
-            return logged
+            return NO_ROWS
         after = min(window.after for window in windows)
         until = max(window.until for window in windows)
-        archived = archive.between(list(dict.fromkeys(window.user_id for window in windows)), after, until)
-        return pl.concat([archived, logged]).unique(SEQ).sort(SEQ) if len(archived) else logged
+        return archive.between(list(dict.fromkeys(window.user_id for window in windows)), after, until)
 
     def _acts_of(self, user: str, burst: Burst) -> ActWindow:
         """Remembered acts of a user, or none."""

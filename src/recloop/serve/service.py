@@ -274,11 +274,11 @@ class Service:
 
     def item_exists(self, item_id: str) -> bool:
         """Return True if an event names this item; reads files, not on the event loop."""
-        return self.log.has_id(ITEM_ID, item_id) or self.archive.has_id(ITEM_ID, item_id)
+        return self.log.has_item(item_id) or self.archive.has_id(ITEM_ID, item_id)
 
     def user_exists(self, user_id: str) -> bool:
         """Return True if an event names this user; reads files, not on the event loop."""
-        return self.log.has_id(USER_ID, user_id) or self.archive.has_id(USER_ID, user_id)
+        return self.log.has_user(user_id) or self.archive.has_id(USER_ID, user_id)
 
     def status(self) -> JsonTree:
         """Build the content of ``GET /v1/status``; reads files, not on the event loop."""

@@ -27,7 +27,8 @@ MAX_GROWTH: Final = 2  # a folder is merged with an earlier one of at most this 
 
 def hashes_of(ids: pl.Series) -> np.ndarray:
     """(n,) uint64 hashes of texts."""
-    return ids.cast(pl.String).hash(0).to_numpy()
+    texts = pl.DataFrame({"id": ids.cast(pl.String)})
+    return texts.select_seq(pl.col("id").hash(0)).to_series().to_numpy()
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,12 @@ class ArchivedIds:
 
     def seqs_of(self, event_ids: Sequence[str]) -> list[int]:
         """Seqs of the rows whose event_id has the hash of one of these."""
+        parts = [part for part in self._parts if len(part.hashes)]
+        if not parts:
+            return []
         asked = hashes_of(pl.Series(event_ids, dtype=pl.String))
         seqs: list[int] = []
-        for part in self._parts:
+        for part in parts:
             first = np.searchsorted(part.hashes, asked, side="left")
             last = np.searchsorted(part.hashes, asked, side="right")
             for row in np.flatnonzero(last > first).tolist():
