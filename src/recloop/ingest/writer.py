@@ -100,6 +100,7 @@ class Writer:
         self._rules = ArrivalRules(signal, log)
         self._queue: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
         self._waiting = 0  # queued rows; used on the event loop only
+        self._pending: list[WriteRequest] = []  # used on the event loop only
         self.failing = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -122,11 +123,20 @@ class Writer:
         if self._waiting + len(job) > MAX_PENDING_ROWS:
             raise LogBusyError
         self._waiting += len(job)
-        self._queue.put(job)
+        if not self._pending:
+            asyncio.get_running_loop().call_soon(self._queue_pending)
+        self._pending.append(job)
         return await job.done  # a client that disconnects cancels the future, not the commit
+
+    def _queue_pending(self) -> None:
+        """Queue the requests of one turn of the event loop, so that one commit has all."""
+        for request in self._pending:
+            self._queue.put(request)
+        self._pending.clear()
 
     def close(self) -> None:
         """Write the queued rows and stop the thread."""
+        self._queue_pending()
         self._queue.put(None)
         self._thread.join()
 
@@ -137,22 +147,26 @@ class Writer:
             if request is None:
                 return
             group = [request]
-            rows = len(request)
-            while rows < MAX_COMMIT_ROWS:
-                try:
-                    next_request = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if next_request is None:
-                    ending = True
-                    break
-                group.append(next_request)
-                rows += len(next_request)
+            ending = self._gather(group)
             try:
                 self._commit(group)
             except Exception as error:  # noqa: BLE001 - the thread lives on, and no request waits for ever
                 LOGGER.error("the writer failed: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
                 self._deliver(group, 0, LogUncertainError())
+
+    def _gather(self, group: list[WriteRequest]) -> bool:
+        """Add the queued requests to a group; True if the thread ends after it."""
+        rows = len(group[0])
+        while rows < MAX_COMMIT_ROWS:
+            try:
+                request = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if request is None:
+                return True
+            group.append(request)
+            rows += len(request)
+        return False
 
     def _commit(self, group: list[WriteRequest]) -> None:
         """Append and commit a group, and deliver its result.

@@ -55,17 +55,8 @@ class WriteRoutes:
         now = request_time(time_header, project, self._service.clock)
         checked = parse.parse_events(body, content_type, now, project.config.data)
         events = [event for event in checked if not isinstance(event, Rejected)]
-        receipts = iter((await self._service.write(events=events)).receipts if events else ())
-        results = [
-            EventResult(event.ids.get("event_id"), "rejected", event.reason)
-            if isinstance(event, Rejected)
-            else _result(event, next(receipts))
-            for event in checked
-        ]
-        statuses: list[str] = [result.status for result in results]
-        counts = {name: statuses.count(name) for name in STATUSES}
-        partial = counts["conflict"] + counts["quarantined"] + counts["rejected"] > 0
-        return json_reply(msgspec.json.encode(EventsResponse(**counts, rows=results)), 207 if partial else 200)
+        receipts = (await self._service.write(events=events)).receipts if events else []
+        return events_response(checked, receipts)
 
     async def post_items(self, request: Request) -> Response:
         now, rows = await self._rows(request)
@@ -92,6 +83,25 @@ class WriteRoutes:
         body = await request_parts.read_body(request)
         now = request_time(request.headers.get("x-recloop-now"), self._service.project, self._service.clock)
         return now, body, request.headers.get("content-type", "")
+
+
+def events_response(checked: Sequence[Event | Rejected], receipts: Sequence[Receipt]) -> Reply:
+    """Build the reply to events; 207 if a row is not stored as a valid one.
+
+    Args:
+        receipts: Receipts of the events in ``checked``, in order.
+    """
+    stored = iter(receipts)
+    results = [
+        EventResult(event.ids.get("event_id"), "rejected", event.reason)
+        if isinstance(event, Rejected)
+        else _result(event, next(stored))
+        for event in checked
+    ]
+    statuses: list[str] = [result.status for result in results]
+    counts = {name: statuses.count(name) for name in STATUSES}
+    partial = counts["conflict"] + counts["quarantined"] + counts["rejected"] > 0
+    return json_reply(msgspec.json.encode(EventsResponse(**counts, rows=results)), 207 if partial else 200)
 
 
 def _upserted(response_type: type[Any], result_type: type[Any], checked: Sequence[Any], key: str) -> Response:
