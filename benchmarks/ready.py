@@ -1,0 +1,146 @@
+"""Measure the time from the start of `recloop serve` until it answers, for a small and a large log.
+
+    .venv/bin/python benchmarks/ready.py                                      # 10 k and 10 M rows, 10 rows per user
+    .venv/bin/python benchmarks/ready.py --rows 10000 1000000 --rounds 5 --work DIR
+
+Each log is generated with a seed and gets its first run without a network (`recloop update`). Then the service is started
+and stopped in turns. A time is that from the start of the process to the first 200 of ``/v1/health/ready``, and to the
+ready line. Files are in the page cache after the first round, which does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import polars as pl
+from quality import RESULTS, git
+
+SIZES: Final = (10_000, 10_000_000)
+ROWS_PER_USER: Final = 10
+MAX_ITEMS: Final = 20_000
+START: Final = 1_672_531_200_000_000  # 2023-01-01
+SPAN: Final = 365 * 86_400 * 1_000_000
+POLL_SECONDS: Final = 0.005
+SETTINGS: Final = """[data]
+events = "events.parquet"
+[model]
+name = "covisitation"
+[placement.home]
+weights = { history = 1, neighbours = 0.5, popular = 0.25 }
+[split]
+quantile = QUANTILE
+"""
+MAX_TEST_ROWS: Final = 20_000
+
+
+def write_project(root: Path, n_rows: int) -> None:
+    """Project with a log of ``n_rows`` rows; at most 20,000 of them are test rows."""
+    rng = np.random.default_rng(0)
+    n_users, n_items = n_rows // ROWS_PER_USER, max(100, min(MAX_ITEMS, n_rows // 50))
+    frame = pl.DataFrame(
+        {
+            "user_id": rng.integers(0, n_users, n_rows),
+            "item_id": (rng.random(n_rows) ** 2.5 * n_items).astype(np.int64),
+            "timestamp": START + np.sort(rng.random(n_rows) * SPAN).astype(np.int64),
+            "event_type": rng.choice(["view", "purchase"], n_rows, p=[0.8, 0.2]),
+        }
+    ).with_columns(pl.format("u{}", "user_id").alias("user_id"), pl.format("i{}", "item_id").alias("item_id"))
+    root.mkdir(parents=True)
+    frame.write_parquet(root / "events.parquet")
+    quantile = max(0.9, 1 - MAX_TEST_ROWS / n_rows)
+    (root / "recloop.toml").write_text(SETTINGS.replace("QUANTILE", f"{quantile:.4f}"), encoding="utf-8")
+
+
+def prepared(root: Path, n_rows: int) -> float:
+    """Write the project and run its first run, unless it has one; return the seconds."""
+    if not root.exists():
+        write_project(root, n_rows)
+    started = time.perf_counter()
+    if not (root / "live.json").exists() and not list(root.glob("bundles/*")):
+        subprocess.run([sys.executable, "-m", "recloop", "-C", str(root), "update"], check=True)
+    return time.perf_counter() - started
+
+
+def seconds_to_ready(root: Path) -> tuple[float, float]:
+    """Seconds from the start of the process to the ready line and to the first 200."""
+    words = (sys.executable, "-m", "recloop", "-C", str(root), "serve", "--port", "0")
+    started = time.perf_counter()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[1]
+            line = time.perf_counter() - started
+            while not is_ready(url):
+                time.sleep(POLL_SECONDS)
+            return line, time.perf_counter() - started
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def is_ready(url: str) -> bool:
+    """True if the service answers 200."""
+    try:
+        with urllib.request.urlopen(f"{url}/v1/health/ready", timeout=10) as response:  # noqa: S310 - an own address
+            return bool(response.status == 200)
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+def main() -> None:
+    """Prepare the projects, measure in turns and write the result file."""
+    wanted = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    wanted.add_argument("--rows", type=int, nargs="+", default=SIZES)
+    wanted.add_argument("--rounds", type=int, default=5)
+    wanted.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "recloop-ready")
+    wanted.add_argument("--prepare", action="store_true", help="only write the projects and their first runs")
+    wanted.add_argument("--result", type=Path, default=RESULTS / "ready.json")
+    asked = wanted.parse_args()
+    roots = {n_rows: asked.work / f"log-{n_rows}" for n_rows in asked.rows}
+    first_runs = {n_rows: round(prepared(root, n_rows), 1) for n_rows, root in roots.items()}
+    sys.stdout.write(f"seconds of the first runs: {first_runs}\n")
+    if asked.prepare:
+        return
+    times: dict[int, list[tuple[float, float]]] = {n_rows: [] for n_rows in roots}
+    for number in range(asked.rounds + 1):
+        for n_rows, root in roots.items():
+            measured = seconds_to_ready(root)
+            if number:
+                times[n_rows].append(measured)
+    sizes = {
+        str(n_rows): {
+            "ready_seconds": round(statistics.median(ready for _, ready in measured), 3),
+            "line_seconds": round(statistics.median(line for line, _ in measured), 3),
+            "rounds": [round(ready, 3) for _, ready in measured],
+        }
+        for n_rows, measured in times.items()
+    }
+    small, large = (sizes[str(n_rows)]["ready_seconds"] for n_rows in (min(times), max(times)))
+    tree = {
+        "command": " ".join(["python benchmarks/ready.py", *sys.argv[1:]]),
+        "commit": git("rev-parse", "--short", "HEAD"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "rows_per_user": ROWS_PER_USER,
+        "sizes": sizes,
+        "large / small": round(large / small, 2),  # type: ignore[operator]
+    }
+    asked.result.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(json.dumps(tree, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
