@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from servers import inside
 
+from recloop import loop
 from recloop.features.vocabulary import CategoryCodes
 from recloop.monitoring.verify import compare, verify
 from recloop.project import Project, open_project
@@ -21,6 +22,8 @@ from recloop.recommend.recommender import RankedList
 from recloop.records import SECOND, Decision, Slot
 from recloop.serve.app import create
 from recloop.serve.service import Service
+from recloop.simulation.shop import SimulatedShop
+from recloop.training import ranker
 
 START = 1_752_000_000 * SECOND  # a few days after the shop's last row
 
@@ -113,6 +116,40 @@ def test_verify_rebuilds_decisions_of_a_day_exactly(project: Project, play: Any)
     assert (found["equal"], found["late"], found["unexplained"]) == (found["checked"], 0, 0)
     assert found["max_score_diff"] == 0.0
     assert verify(project, last=7)["checked"] == 7
+
+
+@pytest.fixture
+def ranked_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A small shop whose lists a ranker orders."""
+    monkeypatch.setattr(ranker, "MIN_MOMENTS", 2)
+    monkeypatch.setattr(ranker, "MIN_JUDGED", 1)
+    folder = SimulatedShop(seed=0, users=60, items=80).write(tmp_path / "ranked")
+    with (folder / "recloop.toml").open("a", encoding="utf-8") as file:
+        file.write('[model]\nname = "covisitation"\n[ranker]\nmodel = "gbdt"\ntrees = 5\n')
+        file.write('[placement.cart]\nlist = "popular"\n')
+    project = open_project(folder)
+    loop.first_run(project)
+    return project
+
+
+@pytest.mark.slow
+def test_verify_rebuilds_ranked_lists_and_those_of_a_failed_ranker(ranked_project: Project) -> None:
+    async def day(client: httpx.AsyncClient, service: Service) -> None:
+        await random_day(client, service, 80)
+        assert service.recommender.ranker is not None
+        service.recommender.ranker._session = None  # type: ignore[assignment]
+        answer = await client.get("/v1/recommend/u04")
+        assert answer.json()["degraded"] == ["ranker"]
+        assert len(answer.json()["items"]) == 10
+        assert service.decisions.flush()
+
+    inside(create(ranked_project, clock=Clock()), day)
+    with ranked_project.open_decisions() as store:
+        decisions = store.rows(last=1000)
+    assert sum("ranker" in decision.inputs for decision in decisions) > 10
+    found = verify(ranked_project)
+    assert found["differences"] == []
+    assert (found["equal"], found["max_score_diff"]) == (found["checked"], 0.0)
 
 
 def test_verify_without_decisions_checks_0(project: Project) -> None:

@@ -21,7 +21,7 @@ from recloop.features.state_history import StateHistory
 from recloop.models.base import TrainData
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RANKER, RankedList, Recommender
-from recloop.records import SEQ, Query
+from recloop.records import DAY, SEQ, Query
 from recloop.simulation.shop import SimulatedShop
 from recloop.training import ranker
 from recloop.training.dataset import ItemUserTables, make_tables, validation_data
@@ -220,3 +220,39 @@ def test_ranker_with_an_unknown_feature_a_missing_array_or_no_source_raises(rank
     tree["ranker"]["depths"] = {}
     with pytest.raises(BundleError, match="at least one source"):
         type(ranked.policy).from_json(tree)
+
+
+def test_trees_are_fitted_again_on_the_moments_after_earlier_rows(
+    ranked: Bundle, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ranker.refit_trees(ranked, shop.bundle, shop.config, shop.data, shop.tables, shop.past) is ranked
+    monkeypatch.setattr(ranker, "MIN_MOMENTS", 2)
+    again = ranker.refit_trees(ranked, shop.bundle, shop.config, shop.data, shop.tables, shop.past)
+    spec, earlier = again.policy.ranker, ranked.policy.ranker
+    assert spec is not None
+    assert earlier is not None
+    assert replace(spec, moments=earlier.moments) == earlier
+    assert again.graphs[RANKER_GRAPH] != ranked.graphs[RANKER_GRAPH]
+    assert again.arrays is ranked.arrays
+
+
+def test_trees_are_due_after_as_many_moments_as_they_learned(
+    ranked: Bundle, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ranked.policy.ranker
+    assert spec is not None
+    monkeypatch.setattr(ranker, "MIN_MOMENTS", 1)
+    newest = int(shop.data.stamps.max())
+    assert ranker.is_due(replace(spec, moments=1, until=newest), shop.data)
+    assert not ranker.is_due(replace(spec, moments=1, until=newest + 1), shop.data)
+    assert not ranker.is_due(replace(spec, moments=10_000, until=0), shop.data)
+
+
+def test_period_of_new_trees_is_28_days_or_the_last_quarter_of_a_short_log(shop: Shop) -> None:
+    stamps = np.arange(1, 201) * DAY
+    data = replace(shop.data, stamps=stamps, cut=200 * DAY + 1)
+    assert ranker.period_start(data) == 172 * DAY + 1
+    data = replace(shop.data, stamps=stamps[:40], cut=40 * DAY + 1)
+    assert ranker.period_start(data) == int(np.quantile(stamps[:40], 0.75))
+    data = replace(shop.data, stamps=np.full(5, DAY), cut=DAY + 1)
+    assert ranker.period_start(data) == DAY + 1

@@ -174,13 +174,15 @@ class Baselines(Section):
 class Ranker(Section):
     """Second stage: trees over the features of what the sources recall."""
 
-    model: Literal["auto", "gbdt", "off"] = "off"
+    model: Literal["auto", "gbdt", "off"] = "auto"
     """Model that orders the recalled items; `auto` keeps it if its lists are better on validation."""
     trees: int = pydantic.Field(100, ge=1, le=2000)
     """Number of trees; the time of a request grows with it."""
     leaves: int = pydantic.Field(31, ge=2, le=1000)
     """Largest number of leaves of a tree."""
-    threads: int = pydantic.Field(1, ge=1)
+    moments: int = pydantic.Field(12_000, ge=1)
+    """Largest number of moments that teach the trees; the time of training grows with it."""
+    threads: int = pydantic.Field(2, ge=1)
     """Threads that fit the trees."""
 
 

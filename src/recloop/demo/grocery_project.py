@@ -49,6 +49,8 @@ dim = 8
 [features.user.income]
 from = "income"
 dim = 8
+[ranker]
+moments = 4000                 # 12,000 by default; the demo has minutes
 [train]
 epochs = 1
 time_budget = "50s"            # 10m by default; the demo has minutes

@@ -18,6 +18,7 @@ from recloop.bundle import Bundle
 from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.learned_range import LearnedRange
+from recloop.features.state_history import StateHistory
 from recloop.models.base import TrainData, is_closed_form
 from recloop.pipeline import training_steps
 from recloop.pipeline.served_slots import kept_slots
@@ -66,8 +67,29 @@ def build_child(
         plan = _TrainPlan.for_child(run, parent, arrays, counts, warm_start)
         child = training_steps.with_network(child, _fit_network(run, parent, arrays, plan, folder, started))
     child = replace(child, policy=_policy(run.config, parent, child))
-    child = ranker.inherit_ranker(child, parent, arrays, tables)
+    if run.config.ranker.model != "off":
+        child = ranker.inherit_ranker(child, parent, arrays, tables)
+        child = _with_new_trees(run, child, arrays, tables, rows)
     return tag_child(run, child, "full" if run.full else "warm")
+
+
+def _with_new_trees(
+    run: UpdateRun, child: Bundle, arrays: TrainData, tables: ItemUserTables, rows: pl.DataFrame
+) -> Bundle:
+    """Fit the ranker's trees again if enough new moments happened since.
+
+    A ranker over a network keeps its trees, because the network has learned the period that would teach them.
+    """
+    spec = child.policy.ranker
+    if spec is None or not (run.full or ranker.is_due(spec, arrays)) or has_network(child):
+        return child
+    start = ranker.period_start(arrays)
+    data = train_data(tables, rows.filter(pl.col(STAMP) < start), None)
+    data = replace(data, cut=start, history=arrays)
+    counts = _fit_counts(run.config, data, tables, child.scorers)
+    early = baselines.draft_bundle(run.config, tables, data, counts, child.scorers, child.manifest)
+    past = StateHistory(rows, run.data.users)
+    return ranker.refit_trees(child, replace(early, policy=child.policy), run.config, data, tables, past)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.ranker import candidates_of, feature_space
 from recloop.recommend.recommender import Recommender
-from recloop.records import FUSED_SOURCES, Query
+from recloop.records import DAY, FUSED_SOURCES, Query
 from recloop.training.dataset import ItemUserTables
 from recloop.training.item_statistics import fit_statistics
 from recloop.training.tree_graph import tree_graph
@@ -35,12 +35,12 @@ DEPTHS: Final = {"model": 75, "history": 150, "neighbours": 75, "popular": 75}
 """Candidates of each source (docs/decisions/2026-11-28-a-ranker-over-recalled-items.md)."""
 NEGATIVES: Final = 60
 """Recalled items without a target that a moment teaches at most, drawn evenly."""
-MAX_MOMENTS: Final = 12_000
-"""Moments that teach at most, spread evenly over the period."""
 MIN_MOMENTS: Final = 200
 """Moments with a recalled target that the trees need."""
 MIN_JUDGED: Final = 30
 """Validation moments that a comparison needs."""
+PERIOD_DAYS: Final = 28
+"""Days before the cut whose moments teach when an update fits the trees again."""
 LEARNING_SHARE: Final = 0.7
 """Share of the period whose moments teach while the ranker is judged on later validation moments."""
 CHUNK_QUERIES: Final = 256
@@ -116,11 +116,11 @@ def choose_ranker(
     if data.history is None or data.held is None:
         return _skipped(bundle, required, "the split has no validation period")
     learner = _Learner(bundle, config, data, tables, past, threads)
-    taught = moments_between(data.history, data.cut, data.history.cut)
+    taught = _spread(moments_between(data.history, data.cut, data.history.cut), config.ranker.moments)
     if not len(taught):
         return _skipped(bundle, required, "the validation period has no further moment")
     border = int(np.quantile(taught.now, LEARNING_SHARE))
-    early = learner.examples(_spread(taught.at(np.flatnonzero(taught.now < border))))
+    early = learner.examples(taught.at(np.flatnonzero(taught.now < border)))
     judged = data.held.at(np.flatnonzero(data.held.now >= border))
     problem = _problem(early) or ("" if len(judged) >= MIN_JUDGED else f"{len(judged)} moments to judge it")
     if problem:
@@ -132,7 +132,7 @@ def choose_ranker(
     interval = f"{gain.value:+.4f}, 95 % CI {gain.low:+.4f} to {gain.high:+.4f}"
     if gain.low <= 0 and not required:
         return RankerChoice(bundle, f"no ranker: {means} ({interval})", gain, early.recall)
-    late = learner.examples(_spread(taught.at(np.flatnonzero(taught.now >= border))))
+    late = learner.examples(taught.at(np.flatnonzero(taught.now >= border)))
     examples = early + late + learner.examples(data.held)
     sentence = f"ranker over {examples.recall:.1%} of the targets that sources recall: {means} ({interval})"
     return RankerChoice(learner.bundle_of(examples), sentence, gain, examples.recall)
@@ -149,6 +149,48 @@ def _skipped(bundle: Bundle, required: bool, problem: str) -> RankerChoice:
             "ranker.model", "gbdt", f"a log that can teach a ranker; {problem}", '--set ranker.model="auto"'
         )
     return RankerChoice(bundle, f"no ranker: {problem}")
+
+
+def refit_trees(
+    bundle: Bundle, early: Bundle, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory
+) -> Bundle:
+    """Fit the trees of a bundle's ranker again on the moments after ``data``.
+
+    Too few moments, or a source that ``early`` lacks, leave the trees as they are.
+
+    Args:
+        bundle: Bundle over all rows before the cut.
+        early: Bundle with the same sources over ``data``.
+        data: Rows before the period that teaches; its ``history`` holds all rows before the cut.
+        past: Timeline of all rows before the cut.
+    """
+    spec = bundle.policy.ranker
+    if spec is None or data.history is None or any(source not in early.scorers for source in spec.depths):
+        return bundle
+    learner = _Learner(early, config, data, tables, past, threads=1)
+    examples = learner.examples(moments_between(data.history, data.cut, data.history.cut))
+    if _problem(examples):
+        return bundle
+    fitted = learner.bundle_of(examples)
+    policy = replace(bundle.policy, ranker=fitted.policy.ranker)
+    return replace(bundle, policy=policy, graphs={**bundle.graphs, RANKER_GRAPH: fitted.graphs[RANKER_GRAPH]})
+
+
+def is_due(spec: RankerSpec, data: TrainData) -> bool:
+    """Return whether as many new moments happened as the trees have learned."""
+    return int(np.count_nonzero(data.has_target & (data.stamps >= spec.until))) >= max(spec.moments, MIN_MOMENTS)
+
+
+def period_start(data: TrainData) -> int:
+    """Return the start of the period that teaches trees: `PERIOD_DAYS` before the cut.
+
+    In a log of less than four such periods it is the stamp of three quarters of the moments.
+    """
+    first = int(data.stamps.min()) if len(data.stamps) else data.cut
+    start = data.cut - PERIOD_DAYS * DAY
+    if data.cut - first >= 4 * PERIOD_DAYS * DAY or not len(data.stamps):
+        return start
+    return max(first + 1, int(np.quantile(data.stamps, 0.75)))
 
 
 def refit_statistics(bundle: Bundle, data: TrainData, tables: ItemUserTables) -> Bundle:
@@ -249,6 +291,7 @@ class _Learner:
 
     def examples(self, queries: ValidationQueries) -> Examples:
         """Describe the recalled targets of each moment and a sample of other items."""
+        queries = _spread(queries, self._config.ranker.moments)
         random = np.random.default_rng(self._config.train.seed)
         features: list[np.ndarray] = [np.zeros((0, len(self._space.names)), dtype=np.float32)]
         labels: list[np.ndarray] = [np.zeros(0, dtype=np.int8)]
@@ -302,11 +345,11 @@ def _problem(examples: Examples) -> str:
     return f"{len(examples.sizes)} moments have recalled items with and without a target; {MIN_MOMENTS} are needed"
 
 
-def _spread(queries: ValidationQueries) -> ValidationQueries:
-    """Return at most `MAX_MOMENTS` of these moments, spread evenly."""
-    if len(queries) <= MAX_MOMENTS:
+def _spread(queries: ValidationQueries, max_moments: int) -> ValidationQueries:
+    """Return at most ``max_moments`` of these moments, spread evenly."""
+    if len(queries) <= max_moments:
         return queries
-    return queries.at(np.linspace(0, len(queries) - 1, MAX_MOMENTS).astype(np.int64))
+    return queries.at(np.linspace(0, len(queries) - 1, max_moments).astype(np.int64))
 
 
 def fit_trees(examples: Examples, config: Config) -> bytes:
