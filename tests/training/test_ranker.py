@@ -14,7 +14,7 @@ import recloop
 from recloop import bundle as bundles
 from recloop.api.fitted_recommender import FittedRecommender
 from recloop.bundle import RANKER_GRAPH, Bundle
-from recloop.config import Config, Ranker
+from recloop.config import Config, Placement, Ranker
 from recloop.errors import BundleError, UserError
 from recloop.evaluation.lists import ListRecommender
 from recloop.features.state_history import StateHistory
@@ -126,7 +126,7 @@ def test_statistics_are_refitted_under_the_same_trees(ranked: Bundle, shop: Shop
     refitted = ranker.refit_statistics(ranked, shop.data.history, shop.tables)
     assert refitted.graphs == ranked.graphs
     assert (refitted.arrays["ranking.values"] != ranked.arrays["ranking.values"]).any()
-    child = ranker.inherit_ranker(shop.bundle, ranked, shop.data.history, shop.tables)
+    child = ranker.inherit_ranker(shop.bundle, ranked, shop.config, shop.data.history, shop.tables)
     assert child.policy.ranker == ranked.policy.ranker
     assert lists(child, shop)[0].items == lists(refitted, shop)[0].items
 
@@ -149,6 +149,22 @@ def test_ranker_that_is_off_or_has_too_few_moments_is_left_out(shop: Shop, model
 
 def test_required_ranker_with_too_few_moments_raises(shop: Shop) -> None:
     with pytest.raises(UserError, match="moments"):
+        shop.choose("gbdt")
+
+
+def test_child_with_configured_weights_or_without_a_ranker_is_not_ranked(ranked: Bundle, shop: Shop) -> None:
+    assert shop.data.history is not None
+    weighed = shop.config.model_copy(update={"placement": {"home": Placement(weights={"history": 1.0})}})
+    child = ranker.inherit_ranker(shop.bundle, ranked, weighed, shop.data.history, shop.tables)
+    assert not child.policy.placements["home"].ranked
+    off = shop.config.model_copy(update={"ranker": Ranker(model="off")})
+    assert ranker.inherit_ranker(shop.bundle, ranked, off, shop.data.history, shop.tables) is shop.bundle
+
+
+def test_ranker_without_lightgbm_is_left_out_or_an_error(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranker, "LIGHTGBM", "no_such_lightgbm")
+    assert "cannot be loaded" in shop.choose("auto").sentence
+    with pytest.raises(UserError, match="cannot be loaded"):
         shop.choose("gbdt")
 
 

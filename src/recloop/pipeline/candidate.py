@@ -67,9 +67,8 @@ def build_child(
         plan = _TrainPlan.for_child(run, parent, arrays, counts, warm_start)
         child = training_steps.with_network(child, _fit_network(run, parent, arrays, plan, folder, started))
     child = replace(child, policy=_policy(run.config, parent, child))
-    if run.config.ranker.model != "off":
-        child = ranker.inherit_ranker(child, parent, arrays, tables)
-        child = _with_new_trees(run, child, arrays, tables, rows)
+    child = ranker.inherit_ranker(child, parent, run.config, arrays, tables)
+    child = _with_new_trees(run, child, arrays, tables, rows)
     return tag_child(run, child, "full" if run.full else "warm")
 
 

@@ -296,7 +296,7 @@ def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, 
         bundle = with_network(bundle, network)
     progress.say("learn", f"refit on all {len(data.events):,} rows; the metrics are those of the fit before the cut")
     bundle = replace(bundle, policy=replace(learned.bundle.policy, ranker=None))
-    bundle = ranker.inherit_ranker(bundle, learned.bundle, arrays, tables)
+    bundle = ranker.inherit_ranker(bundle, learned.bundle, config, arrays, tables)
     return FittedBundle(bundle, arrays, network, learned.chosen)
 
 

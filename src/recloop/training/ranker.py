@@ -6,6 +6,7 @@ each with the state just before it. Statistics and sources are then fitted up to
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -44,6 +45,7 @@ PERIOD_DAYS: Final = 28
 LEARNING_SHARE: Final = 0.7
 """Share of the period whose moments teach while the ranker is judged on later validation moments."""
 CHUNK_QUERIES: Final = 256
+LIGHTGBM: Final = "lightgbm"
 LIST_LENGTH: Final = 10
 TREES: Final = {
     "objective": "lambdarank", "learning_rate": 0.1, "min_data_in_leaf": 100, "max_bin": 63, "lambda_l2": 20.0,
@@ -108,13 +110,17 @@ def choose_ranker(
         past: Timeline of all rows before the cut.
 
     Raises:
-        UserError: ``"gbdt"``, and the log has too few moments for it.
+        UserError: ``"gbdt"``, and the log has too few moments or LightGBM cannot be loaded.
     """
     required = config.ranker.model == "gbdt"
     if config.ranker.model == "off":
         return RankerChoice(bundle, "no ranker, as configured")
     if data.history is None or data.held is None:
         return _skipped(bundle, required, "the split has no validation period")
+    try:
+        importlib.import_module(LIGHTGBM)
+    except (ImportError, OSError) as error:  # OSError: a system without the OpenMP library
+        return _skipped(bundle, required, f"{LIGHTGBM} cannot be loaded ({error})")
     learner = _Learner(bundle, config, data, tables, past, threads)
     taught = _spread(moments_between(data.history, data.cut, data.history.cut), config.ranker.moments)
     if not len(taught):
@@ -200,18 +206,22 @@ def refit_statistics(bundle: Bundle, data: TrainData, tables: ItemUserTables) ->
     return replace(bundle, arrays={**bundle.arrays, **fit_statistics(data, tables).to_arrays()})
 
 
-def inherit_ranker(bundle: Bundle, parent: Bundle, data: TrainData, tables: ItemUserTables) -> Bundle:
+def inherit_ranker(bundle: Bundle, parent: Bundle, config: Config, data: TrainData, tables: ItemUserTables) -> Bundle:
     """Add the trees of the parent to a bundle, over the bundle's own statistics."""
     spec = parent.policy.ranker
-    if spec is None or any(source not in bundle.scorers for source in spec.depths):
+    if spec is None or config.ranker.model == "off" or any(source not in bundle.scorers for source in spec.depths):
         return bundle
-    ranked = {
-        name: replace(placement, ranked=name in parent.policy.placements and parent.policy.placements[name].ranked)
+    return refit_statistics(with_trees(bundle, spec, parent.graphs[RANKER_GRAPH], config), data, tables)
+
+
+def with_trees(bundle: Bundle, spec: RankerSpec, graph: bytes, config: Config) -> Bundle:
+    """Add a ranker to a bundle; it orders personal lists with ``weights = "auto"``."""
+    placements = {
+        name: replace(placement, ranked=_is_ranked(config, name, placement.list))
         for name, placement in bundle.policy.placements.items()
     }
-    policy = replace(bundle.policy, placements=ranked, ranker=spec)
-    graphs = {**bundle.graphs, RANKER_GRAPH: parent.graphs[RANKER_GRAPH]}
-    return refit_statistics(replace(bundle, policy=policy, graphs=graphs), data, tables)
+    policy = replace(bundle.policy, placements=placements, ranker=spec)
+    return replace(bundle, policy=policy, graphs={**bundle.graphs, RANKER_GRAPH: graph})
 
 
 def moments_between(data: TrainData, start: int, end: int) -> ValidationQueries:
@@ -313,14 +323,8 @@ class _Learner:
 
     def bundle_of(self, examples: Examples) -> Bundle:
         """Return the bundle with trees that learned from these examples."""
-        graph = fit_trees(examples, self._config)
         spec = replace(self._spec, moments=len(examples.sizes), until=self._until)
-        placements = {
-            name: replace(placement, ranked=_is_ranked(self._config, name, placement.list))
-            for name, placement in self._bundle.policy.placements.items()
-        }
-        policy = replace(self._bundle.policy, placements=placements, ranker=spec)
-        return replace(self._bundle, policy=policy, graphs={**self._bundle.graphs, RANKER_GRAPH: graph})
+        return with_trees(self._bundle, spec, fit_trees(examples, self._config), self._config)
 
 
 def _is_ranked(config: Config, name: str, kind: str) -> bool:
@@ -358,15 +362,11 @@ def fit_trees(examples: Examples, config: Config) -> bytes:
     The result is the same for the same examples, seed and number of threads.
 
     Raises:
-        UserError: LightGBM cannot be loaded, or the examples have one class only.
+        UserError: the examples have one class only.
     """
     if not len(examples.labels) or examples.labels.min() == examples.labels.max():
         raise UserError("ranker", "one class", "recalled items with and without a target", '--set ranker.model="off"')
-    try:
-        import lightgbm as lgb
-    except (ImportError, OSError) as error:  # OSError: a system without the OpenMP library
-        raise UserError("ranker.model", config.ranker.model, f"an importable lightgbm ({error})",
-            '--set ranker.model="off"') from None  # fmt: skip
+    lgb = importlib.import_module(LIGHTGBM)
     parameters: dict[str, Any] = {
         **TREES, "num_leaves": config.ranker.leaves, "seed": config.train.seed, "num_threads": config.ranker.threads,
     }  # fmt: skip
