@@ -88,7 +88,7 @@ def _with_new_trees(
     counts = _fit_counts(run.config, data, tables, child.scorers)
     early = baselines.draft_bundle(run.config, tables, data, counts, child.scorers, child.manifest)
     past = StateHistory(rows, run.data.users)
-    return ranker.refit_trees(child, replace(early, policy=child.policy), run.config, data, tables, past)
+    return ranker.refit_trees(child, early, run.config, data, tables, past)
 
 
 @dataclass(frozen=True)
