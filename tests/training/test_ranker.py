@@ -162,7 +162,10 @@ def test_child_with_configured_weights_or_without_a_ranker_is_not_ranked(ranked:
 
 
 def test_ranker_without_lightgbm_is_left_out_or_an_error(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranker, "LIGHTGBM", "no_such_lightgbm")
+    def fail() -> None:
+        raise OSError("libgomp.so.1")
+
+    monkeypatch.setattr(ranker, "load_lightgbm", fail)
     assert "cannot be loaded" in shop.choose("auto").sentence
     with pytest.raises(UserError, match="cannot be loaded"):
         shop.choose("gbdt")

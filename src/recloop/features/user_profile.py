@@ -135,6 +135,8 @@ class _ItemSums:
     recent: list[np.ndarray]  # (P,) weight of the rows in the newest moments
     last_moment: np.ndarray  # (P,) position of the newest moment with the item
     first_moment: np.ndarray  # (P,)
+    by_newest: np.ndarray  # (P,) order of the newest rows, oldest first
+    by_oldest: np.ndarray  # (P,) order of the oldest rows, newest first
 
     @classmethod
     def of(cls, history: _History) -> _ItemSums:
@@ -159,6 +161,8 @@ class _ItemSums:
             [_newest_total(history, slots, size, n) for n in RECENT_MOMENTS],
             history.rank[newest],
             history.rank[oldest],
+            newest.argsort(),
+            oldest.argsort()[::-1],
         )
 
 
@@ -202,10 +206,9 @@ def _by_code(sums: _ItemSums, codes: np.ndarray) -> RowsByKey:
     size = len(keys)
     decayed = np.bincount(slots, weights=sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)], minlength=size)
     n_rows = np.bincount(slots, weights=sums.n_rows, minlength=size)
-    by_last, by_first = np.argsort(-sums.last), np.argsort(sums.first)
     last, first = np.empty(size), np.empty(size)
-    last[slots[by_last]] = sums.last[by_last]
-    first[slots[by_first]] = sums.first[by_first]
+    last[slots[sums.by_newest]] = sums.last[sums.by_newest]  # the last one written stays
+    first[slots[sums.by_oldest]] = sums.first[sums.by_oldest]
     count = np.bincount(slots, weights=sums.count, minlength=size)
     share = decayed / max(1e-9, float(decayed.sum()))
     columns = [decayed, last, share, count, _gap(first, last, n_rows)]

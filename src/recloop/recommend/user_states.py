@@ -35,7 +35,7 @@ from recloop.storage.retractions import Retraction, retracted_at
 
 STATE_CACHE_BYTES = 256 * 2**20
 """Memory limit of cached states per event meaning; the least recently used are dropped first."""
-STATE_BYTES = 60_000
+STATE_BYTES = 40_000
 """Memory of a cached state besides the arrays of its rows: objects, and rankings that bundles derive from it."""
 
 

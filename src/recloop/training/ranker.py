@@ -6,7 +6,6 @@ each with the state just before it. Statistics and sources are then fitted up to
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -45,7 +44,6 @@ PERIOD_DAYS: Final = 28
 LEARNING_SHARE: Final = 0.7
 """Share of the period whose moments teach while the ranker is judged on later validation moments."""
 CHUNK_QUERIES: Final = 256
-LIGHTGBM: Final = "lightgbm"
 LIST_LENGTH: Final = 10
 TREES: Final = {
     "objective": "lambdarank", "learning_rate": 0.1, "min_data_in_leaf": 100, "max_bin": 63, "lambda_l2": 20.0,
@@ -118,9 +116,9 @@ def choose_ranker(
     if data.history is None or data.held is None:
         return _skipped(bundle, required, "the split has no validation period")
     try:
-        importlib.import_module(LIGHTGBM)
+        load_lightgbm()
     except (ImportError, OSError) as error:  # OSError: a system without the OpenMP library
-        return _skipped(bundle, required, f"{LIGHTGBM} cannot be loaded ({error})")
+        return _skipped(bundle, required, f"lightgbm cannot be loaded ({error})")
     learner = _Learner(bundle, config, data, tables, past, threads)
     taught = _spread(moments_between(data.history, data.cut, data.history.cut), config.ranker.moments)
     if not len(taught):
@@ -356,6 +354,13 @@ def _spread(queries: ValidationQueries, max_moments: int) -> ValidationQueries:
     return queries.at(np.linspace(0, len(queries) - 1, max_moments).astype(np.int64))
 
 
+def load_lightgbm() -> Any:
+    """Import LightGBM, which takes half a second and needs the OpenMP library of the system."""
+    import lightgbm
+
+    return lightgbm
+
+
 def fit_trees(examples: Examples, config: Config) -> bytes:
     """Fit the trees and return their graph.
 
@@ -366,7 +371,7 @@ def fit_trees(examples: Examples, config: Config) -> bytes:
     """
     if not len(examples.labels) or examples.labels.min() == examples.labels.max():
         raise UserError("ranker", "one class", "recalled items with and without a target", '--set ranker.model="off"')
-    lgb = importlib.import_module(LIGHTGBM)
+    lgb = load_lightgbm()
     parameters: dict[str, Any] = {
         **TREES, "num_leaves": config.ranker.leaves, "seed": config.train.seed, "num_threads": config.ranker.threads,
     }  # fmt: skip
