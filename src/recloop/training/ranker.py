@@ -355,7 +355,7 @@ def _spread(queries: ValidationQueries, max_moments: int) -> ValidationQueries:
 
 
 def load_lightgbm() -> Any:
-    """Import LightGBM, which takes half a second and needs the OpenMP library of the system."""
+    """Import LightGBM, which needs the OpenMP library of the system."""
     import lightgbm
 
     return lightgbm
