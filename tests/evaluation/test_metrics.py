@@ -133,7 +133,7 @@ def test_entropy_by_hand() -> None:
     bits = 1.5 + 2 / (2 * 4 * log(2))
     assert metrics.entropy_bits(counts) == pytest.approx(bits)
     assert metrics.entropy(counts, 64) == pytest.approx(bits / 6)
-    assert metrics.effective_items(counts) == pytest.approx(2**bits)
+    assert metrics.effective_items(bits) == pytest.approx(2**bits)
     assert metrics.entropy(np.array([9]), 64) == 0.0
     assert metrics.entropy(np.array([1, 1]), 2) == 1.0  # the correction exceeds 1 and is clipped
     assert metrics.entropy(np.array([3]), 1) == 0.0
@@ -192,3 +192,15 @@ def test_health_metrics_are_in_their_ranges(counts: list[int], more: int) -> Non
     assert 0 < metrics.coverage(shown, n_items) <= 1
     assert -1e-12 <= metrics.gini(shown, n_items) < 1
     assert metrics.entropy_bits(shown) == pytest.approx(metrics.entropy_bits(shown[::-1]))
+
+
+@given(st.lists(st.one_of(st.integers(0, 9), st.integers(0, 20_000)), min_size=1, max_size=60), st.integers(1, 90))
+def test_concentration_of_repeated_counts_equals_that_of_all_counts(counts: list[int], n_items: int) -> None:
+    slots = np.array(counts)
+    distinct, repeats = metrics.count_repeats(slots)
+    assert (repeats > 0).all()
+    assert (np.diff(distinct) > 0).all()
+    assert np.array_equal(np.repeat(distinct, repeats), np.sort(slots[slots > 0]))
+    assert metrics.entropy_bits(distinct, repeats) == pytest.approx(metrics.entropy_bits(slots), nan_ok=True)
+    assert metrics.coverage(distinct, n_items, repeats) == pytest.approx(metrics.coverage(slots, n_items), nan_ok=True)
+    assert metrics.gini(distinct, n_items, repeats) == pytest.approx(metrics.gini(slots, n_items), nan_ok=True)

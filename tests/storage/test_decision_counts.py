@@ -169,6 +169,36 @@ def test_window_reader_keeps_closed_periods_until_they_change(tmp_path: Path) ->
                     assert kept == {key: counts.content() for key, counts in read.items()}
 
 
+def test_window_reader_moves_the_kept_sums_with_the_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kept sums equal a reading from the start, and a window that moves reads each closed period once."""
+    rows = sorted(random_decisions(6, 200), key=lambda row: row.served_at)
+    readers = {name: WindowReader(window) for name, window in WINDOWS.items()}
+    added: list[int] = []
+    add = WindowReader._add
+
+    def record(reader: WindowReader, groups: Any, connection: Any, first: int, last: int, sign: int = 1) -> None:
+        if groups is reader._closed:
+            added.append(last + 1 - first)
+        add(reader, groups, connection, first, last, sign)
+
+    with open_decisions(URL, tmp_path, write=True) as store:
+        for n, start in enumerate(range(0, 200, 20)):
+            batch = rows[start : start + 20]
+            late = batch[0].request_id + "-late"
+            store.put_many([*batch, msgspec.structs.replace(rows[start // 2], request_id=late)] if n % 3 else batch)
+            store.flush()
+            for step in (0, DAY // 24, DAY // 24 // 3):
+                for name, window in WINDOWS.items():
+                    end = batch[-1].served_at + step
+                    moved = {key: counts.content() for key, counts in store.window(readers[name], end).items()}
+                    read = store.window(WindowReader(window), end)
+                    assert moved == {key: counts.content() for key, counts in read.items()}
+        monkeypatch.setattr(WindowReader, "_add", record)
+        for hour in range(3):
+            store.window(readers["week"], rows[-1].served_at + hour * DAY // 24)
+    assert added[-4:] == [1, 1, 1, 1]  # one period leaves the window and one is added, each hour
+
+
 def test_windows_begin_at_a_whole_period(tmp_path: Path) -> None:
     end = 1_000 * DAY + 90 * SECOND
     assert WINDOWS["hour"].start(end) == 1_000 * DAY + 60 * SECOND - DAY // 24

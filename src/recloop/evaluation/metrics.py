@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 RANKING: Final = ("Recall", "NDCG", "HR", "MRR")
 LN2: Final = float(np.log(2.0))
+MAX_TABLED_COUNT: Final = 4_096
+"""Counts of slots from this on are sorted, not tabled."""
 
 
 # ---- ranking quality ------------------------------------------------------------------------------------------------
@@ -104,56 +106,83 @@ def one_target_expectation(g: NDArray[Any], t: NDArray[Any], k: int) -> dict[str
 # ---- health of shown lists ------------------------------------------------------------------------------------------
 
 
-def entropy_bits(counts: NDArray[Any]) -> float:
+def entropy_bits(counts: NDArray[Any], repeats: NDArray[Any] | None = None) -> float:
     """Return the entropy of the shown items in bits, with Miller-Madow's correction.
 
     H = -sum (n_i/n) log2(n_i/n) + (d-1) / (2 n ln 2). The correction matters for few slots.
 
     Args:
         counts: n_i, slots of each shown item; zeros are allowed. n is their sum, d the number of shown items.
+        repeats: Number of items with each count, as of `count_repeats`; None for one.
     """
-    slots = np.asarray(counts, dtype=np.float64)
-    slots = slots[slots > 0]
+    slots, n_items = _shown(counts, repeats)
     if not len(slots):
         return float("nan")
-    n = float(slots.sum())
+    n = float((n_items * slots).sum())
     shares = slots / n
-    return float(-(shares * np.log2(shares)).sum() + (len(slots) - 1) / (2.0 * n * LN2))
+    return float(-(n_items * shares * np.log2(shares)).sum() + (n_items.sum() - 1) / (2.0 * n * LN2))
 
 
 def entropy(counts: NDArray[Any], n_items: int) -> float:
-    """Return H / log2 N, at most 1: evenness over the N showable items; 0 for N = 1."""
-    bits = entropy_bits(counts)
+    """Return the `evenness` of slots over the N showable items."""
+    return evenness(entropy_bits(counts), n_items)
+
+
+def evenness(bits: float, n_items: int) -> float:
+    """Return H / log2 N, at most 1, of an entropy H in bits; 0 for N = 1."""
     if np.isnan(bits) or n_items <= 1:
         return bits if np.isnan(bits) else 0.0
     return min(1.0, bits / float(np.log2(n_items)))
 
 
-def effective_items(counts: NDArray[Any]) -> float:
-    """Return 2^H, the number of equally shown items with the same entropy."""
-    return float(2.0 ** entropy_bits(counts))
+def effective_items(bits: float) -> float:
+    """Return 2^H, the number of equally shown items with an entropy of H bits."""
+    return float(2.0**bits)
 
 
-def coverage(counts: NDArray[Any], n_items: int) -> float:
+def coverage(counts: NDArray[Any], n_items: int, repeats: NDArray[Any] | None = None) -> float:
     """Return the share d / N of showable items that were shown.
 
     It is capped at 1, because shown items may be hidden later.
     """
-    n_shown = int((np.asarray(counts) > 0).sum())
+    n_shown = int(_shown(counts, repeats)[1].sum())
     return min(1.0, n_shown / n_items) if n_shown and n_items else float("nan")
 
 
-def gini(counts: NDArray[Any], n_items: int) -> float:
+def gini(counts: NDArray[Any], n_items: int, repeats: NDArray[Any] | None = None) -> float:
     """Return the Gini coefficient of the slots per item; 0 is even.
 
     It is the sum over i = 1..N of (2i - N - 1) n_(i) / (N n), with ascending n_(i), including items that were never shown.
     """
-    slots = np.sort(np.asarray(counts, dtype=np.float64)[np.asarray(counts) > 0])
+    slots, n_shown = _shown(counts, repeats)
     if not len(slots):
         return float("nan")
-    n_ranked = max(n_items, len(slots))
-    rank = np.arange(n_ranked - len(slots) + 1, n_ranked + 1)
-    return float(((2 * rank - n_ranked - 1) * slots).sum() / (n_ranked * slots.sum()))
+    order = np.argsort(slots)
+    slots, n_shown = slots[order], n_shown[order]
+    n_ranked = max(n_items, int(n_shown.sum()))
+    last = n_ranked - n_shown.sum() + np.cumsum(n_shown)  # rank i of the last item with each count
+    mean_rank = last - (n_shown - 1) / 2
+    return float(((2 * mean_rank - n_ranked - 1) * n_shown * slots).sum() / (n_ranked * (n_shown * slots).sum()))
+
+
+def count_repeats(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct counts above 0, ascending, and the number of items with each.
+
+    Entropy, coverage and Gini depend on these alone. A million items have some hundred distinct counts.
+    """
+    is_small = counts < MAX_TABLED_COUNT
+    repeats = np.bincount(counts[is_small], minlength=1)
+    repeats[0] = 0
+    small = np.flatnonzero(repeats)
+    large, large_repeats = np.unique(counts[~is_small], return_counts=True)
+    return np.concatenate([small, large]), np.concatenate([repeats[small], large_repeats])
+
+
+def _shown(counts: NDArray[Any], repeats: NDArray[Any] | None) -> tuple[Floats, NDArray[Any]]:
+    """Return the counts above 0 and the number of items with each."""
+    slots = np.asarray(counts, dtype=np.float64)
+    is_shown = slots > 0
+    return slots[is_shown], np.ones(int(is_shown.sum())) if repeats is None else np.asarray(repeats)[is_shown]
 
 
 def long_tail_share(counts: NDArray[Any], tail: NDArray[np.bool_]) -> float:
@@ -165,7 +194,7 @@ def long_tail_share(counts: NDArray[Any], tail: NDArray[np.bool_]) -> float:
             bundle's cut. An item without events is a tail item.
     """
     n = float(np.asarray(counts).sum())
-    return float(np.asarray(counts)[tail].sum()) / n if n else float("nan")
+    return float(np.dot(counts, tail)) / n if n else float("nan")
 
 
 def novelty(counts: NDArray[Any], reference: NDArray[Any], n_items: int) -> float:

@@ -207,6 +207,8 @@ class HealthCounts:
             numbers: (codes,) item number of each code of the log.
         """
         slots = counts.slots[: len(numbers)]
+        items = np.zeros(int(numbers.max(initial=0)) + 1, dtype=np.int64)
+        items[numbers[: len(slots)]] = slots  # each code has a number of its own
         return cls(
             requests=counts.answers,
             empty=counts.empty,
@@ -216,7 +218,7 @@ class HealthCounts:
             covered_users=counts.users.get(decision_periods.COVERED_USERS, 0),
             bundles=counts.bundles,
             latency=counts.latency,
-            items=np.bincount(numbers[: len(slots)], slots).astype(np.int64),
+            items=items,
             sources=np.array(
                 [[sources.get(name, 0) for name in SOURCES] for sources in counts.sources], dtype=np.int64
             ),
@@ -238,24 +240,26 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
     ``bundles`` {bundle: requests that it answered}; ``empty`` and ``degraded`` requests.
     """
     width = max(len(against.tail), len(group.items))
-    counts = np.concatenate([group.items, np.zeros(width - len(group.items), dtype=np.int64)])
-    after_table = np.arange(width) >= len(against.tail)
+    counts = _padded(group.items, width)
     tail = np.concatenate([against.tail, np.ones(width - len(against.tail), dtype=bool)])
+    distinct, repeats = metrics.count_repeats(counts)
+    bits = metrics.entropy_bits(distinct, repeats)
+    n_slots = int(counts.sum())
     tail_share = metrics.long_tail_share(counts, tail)
     reference_tail_share = novelty = float("nan")
     if against.reference is not None:
-        reference = np.concatenate([against.reference, np.zeros(width - len(against.reference), dtype=np.int64)])
+        reference = _padded(against.reference, width)
         reference_tail_share = metrics.long_tail_share(reference, tail)
         novelty = metrics.novelty(counts, reference, against.n_items)
     numbers = {
-        "entropy": metrics.entropy(counts, against.n_items),
-        "effective_items": metrics.effective_items(counts),
-        "coverage": metrics.coverage(counts, against.n_items),
-        "gini": metrics.gini(counts, against.n_items),
+        "entropy": metrics.evenness(bits, against.n_items),
+        "effective_items": metrics.effective_items(bits),
+        "coverage": metrics.coverage(distinct, against.n_items, repeats),
+        "gini": metrics.gini(distinct, against.n_items, repeats),
         "long_tail_share": tail_share,
         "reference_tail_share": reference_tail_share,
         "tail_ratio": tail_share / reference_tail_share if reference_tail_share > 0 else float("nan"),
-        "new_item_share": metrics.long_tail_share(counts, after_table),
+        "new_item_share": int(counts[len(against.tail) :].sum()) / n_slots if n_slots else float("nan"),
         "novelty": novelty,
         "cold_coverage": group.covered_users / group.cold_users if group.cold_users else float("nan"),
     }
@@ -264,7 +268,7 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
         "empty": group.empty,
         "degraded": group.degraded,
         "bundles": {str(name): int(requests) for name, requests in group.bundles.items()},
-        "slots": int(group.items.sum()),
+        "slots": n_slots,
         "users": group.users,
         "cold_users": group.cold_users,
         **{name: bootstrap.plain(value) for name, value in numbers.items()},
@@ -275,6 +279,10 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
         "sources": source_shares(group.sources.sum(axis=0)),
         "cold_sources": {name: source_shares(group.sources[row]) for row, name in enumerate(HISTORY_RANGES)},
     }
+
+
+def _padded(counts: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    return counts if len(counts) == width else np.concatenate([counts, np.zeros(width - len(counts), dtype=np.int64)])
 
 
 def source_shares(slots: NDArray[np.int64]) -> dict[str, float]:

@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -172,12 +171,15 @@ class ItemNumbers:
     """Item numbers of a bundle by code of the decision log, and the available items.
 
     Each call of `update` reads only new rows.
+
+    Attributes:
+        numbers: (codes + 1,) item number of each code.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle.id
         self._reference = reference(bundle)
-        self._numbers = [0]  # by code of the decision log
+        self.numbers = np.zeros(1, dtype=np.int64)
         self._after_table: dict[str, int] = {}
         self._last_seq = 0
         self._posted: set[str] = set()  # items that are not in the table
@@ -185,12 +187,15 @@ class ItemNumbers:
 
     def update(self, log: EventLog, store: DecisionLog) -> None:
         """Read the codes and item versions that are new."""
-        for _, raw in store.item_ids(after=len(self._numbers) - 1):
+        added = []
+        for _, raw in store.item_ids(after=len(self.numbers) - 1):
             number = self._reference.ids.get(raw)
             if number is None:
                 next_number = len(self._reference.tail) + len(self._after_table)
                 number = self._after_table.setdefault(raw, next_number)
-            self._numbers.append(number)
+            added.append(number)
+        if added:
+            self.numbers = np.concatenate([self.numbers, added])
         items = log.items(after=self._last_seq)
         for raw, is_hidden in items.select(ITEM_ID, pl.col("hidden") | pl.col("deleted")).iter_rows():
             if raw not in self._reference.ids:
@@ -198,11 +203,6 @@ class ItemNumbers:
             (self._hidden.add if is_hidden else self._hidden.discard)(raw)
         if len(items):
             self._last_seq = items[SEQ][-1]
-
-    @property
-    def numbers(self) -> NDArray[np.int64]:
-        """(codes + 1,) item number of each code."""
-        return np.array(self._numbers, dtype=np.int64)
 
     @property
     def against(self) -> HealthReference:

@@ -114,19 +114,19 @@ class GroupCounts:
     slots: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     users: dict[str, int] = field(default_factory=dict)
 
-    def add(self, content: PeriodContent) -> None:
-        """Add the counts of a period."""
-        self.answers += content.answers
-        self.empty += content.empty
-        self.degraded += content.degraded
-        _add(self.bundles, content.bundles)
+    def add(self, content: PeriodContent, sign: int = 1) -> None:
+        """Add the counts of a period, or with ``sign`` -1 subtract them."""
+        self.answers += sign * content.answers
+        self.empty += sign * content.empty
+        self.degraded += sign * content.degraded
+        _add(self.bundles, content.bundles, sign)
         for total, sources in zip(self.sources, content.sources, strict=False):
-            _add(total, sources)
-        self.latency[np.frombuffer(content.buckets, "<i4")] += np.frombuffer(content.latency, "<i4")
+            _add(total, sources, sign)
+        self.latency[np.frombuffer(content.buckets, "<i4")] += sign * np.frombuffer(content.latency, "<i4")
         codes = np.frombuffer(content.codes, "<i4")
         if len(codes) and codes[-1] >= len(self.slots):
             self.slots = np.concatenate([self.slots, np.zeros(int(codes[-1]) + 1, dtype=np.int64)])
-        self.slots[codes] += np.frombuffer(content.slots, "<i4")
+        self.slots[codes] += sign * np.frombuffer(content.slots, "<i4")
 
     def copy(self) -> GroupCounts:
         """Copy the counts, to add further periods."""
@@ -143,9 +143,11 @@ class GroupCounts:
         )  # fmt: skip
 
 
-def _add(total: dict[str, int], counts: Mapping[str, int]) -> None:
+def _add(total: dict[str, int], counts: Mapping[str, int], sign: int) -> None:
     for name, count in counts.items():
-        total[name] = total.get(name, 0) + count
+        total[name] = total.get(name, 0) + sign * count
+        if sign < 0 and not total[name]:
+            del total[name]
 
 
 def _sparse(counts: NDArray[np.int64]) -> tuple[bytes, bytes]:
@@ -193,19 +195,21 @@ def latency_quantile(answers: NDArray[np.int64], share: float) -> float:
 
 
 CONTENT = msgspec.msgpack.Decoder(PeriodContent)
+IN_PERIODS: Final = "WHERE unit = ? AND period >= ? AND period <= ?"
 
 
 @dataclass
 class WindowReader:
     """Reads the counted answers of one window.
 
-    The sum of the closed periods is kept while their numbers of answers do not change. So a call reads the content of
-    the two newest periods.
+    The sum of the closed periods is kept. A call adds the periods that have closed since the last one, subtracts those
+    before the window and reads the two newest. All are read again if the number of answers of a group differs.
     """
 
     window: Window
-    _closed: tuple[object, ...] = ()
-    _sums: dict[Group, GroupCounts] = field(default_factory=dict)
+    _first: int = 0
+    _last: int = -1  # newest closed period; before _first: none was read
+    _closed: dict[Group, GroupCounts] = field(default_factory=dict)
 
     def read(self, reader: sqlite3.Connection, end: int) -> dict[Group, GroupCounts]:
         """Sum the counted answers by group.
@@ -213,32 +217,43 @@ class WindowReader:
         Args:
             end: End of the window, int64 microseconds; users are right if no answer is newer.
         """
-        unit = self.window.unit
-        first, last = self.window.first(end), period_of(end, unit)
-        newest_closed = last - N_OPEN_PERIODS
-        where = "WHERE unit = ? AND period >= ? AND period <= ?"
-        keys = f"SELECT period, variant, placement, answers FROM periods {where}"
-        closed = tuple(reader.execute(keys, (unit, first, newest_closed)))
-        if closed != self._closed:
-            self._sums = {}
-            self._add(self._sums, reader, (unit, first, newest_closed))
-            self._closed = closed
-        groups = {group: counts.copy() for group, counts in self._sums.items()}
-        self._add(groups, reader, (unit, newest_closed + 1, last))
-        users = f"SELECT variant, placement, kind, sum(users) FROM users_by_period {where} GROUP BY 1, 2, 3"
-        for variant, placement, kind, count in reader.execute(users, (unit, first, last)):
+        first, last = self.window.first(end), period_of(end, self.window.unit)
+        self._move_closed(reader, first, last - N_OPEN_PERIODS)
+        groups = {group: counts.copy() for group, counts in self._closed.items()}
+        self._add(groups, reader, last - N_OPEN_PERIODS + 1, last)
+        users = f"SELECT variant, placement, kind, sum(users) FROM users_by_period {IN_PERIODS} GROUP BY 1, 2, 3"
+        for variant, placement, kind, count in reader.execute(users, (self.window.unit, first, last)):
             if (variant, placement) in groups:
                 groups[variant, placement].users[kind] = int(count)
         return groups
 
-    def _add(self, groups: dict[Group, GroupCounts], reader: sqlite3.Connection, bounds: tuple[int, int, int]) -> None:
-        rows = reader.execute(
-            """SELECT variant, placement, content FROM periods WHERE unit = ? AND period >= ? AND period <= ?
-            ORDER BY period""",
-            bounds,
-        )
-        for variant, placement, content in rows:
-            groups.setdefault((variant, placement), GroupCounts()).add(CONTENT.decode(content))
+    def _move_closed(self, reader: sqlite3.Connection, first: int, last: int) -> None:
+        """Move the kept sums to the periods ``first`` to ``last``."""
+        if self._first <= first <= self._last <= last:
+            self._add(self._closed, reader, self._first, first - 1, sign=-1)
+            self._add(self._closed, reader, self._last + 1, last)
+            self._closed = {group: counts for group, counts in self._closed.items() if counts.answers}
+        else:
+            self._closed = {}
+        answers = {group: counts.answers for group, counts in self._closed.items()}
+        if answers != self._answers(reader, first, last):
+            self._closed = {}
+            self._add(self._closed, reader, first, last)
+        self._first, self._last = first, last
+
+    def _answers(self, reader: sqlite3.Connection, first: int, last: int) -> dict[Group, int]:
+        statement = f"SELECT variant, placement, sum(answers) FROM periods {IN_PERIODS} GROUP BY 1, 2"
+        rows = reader.execute(statement, (self.window.unit, first, last))
+        return {(variant, placement): int(answers) for variant, placement, answers in rows}
+
+    def _add(
+        self, groups: dict[Group, GroupCounts], reader: sqlite3.Connection, first: int, last: int, sign: int = 1
+    ) -> None:
+        if first > last:
+            return
+        statement = f"SELECT variant, placement, content FROM periods {IN_PERIODS} ORDER BY period"
+        for variant, placement, content in reader.execute(statement, (self.window.unit, first, last)):
+            groups.setdefault((variant, placement), GroupCounts()).add(CONTENT.decode(content), sign)
 
 
 def read_events(reader: sqlite3.Connection, window: Window, end: int) -> dict[Group, int]:
