@@ -6,6 +6,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +56,17 @@ def random_decisions(seed: int, n: int = 300) -> list[Decision]:
 
 def reference() -> HealthReference:
     ids = {raw: number for number, raw in enumerate(TABLE, start=1)}
-    return HealthReference(ids, 45, np.array([False, *(n > 8 for n in range(40))]))
+    return HealthReference(ids, 45, np.array([False, *(n > 8 for n in range(40))]), np.zeros(41, dtype=bool))
 
 
 def stored(store: DecisionLog, end: int) -> dict[str, Any]:
     """The windows as the service computes them."""
     against = reference()
-    numbers = [0]
-    after_table = {"new": 41, "née": 42}
-    numbers += [against.ids.get(raw) or after_table[raw] for _, raw in store.item_ids()]
+    numbers = np.array([0, *(against.ids.get(raw, 0) for _, raw in store.item_ids())])
+    is_new = numbers == 0
+    by_code = replace(against, tail=against.tail[numbers] | is_new, new=is_new)
     return {
-        name: stored_health(store.window(WindowReader(window), end), np.array(numbers), against, {})
-        for name, window in WINDOWS.items()
+        name: stored_health(store.window(WindowReader(window), end), by_code, {}) for name, window in WINDOWS.items()
     }
 
 
@@ -173,13 +173,12 @@ def test_window_reader_moves_the_kept_sums_with_the_window(tmp_path: Path, monke
     """The kept sums equal a reading from the start, and a window that moves reads each closed period once."""
     rows = sorted(random_decisions(6, 200), key=lambda row: row.served_at)
     readers = {name: WindowReader(window) for name, window in WINDOWS.items()}
-    added: list[int] = []
-    add = WindowReader._add
+    periods: list[int] = []
+    contents = WindowReader._contents
 
-    def record(reader: WindowReader, groups: Any, connection: Any, first: int, last: int, sign: int = 1) -> None:
-        if groups is reader._closed:
-            added.append(last + 1 - first)
-        add(reader, groups, connection, first, last, sign)
+    def record(reader: WindowReader, connection: Any, first: int, last: int) -> Any:
+        periods.append(last + 1 - first)
+        return contents(reader, connection, first, last)
 
     with open_decisions(URL, tmp_path, write=True) as store:
         for n, start in enumerate(range(0, 200, 20)):
@@ -193,10 +192,10 @@ def test_window_reader_moves_the_kept_sums_with_the_window(tmp_path: Path, monke
                     moved = {key: counts.content() for key, counts in store.window(readers[name], end).items()}
                     read = store.window(WindowReader(window), end)
                     assert moved == {key: counts.content() for key, counts in read.items()}
-        monkeypatch.setattr(WindowReader, "_add", record)
+        monkeypatch.setattr(WindowReader, "_contents", record)
         for hour in range(3):
             store.window(readers["week"], rows[-1].served_at + hour * DAY // 24)
-    assert added[-4:] == [1, 1, 1, 1]  # one period leaves the window and one is added, each hour
+    assert periods[-6:] == 2 * [1, 1, 2]  # each hour, one leaves and one closes; the two newest are read
 
 
 def test_windows_begin_at_a_whole_period(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 RANKING: Final = ("Recall", "NDCG", "HR", "MRR")
 LN2: Final = float(np.log(2.0))
-MAX_TABLED_COUNT: Final = 4_096
-"""Counts of slots from this on are sorted, not tabled."""
+MAX_TABLED_COUNT: Final = 2**16
+"""Above this number of slots of one item, the counts are sorted; below, the items of each count are tabled."""
 
 
 # ---- ranking quality ------------------------------------------------------------------------------------------------
@@ -165,17 +165,17 @@ def gini(counts: NDArray[Any], n_items: int, repeats: NDArray[Any] | None = None
     return float(((2 * mean_rank - n_ranked - 1) * n_shown * slots).sum() / (n_ranked * (n_shown * slots).sum()))
 
 
-def count_repeats(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct counts above 0, ascending, and the number of items with each.
+def count_repeats(counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the distinct counts above 0, ascending, and the items with each.
 
     Entropy, coverage and Gini depend on these alone. A million items have some hundred distinct counts.
     """
-    is_small = counts < MAX_TABLED_COUNT
-    repeats = np.bincount(counts[is_small], minlength=1)
-    repeats[0] = 0
-    small = np.flatnonzero(repeats)
-    large, large_repeats = np.unique(counts[~is_small], return_counts=True)
-    return np.concatenate([small, large]), np.concatenate([repeats[small], large_repeats])
+    if counts.max(initial=0) > MAX_TABLED_COUNT:
+        distinct, repeats = np.unique(counts[counts > 0], return_counts=True)
+        return distinct, repeats
+    items = np.bincount(counts, minlength=1)  # items by count
+    distinct = 1 + np.flatnonzero(items[1:])
+    return distinct, items[distinct]
 
 
 def _shown(counts: NDArray[Any], repeats: NDArray[Any] | None) -> tuple[Floats, NDArray[Any]]:

@@ -47,13 +47,14 @@ class HealthReference:
     Attributes:
         ids: Raw id -> number, from 1, for the bundle's table.
         n_items: N: items of the table and items posted since, without hidden ones.
-        tail: (numbers + 1,) tail flags of the table; items after the table are tail.
+        tail, new: (numbers + 1,) flags of tail items and of items outside the table; later items are both.
         reference: (numbers + 1,) positive events of each item in the 90 days before the cut; None if unknown.
     """
 
     ids: Mapping[str, int]
     n_items: int
     tail: NDArray[np.bool_]
+    new: NDArray[np.bool_]
     reference: NDArray[np.int64] | None = None
 
 
@@ -81,7 +82,8 @@ def reference(
         for raw, count in counts.iter_rows():
             reference[ids.get(raw, 0)] += count
         reference[0] = 0
-    return HealthReference(ids, len(available), np.concatenate([[False], bundle.items.tail]), reference)
+    tail = np.concatenate([[False], bundle.items.tail])
+    return HealthReference(ids, len(available), tail, np.zeros(len(tail), dtype=bool), reference)
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class HealthCounts:
     covered_users: int  # cold users who had a personal list
     bundles: Mapping[str, int]
     latency: NDArray[np.int64]  # (buckets,) responses by latency bucket
-    items: NDArray[np.int64]  # (at least numbers + 1,) slots by item number
+    items: NDArray[np.integer[Any]]  # (items,) slots in the order of `HealthReference.tail`
     sources: NDArray[np.int64]  # (WARM + 1, len(SOURCES)) slots by history range and source
 
     @classmethod
@@ -200,15 +202,8 @@ class HealthCounts:
         )
 
     @classmethod
-    def from_stored(cls, counts: GroupCounts, numbers: NDArray[np.int64]) -> HealthCounts:
-        """Convert the counts of the decision log.
-
-        Args:
-            numbers: (codes,) item number of each code of the log.
-        """
-        slots = counts.slots[: len(numbers)]
-        items = np.zeros(int(numbers.max(initial=0)) + 1, dtype=np.int64)
-        items[numbers[: len(slots)]] = slots  # each code has a number of its own
+    def from_stored(cls, counts: GroupCounts) -> HealthCounts:
+        """Convert the counts of the decision log, with slots by item code."""
         return cls(
             requests=counts.answers,
             empty=counts.empty,
@@ -218,7 +213,7 @@ class HealthCounts:
             covered_users=counts.users.get(decision_periods.COVERED_USERS, 0),
             bundles=counts.bundles,
             latency=counts.latency,
-            items=items,
+            items=counts.slots,
             sources=np.array(
                 [[sources.get(name, 0) for name in SOURCES] for sources in counts.sources], dtype=np.int64
             ),
@@ -239,18 +234,15 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
     ``cold_sources`` (the same for users with 0, 1-2, 3-4 valid positives); ``latency_ms`` {p50, p99}, within 2.5 %;
     ``bundles`` {bundle: requests that it answered}; ``empty`` and ``degraded`` requests.
     """
-    width = max(len(against.tail), len(group.items))
-    counts = _padded(group.items, width)
-    tail = np.concatenate([against.tail, np.ones(width - len(against.tail), dtype=bool)])
+    counts = group.items
     distinct, repeats = metrics.count_repeats(counts)
     bits = metrics.entropy_bits(distinct, repeats)
-    n_slots = int(counts.sum())
-    tail_share = metrics.long_tail_share(counts, tail)
+    tail_share = metrics.long_tail_share(counts, _flags(against.tail, len(counts)))
     reference_tail_share = novelty = float("nan")
     if against.reference is not None:
-        reference = _padded(against.reference, width)
-        reference_tail_share = metrics.long_tail_share(reference, tail)
-        novelty = metrics.novelty(counts, reference, against.n_items)
+        reference_tail_share = metrics.long_tail_share(against.reference, against.tail)
+        width = max(len(counts), len(against.reference))
+        novelty = metrics.novelty(_padded(counts, width), _padded(against.reference, width), against.n_items)
     numbers = {
         "entropy": metrics.evenness(bits, against.n_items),
         "effective_items": metrics.effective_items(bits),
@@ -259,7 +251,7 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
         "long_tail_share": tail_share,
         "reference_tail_share": reference_tail_share,
         "tail_ratio": tail_share / reference_tail_share if reference_tail_share > 0 else float("nan"),
-        "new_item_share": int(counts[len(against.tail) :].sum()) / n_slots if n_slots else float("nan"),
+        "new_item_share": metrics.long_tail_share(counts, _flags(against.new, len(counts))),
         "novelty": novelty,
         "cold_coverage": group.covered_users / group.cold_users if group.cold_users else float("nan"),
     }
@@ -268,7 +260,7 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
         "empty": group.empty,
         "degraded": group.degraded,
         "bundles": {str(name): int(requests) for name, requests in group.bundles.items()},
-        "slots": n_slots,
+        "slots": int(counts.sum()),
         "users": group.users,
         "cold_users": group.cold_users,
         **{name: bootstrap.plain(value) for name, value in numbers.items()},
@@ -281,8 +273,13 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
     }
 
 
-def _padded(counts: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    return counts if len(counts) == width else np.concatenate([counts, np.zeros(width - len(counts), dtype=np.int64)])
+def _flags(flags: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """Return flags of ``width`` items; those after the known ones are True."""
+    return flags[:width] if width <= len(flags) else np.concatenate([flags, np.ones(width - len(flags), dtype=bool)])
+
+
+def _padded(counts: NDArray[Any], width: int) -> NDArray[Any]:
+    return np.concatenate([counts, np.zeros(width - len(counts), dtype=counts.dtype)])
 
 
 def source_shares(slots: NDArray[np.int64]) -> dict[str, float]:
@@ -292,20 +289,17 @@ def source_shares(slots: NDArray[np.int64]) -> dict[str, float]:
 
 
 def stored_health(
-    counts: Mapping[Group, GroupCounts],
-    numbers: NDArray[np.int64],
-    against: HealthReference,
-    events: Mapping[Group, int],
+    counts: Mapping[Group, GroupCounts], against: HealthReference, events: Mapping[Group, int]
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Compute {variant: {placement: numbers}} of one window from stored counts.
 
     Args:
-        numbers: (codes,) item number of each code of the log.
+        against: Reference with the flags of the item codes of the log.
         events: Events received in the window by group.
     """
     groups: dict[str, dict[str, dict[str, Any]]] = {}
     for variant, placement in sorted({*counts, *events}):
-        group = HealthCounts.from_stored(counts.get((variant, placement), GroupCounts()), numbers)
+        group = HealthCounts.from_stored(counts.get((variant, placement), GroupCounts()))
         tree = {**health_numbers(group, against), "events": events.get((variant, placement), 0)}
         groups.setdefault(variant, {})[placement] = tree
     return groups
@@ -383,10 +377,7 @@ def compare(
     slots = {name: shown.items for name, shown in groups.items()}
 
     def tail_share(counts: NDArray[Any]) -> float:
-        tail = np.ones(len(counts), dtype=bool)
-        known = min(len(counts), len(against.tail))
-        tail[:known] = against.tail[:known]
-        return metrics.long_tail_share(counts, tail)
+        return metrics.long_tail_share(counts, _flags(against.tail, len(counts)))
 
     numbers: dict[str, Callable[[NDArray[Any]], float]] = {
         "entropy": lambda counts: metrics.entropy(counts, against.n_items),

@@ -19,10 +19,9 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from recloop.bundle import Bundle
+from recloop.monitoring.exposition import family
 from recloop.monitoring.health import COLUMNS, Exposures, HealthReference, exposure_health, reference, stored_health
 from recloop.monitoring.verify import last_result
 from recloop.project import Project
@@ -167,35 +166,27 @@ def count_received(log: EventLog, store: DecisionLog) -> None:
         after = rows[-1][0]
 
 
-class ItemNumbers:
-    """Item numbers of a bundle by code of the decision log, and the available items.
+class ItemFlags:
+    """Flags of a bundle's items by code of the decision log, and the available items.
 
     Each call of `update` reads only new rows.
-
-    Attributes:
-        numbers: (codes + 1,) item number of each code.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle.id
         self._reference = reference(bundle)
-        self.numbers = np.zeros(1, dtype=np.int64)
-        self._after_table: dict[str, int] = {}
+        self._tail = self._new = np.zeros(1, dtype=bool)  # (codes + 1,)
         self._last_seq = 0
         self._posted: set[str] = set()  # items that are not in the table
         self._hidden: set[str] = set()
 
     def update(self, log: EventLog, store: DecisionLog) -> None:
         """Read the codes and item versions that are new."""
-        added = []
-        for _, raw in store.item_ids(after=len(self.numbers) - 1):
-            number = self._reference.ids.get(raw)
-            if number is None:
-                next_number = len(self._reference.tail) + len(self._after_table)
-                number = self._after_table.setdefault(raw, next_number)
-            added.append(number)
+        added = store.item_ids(after=len(self._tail) - 1)
         if added:
-            self.numbers = np.concatenate([self.numbers, added])
+            numbers = np.array([self._reference.ids.get(raw, 0) for _, raw in added])
+            self._tail = np.concatenate([self._tail, self._reference.tail[numbers] | (numbers == 0)])
+            self._new = np.concatenate([self._new, numbers == 0])
         items = log.items(after=self._last_seq)
         for raw, is_hidden in items.select(ITEM_ID, pl.col("hidden") | pl.col("deleted")).iter_rows():
             if raw not in self._reference.ids:
@@ -206,9 +197,9 @@ class ItemNumbers:
 
     @property
     def against(self) -> HealthReference:
-        """Reference of the bundle with the items that are available now."""
+        """Reference by item code with the items that are available now."""
         n_items = len(self._reference.ids) + len(self._posted) - len(self._hidden)
-        return replace(self._reference, n_items=n_items)
+        return replace(self._reference, n_items=n_items, tail=self._tail, new=self._new)
 
 
 class HealthCache:
@@ -224,7 +215,7 @@ class HealthCache:
         self._decisions = decisions
         self._lock = threading.Lock()
         self._seen: tuple[float, str, HealthSummary] | None = None
-        self._items: ItemNumbers | None = None
+        self._items: ItemFlags | None = None
         self._readers = {name: WindowReader(window) for name, window in WINDOWS.items()}
 
     def get(self, bundle: Bundle, now: int) -> HealthSummary:
@@ -254,12 +245,12 @@ class HealthCache:
         counts = {name: store.window(reader, end) for name, reader in self._readers.items()}
         events = {name: store.received(window, end) for name, window in WINDOWS.items()}
         if self._items is None or self._items.bundle != bundle.id:
-            self._items = ItemNumbers(bundle)
+            self._items = ItemFlags(bundle)
         self._items.update(log, store)
-        numbers, against = self._items.numbers, self._items.against
+        against = self._items.against
         named = {name: {key: n for key, n in groups.items() if any(key)} for name, groups in events.items()}
         return HealthSummary(
-            {name: stored_health(counts[name], numbers, against, named[name]) for name in WINDOWS},
+            {name: stored_health(counts[name], against, named[name]) for name in WINDOWS},
             store.totals(),
             {name: sum(groups.values()) for name, groups in events.items()},
             last_result(self._project),
@@ -275,61 +266,46 @@ def exposition(summary: HealthSummary | None, process: Mapping[str, float]) -> b
         summary: Health summary; None if the decisions cannot be read.
         process: Further metrics of the process by name; a name ending in ``_total`` is a counter.
     """
-    registry = CollectorRegistry()
-    registry.register(_Families([*_process_metrics(process), *([] if summary is None else _families(summary))]))
-    return generate_latest(registry)
+    families = [*_process_families(process), *([] if summary is None else _families(summary))]
+    return "".join(families).encode()
 
 
-class _Families:
-    """Prometheus collector of prepared metric families."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> list[Metric]:
-        return self._families
-
-
-def _families(summary: HealthSummary) -> Iterable[Metric]:
-    groups = [
-        ((window, variant, placement), numbers)
+def _families(summary: HealthSummary) -> Iterable[str]:
+    groups: list[tuple[dict[str, str], dict[str, Any]]] = [
+        ({"window": window, "variant": variant, "placement": placement}, numbers)
         for window, variants in summary.windows.items()
         for variant, placements in variants.items()
         for placement, numbers in placements.items()
     ]
-    labels = ("window", "variant", "placement")
-    for name, description in GAUGES.items():
-        family = GaugeMetricFamily(f"recloop_{METRIC_NAMES.get(name, name)}", description, labels=labels)
-        for group, numbers in groups:
-            if numbers[name] is not None:  # an unknown value is omitted, not 0
-                family.add_metric(group, numbers[name])
-        yield family
-    shares = GaugeMetricFamily("recloop_source_share", "Share of slots by source", labels=(*labels, "source"))
-    latency = GaugeMetricFamily(
-        "recloop_latency_seconds", "Seconds from request to response", labels=(*labels, "quantile")
-    )
-    for group, numbers in groups:
-        for source, share in numbers["sources"].items():
-            shares.add_metric((*group, source), share)
-        for quantile, name in (("0.5", "p50"), ("0.99", "p99")):
-            if numbers["latency_ms"][name] is not None:
-                latency.add_metric((*group, quantile), numbers["latency_ms"][name] / 1_000)
-    yield shares
-    yield latency
-    answered = CounterMetricFamily("recloop_requests", "Answered requests", labels=labels[1:])
-    for pair, count in sorted(summary.totals.items()):
-        answered.add_metric(pair, count)
-    yield answered
-    events = GaugeMetricFamily("recloop_events", "Valid events received in the window", labels=labels[:1])
-    for window, count in summary.received.items():
-        events.add_metric((window,), count)
-    yield events
+    for name, description in GAUGES.items():  # an unknown value is omitted, not 0
+        known = [(labels, numbers[name]) for labels, numbers in groups if numbers[name] is not None]
+        yield family(f"recloop_{METRIC_NAMES.get(name, name)}", description, "gauge", known)
+    shares = [
+        ({**labels, "source": source}, share)
+        for labels, numbers in groups
+        for source, share in numbers["sources"].items()
+    ]
+    yield family("recloop_source_share", "Share of slots by source", "gauge", shares)
+    latency = [
+        ({**labels, "quantile": quantile}, numbers["latency_ms"][name] / 1_000)
+        for labels, numbers in groups
+        for quantile, name in (("0.5", "p50"), ("0.99", "p99"))
+        if numbers["latency_ms"][name] is not None
+    ]
+    yield family("recloop_latency_seconds", "Seconds from request to response", "gauge", latency)
+    answered = [
+        ({"variant": variant, "placement": placement}, count)
+        for (variant, placement), count in sorted(summary.totals.items())
+    ]
+    yield family("recloop_requests_total", "Answered requests", "counter", answered)
+    received = [({"window": window}, count) for window, count in summary.received.items()]
+    yield family("recloop_events", "Valid events received in the window", "gauge", received)
     for name, value in (summary.proven or {}).items():
         scale, unit = (SECOND, "_seconds") if name == "at" else (1, "")
-        yield GaugeMetricFamily(f"recloop_verify_{name}{unit}", VERIFY_METRICS[name], value=value / scale)
+        yield family(f"recloop_verify_{name}{unit}", VERIFY_METRICS[name], "gauge", [({}, value / scale)])
 
 
-def _process_metrics(process: Mapping[str, float]) -> Iterable[Metric]:
+def _process_families(process: Mapping[str, float]) -> Iterable[str]:
     for name, value in process.items():
-        family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-        yield family(f"recloop_{name.removesuffix('_total')}", PROCESS_METRICS.get(name, name), value=value)
+        kind = "counter" if name.endswith("_total") else "gauge"
+        yield family(f"recloop_{name}", PROCESS_METRICS.get(name, name), kind, [({}, value)])

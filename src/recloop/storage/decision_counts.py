@@ -10,7 +10,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 import msgspec
 import numpy as np
@@ -35,7 +34,7 @@ from recloop.storage.decision_periods import (
 )
 from recloop.storage.sqlite import insert_rows, transaction
 
-MAX_COUNTED_ROWS: Final = 2_000
+MAX_COUNTED_ROWS = 2_000
 """Most rows of one transaction."""
 
 
@@ -87,11 +86,11 @@ class _Tally:
         return counts
 
 
-def count_answers(writer: sqlite3.Connection, limit: int = MAX_COUNTED_ROWS) -> bool:
+def count_answers(writer: sqlite3.Connection) -> bool:
     """Count the next answers in one transaction; return False if none is left."""
     with transaction(writer):
         (last,) = writer.execute("SELECT decision_id FROM counted").fetchone()
-        text, newest_id = writer.execute(ANSWERS, (last, limit)).fetchone()
+        text, newest_id = writer.execute(ANSWERS, (last, MAX_COUNTED_ROWS)).fetchone()
         if not newest_id:
             return False
         answers = DECODER.decode(text)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -111,7 +111,7 @@ class GroupCounts:
     bundles: dict[str, int] = field(default_factory=dict)
     sources: list[dict[str, int]] = field(default_factory=lambda: [{} for _ in range(len(HISTORY_RANGES) + 1)])
     latency: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(LATENCY_EDGES), dtype=np.int64))
-    slots: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    slots: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     users: dict[str, int] = field(default_factory=dict)
 
     def add(self, content: PeriodContent, sign: int = 1) -> None:
@@ -125,15 +125,8 @@ class GroupCounts:
         self.latency[np.frombuffer(content.buckets, "<i4")] += sign * np.frombuffer(content.latency, "<i4")
         codes = np.frombuffer(content.codes, "<i4")
         if len(codes) and codes[-1] >= len(self.slots):
-            self.slots = np.concatenate([self.slots, np.zeros(int(codes[-1]) + 1, dtype=np.int64)])
+            self.slots = np.concatenate([self.slots, np.zeros(int(codes[-1]) + 1, dtype=np.int32)])
         self.slots[codes] += sign * np.frombuffer(content.slots, "<i4")
-
-    def copy(self) -> GroupCounts:
-        """Copy the counts, to add further periods."""
-        return replace(
-            self, bundles=dict(self.bundles), sources=[dict(sources) for sources in self.sources],
-            latency=self.latency.copy(), slots=self.slots.copy(), users=dict(self.users),
-        )  # fmt: skip
 
     def content(self) -> PeriodContent:
         """Format for the store."""
@@ -202,58 +195,65 @@ IN_PERIODS: Final = "WHERE unit = ? AND period >= ? AND period <= ?"
 class WindowReader:
     """Reads the counted answers of one window.
 
-    The sum of the closed periods is kept. A call adds the periods that have closed since the last one, subtracts those
-    before the window and reads the two newest. All are read again if the number of answers of a group differs.
+    The sums are kept. A call adds the periods that have closed since the last one, subtracts those before the window
+    and reads the two newest. All are read again if the number of answers of a group differs.
     """
 
     window: Window
     _first: int = 0
     _last: int = -1  # newest closed period; before _first: none was read
-    _closed: dict[Group, GroupCounts] = field(default_factory=dict)
+    _sums: dict[Group, GroupCounts] = field(default_factory=dict)
+    _open: list[tuple[Group, PeriodContent]] = field(default_factory=list)  # the two newest periods
 
-    def read(self, reader: sqlite3.Connection, end: int) -> dict[Group, GroupCounts]:
-        """Sum the counted answers by group.
+    def read(self, reader: sqlite3.Connection, end: int) -> Mapping[Group, GroupCounts]:
+        """Sum the counted answers by group; the result is valid until the next call.
 
         Args:
             end: End of the window, int64 microseconds; users are right if no answer is newer.
         """
         first, last = self.window.first(end), period_of(end, self.window.unit)
+        self._add(self._open, sign=-1)
+        self._open = []
         self._move_closed(reader, first, last - N_OPEN_PERIODS)
-        groups = {group: counts.copy() for group, counts in self._closed.items()}
-        self._add(groups, reader, last - N_OPEN_PERIODS + 1, last)
+        self._open = self._contents(reader, last - N_OPEN_PERIODS + 1, last)
+        self._add(self._open)
+        for counts in self._sums.values():
+            counts.users = {}
         users = f"SELECT variant, placement, kind, sum(users) FROM users_by_period {IN_PERIODS} GROUP BY 1, 2, 3"
         for variant, placement, kind, count in reader.execute(users, (self.window.unit, first, last)):
-            if (variant, placement) in groups:
-                groups[variant, placement].users[kind] = int(count)
-        return groups
+            if (variant, placement) in self._sums:
+                self._sums[variant, placement].users[kind] = int(count)
+        return self._sums
 
     def _move_closed(self, reader: sqlite3.Connection, first: int, last: int) -> None:
-        """Move the kept sums to the periods ``first`` to ``last``."""
+        """Move the sums of the closed periods to the periods ``first`` to ``last``."""
         if self._first <= first <= self._last <= last:
-            self._add(self._closed, reader, self._first, first - 1, sign=-1)
-            self._add(self._closed, reader, self._last + 1, last)
-            self._closed = {group: counts for group, counts in self._closed.items() if counts.answers}
+            self._add(self._contents(reader, self._first, first - 1), sign=-1)
+            self._add(self._contents(reader, self._last + 1, last))
         else:
-            self._closed = {}
-        answers = {group: counts.answers for group, counts in self._closed.items()}
+            self._sums = {}
+        self._sums = {group: counts for group, counts in self._sums.items() if counts.answers}
+        answers = {group: counts.answers for group, counts in self._sums.items()}
         if answers != self._answers(reader, first, last):
-            self._closed = {}
-            self._add(self._closed, reader, first, last)
+            self._sums = {}
+            self._add(self._contents(reader, first, last))
         self._first, self._last = first, last
+
+    def _add(self, contents: Iterable[tuple[Group, PeriodContent]], sign: int = 1) -> None:
+        for group, content in contents:
+            self._sums.setdefault(group, GroupCounts()).add(content, sign)
+
+    def _contents(self, reader: sqlite3.Connection, first: int, last: int) -> list[tuple[Group, PeriodContent]]:
+        if first > last:
+            return []
+        statement = f"SELECT variant, placement, content FROM periods {IN_PERIODS} ORDER BY period"
+        rows = reader.execute(statement, (self.window.unit, first, last))
+        return [((variant, placement), CONTENT.decode(content)) for variant, placement, content in rows]
 
     def _answers(self, reader: sqlite3.Connection, first: int, last: int) -> dict[Group, int]:
         statement = f"SELECT variant, placement, sum(answers) FROM periods {IN_PERIODS} GROUP BY 1, 2"
         rows = reader.execute(statement, (self.window.unit, first, last))
         return {(variant, placement): int(answers) for variant, placement, answers in rows}
-
-    def _add(
-        self, groups: dict[Group, GroupCounts], reader: sqlite3.Connection, first: int, last: int, sign: int = 1
-    ) -> None:
-        if first > last:
-            return
-        statement = f"SELECT variant, placement, content FROM periods {IN_PERIODS} ORDER BY period"
-        for variant, placement, content in reader.execute(statement, (self.window.unit, first, last)):
-            groups.setdefault((variant, placement), GroupCounts()).add(CONTENT.decode(content), sign)
 
 
 def read_events(reader: sqlite3.Connection, window: Window, end: int) -> dict[Group, int]:
