@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
+from numpy.typing import ArrayLike
 
 from recloop.storage.decision_periods import (
     COLD_USERS,
@@ -20,12 +21,12 @@ from recloop.storage.decision_periods import (
     COVERED_USERS,
     HISTORY_RANGES,
     KEPT_PERIODS,
-    LATENCY_EDGES,
     MINUTES_PER_HOUR,
     UNITS,
     USERS,
     GroupCounts,
     Key,
+    PeriodContent,
     history_range,
     is_cold,
     is_personal,
@@ -71,19 +72,24 @@ class _Tally:
     sources: list[list[str]] = field(default_factory=lambda: [[] for _ in range(len(HISTORY_RANGES) + 1)])
     latency: list[int] = field(default_factory=list)
 
-    def close(self, codes: Mapping[str, int]) -> GroupCounts:
+    def content(self, codes: Mapping[str, int]) -> PeriodContent:
         """Return the counts.
 
         Args:
             codes: Code of each item.
         """
         counts = self.counts
-        counts.bundles = Counter(self.bundles)
-        counts.sources = [Counter(sources) for sources in self.sources]
-        counts.latency = np.bincount(latency_buckets(self.latency), minlength=len(LATENCY_EDGES))
-        if self.items:
-            counts.slots = np.bincount([codes[item] for item in self.items])
-        return counts
+        return PeriodContent(
+            counts.answers, counts.empty, counts.degraded, Counter(self.bundles),
+            [Counter(sources) for sources in self.sources], *_repeats(latency_buckets(self.latency)),
+            *_repeats([codes[item] for item in self.items]),
+        )  # fmt: skip
+
+
+def _repeats(values: ArrayLike) -> tuple[bytes, bytes]:
+    """Return the distinct values, ascending, and how often each occurs, as int32."""
+    distinct, repeats = np.unique(np.asarray(values, dtype=np.int32), return_counts=True)
+    return distinct.astype("<i4").tobytes(), repeats.astype("<i4").tobytes()
 
 
 def count_answers(writer: sqlite3.Connection) -> bool:
@@ -147,7 +153,7 @@ def _add_periods(writer: sqlite3.Connection, tallies: Mapping[Key, _Tally], olde
     codes = _item_codes(writer, {item for tally in tallies.values() for item in tally.items})
     changed: dict[tuple[int, int, str, str], GroupCounts] = {}
     for (minute, variant, placement), tally in tallies.items():
-        content = tally.close(codes).content()
+        content = tally.content(codes)
         for unit in UNITS:
             if minute // unit <= oldest[unit]:
                 continue

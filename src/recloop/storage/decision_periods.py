@@ -15,7 +15,7 @@ import math
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -143,7 +143,7 @@ def _add(total: dict[str, int], counts: Mapping[str, int], sign: int) -> None:
             del total[name]
 
 
-def _sparse(counts: NDArray[np.int64]) -> tuple[bytes, bytes]:
+def _sparse(counts: NDArray[np.integer[Any]]) -> tuple[bytes, bytes]:
     """Return the positions of the numbers above 0, and these numbers, as int32."""
     positions = np.flatnonzero(counts)
     return positions.astype("<i4").tobytes(), counts[positions].astype("<i4").tobytes()

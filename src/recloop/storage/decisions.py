@@ -221,7 +221,7 @@ class DecisionLog(Store):
         )
         return {(variant, placement): int(answers) for variant, placement, answers in rows}
 
-    def window(self, reader: WindowReader, end: int) -> dict[Group, GroupCounts]:
+    def window(self, reader: WindowReader, end: int) -> Mapping[Group, GroupCounts]:
         """Counts of the answers in a window; see `WindowReader.read`."""
         return reader.read(self._readers.get(), end)
 
