@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -104,6 +105,34 @@ def test_registered_bundle_is_checked_then_promoted_to_live(project: Project, wi
 
     within(work)
     assert (verify(project)["checked"], verify(project)["unexplained"]) == (2, 0)
+
+
+def test_slow_warm_up_of_a_bundle_delays_no_list(
+    project: Project, within: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The live bundle answers while the warm-up of the next one waits for that answer."""
+    live = releases.live(control_of(project)).bundle
+    begun, answered = threading.Event(), threading.Event()
+    warm_up = Recommender.warm_up
+
+    def slow(recommender: Recommender, *query: Any) -> None:
+        begun.set()
+        assert answered.wait(PATIENCE)
+        warm_up(recommender, *query)
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        candidate = child(project)
+        assert await service.reload()
+        releases.promote(control_of(project), candidate, to="live", **WHO)
+        monkeypatch.setattr(Recommender, "warm_up", slow)
+        reloading = asyncio.create_task(service.reload())
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        assert (await client.get("/v1/recommend/u14")).json()["model_version"] == live
+        answered.set()
+        assert await reloading
+        assert (await client.get("/v1/recommend/u14")).json()["model_version"] == candidate
+
+    within(work)
 
 
 def test_rollback_reuses_the_loaded_bundle_and_promote_checks_the_files(

@@ -31,10 +31,11 @@ from recloop.recommend.fallback import (
     SegmentStage,
     fill_fallback,
 )
-from recloop.recommend.filters import CandidateMask, candidate_mask
+from recloop.recommend.filters import NO_IDS, NO_ITEMS, CandidateMask, candidate_mask
 from recloop.recommend.fusion import FusedTopK, fuse
 from recloop.recommend.ranker import Ranker, append_rest
 from recloop.recommend.sources import make_sources
+from recloop.recommend.table_mask import TableMask
 from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import FUSED_SOURCES, Query, Slot
 
@@ -155,6 +156,17 @@ class Recommender:
             )
             for b, answer in enumerate(answers)
         ]  # fmt: skip
+
+    def warm_up(self, states: StateBatch, query: Query) -> None:
+        """Compute one list from the whole table, without the catalog.
+
+        The catalog belongs to the thread that answers; this may run in another thread before the first answer.
+        """
+        placement = self.placement(query.placement)
+        mask = np.ones(len(self.bundle.items) + 1, dtype=bool)
+        mask[0] = False
+        allowed = CandidateMask(TableMask.of(mask), [NO_ITEMS], [NO_IDS], "")
+        self.fuse_sources(self.encode(states, [query.now]), allowed, [query], placement, query.n)
 
     def encode(self, states: StateBatch, now: Sequence[int] | np.ndarray) -> EncodedBatch:
         """Encode the states for this bundle at each query's now."""

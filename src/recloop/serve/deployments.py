@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from recloop.bundle import Bundle
 from recloop.errors import BundleError, Refused, UserError
-from recloop.features.state import StoredState
+from recloop.features.state import StateBatch, StoredState
 from recloop.monitoring.experiment_plan import Plan
 from recloop.project import Project
 from recloop.recommend.catalog import Catalog
@@ -44,15 +44,21 @@ class Deployment(NamedTuple):
         return self.recommender.bundle
 
     def is_ready(self) -> bool:
-        """Return True if the bundle answers a golden query; warms the caches."""
+        """Return True if the bundle answers a golden query; on the event loop."""
+        states, query = self._golden_query()
+        return bool(self.recommender.recommend(states, [query], with_inputs=False)[0].slots)
+
+    def warm_up(self) -> None:
+        """Let the bundle's sources answer a golden query; not on the event loop."""
+        self.recommender.warm_up(*self._golden_query())
+
+    def _golden_query(self) -> tuple[StateBatch, Query]:
         bundle = self.bundle
         golden = bundle.golden[0] if bundle.golden else None
         state = StoredState() if golden is None else golden.state
         placement = bundle.default_placement if golden is None else golden.placement
         now = bundle.cut if golden is None else golden.now
-        query = Query(user_id="golden", now=now, placement=placement, n=5)
-        states = state.to_batch("golden")
-        return bool(self.recommender.recommend(states, [query], with_inputs=False)[0].slots)
+        return state.to_batch("golden"), Query(user_id="golden", now=now, placement=placement, n=5)
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,22 @@ class Deployments:
         return [self.live, *([] if self.candidate is None else [self.candidate]), *self.shadows]
 
     def warm_up(self, previous: Deployments) -> None:
-        """Warm up newly added bundles before they receive traffic."""
-        for deployment in self.all:
-            if all(deployment.recommender is not earlier.recommender for earlier in previous.all):
-                deployment.is_ready()
+        """Warm up newly added bundles before they receive traffic; not on the event loop."""
+        for deployment in self._added(previous):
+            deployment.warm_up()
+
+    def prepare(self, previous: Deployments) -> None:
+        """Evaluate the filters of newly added bundles over the catalog; on the event loop."""
+        for deployment in self._added(previous):
+            deployment.is_ready()
+
+    def _added(self, previous: Deployments) -> list[Deployment]:
+        earlier = [deployment.recommender for deployment in previous.all]
+        return [
+            deployment
+            for deployment in self.all
+            if all(deployment.recommender is not recommender for recommender in earlier)
+        ]
 
 
 class DeploymentLoader:

@@ -341,7 +341,7 @@ class Service:
 
     def activate(self, deployments: Deployments, user_states: Mapping[str, StateSource]) -> None:
         """Use these deployments from the next request on; on the event loop."""
-        deployments.warm_up(self.deployments)
+        deployments.prepare(self.deployments)
         self.user_states.activate(user_states, self.as_of)
         self.deployments = deployments
         self.shadow.use(deployments, self.catalog)
