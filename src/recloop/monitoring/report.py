@@ -70,8 +70,8 @@ METRICS = {
     "HR": "Share of moments with at least one target in the first K.",
     "MRR": "1 / rank of the first target; 0 without one in the first K.",
 }
-COLORS = ("served", "network", "bought_before", "covisitation", "popular")
-MARKERS = {"served": "o", "network": "s", "bought_before": "^", "covisitation": "D", "popular": "v"}
+COLORS = ("served", "network", "bought_before", "covisitation", "popular", "fusion")
+MARKERS = {"served": "o", "network": "s", "bought_before": "^", "covisitation": "D", "popular": "v", "fusion": "P"}
 INK = "#010203"
 """Placeholder colour, replaced by ``currentColor`` so that the plot follows dark mode."""
 
