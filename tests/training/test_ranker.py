@@ -12,11 +12,13 @@ import pytest
 
 import recloop
 from recloop import bundle as bundles
-from recloop.api.fitted_recommender import FittedRecommender
+from recloop.api.fitted_recommender import FittedData, FittedRecommender
 from recloop.bundle import RANKER_GRAPH, Bundle
 from recloop.config import Config, Placement, Ranker
 from recloop.errors import BundleError, UserError
+from recloop.evaluation.evaluate import evaluate
 from recloop.evaluation.lists import ListRecommender
+from recloop.evaluation.table import QueryMetrics
 from recloop.features.state_history import StateHistory
 from recloop.models.base import TrainData
 from recloop.recommend.catalog import Catalog
@@ -38,6 +40,7 @@ class Shop:
     data: TrainData
     tables: ItemUserTables
     past: StateHistory
+    rows: FittedData  # the test of an evaluation is validation
 
     def choose(self, model: str = "gbdt", bundle: Bundle | None = None) -> ranker.RankerChoice:
         config = self.config.model_copy(update={"ranker": Ranker(model=model, trees=5, leaves=4)})
@@ -55,7 +58,14 @@ def shop() -> Shop:
     before = pl.concat([rows.parts.train, rows.parts.valid]).sort(SEQ)
     tables = make_tables(fitted.bundle.spec, before, rows.parts.cut, rows.items, rows.users)
     data = validation_data(tables, rows.parts.train, rows.parts.valid, None, temporal=True)
-    return Shop(fitted.bundle, fitted._config, data, tables, StateHistory(before, rows.users))
+    return Shop(
+        fitted.bundle,
+        fitted._config,
+        data,
+        tables,
+        StateHistory(before, rows.users),
+        replace(rows, parts=rows.parts._replace(test=rows.parts.valid)),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +118,20 @@ def test_lists_of_a_batch_equal_those_of_single_queries_and_of_evaluation(ranked
                if slot.source != "popular")  # fmt: skip
 
 
+def test_evaluation_has_a_row_of_the_fusion_and_one_of_the_ranker(ranked: Bundle, shop: Shop) -> None:
+    def rows_of(bundle: Bundle) -> dict[str, QueryMetrics]:
+        early = replace(bundle.manifest.data, cut=shop.data.cut)  # as if fitted before validation
+        bundle = replace(bundle, manifest=replace(bundle.manifest, data=early))
+        table = evaluate([bundle], shop.rows, Catalog.from_frames([shop.rows.items]), shop.config, {})
+        return {row.row.model: row.row for row in table.rows}
+
+    rows, plain = rows_of(ranked), rows_of(shop.bundle)["served"]
+    assert list(rows)[-2:] == ["fusion", "served"]
+    key = ("all", "NDCG@10")
+    assert np.array_equal(rows["fusion"].values[key], plain.values[key], equal_nan=True)
+    assert not np.array_equal(rows["served"].values[key], plain.values[key], equal_nan=True)
+
+
 def test_failing_ranker_answers_with_the_fusion_and_says_so(ranked: Bundle, shop: Shop) -> None:
     catalog = Catalog.from_table(ranked.items.ids.ids, ranked.items.attributes)
     recommender = Recommender(ranked, catalog)
@@ -138,6 +162,18 @@ def test_auto_without_a_gain_adds_nothing(shop: Shop, monkeypatch: pytest.Monkey
     choice = shop.choose("auto")
     assert choice.bundle is shop.bundle
     assert choice.sentence.startswith("no ranker: NDCG@10 1.0000 against 1.0000 without it")
+
+
+def test_without_a_period_every_second_user_judges(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranker, "MIN_MOMENTS", 2)
+    monkeypatch.setattr(ranker, "MIN_JUDGED", 1)
+    timeless = replace(shop, data=replace(shop.data, history=None))
+    choice = timeless.choose()
+    spec = choice.bundle.policy.ranker
+    assert spec is not None
+    assert shop.data.held is not None
+    assert 2 <= spec.moments <= len(shop.data.held)
+    assert f"on {len(shop.data.held) // 2} moments" in choice.sentence
 
 
 @pytest.mark.parametrize(("model", "sentence"), [("off", "no ranker, as configured"), ("auto", "no ranker: ")])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -113,19 +113,15 @@ def choose_ranker(
     required = config.ranker.model == "gbdt"
     if config.ranker.model == "off":
         return RankerChoice(bundle, "no ranker, as configured")
-    if data.history is None or data.held is None:
-        return _skipped(bundle, required, "the split has no validation period")
+    if data.held is None or not len(data.held):
+        return _skipped(bundle, required, "the split has no validation moment")
     try:
         load_lightgbm()
     except (ImportError, OSError) as error:  # OSError: a system without the OpenMP library
         return _skipped(bundle, required, f"lightgbm cannot be loaded ({error})")
     learner = _Learner(bundle, config, data, tables, past, threads)
-    taught = _spread(moments_between(data.history, data.cut, data.history.cut), config.ranker.moments)
-    if not len(taught):
-        return _skipped(bundle, required, "the validation period has no further moment")
-    border = int(np.quantile(taught.now, LEARNING_SHARE))
-    early = learner.examples(taught.at(np.flatnonzero(taught.now < border)))
-    judged = data.held.at(np.flatnonzero(data.held.now >= border))
+    split = _period_split(data, data.held, config) if data.history is not None else _user_split(data.held, config)
+    early, judged = learner.examples(split.early), split.judged
     problem = _problem(early) or ("" if len(judged) >= MIN_JUDGED else f"{len(judged)} moments to judge it")
     if problem:
         return _skipped(bundle, required, problem)
@@ -136,10 +132,39 @@ def choose_ranker(
     interval = f"{gain.value:+.4f}, 95 % CI {gain.low:+.4f} to {gain.high:+.4f}"
     if gain.low <= 0 and not required:
         return RankerChoice(bundle, f"no ranker: {means} ({interval})", gain, early.recall)
-    late = learner.examples(taught.at(np.flatnonzero(taught.now >= border)))
-    examples = early + late + learner.examples(data.held)
+    examples = early + learner.examples(split.late) + learner.examples(split.held)
     sentence = f"ranker over {examples.recall:.1%} of the targets that sources recall: {means} ({interval})"
     return RankerChoice(learner.bundle_of(examples), sentence, gain, examples.recall)
+
+
+class _Split(NamedTuple):
+    """Moments that teach and judge.
+
+    ``early`` teaches the trees that ``judged`` judges; ``late`` and ``held`` then teach the final trees too.
+    """
+
+    early: ValidationQueries
+    judged: ValidationQueries
+    late: ValidationQueries
+    held: ValidationQueries
+
+
+def _period_split(data: TrainData, held: ValidationQueries, config: Config) -> _Split:
+    """Split the validation period in time; later moments judge."""
+    assert data.history is not None
+    taught = _spread(moments_between(data.history, data.cut, data.history.cut), config.ranker.moments)
+    border = int(np.quantile(taught.now, LEARNING_SHARE)) if len(taught) else data.cut
+    is_early = taught.now < border
+    judged = held.at(np.flatnonzero(held.now >= border))
+    return _Split(taught.at(np.flatnonzero(is_early)), judged, taught.at(np.flatnonzero(~is_early)), held)
+
+
+def _user_split(held: ValidationQueries, config: Config) -> _Split:
+    """Split the users of a protocol without a period: every second one judges."""
+    held = _spread(held, config.ranker.moments)
+    is_judged = np.arange(len(held)) % 2 == 1
+    early, judged = held.at(np.flatnonzero(~is_judged)), held.at(np.flatnonzero(is_judged))
+    return _Split(early, judged, judged, held.at(np.zeros(0, dtype=np.int64)))
 
 
 def _skipped(bundle: Bundle, required: bool, problem: str) -> RankerChoice:
