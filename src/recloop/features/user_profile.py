@@ -115,10 +115,10 @@ class _History:
             sizes,
         )
 
-    def decayed(self, days: float) -> np.ndarray:
-        """(E,) weights of the rows, halved every ``days``."""
-        decay = np.exp2(-np.minimum(self.moment_ages / days, MAX_HALVINGS))
-        weights: np.ndarray = np.repeat(decay, self.sizes) * self.weights
+    def decayed(self) -> np.ndarray:
+        """(half-lives, E) weights of the rows, halved every `HALF_LIVES` days."""
+        halvings = np.minimum(self.moment_ages / np.array(HALF_LIVES)[:, None], MAX_HALVINGS)
+        weights: np.ndarray = np.repeat(np.exp2(-halvings), self.sizes, axis=1) * self.weights
         return weights
 
 
@@ -153,7 +153,7 @@ class _ItemSums:
 
         return cls(
             items,
-            [total(history.decayed(days)) for days in HALF_LIVES],
+            [total(weights) for weights in history.decayed()],
             history.ages[newest],
             history.ages[oldest],
             total(),

@@ -31,7 +31,7 @@ from recloop.training.dataset import ItemUserTables
 from recloop.training.item_statistics import fit_statistics
 from recloop.training.tree_graph import tree_graph
 
-DEPTHS: Final = {"model": 75, "history": 150, "neighbours": 75, "popular": 75}
+DEPTHS: Final = {"model": 50, "history": 100, "neighbours": 50, "popular": 50}
 """Candidates of each source (docs/decisions/2026-11-28-a-ranker-over-recalled-items.md)."""
 NEGATIVES: Final = 60
 """Recalled items without a target that a moment teaches at most, drawn evenly."""
