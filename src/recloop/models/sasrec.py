@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recloop.errors import UserError
 from recloop.models.base import TrainData
-from recloop.models.layers import SequenceModel, embedding
+from recloop.models.layers import Dropout, SequenceModel, embedding
 
 
 class SASRec(SequenceModel):
@@ -50,7 +50,7 @@ class SASRec(SequenceModel):
         self.history = history
         self.make_tables(data, dim)
         self.positions = embedding(history, dim, std=0.1)
-        self.dropout = nn.Dropout(self.config.dropout)
+        self.dropout = Dropout(self.config.dropout)
         self.blocks = nn.ModuleList(
             Block(dim, self.config.heads, self.config.dropout) for _ in range(self.config.blocks)
         )
@@ -139,7 +139,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
         self.linear1, self.linear2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, sees: Tensor, queries: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); with ``queries`` (B, K, D) of its tokens -> (B, K, D).
