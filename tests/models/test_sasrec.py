@@ -209,3 +209,23 @@ def test_sasrec_options_invalid_are_refused() -> None:
         load_model("sasrec", {"layers": 2})
     with pytest.raises(UserError, match=r"model\.dropout"):
         load_model("sasrec", {"dropout": 1.5})
+
+
+def test_ligr_block_with_closed_gates_returns_its_tokens() -> None:
+    network = made(block="ligr", blocks=1)
+    block = network.blocks[0]
+    history, moments, mask, _ = window(2, 1, 3)
+    x, sees = network.embed(history, moments, mask)
+    assert (block(x, sees) - x).abs().max() > 1e-3
+    for gate in (block.gate1, block.gate2):
+        nn.init.constant_(gate.bias, -100.0)
+    torch.testing.assert_close(block(x, sees), x, rtol=0, atol=1e-6)
+
+
+def test_ligr_newest_moment_equals_that_of_training() -> None:
+    """Serving computes the last block for the newest moment alone."""
+    network = made(block="ligr", blocks=2)
+    history, moments, mask, context = window(2, 1, 3)
+    ends = network.forward_moments(history, moments, mask, context)
+    users = network.forward_user(history, moments, mask, context[:, 0])
+    torch.testing.assert_close(users, ends[:, 0], rtol=0, atol=1e-5)

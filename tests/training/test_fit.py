@@ -75,7 +75,14 @@ def test_fit_network_returns_arrays_graph_and_train_state(fitted_circle_run: tup
     assert vectors.shape == (N + 1, 16)
     assert not vectors[0].any()
     assert network.name == "sasrec"
-    assert network.config == {"blocks": 2, "heads": 2, "dropout": 0.0, "start": "counts"}
+    assert network.config == {
+        "block": "vanilla",
+        "blocks": 2,
+        "heads": 2,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "start": "counts",
+    }
     assert len(network.graph) > 1_000
     names = {name.partition(".")[0] for name in network.train_state}
     assert names == {"network", "exp_avg", "exp_avg_sq", "step"}

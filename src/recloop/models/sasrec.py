@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pydantic
 import torch
@@ -31,12 +32,15 @@ class SASRec(SequenceModel):
     class Config(SequenceModel.Config):
         """Options.
 
-        ``blocks`` of attention with ``heads`` each, a divisor of ``features.dim``. ``dropout``: share dropped in training.
+        ``blocks`` of attention with ``heads`` each, a divisor of ``features.dim``. ``block``: the paper's (``vanilla``) or
+        gated (``ligr``). ``dropout``, ``attention_dropout``: share dropped in training.
         """
 
+        block: Literal["vanilla", "ligr"] = "vanilla"
         blocks: int = pydantic.Field(2, ge=1)
         heads: int = pydantic.Field(2, ge=1)
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
+        attention_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
 
     def build(self, data: TrainData, dim: int, history: int) -> None:
         """Build the tables: N items, fields, ``history`` positions.
@@ -51,8 +55,10 @@ class SASRec(SequenceModel):
         self.make_tables(data, dim)
         self.positions = embedding(history, dim, std=0.1)
         self.dropout = Dropout(self.config.dropout)
+        block = LigrBlock if self.config.block == "ligr" else Block
         self.blocks = nn.ModuleList(
-            Block(dim, self.config.heads, self.config.dropout) for _ in range(self.config.blocks)
+            block(dim, self.config.heads, self.config.dropout, self.config.attention_dropout)
+            for _ in range(self.config.blocks)
         )
         self.norm = nn.LayerNorm(dim)
 
@@ -131,10 +137,10 @@ def newest_tokens(moments: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 class Block(nn.Module):
     """Pre-norm transformer block: attention and a point-wise network with residuals."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, attention_dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
-        self.drop = dropout
+        self.attention_dropout = attention_dropout
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -158,11 +164,45 @@ class Block(nn.Module):
             query = F.linear(self.norm1(queries), self.qkv.weight[:dim], self.qkv.bias[:dim])
             query = query.view(batch, -1, *shape).transpose(1, 2)
         if sees.dtype == torch.bool:  # in training
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees)  # (B, heads, T, D / heads)
+            drop = self.attention_dropout if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(query, key, value, sees, drop)  # (B, heads, T, D / heads)
         else:  # the fused form cannot be exported for a number of queries that depends on the data
             scores = (query / math.sqrt(shape[1])) @ key.transpose(-1, -2) + sees  # (B, heads, T or K, T)
             mixed = torch.softmax(scores, dim=-1) @ value
-        x = queries + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, -1, dim)))
+        attended = self.out(mixed.transpose(1, 2).reshape(batch, -1, dim))
+        return self.add_feed_forward(self.add_attended(queries, attended))
+
+    def add_attended(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Residual of attention, (B, K, D)."""
+        return x + self.dropout(attended)
+
+    def add_feed_forward(self, x: Tensor) -> Tensor:
+        """Residual of the point-wise network, (B, K, D)."""
         wide = self.dropout(F.relu(self.linear1(self.norm2(x))))
         out: Tensor = x + self.dropout(self.linear2(wide))
         return out
+
+
+class LigrBlock(Block):
+    """Pre-norm block with gated residuals and a SwiGLU network of width 4 D.
+
+    Borisyuk et al., "From Features to Transformers: LiGR", 2025 (arXiv 2502.03417), as eSASRec uses it (arXiv 2508.06450).
+    Each residual is multiplied by sigmoid(W x) of its input.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float, attention_dropout: float = 0.0) -> None:
+        super().__init__(dim, heads, dropout, attention_dropout)
+        width = 4 * dim
+        self.linear1, self.linear2 = nn.Linear(dim, width, bias=False), nn.Linear(width, dim, bias=False)
+        self.linear3 = nn.Linear(dim, width, bias=False)
+        self.gate1, self.gate2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def add_attended(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Gated residual of attention, (B, K, D)."""
+        return x + self.dropout(attended * torch.sigmoid(self.gate1(x)))
+
+    def add_feed_forward(self, x: Tensor) -> Tensor:
+        """Gated residual of SwiGLU, (B, K, D)."""
+        normed = self.norm2(x)
+        wide = self.dropout(F.silu(self.linear1(normed)) * self.linear3(normed))  # (B, K, 4 D)
+        return x + self.dropout(self.linear2(wide) * torch.sigmoid(self.gate2(x)))
