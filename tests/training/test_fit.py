@@ -248,9 +248,39 @@ def test_train_with_one_item_and_one_user_is_finite(arrays: Arrays, tmp_path: Pa
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
 
-def test_train_with_a_diverging_loss_raises_and_names_lr(arrays: Arrays, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.lr=1e\+30: expected a rate at which the loss stays finite"):
-        train_alone(circle(arrays), tmp_path, lr=1e30, epochs=5)
+def test_train_with_a_diverging_loss_names_rate_step_and_checkpoint(
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is not a number from the third step on; two steps are an epoch."""
+    step = trainer.Learner.training_step
+    monkeypatch.setattr(
+        trainer.Learner,
+        "training_step",
+        lambda self, batch, number: step(self, batch, number) * (math.nan if self.global_step == 2 else 1.0),
+    )
+    with pytest.raises(UserError, match=r"train\.lr=0\.01: .* it is nan at step 3; the weights of step 2 are in "):
+        train_alone(circle(arrays, users=600), tmp_path, epochs=5)
+    stored = load_file(tmp_path / "checkpoint" / "train.safetensors")
+    assert all(np.isfinite(array).all() for array in stored.values())
+
+
+def test_train_whose_last_step_diverges_raises(arrays: Arrays, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.lr=1e\+38: expected a rate at which the loss stays finite"):
+        train_alone(circle(arrays, users=20), tmp_path, lr=1e38, epochs=1)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_train_with_decayed_rate_and_averaged_weights_is_repeatable(arrays: Arrays, tmp_path: Path) -> None:
+    data = dataclasses.replace(circle(arrays, users=40), held=None)
+    once, watch = train_alone(data, tmp_path, epochs=2, schedule="cosine", ema=0.5)
+    again, _ = train_alone(data, tmp_path, epochs=2, schedule="cosine", ema=0.5)
+    constant, _ = train_alone(data, tmp_path, epochs=2, ema=0.5)
+    newest, _ = train_alone(data, tmp_path, epochs=2, schedule="cosine")
+    assert watch.average is not None
+    for name, tensor in once.items():
+        assert torch.equal(again[name], tensor), name
+    for other in (constant, newest):
+        assert not torch.equal(other["table.weight"], once["table.weight"])
 
 
 @pytest.mark.slow

@@ -195,6 +195,10 @@ class Train(Section):
     """Training sequences of a user: every window of the history, or the last one alone."""
     lr: float = pydantic.Field(1e-3, gt=0)
     """Learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate of a full run: constant, or decayed over `time_budget` or `epochs`."""
+    ema: float = pydantic.Field(0.0, ge=0, lt=1)
+    """Share of the averaged weights that a step keeps; 0 uses the newest weights."""
     epochs: int = pydantic.Field(100, ge=1)
     """Largest number of epochs."""
     patience: int = pydantic.Field(3, ge=1)

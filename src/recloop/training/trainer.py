@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -170,7 +171,15 @@ def train(
         if validation is not None:
             validation_set = ValidationSet(data, validation, config.features.max_history, filter_seen)
         learner = Learner(network, data, settings, warm)
-        callback = TrainingCallback(validation_set or None, folder, settings.patience, budget, not quiet)
+        callback = TrainingCallback(
+            validation_set or None,
+            folder,
+            settings.patience,
+            budget,
+            bar=not quiet,
+            decay_rate=settings.schedule == "cosine" and warm is None,
+            ema=settings.ema if warm is None else 0.0,
+        )
         trainer = lightning.Trainer(
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
             devices=1,
@@ -193,6 +202,8 @@ def train(
                 callback.keep(learner, learner.configure_optimizers()["optimizer"], None, 0, 0)
         finally:
             callback.close()
+        if not callback.kept.weights:  # the last step made a weight infinite
+            raise callback.diverged(trainer.global_step, math.nan, learner.lr)
     network.load_state_dict(callback.kept.weights)
     learner.eval()
     return learner, callback

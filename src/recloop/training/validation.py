@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from recloop.models.base import TrainData, ValidationQueries
 from recloop.training.batches import SequenceDataset, history_before
 from recloop.training.fit import Look
 from recloop.training.network import OptionalMembers
+from recloop.training.schedule import cosine_rate, share_done
+from recloop.training.weight_average import WeightAverage
 
 LIST_LENGTH = 10
 N_TENTHS = 10
@@ -104,18 +107,29 @@ class TrainingCallback(lightning.Callback):
     """
 
     def __init__(
-        self, examination: ValidationSet | None, folder: Path, patience: int, budget: float, bar: bool
+        self,
+        examination: ValidationSet | None,
+        folder: Path,
+        patience: int,
+        budget: float,
+        bar: bool,
+        decay_rate: bool = False,
+        ema: float = 0.0,
     ) -> None:
         self.examination = examination
         self.patience = patience
         self.budget = budget
+        self.decay_rate = decay_rate
+        self.ema = ema
+        self.average: WeightAverage | None = None
         self.started = time.monotonic()
         self.looking = 0.0
         """Seconds spent on validation."""
-        self.steps_per_epoch = 0
+        self.steps_per_epoch = self.max_steps = 0
         self.log_file = (folder / "log.jsonl").open("w", encoding="utf-8")
         self.checkpoint = folder / "checkpoint"
         self.by_epoch, self.by_time = BestWeights(), BestWeights()
+        self.written_step = 0
         self.tenth = 1
         self.last_look = -1
         self.stopped: Stopped = "epochs"
@@ -133,19 +147,30 @@ class TrainingCallback(lightning.Callback):
         """Return the weights that this run keeps."""
         return self.by_time if self.stopped == "time_budget" else self.by_epoch
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.started = time.monotonic()
         self.steps_per_epoch = int(trainer.num_training_batches)
+        self.max_steps = self.steps_per_epoch * int(trainer.max_epochs)
+        if self.ema:
+            self.average = WeightAverage(pl_module.network, self.ema)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002 - Lightning's signature
         if self.bar is not None:
             self.bar.reset(total=trainer.num_training_batches)
             self.bar.set_description(f"epoch {trainer.current_epoch + 1}")
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        if self.decay_rate:
+            share = share_done(trainer.global_step, self.max_steps, self.seconds, self.budget)
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = pl_module.lr * cosine_rate(share)
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         loss = float(outputs["loss"])
         if not np.isfinite(loss):
-            raise UserError("train.lr", pl_module.lr, "a rate at which the loss stays finite", "--set train.lr=3e-4")
+            raise self.diverged(trainer.global_step, loss, pl_module.lr)
+        if self.average is not None:
+            self.average.update()
         self.tokens += int(batch.mask.sum())
         row = {
             "step": trainer.global_step,
@@ -164,6 +189,12 @@ class TrainingCallback(lightning.Callback):
         if self.seconds >= self.budget:
             self.stopped = "time_budget"
             trainer.should_stop = True
+
+    def diverged(self, step: int, loss: float, rate: float) -> UserError:
+        """Return the error of a loss that is not finite; the checkpoint keeps the best weights before it."""
+        kept = f"; the weights of step {self.written_step} are in {self.checkpoint}" if self.written_step else ""
+        expected = f"a rate at which the loss stays finite; it is {loss} at step {step}{kept}"
+        return UserError("train.lr", rate, expected, f"--set train.lr={rate / 10:g}")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self.stopped == "time_budget" and self.last_batch_cut(trainer):
@@ -191,10 +222,11 @@ class TrainingCallback(lightning.Callback):
         self.log_file.flush()
         seconds = self.seconds
         begin = time.monotonic()
-        ndcg = self.examination.score(learner) if self.examination else None
         step = int(trainer.global_step)
-        self.looks.append(Look(at, trainer.current_epoch + 1, step, round(seconds, 2), ndcg))
-        self.keep(learner, trainer.optimizers[0], ndcg, step // self.steps_per_epoch, step, at)
+        with nullcontext() if self.average is None else self.average.applied():
+            ndcg = self.examination.score(learner) if self.examination else None
+            self.looks.append(Look(at, trainer.current_epoch + 1, step, round(seconds, 2), ndcg))
+            self.keep(learner, trainer.optimizers[0], ndcg, step // self.steps_per_epoch, step, at)
         self.looking += time.monotonic() - begin
 
     def keep(
@@ -207,6 +239,8 @@ class TrainingCallback(lightning.Callback):
         at: Literal["epoch", "tenth"] = "epoch",
     ) -> None:
         """Copy the current weights if they are the best so far."""
+        if not all(torch.isfinite(parameter).all() for parameter in learner.network.parameters()):
+            return  # the loss of the next step is not finite and ends the run
         for best in (self.by_time, self.by_epoch)[: 2 if at == "epoch" else 1]:
             if ndcg is None or ndcg > best.ndcg:
                 best.ndcg, best.epoch, best.step = ndcg or 0.0, epoch, step
@@ -216,6 +250,7 @@ class TrainingCallback(lightning.Callback):
 
     def _write(self, best: BestWeights) -> None:
         """Write the kept weights and the optimizer's state atomically, as safetensors."""
+        self.written_step = best.step
         with replacing(self.checkpoint / "train.safetensors") as file:
             save_file(train_state(best), file)
 
