@@ -174,7 +174,8 @@ class Block(nn.Module):
 
     def add_attended(self, x: Tensor, attended: Tensor) -> Tensor:
         """Residual of attention, (B, K, D)."""
-        return x + self.dropout(attended)
+        out: Tensor = x + self.dropout(attended)
+        return out
 
     def add_feed_forward(self, x: Tensor) -> Tensor:
         """Residual of the point-wise network, (B, K, D)."""
@@ -199,10 +200,12 @@ class LigrBlock(Block):
 
     def add_attended(self, x: Tensor, attended: Tensor) -> Tensor:
         """Gated residual of attention, (B, K, D)."""
-        return x + self.dropout(attended * torch.sigmoid(self.gate1(x)))
+        out: Tensor = x + self.dropout(attended * torch.sigmoid(self.gate1(x)))
+        return out
 
     def add_feed_forward(self, x: Tensor) -> Tensor:
         """Gated residual of SwiGLU, (B, K, D)."""
         normed = self.norm2(x)
         wide = self.dropout(F.silu(self.linear1(normed)) * self.linear3(normed))  # (B, K, 4 D)
-        return x + self.dropout(self.linear2(wide) * torch.sigmoid(self.gate2(x)))
+        out: Tensor = x + self.dropout(self.linear2(wide) * torch.sigmoid(self.gate2(x)))
+        return out
