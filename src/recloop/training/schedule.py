@@ -11,7 +11,9 @@ BUDGET_PARTS = 100
 
 
 def share_done(step: int, max_steps: int, seconds: float, budget: float) -> float:
-    """Return the share of a run that is done, at most 1: that of its steps or of its budget, the larger one.
+    """Return the share of a run that is done, at most 1.
+
+    It is the share of its steps or of its budget, the larger one.
 
     Args:
         step: Steps so far. max_steps: Steps of ``train.epochs``.
@@ -22,8 +24,9 @@ def share_done(step: int, max_steps: int, seconds: float, budget: float) -> floa
 
 
 def cosine_rate(share: float) -> float:
-    """Return the factor of the learning rate, from 1 at share 0 to `FINAL_RATE_SHARE` at share 1.
+    """Return the factor of the learning rate at a share of the run.
 
+    It falls from 1 at share 0 to `FINAL_RATE_SHARE` at share 1.
     Loshchilov & Hutter, "SGDR", ICLR 2017 (arXiv 1608.03983), equation 5 without restarts.
     """
     return FINAL_RATE_SHARE + (1 - FINAL_RATE_SHARE) * (1 + math.cos(math.pi * share)) / 2

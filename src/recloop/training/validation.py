@@ -191,7 +191,10 @@ class TrainingCallback(lightning.Callback):
             trainer.should_stop = True
 
     def diverged(self, step: int, loss: float, rate: float) -> UserError:
-        """Return the error of a loss that is not finite; the checkpoint keeps the best weights before it."""
+        """Return the error of a loss that is not finite.
+
+        The checkpoint keeps the best weights before it.
+        """
         kept = f"; the weights of step {self.written_step} are in {self.checkpoint}" if self.written_step else ""
         expected = f"a rate at which the loss stays finite; it is {loss} at step {step}{kept}"
         return UserError("train.lr", rate, expected, f"--set train.lr={rate / 10:g}")
