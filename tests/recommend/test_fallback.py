@@ -68,15 +68,21 @@ def test_segment_lists_equal_one_count_per_segment(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_allowed_items_equal_a_filter_of_the_whole_order(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_first", [1, 7, 100])
+def test_ordered_items_equal_a_filter_of_the_whole_order(
+    seed: int, n_first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fallback, "MIN_BLOCK", 2)
     monkeypatch.setattr(fallback, "MAX_BLOCK", 9)
+    monkeypatch.setattr(fallback, "N_FIRST_ITEMS", n_first)
     generator = np.random.default_rng(seed)
     allowed = random_allowed(generator, 60)
     order = generator.permutation(60) + 1
     query = fallback.FallbackQuery(None, allowed, 0, "", "popular")  # type: ignore[arg-type]
     expected = [ix for ix in order.tolist() if allowed.mask[ix] and ix not in allowed.banned[0]]
-    assert list(fallback._allowed_items(order, query)) == expected
+    items = fallback.OrderedItems(order)
+    assert list(items.shown(query)) == expected
+    assert list(items.shown(query)) == expected  # from the kept first items
 
 
 def with_fields(bundle: Bundle) -> Bundle:

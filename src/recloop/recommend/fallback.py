@@ -17,6 +17,8 @@ from recloop.recommend import similar_items
 from recloop.recommend.attribute_towers import AttributeTowers
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
+from recloop.recommend.mask_cache import MaskCache
+from recloop.recommend.table_mask import TableMask
 
 SEGMENT_PREFIX = "segment."
 """Prefix of the arrays that hold a segment's popular list: ``segment.VALUE``."""
@@ -24,6 +26,9 @@ SEGMENT_PREFIX = "segment."
 
 MIN_BLOCK, MAX_BLOCK = 64, 65_536
 """Items of an ordered list that are read at once: few first, because most queries need few."""
+N_FIRST_ITEMS = 64
+"""First items of an ordered list that are kept for each of the last `CACHED_MASKS` masks."""
+CACHED_MASKS = 200
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,39 @@ class FallbackQuery:
     def banned(self) -> set[int]:
         """Return the item_ix that this query must not show."""
         return set(self.allowed.banned[self.b].tolist())
+
+
+class OrderedItems:
+    """Ordered list of item_ix, read through masks; the first allowed items of recent masks are kept."""
+
+    def __init__(self, order: np.ndarray) -> None:
+        self._order = order
+        self._first: MaskCache[tuple[list[int], int]] = MaskCache(self._first_items, CACHED_MASKS)
+
+    def shown(self, query: FallbackQuery) -> Iterator[int]:
+        """Yield the items that a query may show, in order."""
+        banned = query.banned
+        first, start = self._first.get(query.allowed.table)
+        yield from (item_ix for item_ix in first if item_ix not in banned)
+        for positions in self._allowed_positions(query.allowed.mask, start):
+            yield from (item_ix for item_ix in self._order[positions].tolist() if item_ix not in banned)
+
+    def _first_items(self, table: TableMask) -> tuple[list[int], int]:
+        """Return the first items that a mask allows, and the position in the list that follows them."""
+        first: list[int] = []
+        for positions in self._allowed_positions(table.mask, 0):
+            positions = positions[: N_FIRST_ITEMS - len(first)]
+            first += self._order[positions].tolist()
+            if len(first) == N_FIRST_ITEMS:
+                return first, int(positions[-1]) + 1
+        return first, len(self._order)
+
+    def _allowed_positions(self, mask: np.ndarray, start: int) -> Iterator[np.ndarray]:
+        """Yield the positions of allowed items from ``start``, block by block."""
+        size = MIN_BLOCK
+        while start < len(self._order):
+            yield start + np.flatnonzero(mask[self._order[start : start + size]])
+            start, size = start + size, min(4 * size, MAX_BLOCK)
 
 
 class FallbackStage(Protocol):
@@ -75,24 +113,27 @@ class SegmentStage:
     """Popular items of the user's segment; none for a user without a segment."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+        self._field = bundle.spec.segment
+        self._ids = bundle.items.ids.ids
+        self._orders = {
+            name: OrderedItems(order) for name, order in bundle.arrays.items() if name.startswith(SEGMENT_PREFIX)
+        }
 
     def items(self, query: FallbackQuery) -> Iterator[str]:
-        attributes = query.encoded.states.attributes[query.b] or {}
-        value = attributes.get(self._bundle.spec.segment)
-        order = None if value is None else self._bundle.arrays.get(SEGMENT_PREFIX + as_text(value))
-        if order is not None:
-            yield from _shown(self._bundle, order, query)
+        value = (query.encoded.states.attributes[query.b] or {}).get(self._field)
+        order = None if value is None else self._orders.get(SEGMENT_PREFIX + as_text(value))
+        return iter(()) if order is None else (self._ids[item_ix - 1] for item_ix in order.shown(query))
 
 
 class PopularStage:
     """Popular items of all users."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+        self._ids = bundle.items.ids.ids
+        self._order = OrderedItems(bundle.arrays["popular"])
 
     def items(self, query: FallbackQuery) -> Iterator[str]:
-        return _shown(self._bundle, self._bundle.arrays["popular"], query)
+        return (self._ids[item_ix - 1] for item_ix in self._order.shown(query))
 
 
 class LatestStage:
@@ -117,7 +158,7 @@ class LatestStage:
         first_seq = self._bundle.items.first_seq
         table = (
             (-int(first_seq[item_ix - 1]), 0, item_ix, ids.ids[item_ix - 1])
-            for item_ix in _allowed_items(self._newest_items, query)
+            for item_ix in self._newest_items.shown(query)
         )
         outside = (
             (-self._catalog.first_seq(item_id), 1, rank, item_id)
@@ -127,10 +168,9 @@ class LatestStage:
             yield item_id
 
     @cached_property
-    def _newest_items(self) -> np.ndarray:
-        """(N,) item_ix by descending first seq, ties by item_ix."""
-        order: np.ndarray = np.argsort(-self._bundle.items.first_seq, kind="stable") + 1
-        return order
+    def _newest_items(self) -> OrderedItems:
+        """All items by descending first seq, ties by item_ix."""
+        return OrderedItems(np.argsort(-self._bundle.items.first_seq, kind="stable") + 1)
 
 
 def fill_fallback(
@@ -151,22 +191,6 @@ def fill_fallback(
                 excluded.add(item_id)
                 slots.append((item_id, source))
     return slots
-
-
-def _shown(bundle: Bundle, order: np.ndarray, query: FallbackQuery) -> Iterator[str]:
-    """Yield the ids of an ordered list of item_ix that a query may show."""
-    ids = bundle.items.ids.ids
-    return (ids[item_ix - 1] for item_ix in _allowed_items(order, query))
-
-
-def _allowed_items(order: np.ndarray, query: FallbackQuery) -> Iterator[int]:
-    """Yield the items of an ordered list that a query may show, read in blocks."""
-    mask, banned = query.allowed.mask, query.banned
-    start, size = 0, MIN_BLOCK
-    while start < len(order):
-        block = order[start : start + size]
-        yield from (item_ix for item_ix in block[mask[block]].tolist() if item_ix not in banned)
-        start, size = start + size, min(4 * size, MAX_BLOCK)
 
 
 def segment_lists(
