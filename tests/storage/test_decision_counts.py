@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -269,3 +270,20 @@ def test_shadowed_rows_of_a_bundle_are_read_by_its_index(tmp_path: Path) -> None
         for statement in [text for text in statements if "'c'" in text]:
             plan = store._readers.get().execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
             assert any("decisions_scored" in row[3] for row in plan), statement
+
+
+def test_codes_of_a_failed_count_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_decisions(URL, tmp_path, write=True) as store:
+        with monkeypatch.context() as failing:
+            failing.setattr(decision_counts, "_add_users", lambda *_: 1 / 0)
+            store.put_many([some_decision("a", served_at=NOW, items=["i1"])])
+            writer = sqlite3.connect(store.file, isolation_level=None)
+            counter = decision_counts.AnswerCounter(writer)
+            while not writer.execute("SELECT 1 FROM decisions").fetchone():
+                time.sleep(0.01)
+            with pytest.raises(ZeroDivisionError):
+                counter.count()
+        assert not counter._codes
+        assert counter.count()
+        assert counter._codes == dict(writer.execute("SELECT item_id, code FROM item_codes"))
+        writer.close()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -37,6 +38,8 @@ from recloop.storage.sqlite import insert_rows, transaction
 
 MAX_COUNTED_ROWS = 2_000
 """Most rows of one transaction."""
+MAX_KNOWN_ITEMS: Final = 200_000
+"""Most item codes that `AnswerCounter` keeps in memory."""
 
 
 class _Answer(msgspec.Struct, array_like=True):
@@ -92,27 +95,52 @@ def _repeats(values: ArrayLike) -> tuple[bytes, bytes]:
     return distinct.astype("<i4").tobytes(), repeats.astype("<i4").tobytes()
 
 
-def count_answers(writer: sqlite3.Connection) -> bool:
-    """Count the next answers in one transaction; return False if none is left."""
-    with transaction(writer):
-        (last,) = writer.execute("SELECT decision_id FROM counted").fetchone()
-        text, newest_id = writer.execute(ANSWERS, (last, MAX_COUNTED_ROWS)).fetchone()
-        if not newest_id:
-            return False
-        answers = DECODER.decode(text)
-        _add_totals(writer, answers)
-        newest = writer.execute("SELECT max(served_at) FROM decisions").fetchone()[0]
-        oldest = {unit: period_of(newest, unit) - periods for unit, periods in KEPT_PERIODS.items()}
-        recent = [
-            answer for answer in answers if period_of(answer.served_at, MINUTES_PER_HOUR) > oldest[MINUTES_PER_HOUR]
-        ]
-        _add_periods(writer, _tallies(recent), oldest)
-        _add_users(writer, recent)
-        for bounds in oldest.items():
-            for table in ("periods", "users_by_period", "events_by_period"):
-                writer.execute(f"DELETE FROM {table} WHERE unit = ? AND period <= ?", bounds)
-        writer.execute("UPDATE counted SET decision_id = ?", (newest_id,))
-    return True
+class AnswerCounter:
+    """Counter of the answers of one store; it keeps the codes of items, which never change."""
+
+    def __init__(self, writer: sqlite3.Connection) -> None:
+        self._writer = writer
+        self._codes: dict[str, int] = {}
+
+    def count_all(self) -> None:
+        """Count all answers, `MAX_COUNTED_ROWS` per transaction."""
+        while self.count():
+            pass
+
+    def count(self) -> bool:
+        """Count the next answers in one transaction; return False if none is left."""
+        with transaction(self._writer):
+            newest_id, codes = _count_next(self._writer, self._codes)
+        if len(self._codes) > MAX_KNOWN_ITEMS:
+            self._codes.clear()
+        self._codes |= codes  # not before the commit: a rollback takes the codes of new items back
+        return newest_id > 0
+
+
+def _count_next(writer: sqlite3.Connection, known: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+    """Count the next answers; return the id of the last one, or 0, and the codes of their items.
+
+    Args:
+        known: Codes of earlier items.
+    """
+    (last,) = writer.execute("SELECT decision_id FROM counted").fetchone()
+    text, newest_id = writer.execute(ANSWERS, (last, MAX_COUNTED_ROWS)).fetchone()
+    if not newest_id:
+        return 0, {}
+    answers = DECODER.decode(text)
+    _add_totals(writer, answers)
+    newest = writer.execute("SELECT max(served_at) FROM decisions").fetchone()[0]
+    oldest = {unit: period_of(newest, unit) - periods for unit, periods in KEPT_PERIODS.items()}
+    recent = [answer for answer in answers if period_of(answer.served_at, MINUTES_PER_HOUR) > oldest[MINUTES_PER_HOUR]]
+    tallies = _tallies(recent)
+    codes = _item_codes(writer, {item for tally in tallies.values() for item in tally.items}, known)
+    _add_periods(writer, tallies, codes, oldest)
+    _add_users(writer, recent)
+    for bounds in oldest.items():
+        for table in ("periods", "users_by_period", "events_by_period"):
+            writer.execute(f"DELETE FROM {table} WHERE unit = ? AND period <= ?", bounds)
+    writer.execute("UPDATE counted SET decision_id = ?", (newest_id,))
+    return newest_id, codes
 
 
 def _tallies(answers: Iterable[_Answer]) -> dict[Key, _Tally]:
@@ -144,13 +172,15 @@ def _add_totals(writer: sqlite3.Connection, answers: Iterable[_Answer]) -> None:
     )
 
 
-def _add_periods(writer: sqlite3.Connection, tallies: Mapping[Key, _Tally], oldest: Mapping[int, int]) -> None:
+def _add_periods(
+    writer: sqlite3.Connection, tallies: Mapping[Key, _Tally], codes: Mapping[str, int], oldest: Mapping[int, int]
+) -> None:
     """Add the answers to the rows of their minutes and hours.
 
     Args:
+        codes: Code of each item.
         oldest: Newest period by unit that is not kept.
     """
-    codes = _item_codes(writer, {item for tally in tallies.values() for item in tally.items})
     changed: dict[tuple[int, int, str, str], GroupCounts] = {}
     for (minute, variant, placement), tally in tallies.items():
         content = tally.content(codes)
@@ -178,16 +208,19 @@ def _stored(writer: sqlite3.Connection, key: tuple[int, int, str, str]) -> Group
     return counts
 
 
-def _item_codes(writer: sqlite3.Connection, items: Iterable[str]) -> dict[str, int]:
+def _item_codes(writer: sqlite3.Connection, items: Collection[str], known: Mapping[str, int]) -> dict[str, int]:
     """Return the codes of items; a new item gets the next code."""
-    text = msgspec.json.encode(list(items)).decode()
-    writer.execute("INSERT OR IGNORE INTO item_codes (item_id) SELECT value FROM json_each(?)", (text,))
-    pairs = writer.execute(
-        """SELECT '[' || coalesce(group_concat('[' || json_quote(item_id) || ',' || code || ']'), '') || ']'
-        FROM json_each(?) JOIN item_codes ON item_id = value""",
-        (text,),
-    ).fetchone()[0]
-    return dict(msgspec.json.decode(pairs, type=list[tuple[str, int]]))
+    codes = {item: known[item] for item in items if item in known}
+    if len(codes) < len(items):
+        text = msgspec.json.encode([item for item in items if item not in codes]).decode()
+        writer.execute("INSERT OR IGNORE INTO item_codes (item_id) SELECT value FROM json_each(?)", (text,))
+        pairs = writer.execute(
+            """SELECT '[' || coalesce(group_concat('[' || json_quote(item_id) || ',' || code || ']'), '') || ']'
+            FROM json_each(?) JOIN item_codes ON item_id = value""",
+            (text,),
+        ).fetchone()[0]
+        codes |= msgspec.json.decode(pairs, type=list[tuple[str, int]])
+    return codes
 
 
 MOVED_USERS = f"""

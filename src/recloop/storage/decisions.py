@@ -22,6 +22,7 @@ import polars as pl
 
 from recloop.records import Decision
 from recloop.storage import decision_counts, decision_periods
+from recloop.storage.decision_counts import AnswerCounter
 from recloop.storage.decision_periods import Group, GroupCounts, Key, Window, WindowReader
 from recloop.storage.decision_schema import COLUMNS, MIGRATIONS, PRAGMAS, SCHEMA, SCRIPT, VIEWS
 from recloop.storage.sqlite import ReaderPool, Store, insert_rows, open_writer, release_space, transaction
@@ -65,10 +66,9 @@ class DecisionLog(Store):
             writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
             self._taken = _MappedCounter(file.with_suffix(".taken"))
             self._count_lost(writer)
-            more = True  # answers that a crash or a migration left uncounted
-            while more:
-                more = decision_counts.count_answers(writer)
-            self._thread = threading.Thread(target=self._run, args=(writer,), name="decisions", daemon=True)
+            counter = AnswerCounter(writer)
+            counter.count_all()  # answers that a crash or a migration left uncounted
+            self._thread = threading.Thread(target=self._run, args=(writer, counter), name="decisions", daemon=True)
         self._readers = ReaderPool(file, SCHEMA, SCRIPT, VIEWS)
         if self._thread is not None:
             self._thread.start()
@@ -286,7 +286,7 @@ class DecisionLog(Store):
         self._taken.set(settled)  # a crash of the machine may have lost the counter's page
         writer.execute("UPDATE counts SET settled = ?, lost = ?", (settled, self.lost))
 
-    def _run(self, writer: sqlite3.Connection) -> None:
+    def _run(self, writer: sqlite3.Connection, counter: AnswerCounter) -> None:
         counted_drops = 0  # part of `dropped` that is in the store
         last_count = time.monotonic()
         while True:
@@ -309,8 +309,7 @@ class DecisionLog(Store):
                     del self._buffer[: len(batch)]
                 self.failing = False
                 if is_last or time.monotonic() - last_count >= COUNT_SECONDS:
-                    while decision_counts.count_answers(writer):
-                        pass
+                    counter.count_all()
                     last_count = time.monotonic()
                     with self._wake:
                         self._is_counted = not self._buffer
@@ -349,8 +348,7 @@ def remove_before(file: Path, stamp: int) -> int:
     writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
     removed = 0
     try:
-        while decision_counts.count_answers(writer):
-            pass
+        AnswerCounter(writer).count_all()
         while True:
             with transaction(writer):
                 deleted = writer.execute(
