@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -15,7 +16,7 @@ from recloop.features.state import StateBatch, offsets_of
 from recloop.recommend import count_sources
 from recloop.recommend.count_sources import CoVisitationSource, HistorySource, PopularSource
 from recloop.recommend.filters import CandidateMask
-from recloop.recommend.sources import newest_window
+from recloop.recommend.sources import EmbeddingSource, newest_window
 from recloop.recommend.table_mask import TableMask
 from recloop.recommend.top_k import Workspace
 from recloop.records import DAY
@@ -143,3 +144,32 @@ def test_newest_window_equals_the_window_of_a_batch(history: int) -> None:
         span = slice(windows.offsets[b], windows.offsets[b + 1])
         items, moments = newest_window(encoded, b, history)
         assert (items.tolist(), moments.tolist()) == (windows.items[span].tolist(), windows.moments[span].tolist())
+
+
+class CountedRuns:
+    """User graph whose vector is the sum of its inputs, and the number of its runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, _: None, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.runs += 1
+        return [feeds["history"].sum(axis=1) + feeds["context"].sum()]
+
+
+@pytest.mark.parametrize(("change", "n_runs"), [({}, 1), ({"context": 2}, 2), ({"items": 1}, 2)])
+def test_user_vector_is_kept_for_equal_history_and_context(change: dict[str, int], n_runs: int) -> None:
+    source = EmbeddingSource.__new__(EmbeddingSource)
+    graph = CountedRuns()
+    source.__dict__.update(
+        _items=np.eye(N_ITEMS + 2, dtype=np.float32), _history=50, _session=graph, _inputs={"history", "context"},
+        _key="key",
+    )  # fmt: skip
+    first = replace(
+        random_batch(np.random.default_rng(6), 1), context=np.array([[1]], dtype=np.int32), now=np.zeros(1, np.int64)
+    )
+    second = replace(first, **{name: getattr(first, name) + value for name, value in change.items()})
+    source.user_vectors(first)
+    vector = source.user_vectors(second)[1]
+    expected = source._run(second.items[None], second.items[None], second.items[None] > 0, second.context)
+    assert (graph.runs - 1, vector.tolist()) == (n_runs, expected.tolist())

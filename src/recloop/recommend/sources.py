@@ -8,7 +8,8 @@ does not depend on its batch. A source belongs to one thread, because it reuses 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,10 @@ from recloop.recommend.top_k import DEPTH, TopK, Workspace
 
 WINDOWS_PER_RUN = 32
 """Windows per run of the user graph."""
+KEEP_VECTORS = True
+"""True if a user without new events and with the same context is encoded once; a benchmark turns it off."""
+SERIALS: Iterator[int] = count(1)
+"""Numbers of the embedding sources of this process."""
 
 
 class Source(Protocol):
@@ -45,6 +50,7 @@ class EmbeddingSource:
         self._session = open_session(bundle.graphs["user.onnx"], threads)
         self._inputs = {node.name for node in self._session.get_inputs()}
         self._search = VectorSearch(scan_table(bundle))
+        self._key = ("user vector", next(SERIALS))
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         owners, users = self.user_vectors(encoded)
@@ -72,12 +78,21 @@ class EmbeddingSource:
         return owners, vectors[owners]
 
     def _one_vector(self, encoded: EncodedBatch) -> tuple[np.ndarray, np.ndarray]:
-        """Return `user_vectors` of a batch of one without its grouping."""
-        items, moments = newest_window(encoded, 0, self._history)
-        if not len(items):
+        """Return `user_vectors` of a batch of one without its grouping.
+
+        The state keeps the vector for the same history and context (`KEEP_VECTORS`).
+        """
+        if not len(encoded.items):
             return np.zeros(0, dtype=np.int64), np.zeros((0, self._items.shape[1]), dtype=np.float32)
+        inputs = (encoded.items, encoded.context.tobytes())  # the history of a state is the same object until an event
+        known = encoded.states.derived.get(self._key)
+        if known is not None and known[0] is inputs[0] and known[1] == inputs[1] and KEEP_VECTORS:
+            return np.zeros(1, dtype=np.int64), known[2]
+        items, moments = newest_window(encoded, 0, self._history)
         mask = np.ones((1, len(items)), dtype=bool)
-        return np.zeros(1, dtype=np.int64), self._run(items[None], moments[None], mask, encoded.context)
+        vectors = self._run(items[None], moments[None], mask, encoded.context)
+        encoded.states.derived[self._key] = (*inputs, vectors)
+        return np.zeros(1, dtype=np.int64), vectors
 
     def _run(self, items: np.ndarray, moments: np.ndarray, mask: np.ndarray, context: np.ndarray) -> np.ndarray:
         """Run the user graph on windows (b, T); returns (b, D) float32."""
