@@ -70,8 +70,8 @@ class OrderedItems:
     def _first_items(self, table: TableMask) -> tuple[list[int], int]:
         """Return the first items that a mask allows, and the position in the list that follows them."""
         first: list[int] = []
-        for positions in self._allowed_positions(table.mask, 0):
-            positions = positions[: N_FIRST_ITEMS - len(first)]
+        for allowed in self._allowed_positions(table.mask, 0):
+            positions = allowed[: N_FIRST_ITEMS - len(first)]
             first += self._order[positions].tolist()
             if len(first) == N_FIRST_ITEMS:
                 return first, int(positions[-1]) + 1

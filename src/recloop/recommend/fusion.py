@@ -125,10 +125,20 @@ def _fuse_one(items: np.ndarray, slots: _Slots, fused: FusedTopK) -> None:
     if not len(first):
         return
     totals = np.add.reduceat(slots.shares[slot], first).astype(np.float32)
-    best = np.argsort(-totals, kind="stable")[: fused.items.shape[1]]  # the smaller item wins a tie
+    best = _largest(totals, fused.items.shape[1])
     n_best, entry = len(best), first[best]
     fused.items[0, :n_best], fused.scores[0, :n_best] = items[entry], totals[best]
     fused.sources[0, :n_best] = slots.sources[slot[entry]]
+
+
+def _largest(totals: np.ndarray, k: int) -> np.ndarray:
+    """Return the positions of the k largest totals, descending; the smaller position wins a tie."""
+    if len(totals) <= k:
+        return np.argsort(-totals, kind="stable")
+    border = np.partition(totals, len(totals) - k)[len(totals) - k]
+    kept = np.flatnonzero(totals >= border)
+    best: np.ndarray = kept[np.argsort(-totals[kept], kind="stable")[:k]]
+    return best
 
 
 def _fuse_rows(items: np.ndarray, slots: _Slots, fused: FusedTopK, rows: slice) -> None:

@@ -128,6 +128,7 @@ class VectorSearch:
         self._query = np.zeros((1, len(table.units)), dtype=np.uint8)
         self._sums = np.zeros((1, width), dtype=np.int32)
         self._scores = np.zeros(width, dtype=np.float32)
+        self._is_banned = np.zeros(width, dtype=bool)  # all False between calls
         self._session = _session()
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_input("query", ort.OrtValue.ortvalue_from_numpy(self._query))
@@ -149,7 +150,7 @@ class VectorSearch:
         if masked.items is None:
             candidates = self._scan(user, masked.shifts, banned, depth)
         else:
-            candidates = masked.items[~np.isin(masked.items, banned)] if len(banned) else masked.items
+            candidates = self._without(masked.items, banned)
         return self._rescored(user, candidates, depth)
 
     def _masked(self, table: TableMask) -> MaskedTable:
@@ -158,6 +159,15 @@ class VectorSearch:
         shifts = np.full(len(self._shifts), -np.inf, dtype=np.float32)
         np.copyto(shifts[: len(table.mask)], self._shifts[: len(table.mask)], where=table.mask)
         return MaskedTable(None, shifts)
+
+    def _without(self, items: np.ndarray, banned: np.ndarray) -> np.ndarray:
+        """Return the items that are not banned, in order."""
+        if not len(banned):
+            return items
+        self._is_banned[banned] = True
+        kept: np.ndarray = items[~self._is_banned[items]]
+        self._is_banned[banned] = False
+        return kept
 
     def _scan(self, user: np.ndarray, shifts: np.ndarray, banned: np.ndarray, depth: int) -> np.ndarray:
         """Return the items, ascending, that can be among the best ``depth``."""
