@@ -22,6 +22,8 @@ from recloop.serve.list_endpoint import ListProtocol
 KEEP_ALIVE_SECONDS = 5  # seconds before an idle connection is closed
 TICKS_PER_SECOND = 10  # uvicorn's main loop
 WORKER_SECONDS = 3  # further seconds for workers, which drain first
+SWITCH_SECONDS = 0.0005
+"""Longest time that another thread keeps the interpreter while a request waits; 5 ms by default."""
 DRAIN_SECONDS = KEEP_ALIVE_SECONDS + 1  # seconds for clients to receive `Connection: close`
 
 
@@ -103,6 +105,7 @@ def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "", 
         ready: First line of stdout; empty in a worker.
         workers: Processes that this one outlives, because it answers what they forward.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     config = uvicorn.Config(
         app,
