@@ -27,6 +27,7 @@ import polars as pl
 
 from recloop.project import open_project
 from recloop.recommend import recommender as recommenders
+from recloop.recommend import sources
 from recloop.serve import recommend_routes
 from recloop.serve import service as services
 from recloop.serve.access import AccessRules
@@ -87,6 +88,7 @@ def main() -> None:
     words.add_argument("--filter", default="", help="condition of the requests; default: a category, if there is one")
     words.add_argument("--json", action="store_true")
     asked = words.parse_args()
+    sources.KEEP_VECTORS = False  # every request encodes
     project = open_project(asked.project)
     service = Service(project)
     try:

@@ -11,11 +11,11 @@ decision. Rounds alternate the sides; a rate is the median of the rounds. Sizes 
 (`serve_project.py`), ``complete-journey`` (counts only, if its package is installed), and ``heavy``: users with 1 k, 100 k
 and 1 M events over 3,700 items. A result file holds the command, the commit, the machine and the seed:
 
-    rates         lists per second of each side, each round
+    rates         lists per second of each side, each round; every list of `recloop` encodes, `kept` encodes a user once
     cpu_ms        CPU milliseconds of the server per list, which a busy machine changes less
     latency       milliseconds at 30 % of the peak, at Poisson times
     updates       lists per second with and without 100 stock updates per second, with and without a filter on stock
-    parts         microseconds of each step in one process (`profile_request.py`), and of a constant JSON route
+    parts         microseconds of each step in one process (`profile_request.py`), and of a constant list (`constant.py`)
     memory        resident MiB of each side after the rounds
 
 ``--python`` is an interpreter, or a checkout whose ``src`` this interpreter imports; it builds its own project.
@@ -59,6 +59,14 @@ PEAK_SHARE: Final = 0.3
 READY_SECONDS: Final = 600.0
 N_REQUESTS: Final = 5_000
 SEED: Final = 0
+ENCODE_ALWAYS: Final = """\
+from recloop.cli import main
+from recloop.recommend import sources
+sources.KEEP_VECTORS = False
+main()"""
+"""Program of the side `recloop`: a user without new events is encoded again."""
+WITHOUT_DETAILS: Final = ("typical", "kept")
+"""Sides of which only the rates are measured."""
 PARTS: Final = ("state", "encode", "sources", "reply")
 """Steps of `profile_request.py` whose sum, with a constant route, is compared with a whole request."""
 
@@ -150,6 +158,10 @@ def rates(asked: Asked, size: str) -> dict[str, Any]:
         project = build(asked, size, None)
         with_filter, values = filters(project, size)
         sides = [stack.enter_context(recloop_server(project, "recloop", None, with_filter))]
+        if size != "complete-journey":
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "project"  # the served project is locked
+            shutil.copytree(project, copy)
+            sides.append(stack.enter_context(recloop_server(copy, "kept", None, with_filter)))
         if asked.python is not None:
             before = build(asked, size, asked.python)
             sides.append(stack.enter_context(recloop_server(before, "before", asked.python, with_filter)))
@@ -167,13 +179,17 @@ def rates(asked: Asked, size: str) -> dict[str, Any]:
                     by_side[side.name].append(round(stream.per_second, 1))
                     cpu_ms[side.name].append(round(1e3 * (cpu_seconds(side.pid) - used) / len(stream.latencies), 3))
         memory = {side.name: resident_mib(side.pid) for side in sides}
-        latency = {side.name: at_share(side, users, values, by_side, asked) for side in sides if side.name != "typical"}
+        latency = {
+            side.name: at_share(side, users, values, by_side, asked)
+            for side in sides
+            if side.name not in WITHOUT_DETAILS
+        }
         updates = {
             side.name: with_updates(side, project, users, asked)
             for side in sides
-            if side.name != "typical" and size != "complete-journey"
+            if side.name not in WITHOUT_DETAILS and size != "complete-journey"
         }
-        parts = walk(project, sides[0], asked) if size != "complete-journey" else {}
+        parts = walk(project, asked) if size != "complete-journey" else {}
     peak = statistics.median(by_side["recloop"])
     result = {
         "rates": by_side,
@@ -243,7 +259,7 @@ def users_of(project: Path) -> list[str]:
     return column.to_list()[: serve_project.USERS]
 
 
-def recloop_command(python: Path | None, *words: str) -> tuple[list[str], dict[str, str]]:
+def recloop_command(python: Path | None, *words: str, encodes_always: bool = False) -> tuple[list[str], dict[str, str]]:
     """Command and environment of recloop in this environment, another one or a checkout."""
     environment = dict(os.environ)
     interpreter = sys.executable
@@ -252,14 +268,15 @@ def recloop_command(python: Path | None, *words: str) -> tuple[list[str], dict[s
     elif python is not None:
         interpreter = str(python)
         environment.pop("PYTHONPATH", None)
-    return [interpreter, "-m", "recloop", *words], environment
+    program = ["-c", ENCODE_ALWAYS] if encodes_always else ["-m", "recloop"]
+    return [interpreter, *program, *words], environment
 
 
 @contextmanager
 def recloop_server(project: Path, name: str, python: Path | None, with_filter: Callable[[str], str]) -> Iterator[Side]:
     """Serve a project on the first core."""
     port = free_port()
-    command, environment = recloop_command(python, "serve", "--port", str(port))
+    command, environment = recloop_command(python, "serve", "--port", str(port), encodes_always=name == "recloop")
     with server(command, environment, project, port, "/v1/health/ready") as process:
         path = lambda user, value: f"/v1/recommend/{quote(user)}?n=10&filter={quote(with_filter(value))}"  # noqa: E731
         yield Side(name, port, process.pid, path)
@@ -374,10 +391,15 @@ def stock(items: pl.DataFrame, number: int) -> Iterator[bytes]:
         yield load.post("/v1/items", json.dumps(item).encode())
 
 
-def walk(project: Path, side: Side, asked: Asked) -> dict[str, float]:
-    """Microseconds of each step of a request, and of a constant JSON route."""
-    stream = load.Stream(cycle([load.get("/v1/health/live")]))
-    send(side.port, [stream], asked.seconds / 3)
+def walk(project: Path, asked: Asked) -> dict[str, float]:
+    """Microseconds of each step of a request, and of a constant list on the same protocol."""
+    port = free_port()
+    path = "/v1/recommend/u?n=10"
+    stream = load.Stream(cycle([load.get(path)]))
+    with server(
+        [sys.executable, str(HERE / "constant.py"), "--port", str(port)], dict(os.environ), project, port, path
+    ):
+        send(port, [stream], asked.seconds / 3)
     constant = 1e6 / stream.per_second
     with tempfile.TemporaryDirectory() as copy:
         target = Path(copy) / "project"  # the served project is locked
