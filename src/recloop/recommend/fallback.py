@@ -53,7 +53,10 @@ class FallbackQuery:
 
 
 class OrderedItems:
-    """Ordered list of item_ix, read through masks; the first allowed items of recent masks are kept."""
+    """Ordered list of item_ix, read through masks.
+
+    The first allowed items of recent masks are kept.
+    """
 
     def __init__(self, order: np.ndarray) -> None:
         self._order = order
@@ -68,7 +71,7 @@ class OrderedItems:
             yield from (item_ix for item_ix in self._order[positions].tolist() if item_ix not in banned)
 
     def _first_items(self, table: TableMask) -> tuple[list[int], int]:
-        """Return the first items that a mask allows, and the position in the list that follows them."""
+        """Return the first items that a mask allows, and the position after them."""
         first: list[int] = []
         for allowed in self._allowed_positions(table.mask, 0):
             positions = allowed[: N_FIRST_ITEMS - len(first)]

@@ -132,7 +132,10 @@ def _fuse_one(items: np.ndarray, slots: _Slots, fused: FusedTopK) -> None:
 
 
 def _largest(totals: np.ndarray, k: int) -> np.ndarray:
-    """Return the positions of the k largest totals, descending; the smaller position wins a tie."""
+    """Return the positions of the k largest totals, descending.
+
+    The smaller position wins a tie.
+    """
     if len(totals) <= k:
         return np.argsort(-totals, kind="stable")
     border = np.partition(totals, len(totals) - k)[len(totals) - k]

@@ -96,7 +96,10 @@ def _repeats(values: ArrayLike) -> tuple[bytes, bytes]:
 
 
 class AnswerCounter:
-    """Counter of the answers of one store; it keeps the codes of items, which never change."""
+    """Counter of the answers of one store.
+
+    It keeps the codes of items, which never change.
+    """
 
     def __init__(self, writer: sqlite3.Connection) -> None:
         self._writer = writer
@@ -118,7 +121,7 @@ class AnswerCounter:
 
 
 def _count_next(writer: sqlite3.Connection, known: Mapping[str, int]) -> tuple[int, dict[str, int]]:
-    """Count the next answers; return the id of the last one, or 0, and the codes of their items.
+    """Count the next answers; return the last id (0 if none) and the items' codes.
 
     Args:
         known: Codes of earlier items.
