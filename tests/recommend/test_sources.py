@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from recloop.bundle import Bundle
 from recloop.features.encode import EncodedBatch, window
 from recloop.features.state import StateBatch, offsets_of
-from recloop.recommend import count_sources
+from recloop.recommend import count_batches, count_sources
 from recloop.recommend.count_sources import CoVisitationSource, HistorySource, PopularSource
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.sources import EmbeddingSource, newest_window
@@ -43,6 +43,18 @@ def random_batch(generator: np.random.Generator, n_queries: int = 6) -> EncodedB
         context_names=[],
         now=np.zeros(n_queries, dtype=np.int64),
     )
+
+
+def one_query(encoded: EncodedBatch, b: int) -> EncodedBatch:
+    """Batch of query b alone."""
+    moments = slice(*encoded.moment_offsets[b : b + 2])
+    offsets = encoded.item_offsets[moments.start : moments.stop + 1]
+    rows = slice(offsets[0], offsets[-1])
+    return replace(
+        encoded, states=StateBatch.empty([""]), moment_offsets=encoded.moment_offsets[b : b + 2] - moments.start,
+        stamps=encoded.stamps[moments], item_offsets=offsets - offsets[0], items=encoded.items[rows],
+        targets=encoded.targets[rows],
+    )  # fmt: skip
 
 
 def random_filters(generator: np.random.Generator, n_queries: int = 6) -> CandidateMask:
@@ -173,3 +185,19 @@ def test_user_vector_is_kept_for_equal_history_and_context(change: dict[str, int
     vector = source.user_vectors(second)[1]
     expected = source._run(second.items[None], second.items[None], second.items[None] > 0, second.context)
     assert (graph.runs - 1, vector.tolist()) == (n_runs, expected.tolist())
+
+
+@pytest.mark.parametrize("source", ["neighbours", "history"])
+def test_lists_of_a_large_batch_equal_those_of_small_ones(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    encoded, allowed, bundle = random_batch(generator, 40), random_filters(generator, 40), random_bundle(generator)
+    space = Workspace(N_ITEMS + 1)
+    lists = CoVisitationSource(bundle, RECENT, space) if source == "neighbours" else HistorySource(bundle, 3.0, space)
+    together = lists.best(encoded, allowed, 9)
+    monkeypatch.setattr(count_batches, "QUERIES_PER_STEP", 7)
+    apart = lists.best(encoded, allowed, 9)
+    assert np.array_equal(together.items, apart.items) and np.array_equal(together.scores, apart.scores)
+    for b in np.flatnonzero(np.diff(encoded.moment_offsets)).tolist():
+        ranked = lists._ranked(one_query(encoded, b))[0]
+        is_shown = allowed.mask[ranked] & ~np.isin(ranked, allowed.banned[b])
+        assert listed(together.items[b]) == ranked[is_shown][:9].tolist()

@@ -1,18 +1,18 @@
 """Sources that count: popular items, own items and co-visitation.
 
-Queries are answered one at a time, so a list does not depend on its batch. What depends on a user's past alone is kept
-with its state.
+A list does not depend on its batch. What depends on a user's past alone is kept with its state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from itertools import pairwise
 
 import numpy as np
+import scipy.sparse as sp
 
 from recloop.bundle import Bundle
 from recloop.features.encode import EncodedBatch
+from recloop.recommend import count_batches
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.mask_cache import MaskCache
 from recloop.recommend.table_mask import TableMask
@@ -98,6 +98,7 @@ class HistorySource:
 
     def __init__(self, bundle: Bundle, half_life: float | None, workspace: Workspace) -> None:
         self._rank = popularity_rank(bundle)
+        self._order = bundle.arrays["popular"]
         self._key = ("own items", bundle.items.ids.serial, half_life)
         self._half_life = half_life
         self._workspace = workspace
@@ -110,12 +111,12 @@ class HistorySource:
             put_ranked(recalled, kept(encoded, self._key, self._ranked), allowed, self._workspace)
             return recalled
         weights = self._row_weights(encoded)
-        offsets = encoded.row_offsets.tolist()
-        for b, (low, high) in enumerate(pairwise(offsets)):
-            if low < high:
-                items, scores = self._workspace.totals(encoded.items[low:high], weights[low:high])
-                is_allowed = self._workspace.is_allowed(items, allowed, b)
-                recalled.put(b, *best_ranked(items[is_allowed], _in_24_bits(scores[is_allowed]), self._rank, depth))
+        for span in count_batches.steps(len(encoded)):
+            offsets = encoded.row_offsets[span.start : span.stop + 1]
+            rows = slice(offsets[0], offsets[-1])
+            scores = count_batches.totals(offsets - offsets[0], encoded.items[rows], weights[rows], len(self._rank))
+            scores.data = _in_24_bits(scores.data)
+            count_batches.put_best(recalled, scores, allowed, self._rank, self._order, span)
         return recalled
 
     def _ranked(self, encoded: EncodedBatch) -> Ranked:
@@ -138,6 +139,7 @@ class CoVisitationSource:
     def __init__(self, bundle: Bundle, recent: tuple[float, ...], workspace: Workspace) -> None:
         arrays = bundle.arrays
         self._rank = popularity_rank(bundle)
+        self._order = arrays["popular"]
         self._key = ("neighbours", bundle.items.ids.serial, recent)
         self._oldest_first = np.array(recent[::-1])
         self._indptr = arrays["neighbours.indptr"]
@@ -150,12 +152,10 @@ class CoVisitationSource:
         if len(encoded) == 1:
             put_ranked(recalled, kept(encoded, self._key, self._ranked), allowed, self._workspace)
             return recalled
-        for b in range(len(encoded)):
-            items, weights = self._recent_items(encoded, b)
-            if len(items):
-                neighbours, scores = self._summed_rows(items, weights)
-                is_kept = self._workspace.is_allowed(neighbours, allowed, b) & (scores > 0)
-                recalled.put(b, *best_ranked(neighbours[is_kept], scores[is_kept], self._rank, depth))
+        for span in count_batches.steps(len(encoded)):
+            scores = self._summed_rows_of_batch(*self._recent_items_of_batch(encoded, span))
+            scores.data = scores.data.astype(np.float32).astype(np.float64)
+            count_batches.put_best(recalled, scores, allowed, self._rank, self._order, span)
         return recalled
 
     def _ranked(self, encoded: EncodedBatch) -> Ranked:
@@ -177,6 +177,29 @@ class CoVisitationSource:
         items, slots = np.unique(encoded.items[offsets[0] : offsets[-1]], return_inverse=True)
         return items, np.bincount(slots, weights=weights, minlength=len(items))
 
+    def _recent_items_of_batch(self, encoded: EncodedBatch, span: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return `_recent_items` of each query, and their offsets (B+1,)."""
+        n_queries, n_rows = span.stop - span.start, len(self._rank)
+        stops = encoded.moment_offsets[span.start + 1 : span.stop + 1]
+        n_moments = np.minimum(stops - encoded.moment_offsets[span], len(self._oldest_first))
+        moments = count_batches.spread(stops - n_moments, n_moments)
+        moment_weights = self._oldest_first[count_batches.spread(len(self._oldest_first) - n_moments, n_moments)]
+        n_items = np.diff(encoded.item_offsets)[moments]
+        entries = count_batches.spread(encoded.item_offsets[moments], n_items)
+        query = np.repeat(np.repeat(np.arange(n_queries), n_moments), n_items)
+        pairs, slots = np.unique(query * n_rows + encoded.items[entries], return_inverse=True)
+        weights = np.bincount(slots, weights=np.repeat(moment_weights, n_items), minlength=len(pairs))
+        return pairs % n_rows, weights, np.searchsorted(pairs, np.arange(n_queries + 1) * n_rows)
+
+    def _summed_rows_of_batch(self, items: np.ndarray, weights: np.ndarray, offsets: np.ndarray) -> sp.csr_array:
+        """Return the scores (B, N+1), summed in float64 in the order of ``items``."""
+        starts = self._indptr[items]
+        lengths = self._indptr[items + 1] - starts
+        entries = count_batches.spread(starts, lengths)
+        values = self._weights[entries] * np.repeat(weights, lengths)
+        entry_offsets = np.concatenate([[0], np.cumsum(lengths)])[offsets]
+        return count_batches.totals(entry_offsets, self._ids[entries], values, len(self._rank))
+
     def _summed_rows(self, items: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the neighbours and their scores, float32.
 
@@ -184,8 +207,7 @@ class CoVisitationSource:
         """
         starts = self._indptr[items]
         lengths = self._indptr[items + 1] - starts
-        ends = np.cumsum(lengths)
-        entries = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
+        entries = count_batches.spread(starts, lengths)
         values = self._weights[entries] * np.repeat(weights, lengths)
         neighbours, sums = self._workspace.totals(self._ids[entries], values)
         return neighbours, sums.astype(np.float32)

@@ -1,0 +1,79 @@
+"""Totals and rankings of many queries in one pass, for the sources that count.
+
+The lists are those of one query at a time: an item's values are added in the order of the entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse as sp
+
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.top_k import TopK
+
+QUERIES_PER_STEP = 64
+"""Queries whose entries are in memory at once."""
+RANK_BITS = 29
+"""Low bits of a float64 with a significand of 24 bits; they are 0 and hold the rank of a key."""
+
+
+def steps(n_queries: int) -> Iterator[slice]:
+    """Yield the spans of at most `QUERIES_PER_STEP` queries."""
+    for start in range(0, n_queries, QUERIES_PER_STEP):
+        yield slice(start, min(start + QUERIES_PER_STEP, n_queries))
+
+
+def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the concatenated ranges of ``lengths`` integers from each of ``starts``."""
+    ends = np.cumsum(lengths)
+    n_all = int(ends[-1]) if len(ends) else 0
+    return np.arange(n_all) + np.repeat(starts - ends + lengths, lengths)
+
+
+def totals(offsets: np.ndarray, items: np.ndarray, values: np.ndarray, n_rows: int) -> sp.csr_array:
+    """Sum the values of each query's items: (B, n_rows) float64.
+
+    Args:
+        offsets: (B+1,) query b owns the entries ``offsets[b]:offsets[b + 1]``.
+        items: (E,) item_ix. values: (E,) float64; an item's values are added in the order of the entries.
+    """
+    n_entries = len(items)
+    of_query = sp.csr_array((np.ones(n_entries), np.arange(n_entries), offsets), shape=(len(offsets) - 1, n_entries))
+    of_entry = sp.csr_array((values, items, np.arange(n_entries + 1)), shape=(n_entries, n_rows))
+    return sp.csr_array(of_query @ of_entry)  # a factor of 1 is exact
+
+
+def put_best(
+    recalled: TopK, scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, order: np.ndarray, rows: slice
+) -> None:
+    """Store the best allowed items of the queries ``rows``, ties by ``rank``.
+
+    Args:
+        scores: (rows, N+1) float64 with a significand of 24 bits; only entries above 0 count.
+        rank: (N+1,) rank in training popularity. order: (N,) the item_ix of each rank.
+    """
+    items = scores.indices
+    row = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
+    is_kept = (scores.data > 0) & allowed.mask[items]
+    for number, banned in enumerate(allowed.banned[rows]):
+        if len(banned):
+            span = slice(scores.indptr[number], scores.indptr[number + 1])
+            is_kept[span] &= ~np.isin(items[span], banned)
+    row, items = row[is_kept], items[is_kept]
+    if not len(items):
+        return
+    keys = scores.data[is_kept].view(np.int64) | ((1 << RANK_BITS) - 1 - rank[items].astype(np.int64))
+    lengths = np.bincount(row, minlength=scores.shape[0])
+    table = np.zeros((scores.shape[0], int(lengths.max())), dtype=np.int64)  # 0: an empty entry
+    table[row, np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)] = keys
+    depth = min(recalled.items.shape[1], table.shape[1])
+    if depth < table.shape[1]:
+        table = np.partition(table, table.shape[1] - depth, axis=1)[:, table.shape[1] - depth :]
+    best = np.sort(table, axis=1)[:, ::-1]
+    ranks = (1 << RANK_BITS) - 1 - (best & (1 << RANK_BITS) - 1)
+    is_item = best > 0
+    recalled.items[rows, :depth] = np.where(is_item, order[np.where(is_item, ranks, 0)], 0)
+    values = (best >> RANK_BITS << RANK_BITS).view(np.float64)
+    recalled.scores[rows, :depth] = np.where(is_item, values, -np.inf)
