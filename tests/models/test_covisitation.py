@@ -121,3 +121,15 @@ def test_covisitation_counts_pairs_of_a_guest_basket_without_the_diagonal(monkey
     assert rows_of(data, guests=0)[3].sum() == 0
     monkeypatch.setattr(covisitation, "CHUNK_PRODUCTS", 1)
     assert np.array_equal(rows, rows_of(data, guests=0.5))
+
+
+@pytest.mark.parametrize("step", [1, 40, 10**6])
+def test_largest_entries_equal_a_sort_by_value_and_column(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(covisitation, "STEP_ENTRIES", step)
+    generator = np.random.default_rng(0)
+    counts = np.where(generator.random((30, 25)) < 0.5, generator.integers(1, 4, (30, 25)), 0).astype(np.float64)
+    largest = covisitation._largest(sp.csr_array(counts), 6, 20.0).toarray()
+    for row, values in zip(largest, counts, strict=True):
+        kept = np.argsort(-values, kind="stable")[: min(6, np.count_nonzero(values))]
+        assert np.flatnonzero(row).tolist() == sorted(kept.tolist())
+        assert row[kept].tolist() == (values[kept] / (values.sum() + 20.0)).tolist()

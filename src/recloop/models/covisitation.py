@@ -16,6 +16,7 @@ RECENT_WEIGHTS = (1.0, 0.6, 0.4, 0.25, 0.2)
 GUEST_WEIGHT = 0.05
 """Weight of two items in one guest basket."""
 CHUNK_PRODUCTS = 60_000_000  # multiply-adds per chunk; bounds memory
+STEP_ENTRIES = 2**20  # entries that are compared with their row's border at a time
 
 
 class CoVisitation:
@@ -106,17 +107,13 @@ def _following(moment_items: sp.csr_array, user: np.ndarray, lags: tuple[float, 
     Row m = sum over lags l of w_l times the items of the same user's moment m + l.
     """
     size = moment_items.shape[0]
-    rows, columns, weights = [], [], []
-    for lag, weight in enumerate(lags, start=1):
-        if lag >= size:
-            break
-        earlier = np.flatnonzero(user[lag:] == user[:-lag])
-        rows.append(earlier)
-        columns.append(earlier + lag)
-        weights.append(np.full(len(earlier), weight))
-    if not rows:
-        return sp.csr_array(moment_items.shape)
-    shift = sp.csr_array((np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=(size, size))
+    last = np.append(np.flatnonzero(user[1:] != user[:-1]), size - 1)  # a user's moments are consecutive
+    lengths = np.diff(last, prepend=-1)
+    n_later = np.minimum(np.repeat(last, lengths) - np.arange(size), len(lags))
+    indptr = np.concatenate([[0], np.cumsum(n_later)])
+    lag = np.arange(indptr[-1]) - np.repeat(indptr[:-1], n_later)
+    later = np.repeat(np.arange(1, size + 1), n_later) + lag
+    shift = sp.csr_array((np.array(lags)[lag], later, indptr), shape=(size, size))
     return sp.csr_array(shift @ moment_items)
 
 
@@ -131,18 +128,49 @@ def _products(left: sp.csr_array, right: sp.csr_array) -> np.ndarray:
 def _largest(block: sp.csr_array, width: int, shrink: float) -> sp.csr_array:
     """``width`` largest entries of each row over (its sum + shrink), by column."""
     sums = np.asarray(block.sum(axis=1)).ravel()
-    is_kept = np.ones(block.nnz, dtype=bool)
-    for long_row in np.flatnonzero(np.diff(block.indptr) > width):
-        span = slice(block.indptr[long_row], block.indptr[long_row + 1])
-        values = block.data[span]
-        border = np.partition(values, len(values) - width)[len(values) - width]
-        is_largest = values > border
-        ties = np.flatnonzero(values == border)
-        ties = ties[np.argsort(block.indices[span][ties])]
-        is_largest[ties[: width - int(is_largest.sum())]] = True
-        is_kept[span] = is_largest
-    row = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))[is_kept]
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=block.shape[0]))])
-    rows = sp.csr_array((block.data[is_kept] / (sums[row] + shrink), block.indices[is_kept], indptr), shape=block.shape)
-    rows.sort_indices()
-    return rows
+    borders = _borders(block, width)
+    lengths = np.zeros(block.shape[0], dtype=np.int64)
+    columns, weights = [], []
+    start = 0
+    while start < block.shape[0]:
+        end = np.searchsorted(block.indptr, block.indptr[start] + STEP_ENTRIES, side="right")
+        rows = slice(start, max(start + 1, int(end) - 1))
+        span = slice(block.indptr[rows.start], block.indptr[rows.stop])
+        row = np.repeat(np.arange(rows.start, rows.stop), np.diff(block.indptr[rows.start : rows.stop + 1]))
+        kept = _kept(row, block.indices[span], block.data[span], borders, width)
+        lengths[rows] = np.bincount(row[kept] - rows.start, minlength=rows.stop - rows.start)
+        columns.append(block.indices[span][kept])
+        weights.append(block.data[span][kept] / (sums[row[kept]] + shrink))
+        start = rows.stop
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    largest = sp.csr_array((np.concatenate(weights), np.concatenate(columns), indptr), shape=block.shape)
+    largest.sort_indices()
+    return largest
+
+
+def _borders(block: sp.csr_array, width: int) -> np.ndarray:
+    """(rows,) float64 the ``width``-th largest entry of each row, -inf in shorter rows."""
+    borders = np.full(block.shape[0], -np.inf)
+    for row in np.flatnonzero(np.diff(block.indptr) > width).tolist():
+        values = block.data[block.indptr[row] : block.indptr[row + 1]]
+        borders[row] = np.partition(values, len(values) - width)[len(values) - width]
+    return borders
+
+
+def _kept(row: np.ndarray, columns: np.ndarray, values: np.ndarray, borders: np.ndarray, width: int) -> np.ndarray:
+    """Indices of the ``width`` largest entries of each row, ties by column.
+
+    Args:
+        row, columns, values: (E,) entries, ``row`` ascending.
+    """
+    border = borders[row]
+    is_kept = values > border
+    ties = np.flatnonzero(values == border)
+    if len(ties):
+        tied_row = row[ties]
+        order = np.lexsort((columns[ties], tied_row))
+        ties = ties[order]  # tied_row ascends already
+        n_free = width - np.bincount(row[is_kept], minlength=len(borders))[tied_row]
+        place = np.arange(len(ties)) - np.searchsorted(tied_row, tied_row)
+        is_kept[ties[place < n_free]] = True
+    return np.flatnonzero(is_kept)
