@@ -196,7 +196,8 @@ def test_lists_of_a_large_batch_equal_those_of_small_ones(source: str, monkeypat
     together = lists.best(encoded, allowed, 9)
     monkeypatch.setattr(count_batches, "QUERIES_PER_STEP", 7)
     apart = lists.best(encoded, allowed, 9)
-    assert np.array_equal(together.items, apart.items) and np.array_equal(together.scores, apart.scores)
+    assert np.array_equal(together.items, apart.items)
+    assert np.array_equal(together.scores, apart.scores)
     for b in np.flatnonzero(np.diff(encoded.moment_offsets)).tolist():
         ranked = lists._ranked(one_query(encoded, b))[0]
         is_shown = allowed.mask[ranked] & ~np.isin(ranked, allowed.banned[b])

@@ -128,3 +128,8 @@ def test_archive_look_ups_read_only_files_with_a_match(archive: Archive, monkeyp
     assert scanned == []
     assert archive.known(["e7"])["e7"].seq == 7
     assert scanned == ["date=2024-10-05"]
+
+
+def test_new_ids_are_those_without_a_valid_event(archive: Archive) -> None:
+    assert archive.new_ids("item_id", pl.Series(["i3", "i5", "i9", "i9", "i7"])) == {"i5", "i9"}, "i5 is in quarantine"
+    assert archive.new_ids("user_id", pl.Series(["u", "v", "w"])) == {"w"}

@@ -103,9 +103,7 @@ def _result(new: NewRows, change: SplitChange) -> AppendResult:
     removed = Counter(new.rows[RULE].drop_nulls().to_list()) + Counter(
         rule for seq, rule in change.removed_rules.items() if seq > new.after
     )
-    users, items = (
-        set(new.valid[column]) - new.archive.known_ids(column, new.valid[column]) for column in (USER_ID, ITEM_ID)
-    )
+    users, items = (new.archive.new_ids(column, new.valid[column]) for column in (USER_ID, ITEM_ID))
     return AppendResult(
         read=len(new.rows),
         kept=len(new.rows) - removed.total(),

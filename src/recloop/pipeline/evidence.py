@@ -108,7 +108,7 @@ def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
     The child has learned these rows, so its numbers on them would be training numbers.
     """
     data = run.data
-    queries = paired.subsample(make_queries(data.test, "successive"))
+    queries = paired.subsample(run.test_queries)
     if not len(queries):
         return {}
     keys = pl.DataFrame({USER_ID: queries.users, STAMP: queries.now}, schema={USER_ID: pl.String, STAMP: pl.Int64})
@@ -153,7 +153,7 @@ def final_evidence(run: UpdateRun, candidate: Bundle, final: Bundle) -> list[Gat
     golden_failures = broken_golden(bundles.load(run.folder / "bundles" / final.id))
     lists: list[Sequence[Sequence[str]]] = [[], []]
     if not run.full:
-        queries = paired.subsample(make_queries(run.data.test, "successive"), MAX_OVERLAP_QUERIES)
+        queries = paired.subsample(run.test_queries, MAX_OVERLAP_QUERIES)
         if len(queries):
             timeline = run.states_of(queries.users)
             both = paired.answer_each((final, candidate), queries, timeline, run.catalog)

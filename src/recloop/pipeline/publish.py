@@ -51,7 +51,7 @@ def publish_update(run: UpdateRun) -> tuple[str, str] | None:
         )  # fmt: skip
     windows = msgspec.convert(run.journal.facts("check")["windows"], tuple[WindowLoss, ...])
     publish_data(run.folder / "data", run.project.data, windows)
-    run.project.open_archive().load_ids()  # the service finds them written
+    run.project.open_archive().open_ids()  # the service finds them written
     _submit_retractions(run, control)
     _apply_without_server(run, control)
     state = release_refresh(run, name)

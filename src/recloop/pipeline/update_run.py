@@ -21,6 +21,7 @@ from recloop.bundle import Bundle
 from recloop.config import Config
 from recloop.data.labelled_log import LabelledLog
 from recloop.errors import BundleError, UserError
+from recloop.evaluation.queries import Queries, make_queries
 from recloop.features.labels import EventLabeler
 from recloop.features.learned_range import LearnedRange, NewWindow
 from recloop.features.spec import FeatureSpec
@@ -156,6 +157,11 @@ class UpdateRun:
         if self.loaded is None:
             self.loaded = LabelledLog(self.folder / "data", self.project.data)
         return self.loaded
+
+    @cached_property
+    def test_queries(self) -> Queries:
+        """Return every query of the test moments."""
+        return make_queries(self.data.test, "successive")
 
     @cached_property
     def catalog(self) -> Catalog:

@@ -164,7 +164,7 @@ def check_size(run: UpdateRun) -> None:
     """Check that the window has enough queries; otherwise wait without training."""
     if run.journal.is_done("enough"):
         return
-    users = np.array(make_queries(run.data.test, "successive").users)
+    users = np.array(run.test_queries.users)
     late_alone = not len(users) and run.window.late > 0
     result = None
     if run.refreshes and not late_alone:
@@ -203,7 +203,7 @@ def run_gates(run: UpdateRun) -> None:
     candidate = load_candidate(run)
     window = run.window
     recipe = str(candidate.manifest.recipe)
-    all_queries = make_queries(run.data.test, "successive")
+    all_queries = run.test_queries
     queries = paired.subsample(all_queries)
     timeline, catalog = run.states_of(queries.users), run.catalog
     sides = (candidate, run.live)

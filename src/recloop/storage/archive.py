@@ -57,7 +57,7 @@ class Archive:
         self.data = data
         self.manifest = DataManifest.read(data)
         self._ids: ArchivedIds | None = None
-        self._spans: list[FileSpan] = []
+        self._spans: list[FileSpan] | None = None
         self._newest = 0
 
     @property
@@ -86,20 +86,28 @@ class Archive:
 
         Call it before a transaction or a request needs them: the first time reads the ids of all rows.
         """
-        self._ids = ArchivedIds.open(self.data, self._all(), self.watermark)
+        self.open_ids()
         self._spans = [FileSpan.read(file) for files in self._days().values() for file in files]
         quarantined = self._quarantined().filter(pl.col(RULE) != "clock").select(pl.col(TIMESTAMP).max()).collect()
         self._newest = max([quarantined.item() or 0, *(span.newest for span in self._spans)])
+
+    def open_ids(self) -> ArchivedIds:
+        """Open the look-up of ids; write what is missing of it."""
+        if self._ids is None:
+            self._ids = ArchivedIds.open(self.data, self._all(), self.watermark)
+        return self._ids
 
     def known(self, event_ids: Sequence[str]) -> dict[str, Event]:
         """Events with one of these event_ids, by event_id; the first of several.
 
         Without a match no row is read; otherwise only the files with a match.
         """
-        seqs = self._loaded_ids().seqs_of(event_ids) if event_ids else []
+        seqs = self.open_ids().seqs_of(event_ids) if event_ids else []
         if not seqs:
             return {}
-        files = [span.file for span in self._spans if bisect_left(seqs, span.first) < bisect_right(seqs, span.last)]
+        files = [
+            span.file for span in self._loaded_spans() if bisect_left(seqs, span.first) < bisect_right(seqs, span.last)
+        ]
         rows = pl.concat([self._scan(files), self._quarantined().select(*EVENT_SCHEMA)])
         is_asked = pl.col(SEQ).is_in(pl.Series(seqs, dtype=pl.Int64).implode())
         matches = rows.filter(pl.col(SEQ).is_between(seqs[0], seqs[-1]) & is_asked).collect()
@@ -129,10 +137,20 @@ class Archive:
         """Distinct users of the valid events that meet a condition."""
         return self._believed().filter(condition).select(pl.col(USER_ID).unique()).collect().to_series()
 
-    def known_ids(self, column: str, raw_ids: pl.Series) -> set[str]:
-        """Those of these ids that a valid event has in a column."""
-        scan = self._believed().filter(pl.col(column).is_in(raw_ids.unique().implode()))
-        return set(scan.select(pl.col(column).unique()).collect().to_series())
+    def new_ids(self, column: str, raw_ids: pl.Series) -> set[str]:
+        """Those of these users or items that no valid event has.
+
+        An id without an archived row is found without a scan; the others may have quarantined rows only.
+        """
+        asked = raw_ids.unique()
+        archived = asked.filter(pl.Series(self.open_ids().has(column, asked)))
+        new = set(asked) - set(archived)
+        in_quarantine = self._quarantined().select(pl.col(column).unique()).collect().to_series()
+        doubtful = archived.filter(archived.is_in(in_quarantine.implode()))
+        if len(doubtful):
+            scan = self._believed().filter(pl.col(column).is_in(doubtful.implode()))
+            new |= set(doubtful) - set(scan.select(pl.col(column).unique()).collect().to_series())
+        return new
 
     def count(self, condition: pl.Expr | None = None) -> int:
         """Count the valid events, or those that meet a condition."""
@@ -145,7 +163,7 @@ class Archive:
         Includes quarantined rows: EVENT_SCHEMA + rule.
         """
         schema = {**EVENT_SCHEMA, RULE: pl.String}
-        self._loaded_ids()
+        spans = self._loaded_spans()
         if after >= self._newest:
             return pl.DataFrame(schema=schema)
         user_ids = pl.Series(list(users), dtype=pl.String).implode()
@@ -154,7 +172,7 @@ class Archive:
         last_day = _day(until, 1)  # one day of margin for the time zone of the folders
         files = [
             span.file
-            for span in self._spans
+            for span in spans
             if span.newest > after and first_day <= span.file.parent.name.removeprefix("date=") <= last_day
         ]
         parts = [self._quarantined().filter(matches)]
@@ -164,13 +182,13 @@ class Archive:
 
     def has_id(self, column: str, raw_id: str) -> bool:
         """True if an archived event has this user_id or item_id; reads no row."""
-        return self._loaded_ids().has(column, raw_id)
+        return bool(self.open_ids().has(column, pl.Series([raw_id], dtype=pl.String))[0])
 
-    def _loaded_ids(self) -> ArchivedIds:
-        if self._ids is None:
+    def _loaded_spans(self) -> list[FileSpan]:
+        if self._spans is None:
             self.load_ids()
-            assert self._ids is not None
-        return self._ids
+            assert self._spans is not None
+        return self._spans
 
     def files(self) -> dict[str, list[str]]:
         """Paths of the event files in ``data/`` by day, oldest rows first."""

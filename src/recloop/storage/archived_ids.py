@@ -124,15 +124,15 @@ class ArchivedIds:
                 seqs += part.seqs[first[row] : last[row]].tolist()
         return sorted(seqs)
 
-    def has(self, column: str, raw_id: str) -> bool:
-        """True if a row has this user_id or item_id; by its 64-bit hash."""
-        asked = hashes_of(pl.Series([raw_id], dtype=pl.String))[0]
+    def has(self, column: str, raw_ids: pl.Series) -> np.ndarray:
+        """(n,) True for each user_id or item_id that a row has; by its 64-bit hash."""
+        asked = hashes_of(raw_ids)
+        has_row = np.zeros(len(asked), dtype=bool)
         for part in self._parts:
             hashes = part.users if column == USER_ID else part.items
-            position = int(np.searchsorted(hashes, asked))
-            if position < len(hashes) and hashes[position] == asked:
-                return True
-        return False
+            if len(hashes):
+                has_row |= hashes[np.minimum(np.searchsorted(hashes, asked), len(hashes) - 1)] == asked
+        return has_row
 
     @classmethod
     def open(cls, data: Path, rows: pl.LazyFrame, until: int) -> ArchivedIds:
