@@ -29,7 +29,8 @@ def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return the concatenated ranges of ``lengths`` integers from each of ``starts``."""
     ends = np.cumsum(lengths)
     n_all = int(ends[-1]) if len(ends) else 0
-    return np.arange(n_all) + np.repeat(starts - ends + lengths, lengths)
+    positions: np.ndarray = np.arange(n_all) + np.repeat(starts - ends + lengths, lengths)
+    return positions
 
 
 def totals(offsets: np.ndarray, items: np.ndarray, values: np.ndarray, n_rows: int) -> sp.csr_array:
