@@ -149,7 +149,7 @@ def _largest(block: sp.csr_array, width: int, shrink: float) -> sp.csr_array:
 
 
 def _borders(block: sp.csr_array, width: int) -> np.ndarray:
-    """(rows,) float64 the ``width``-th largest entry of each row, -inf in shorter rows."""
+    """Return the ``width``-th largest entry per row, (rows,) float64; -inf if shorter."""
     borders = np.full(block.shape[0], -np.inf)
     for row in np.flatnonzero(np.diff(block.indptr) > width).tolist():
         values = block.data[block.indptr[row] : block.indptr[row + 1]]
