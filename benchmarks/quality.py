@@ -155,7 +155,8 @@ def table() -> Iterator[str]:
         seen: set[str] = set()
         for one in mine:
             for row in one["rows"]:
-                name = f"served with {one['model']}" if row["model"] == "served" else row["model"]
+                is_list = row["model"] in {"served", "fusion"}
+                name = f"{row['model']} with {one['model']}" if is_list else row["model"]
                 if name not in seen:
                     seen.add(name)
                     own = one["train"] if row["model"] == one["model"] else {}
