@@ -28,5 +28,8 @@ def test_dropout_repeats_by_seed_and_drops_nothing_outside_training() -> None:
     first = layer(x)
     torch.manual_seed(3)
     assert torch.equal(layer(x), first)
+    layer.active = False
+    assert layer(x) is x
+    layer.active = True
     assert layer.eval()(x) is x
     assert Dropout(0.0).train()(x) is x

@@ -50,7 +50,7 @@ def train_alone(
     data: TrainData, folder: Path, budget: float = 600, dropout: float = 0.0, start: str = "counts", **train: object
 ) -> tuple[dict[str, torch.Tensor], validation.TrainingCallback]:
     """Train without an export; return the final weights and the training callback."""
-    network = load_model("sasrec", {"dropout": dropout, "start": start})
+    network = load_model("sasrec", {"dropout": dropout, "dropout_after": 0, "start": start})
     _, watch = trainer.train(network, data, settings(**train), folder, budget, quiet=True)
     return network.state_dict(), watch
 
@@ -80,6 +80,7 @@ def test_fit_network_returns_arrays_graph_and_train_state(fitted_circle_run: tup
         "blocks": 2,
         "heads": 2,
         "dropout": 0.0,
+        "dropout_after": 2,
         "attention_dropout": 0.0,
         "start": "counts",
     }
@@ -145,6 +146,18 @@ def test_train_with_one_seed_gives_equal_weights(arrays: Arrays, tmp_path: Path)
     for name, tensor in once.items():
         assert torch.equal(again[name], tensor), name
     assert not torch.equal(other["table.weight"], once["table.weight"])
+
+
+def test_train_starts_dropout_after_its_first_epochs(arrays: Arrays, tmp_path: Path) -> None:
+    data = dataclasses.replace(circle(arrays, users=20), held=None)
+
+    def table(epochs: int, **options: float) -> torch.Tensor:
+        network = load_model("sasrec", options)
+        trainer.train(network, data, settings(epochs=epochs), tmp_path, 600, quiet=True)
+        return network.table.weight.detach()
+
+    assert torch.equal(table(1, dropout=0.5, dropout_after=1), table(1, dropout=0.0))
+    assert not torch.equal(table(2, dropout=0.5, dropout_after=1), table(2, dropout=0.0))
 
 
 def test_train_without_a_gain_stops_by_patience(arrays: Arrays, tmp_path: Path) -> None:
@@ -275,7 +288,7 @@ def test_train_with_decayed_rate_and_averaged_weights_is_repeatable(arrays: Arra
     once, watch = train_alone(data, tmp_path, epochs=2, schedule="cosine", ema=0.5)
     again, _ = train_alone(data, tmp_path, epochs=2, schedule="cosine", ema=0.5)
     constant, _ = train_alone(data, tmp_path, epochs=2, ema=0.5)
-    newest, _ = train_alone(data, tmp_path, epochs=2, schedule="cosine")
+    newest, _ = train_alone(data, tmp_path, epochs=2, schedule="cosine", ema=0.0)
     assert watch.average is not None
     for name, tensor in once.items():
         assert torch.equal(again[name], tensor), name

@@ -197,7 +197,7 @@ class Train(Section):
     """Learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate of a full run: constant, or decayed over `time_budget` or `epochs`."""
-    ema: float = pydantic.Field(0.0, ge=0, lt=1)
+    ema: float = pydantic.Field(0.99, ge=0, lt=1)
     """Share of the averaged weights that a step keeps; 0 uses the newest weights."""
     epochs: int = pydantic.Field(100, ge=1)
     """Largest number of epochs."""

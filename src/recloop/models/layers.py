@@ -112,10 +112,11 @@ class Dropout(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.n_dropped = min(255, round(256 * rate))  # of 256 byte values
+        self.active = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """(...) -> (...); the input itself outside training."""
-        if not self.training or not self.n_dropped:
+        """(...) -> (...); the input itself outside training and while not ``active``."""
+        if not (self.training and self.active and self.n_dropped):
             return x
         words = torch.empty(x.numel() // 8 + 1, dtype=torch.int64, device=x.device).random_(-(2**63), None)
         is_kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.n_dropped

@@ -33,13 +33,15 @@ class SASRec(SequenceModel):
         """Options.
 
         ``blocks`` of attention with ``heads`` each, a divisor of ``features.dim``. ``block``: the paper's (``vanilla``) or
-        gated (``ligr``). ``dropout``, ``attention_dropout``: share dropped in training.
+        gated (``ligr``). ``dropout``, ``attention_dropout``: share dropped in training. ``dropout_after``: epochs of a full
+        run before ``dropout`` starts.
         """
 
         block: Literal["vanilla", "ligr"] = "vanilla"
         blocks: int = pydantic.Field(2, ge=1)
         heads: int = pydantic.Field(2, ge=1)
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
+        dropout_after: int = pydantic.Field(2, ge=0)
         attention_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
 
     def build(self, data: TrainData, dim: int, history: int) -> None:

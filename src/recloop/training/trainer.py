@@ -25,6 +25,7 @@ from recloop.errors import UserError
 from recloop.models.base import TrainData
 from recloop.training.batches import Batch, EpochDataset, LengthBucketSampler, SequenceDataset
 from recloop.training.item_init import init_item_embeddings
+from recloop.training.late_dropout import LateDropout
 from recloop.training.losses import Criterion, LossRows
 from recloop.training.network import Network
 from recloop.training.sampled_losses import OwnedItems
@@ -186,7 +187,7 @@ def train(
             max_epochs=settings.epochs,
             min_epochs=0,
             gradient_clip_val=MAX_GRADIENT_NORM,
-            callbacks=[callback],
+            callbacks=[callback, LateDropout(getattr(network.config, "dropout_after", 0) if warm is None else 0)],
             default_root_dir=folder,
             logger=False,
             enable_checkpointing=False,
