@@ -80,7 +80,7 @@ def test_fit_network_returns_arrays_graph_and_train_state(fitted_circle_run: tup
         "blocks": 2,
         "heads": 2,
         "dropout": 0.0,
-        "dropout_after": 2,
+        "dropout_after": 4,
         "attention_dropout": 0.0,
         "start": "counts",
     }

@@ -41,7 +41,7 @@ class SASRec(SequenceModel):
         blocks: int = pydantic.Field(2, ge=1)
         heads: int = pydantic.Field(2, ge=1)
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
-        dropout_after: int = pydantic.Field(2, ge=0)
+        dropout_after: int = pydantic.Field(4, ge=0)
         attention_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
 
     def build(self, data: TrainData, dim: int, history: int) -> None:
