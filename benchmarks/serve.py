@@ -6,10 +6,10 @@
     .venv/bin/python benchmarks/serve.py --python ../before          # also serve with another checkout or environment
 
 The server runs on one core and the load on another: 16 connections with keep-alive and without pipelining. All sides
-answer the same users with a filter on the category, exclude seen items, encode the history with a network and record the
-decision. Rounds alternate the sides; a rate is the median of the rounds. Sizes are 3,700, 100,000 and 1,000,000 items
-(`serve_project.py`), ``complete-journey`` (counts only, if its package is installed), and ``heavy``: users with 1 k, 100 k
-and 1 M events over 3,700 items. A result file holds the command, the commit, the machine and the seed:
+answer the same users with a category filter, exclude seen items, encode the history and record the decision. Rounds
+alternate the sides; a rate is the median of the rounds. Sizes are 3,700, 100,000 and 1,000,000 items
+(`serve_project.py`), ``complete-journey`` (counts, and side ``ranked`` by trees; if its package is installed), and
+``heavy``: users with 1 k, 100 k and 1 M events. A result file holds the command, the commit, the machine and the seed:
 
     rates         lists per second of each side, each round; every list of `recloop` encodes, `kept` encodes a user once
     cpu_ms        CPU milliseconds of the server per list, which a busy machine changes less
@@ -52,6 +52,7 @@ from quality import HERE, PROJECTS, RESULTS, git
 
 SIZES: Final = ("3700", "100000", "1000000", "complete-journey", "heavy")
 QUICK_SIZES: Final = ("500", "heavy")
+RANKED: Final = "complete-journey-ranked"
 HEAVY: Final = (1_000, 100_000, 1_000_000)
 QUICK_HEAVY: Final = (100, 1_000, 10_000)
 UPDATES_PER_SECOND: Final = 100
@@ -65,7 +66,7 @@ from recloop.recommend import sources
 sources.KEEP_VECTORS = False
 main()"""
 """Program of the side `recloop`: a user without new events is encoded again."""
-WITHOUT_DETAILS: Final = ("typical", "kept")
+WITHOUT_DETAILS: Final = ("typical", "kept", "ranked")
 """Sides of which only the rates are measured."""
 PARTS: Final = ("state", "encode", "sources", "reply")
 """Steps of `profile_request.py` whose sum, with a constant route, is compared with a whole request."""
@@ -158,7 +159,10 @@ def rates(asked: Asked, size: str) -> dict[str, Any]:
         project = build(asked, size, None)
         with_filter, values = filters(project, size)
         sides = [stack.enter_context(recloop_server(project, "recloop", None, with_filter))]
-        if size != "complete-journey":
+        if size == "complete-journey":
+            ranked = build(asked, RANKED, None)
+            sides.append(stack.enter_context(recloop_server(ranked, "ranked", None, with_filter)))
+        else:
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "project"  # the served project is locked
             shutil.copytree(project, copy)
             sides.append(stack.enter_context(recloop_server(copy, "kept", None, with_filter)))
@@ -179,15 +183,10 @@ def rates(asked: Asked, size: str) -> dict[str, Any]:
                     by_side[side.name].append(round(stream.per_second, 1))
                     cpu_ms[side.name].append(round(1e3 * (cpu_seconds(side.pid) - used) / len(stream.latencies), 3))
         memory = {side.name: resident_mib(side.pid) for side in sides}
-        latency = {
-            side.name: at_share(side, users, values, by_side, asked)
-            for side in sides
-            if side.name not in WITHOUT_DETAILS
-        }
+        detailed = [side for side in sides if side.name not in WITHOUT_DETAILS]
+        latency = {side.name: at_share(side, users, values, by_side, asked) for side in detailed}
         updates = {
-            side.name: with_updates(side, project, users, asked)
-            for side in sides
-            if side.name not in WITHOUT_DETAILS and size != "complete-journey"
+            side.name: with_updates(side, project, users, asked) for side in detailed if size != "complete-journey"
         }
         parts = walk(project, asked) if size != "complete-journey" else {}
     peak = statistics.median(by_side["recloop"])
@@ -227,12 +226,12 @@ def build(asked: Asked, size: str, python: Path | None) -> Path:
     if (folder / "trained").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    words = ["update", "--json"]
-    if size == "complete-journey":
+    words = ["update", "--json", "--set", f"ranker.model={'auto' if size == RANKED else 'off'}"]
+    if size in ("complete-journey", RANKED):
         from recloop.demo.grocery_project import write_project
 
         write_project(folder, 2)
-        words = ["update", "--json", "--set", "model.name=covisitation"]
+        words += ["--set", "model.name=covisitation"]
     elif size == "heavy":
         lengths = QUICK_HEAVY if asked.quick else HEAVY
         serve_project.write(folder, 500 if asked.quick else 3_700, seed=SEED, heavy=lengths, model="covisitation")

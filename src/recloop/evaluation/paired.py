@@ -47,7 +47,7 @@ MAX_QUERIES = 4_000
 """Maximum queries of a comparison, spread evenly over all of them."""
 MIN_WINDOWS = 10
 """Minimum number of windows of earlier queries; with fewer the band is too wide to detect a change."""
-TIMED_QUERIES = 100
+TIMED_QUERIES = 200
 MIN_NDCG = 1e-4
 """Lower bound of NDCG in the loss."""
 
