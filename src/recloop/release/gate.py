@@ -100,7 +100,7 @@ class GateInputs:
         holdout_users: Scores on the holdout users (`recloop.records.is_holdout_user`).
         slices: Parts of ``new_rows`` by name: ``cold``, ``repeat``, ``explore`` (the last two count other targets).
         unexplained: ``unexplained`` of ``verify --last 1000``.
-        latency: (candidate, live) seconds for the same 100 queries, in the same order.
+        latency: (candidate, live) seconds for the same 200 queries, in the same order.
         cold_coverage: (candidate, live) for the same requests; NaN without cold users.
         cold_users: Number of cold users in ``cold_coverage``; None if unknown.
     """
