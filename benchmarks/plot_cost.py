@@ -29,6 +29,8 @@ COUNTS_ONLY: Final = {"complete-journey": 63_571}
 SERIES: Final = {
     "recloop": ("recloop", "#1f6f54", "o"),
     "before": ("recloop before states as arrays", "#999999", "s"),
+    "kept": ("recloop, kept vectors", "#7fb39c", "v"),
+    "ranked": ("recloop with the ranker", "#8a5a9e", "P"),
     "typical": ("FastAPI, torch, argsort", "#c0562b", "^"),
     "prepare": ("recloop prepare", "#1f6f54", "o"),
     "polars": ("the same steps in Polars", "#c0562b", "^"),

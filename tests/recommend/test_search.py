@@ -63,12 +63,28 @@ def test_search_is_exact_for_columns_and_items_of_any_scale(
         assert items.tolist() == full_sort(table, user, mask, [17, 4_000], 200).tolist()
 
 
+@pytest.mark.parametrize("n_allowed", [1_025, 1_250])
+def test_search_of_a_small_part_of_the_table_equals_a_full_sort(n_allowed: int) -> None:
+    generator = np.random.default_rng(7)
+    table = generator.integers(-2, 3, (20_001, 8)).astype(np.float32)  # integers give many exact ties
+    mask = np.zeros(20_001, dtype=bool)
+    mask[generator.choice(np.arange(1, 20_001), n_allowed, replace=False)] = True
+    inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
+    banned = [int(outside[1]), int(inside[0]), int(inside[-1]), 20_000]
+    finder = VectorSearch(ScanTable.build(table))
+    for user in generator.standard_normal((5, 8)).astype(np.float32):
+        items, scores = finder.best(user, allowed(mask, banned), 0, 50)
+        assert items.tolist() == full_sort(table, user, mask, banned, 50).tolist()
+        assert np.array_equal(scores, np.vecdot(table[items], user))
+    assert finder._masked(TableMask.of(mask)).scan is not finder._whole
+
+
 def test_scan_scores_few_of_many_items_in_float32() -> None:
     generator = np.random.default_rng(6)
     table = generator.standard_normal((20_000, 64)).astype(np.float32)
     finder = VectorSearch(ScanTable.build(table))
     masked = finder._masked(TableMask.of(np.ones(20_000, dtype=bool)))
-    candidates = finder._scan(table[3], masked.shifts, np.zeros(0, dtype=np.int32), 200)
+    candidates = finder._candidates(table[3], masked, np.zeros(0, dtype=np.int32), 200)
     assert 200 <= len(candidates) < 2_000
 
 
@@ -78,7 +94,7 @@ def test_scan_has_the_largest_sums_without_overflow(monkeypatch: pytest.MonkeyPa
     finder = VectorSearch(ScanTable.build(table))
     items, scores = finder.best(np.ones(256, dtype=np.float32), allowed(np.arange(2_000) >= 900, []), 0, 3)
     assert (items.tolist(), scores.tolist()) == ([900, 901, 902], [256.0] * 3)
-    assert finder._sums[0, 900] == 127 * (63 + 64) * 256
+    assert finder._whole._sums[0, 900] == 127 * (63 + 64) * 256
 
 
 def test_search_with_a_zero_vector_returns_the_first_items() -> None:

@@ -8,7 +8,7 @@ last place is scored in float32. The result is that of a full float32 scan, in a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -29,6 +29,8 @@ MIN_SCAN_ITEMS = 1_024
 """If a mask allows at most this many items, they are scored in float32 without a scan."""
 MAX_FLOAT_SCAN = 8_192
 """A table of at most this many rows is scanned in float32: there the calls cost more than the bytes."""
+PART_SHARE = 16
+"""If a mask allows at most this part of a table (one in 16), its items are copied and scanned alone."""
 MAX_RESCORED = 65_536
 """Items that are scored in float32 at a time."""
 ROWS_PER_STEP = 65_536
@@ -65,7 +67,7 @@ class ScanTable:
             BundleError: a vector is not finite.
         """
         n_rows, dim = vectors.shape
-        width = -(-n_rows // COLUMNS_PER_BLOCK) * COLUMNS_PER_BLOCK
+        width = _width(n_rows)
         units = np.sqrt(np.einsum("nd,nd->d", vectors, vectors, dtype=np.float64) / n_rows)
         if not np.isfinite(units).all():
             raise BundleError(
@@ -87,6 +89,20 @@ class ScanTable:
         shifts = -steps * codes.sum(axis=0, dtype=np.int32).astype(np.float32) * np.float32(MAX_QUERY_CODE + 1)
         return cls(vectors, codes, units, steps, shifts, *np.sqrt(squares).tolist())
 
+    def part(self, items: np.ndarray) -> ScanTable:
+        """Return the table of some items, in their order.
+
+        ``vectors`` stay those of all items.
+        """
+        padded = np.zeros(_width(len(items)), dtype=np.intp)  # row 0 is padding
+        padded[: len(items)] = items
+        return replace(
+            self,
+            codes=np.ascontiguousarray(self.codes[:, padded]),
+            steps=self.steps[padded],
+            shifts=self.shifts[padded],
+        )
+
     def error(self, scaled: np.ndarray, codes: np.ndarray, step: float, norm: float) -> float:
         """Return the bound of |x . u| / (step steps[ix]) - codes . c, for all items.
 
@@ -103,74 +119,36 @@ class ScanTable:
         return (error + (dim + 2) * 2.0**-23 * norm * length) / step + dim * 2.0**-7
 
 
-@dataclass(frozen=True)
-class MaskedTable:
-    """Form of a mask in a scan: few ``items``, or ``shifts`` (P,), -inf outside."""
+class Scan:
+    """Scan of all rows of a table of codes; for one thread, because its buffers are reused.
 
-    items: np.ndarray | None
-    shifts: np.ndarray
-
-
-class VectorSearch:
-    """Search of one item table; for one thread, because its buffers are reused.
-
-    Scores of a scan are those of the codes, or float32 scores if the table is small; ``steps`` are then 1.
+    Scores are those of the codes, or float32 scores of ``vectors`` if the table is small; ``steps`` are then 1.
     """
 
-    def __init__(self, table: ScanTable) -> None:
+    def __init__(self, table: ScanTable, is_small: bool = False) -> None:
         self._table = table
         width = len(table.steps)
-        self._is_small = width <= MAX_FLOAT_SCAN
+        self._is_small = is_small
         self._steps = np.ones(width, dtype=np.float32) if self._is_small else table.steps
-        self._shifts = np.zeros(width, dtype=np.float32) if self._is_small else table.shifts
+        self.shifts = np.zeros(width, dtype=np.float32) if self._is_small else table.shifts
         self._max_step = float(self._steps.max())
         self._max_norm = float(np.linalg.norm(table.vectors, axis=1).max()) if self._is_small else 0.0
         self._query = np.zeros((1, len(table.units)), dtype=np.uint8)
         self._sums = np.zeros((1, width), dtype=np.int32)
         self._scores = np.zeros(width, dtype=np.float32)
-        self._is_banned = np.zeros(width, dtype=bool)  # all False between calls
         self._session = _session()
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_input("query", ort.OrtValue.ortvalue_from_numpy(self._query))
         self._binding.bind_ortvalue_input("codes", ort.OrtValue.ortvalue_from_numpy(table.codes))
         self._binding.bind_ortvalue_output("sums", ort.OrtValue.ortvalue_from_numpy(self._sums))
-        self._masks: MaskCache[MaskedTable] = MaskCache(self._masked, max(2, MASK_BYTES // (4 * width)))
 
-    def best(self, user: np.ndarray, allowed: CandidateMask, b: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the allowed items of query b with the largest inner products.
-
-        The result is item_ix and float32 scores, descending, ties by item_ix. A score is the dot product of the item
-        alone; it depends on no other item.
+    def candidates(self, user: np.ndarray, shifts: np.ndarray, banned: np.ndarray, depth: int) -> np.ndarray:
+        """Return the rows, ascending, that can be among the best ``depth``.
 
         Args:
-            user: (D,) float32, finite.
+            shifts: (P,) ``shifts``, -inf for rows that are not allowed.
+            banned: Rows that are not allowed for this query.
         """
-        masked = self._masks.get(allowed.table)
-        banned = allowed.banned[b]
-        if masked.items is None:
-            candidates = self._scan(user, masked.shifts, banned, depth)
-        else:
-            candidates = self._without(masked.items, banned)
-        return self._rescored(user, candidates, depth)
-
-    def _masked(self, table: TableMask) -> MaskedTable:
-        if table.n_allowed <= MIN_SCAN_ITEMS:
-            return MaskedTable(np.flatnonzero(table.mask), np.zeros(0, dtype=np.float32))
-        shifts = np.full(len(self._shifts), -np.inf, dtype=np.float32)
-        np.copyto(shifts[: len(table.mask)], self._shifts[: len(table.mask)], where=table.mask)
-        return MaskedTable(None, shifts)
-
-    def _without(self, items: np.ndarray, banned: np.ndarray) -> np.ndarray:
-        """Return the items that are not banned, in order."""
-        if not len(banned):
-            return items
-        self._is_banned[banned] = True
-        kept: np.ndarray = items[~self._is_banned[items]]
-        self._is_banned[banned] = False
-        return kept
-
-    def _scan(self, user: np.ndarray, shifts: np.ndarray, banned: np.ndarray, depth: int) -> np.ndarray:
-        """Return the items, ascending, that can be among the best ``depth``."""
         error = self._float_scores(user) if self._is_small else self._integer_scores(user)
         self._scores += shifts
         self._scores[banned] = -np.inf
@@ -213,6 +191,78 @@ class VectorSearch:
         near = np.flatnonzero(scores >= border - error * self._max_step)
         return near[scores[near] + error * steps[near] >= border]
 
+
+@dataclass(frozen=True)
+class MaskedTable:
+    """Form of a mask in a search.
+
+    Attributes:
+        items: Allowed items, ascending; None: all rows are scanned.
+        scan: Scan of ``items``, or of all rows; None: the items are so few that each is scored in float32.
+        shifts: (P,) shifts of the scan, -inf for rows that are not allowed.
+    """
+
+    items: np.ndarray | None
+    scan: Scan | None
+    shifts: np.ndarray
+
+
+class VectorSearch:
+    """Search of one item table; for one thread, because its buffers are reused."""
+
+    def __init__(self, table: ScanTable) -> None:
+        self._table = table
+        width = len(table.steps)
+        self._is_small = width <= MAX_FLOAT_SCAN
+        self._whole = Scan(table, self._is_small)
+        self._is_banned = np.zeros(width, dtype=bool)  # all False between calls
+        self._masks: MaskCache[MaskedTable] = MaskCache(self._masked, max(2, MASK_BYTES // (4 * width)))
+
+    def best(self, user: np.ndarray, allowed: CandidateMask, b: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the allowed items of query b with the largest inner products.
+
+        The result is item_ix and float32 scores, descending, ties by item_ix. A score is the dot product of the item
+        alone; it depends on no other item.
+
+        Args:
+            user: (D,) float32, finite.
+        """
+        masked = self._masks.get(allowed.table)
+        return self._rescored(user, self._candidates(user, masked, allowed.banned[b], depth), depth)
+
+    def _candidates(self, user: np.ndarray, masked: MaskedTable, banned: np.ndarray, depth: int) -> np.ndarray:
+        """Return the items, ascending, that can be among the best ``depth``."""
+        if masked.items is None:
+            return self._whole.candidates(user, masked.shifts, banned, depth)
+        if masked.scan is None:
+            return self._without(masked.items, banned)
+        rows = np.searchsorted(masked.items, banned)
+        rows = rows[masked.items.take(rows, mode="clip") == banned]
+        candidates: np.ndarray = masked.items[masked.scan.candidates(user, masked.shifts, rows, depth)]
+        return candidates
+
+    def _masked(self, table: TableMask) -> MaskedTable:
+        if table.n_allowed <= MIN_SCAN_ITEMS:
+            return MaskedTable(np.flatnonzero(table.mask), None, np.zeros(0, dtype=np.float32))
+        if not self._is_small and table.n_allowed * PART_SHARE <= len(table.mask):
+            items = np.flatnonzero(table.mask)
+            scan = Scan(self._table.part(items))
+            shifts = scan.shifts.copy()
+            shifts[len(items) :] = -np.inf
+            return MaskedTable(items, scan, shifts)
+        shifts = np.full(len(self._whole.shifts), -np.inf, dtype=np.float32)
+        np.copyto(shifts[: len(table.mask)], self._whole.shifts[: len(table.mask)], where=table.mask)
+        return MaskedTable(None, self._whole, shifts)
+
+    def _without(self, items: np.ndarray, banned: np.ndarray) -> np.ndarray:
+        """Return the items that are not banned, in order."""
+        if not len(banned):
+            return items
+        self._is_banned[banned] = True
+        kept: np.ndarray = items[~self._is_banned[items]]
+        self._is_banned[banned] = False
+        return kept
+
     def _rescored(self, user: np.ndarray, items: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the best of some items, ascending item_ix, by their float32 scores."""
         vectors = self._table.vectors
@@ -226,6 +276,11 @@ class VectorSearch:
             items, scores = items[kept], scores[kept]
         order = np.argsort(-scores, kind="stable")[:depth]
         return items[order], scores[order]
+
+
+def _width(n_rows: int) -> int:
+    """Return the number of columns of a table of codes."""
+    return -(-n_rows // COLUMNS_PER_BLOCK) * COLUMNS_PER_BLOCK
 
 
 def _lower_border(scores: np.ndarray, depth: int) -> float:
