@@ -120,9 +120,9 @@ class ScanTable:
 
 
 class Scan:
-    """Scan of all rows of a table of codes; for one thread, because its buffers are reused.
+    """Scan of all rows of a table of codes.
 
-    Scores are those of the codes, or float32 scores of ``vectors`` if the table is small; ``steps`` are then 1.
+    It is for one thread, because its buffers are reused. Scores are those of the codes, or float32 scores of ``vectors`` if the table is small; ``steps`` are then 1.
     """
 
     def __init__(self, table: ScanTable, is_small: bool = False) -> None:
