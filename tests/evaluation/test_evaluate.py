@@ -182,7 +182,10 @@ def recount(
     }:
         targets = items_at[user, stamp]
         before = set().union(*(items for (u, s), items in items_at.items() if u == user and s < stamp))
-        slices = {"all": targets, "warm": targets & known, "repeat": targets & before, "explore": targets - before}
+        slices = {
+            "all": targets, "warm": targets & known, "cold": targets - known, "repeat": targets & before,
+            "explore": targets - before,
+        }  # fmt: skip
         for part, wanted in slices.items():
             if not wanted:
                 continue
@@ -196,7 +199,7 @@ def recount(
                 per_user.setdefault((part, name), {}).setdefault(user, []).append(value)
     return {
         part: {name: float(np.mean([np.mean(own) for own in per_user[part, name].values()])) for name in RANKING}
-        for part in ("all", "warm", "repeat", "explore")
+        for part in ("all", "warm", "cold", "repeat", "explore")
     }
 
 
@@ -351,10 +354,10 @@ def test_evaluation_json_has_the_documented_keys(table: EvaluationTable) -> None
     assert [row["model"] for row in tree["rows"]] == ["popular", "bought_before", "covisitation", "served"]
     names = {f"{name}@{k}" for name in ("HR", "Recall", "NDCG", "MRR") for k in (5, 10)}
     health = {"coverage", "entropy", "long_tail_share"}
-    shared = {"model", "bundle", "warm", "repeat", "explore", "seconds", "epochs", "steps", "note"}
+    shared = {"model", "bundle", "warm", "cold", "repeat", "explore", "seconds", "epochs", "steps", "note"}
     for row in tree["rows"]:
         assert set(row) == shared | names | health
-        for part in ("warm", "repeat", "explore"):
+        for part in ("warm", "cold", "repeat", "explore"):
             assert set(row[part]) == names
         for name in names:
             assert set(row[name]) == {"value", "low", "high"}
@@ -402,7 +405,11 @@ def simulated_table(gain: float, kind: str = "network", base: float = 0.2) -> Ev
     lists = {"popular": own / 2, "covisitation": own, "sasrec": own + gain + random.normal(0, 0.02, 400)}
 
     def row(name: str, values: np.ndarray) -> QueryMetrics:
-        held = {(part, f"{metric}@10"): values for part in ("all", "warm", "repeat", "explore") for metric in RANKING}
+        held = {
+            (part, f"{metric}@10"): values
+            for part in ("all", "warm", "cold", "repeat", "explore")
+            for metric in RANKING
+        }
         return QueryMetrics(name, "b", kind if name == "sasrec" else "baseline", held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
 
     protocol = simulated_protocol(400)
@@ -422,7 +429,11 @@ def test_evaluation_sentence_states_the_gain_of_the_network() -> None:
 
 def test_evaluation_sentence_explains_zeros_and_a_single_user() -> None:
     def row(name: str, values: np.ndarray) -> QueryMetrics:
-        held = {(part, f"{metric}@10"): values for part in ("all", "warm", "repeat", "explore") for metric in RANKING}
+        held = {
+            (part, f"{metric}@10"): values
+            for part in ("all", "warm", "cold", "repeat", "explore")
+            for metric in RANKING
+        }
         kind = "served" if name == "served" else "baseline"
         return QueryMetrics(name, "b", kind, held, 0.1, 0.2, 0.3, 1.0)  # type: ignore[arg-type]
 

@@ -257,7 +257,8 @@ class _BundleEvaluation:
         """Return the rows of this bundle: every value of every query, by slice."""
         numbers = self.lists.numbers(self.queries.targets)
         is_warm = (numbers > 0) & (numbers <= len(self.bundle.items))
-        masks = {"all": np.ones(len(numbers), dtype=bool), "warm": is_warm, "repeat": repeat, "explore": ~repeat}
+        everything = np.ones(len(numbers), dtype=bool)
+        masks = {"all": everything, "warm": is_warm, "cold": ~is_warm, "repeat": repeat, "explore": ~repeat}
         slices = {name: metrics.keep_targets(numbers, self.queries.offsets, masks[name]) for name in SLICES}
         tail = np.concatenate([[False], self.bundle.items.tail, np.ones(self.lists.n_beyond, dtype=bool)])
         rows = []

@@ -91,6 +91,9 @@ class ListRecommender:
         width = min(self.k, fused.items.shape[1])
         items[:, :width] = fused.items[:, :width]
         covering[:, :width] = FUSED_COVERING[fused.sources[:, :width]]
+        if stages is None:
+            is_cold = [self.recommender.is_cold(encoded, b, self.settings) for b in range(len(encoded))]
+            items[is_cold], covering[is_cold] = 0, False
         for b in np.flatnonzero(items[:, -1] == 0).tolist():
             used = [self._table.ids[item_ix - 1] for item_ix in items[b, : np.count_nonzero(items[b])].tolist()]
             slots = self.recommender.fallback(

@@ -29,7 +29,7 @@ from recloop.evaluation.table_rows import (
 )
 from recloop.files import JsonTree, replace_file
 
-MIN_LENGTHS: Final = (0, 1, 5, 10, 20, 50, 100, 200, 500, 1000)
+MIN_LENGTHS: Final = (0, 1, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 """Lower bounds of the history-length buckets, in valid positives of the state."""
 FILE_NAME: Final = "evaluation.json"
 

@@ -12,7 +12,7 @@ from recloop.evaluation.metrics import Floats
 from recloop.files import JsonTree
 from recloop.manifest import Training
 
-SLICES: Final = ("all", "warm", "repeat", "explore")
+SLICES: Final = ("all", "warm", "cold", "repeat", "explore")
 
 Kind = Literal["baseline", "network", "served"]
 
@@ -96,6 +96,7 @@ class TableRow:
             by_slice[slice_name][name] = estimate.to_json()
         tree: JsonTree = {"model": self.row.model, "bundle": self.row.bundle, **by_slice["all"]}
         tree["warm"] = by_slice["warm"]
+        tree["cold"] = by_slice["cold"]
         tree["repeat"] = by_slice["repeat"] if repeats else None
         tree["explore"] = by_slice["explore"] if repeats else None
         tree |= {name: bootstrap.plain(getattr(self.row, name)) for name in ("coverage", "entropy", "long_tail_share")}

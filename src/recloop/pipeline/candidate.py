@@ -26,6 +26,7 @@ from recloop.pipeline.update_run import UpdateRun
 from recloop.policy import Policy, ScorerSpec, custom_scorers
 from recloop.records import STAMP
 from recloop.training import baselines, ranker
+from recloop.training.attribute_affinity import strengths_of
 from recloop.training.dataset import ItemUserTables, make_tables, train_data
 from recloop.training.fit import TrainedNetwork, fit_network
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, select_targets
@@ -60,7 +61,7 @@ def build_child(
     tables = make_tables(run.spec, rows, cut, data.items, data.users, parent.items.ids.ids, parent.fields)
     arrays = train_data(tables, rows, None, kept_slots(run.project, data.events, run.until))
     scorers = _closed_form_scorers(parent)
-    counts = _fit_counts(run.config, arrays, tables, scorers)
+    counts = _fit_counts(run.config, arrays, tables, parent)
     manifest = training_steps.base_manifest(run.config, tables, data.manifest.fingerprint, rows, held_seq)
     child = baselines.draft_bundle(run.config, tables, arrays, counts, scorers, manifest)
     if has_network(parent):
@@ -85,7 +86,7 @@ def _with_new_trees(
     start = ranker.period_start(arrays)
     data = train_data(tables, rows.filter(pl.col(STAMP) < start), None)
     data = replace(data, cut=start, history=arrays)
-    counts = _fit_counts(run.config, data, tables, child.scorers)
+    counts = _fit_counts(run.config, data, tables, child)
     early = baselines.draft_bundle(run.config, tables, data, counts, child.scorers, child.manifest)
     past = StateHistory(rows, run.data.users)
     return ranker.refit_trees(child, early, run.config, data, tables, past)
@@ -133,14 +134,14 @@ def _closed_form_scorers(parent: Bundle) -> dict[str, ScorerSpec]:
     return {source: spec for source, spec in parent.scorers.items() if source != "model" or not network}
 
 
-def _fit_counts(
-    config: Config, arrays: TrainData, tables: ItemUserTables, scorers: Mapping[str, ScorerSpec]
-) -> dict[str, np.ndarray]:
-    """Fit the closed-form models with the parent's half-lives and options."""
+def _fit_counts(config: Config, arrays: TrainData, tables: ItemUserTables, parent: Bundle) -> dict[str, np.ndarray]:
+    """Fit the closed-form models with the parent's half-lives, strengths and options."""
+    scorers = _closed_form_scorers(parent)
     custom = next(iter(custom_scorers(scorers)), None)
     name = "" if custom is None else custom.model
     half_lives = baselines.half_lives_of(scorers)
-    counts, _ = baselines.fit_counts(arrays, tables, name, _options(config, custom), half_lives)
+    strengths = strengths_of(parent)
+    counts, _ = baselines.fit_counts(arrays, tables, name, _options(config, custom), half_lives, strengths)
     return counts
 
 

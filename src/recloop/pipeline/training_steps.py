@@ -43,6 +43,7 @@ from recloop.records import LABEL, SEQ, STAMP, USER_ID, guest_rows, hash_unit_in
 from recloop.settings import dump
 from recloop.storage import locks, releases
 from recloop.training import baselines, ranker
+from recloop.training.attribute_affinity import strengths_of
 from recloop.training.dataset import ItemUserTables, make_tables, train_data, validation_data
 from recloop.training.fit import TrainedNetwork, fit_network, has_sequences
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, with_replay
@@ -151,6 +152,7 @@ def fit_models(
     past = StateHistory(rows_before_cut, data.users)
     bundle, chosen = baselines.choose_half_life_and_weights(draft, config, arrays, tables, past, THREADS)
     progress.say("learn", _fusion_line(config, chosen))
+    progress.say("learn", chosen.attributes)
     choice = ranker.choose_ranker(bundle, config, arrays, tables, past, THREADS)
     progress.say("learn", choice.sentence)
     bundle, chosen = choice.bundle, replace(chosen, ranker=choice.to_json())
@@ -282,7 +284,8 @@ def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, 
     scorers = learned.bundle.scorers
     custom = [] if learned.network else custom_scorers(scorers)
     name = custom[0].model if custom else ""
-    counts, _ = baselines.fit_counts(arrays, tables, name, config.model.options, baselines.half_lives_of(scorers))
+    half_lives, strengths = baselines.half_lives_of(scorers), strengths_of(learned.bundle)
+    counts, _ = baselines.fit_counts(arrays, tables, name, config.model.options, half_lives, strengths)
     manifest = base_manifest(config, tables, data.manifest.fingerprint, data.events, nothing_held(data.events))
     manifest = replace(manifest, recipe=learned.bundle.manifest.recipe, train=replace(manifest.train, refit=True))
     bundle = baselines.draft_bundle(config, tables, arrays, counts, scorers, manifest)

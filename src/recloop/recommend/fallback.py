@@ -14,7 +14,6 @@ from recloop.bundle import Bundle
 from recloop.features.encode import EncodedBatch
 from recloop.features.vocabulary import as_text
 from recloop.recommend import similar_items
-from recloop.recommend.attribute_towers import AttributeTowers
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.mask_cache import MaskCache
@@ -96,20 +95,28 @@ class FallbackStage(Protocol):
         ...
 
 
+class AttributeRanking(Protocol):
+    """Ranking of items by the attributes of a query's user."""
+
+    def best(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:
+        """Return raw ids for query b, best first, filtered; empty without a known value."""
+        ...
+
+
 class AttributesStage:
     """Items with attributes that resemble the query item or match the user."""
 
-    def __init__(self, catalog: Catalog, towers: AttributeTowers | None, similar: similar_items.SimilarItems) -> None:
+    def __init__(self, catalog: Catalog, ranking: AttributeRanking | None, similar: similar_items.SimilarItems) -> None:
         self._catalog = catalog
-        self._towers = towers
+        self._ranking = ranking
         self._similar = similar
 
     def items(self, query: FallbackQuery) -> Iterator[str]:
         if query.list == similar_items.LIST_KIND:
             return self._similar.by_attributes(self._catalog, query.item_id, query.allowed, query.b)
-        if self._towers is None:
+        if self._ranking is None:
             return iter(())
-        return self._towers.best(self._catalog, query.encoded, query.allowed, query.b)
+        return self._ranking.best(self._catalog, query.encoded, query.allowed, query.b)
 
 
 class SegmentStage:

@@ -16,10 +16,12 @@ import numpy as np
 
 from recloop.bundle import Bundle, GoldenCase
 from recloop.errors import BundleError, UserError
+from recloop.features.attribute_affinity import AttributeAffinity
 from recloop.features.encode import EncodedBatch, digest, encode
 from recloop.features.state import StateBatch, StoredState
 from recloop.policy import Placement
 from recloop.recommend import similar_items
+from recloop.recommend.attribute_lists import AttributeLists
 from recloop.recommend.attribute_towers import AttributeTowers
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.fallback import (
@@ -77,12 +79,14 @@ class Recommender:
         self.bundle = bundle
         self.catalog = catalog
         self.scorers = make_sources(bundle, threads)
-        self.attributes = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
+        self.towers = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
+        affinity = None if self.towers is not None else AttributeAffinity.from_arrays(bundle.arrays)
+        self.attribute_lists = None if affinity is None else AttributeLists(bundle, affinity)
         ranker = bundle.policy.ranker
         self.ranker = None if ranker is None else Ranker(bundle, ranker)
-        self._similar = similar_items.SimilarItems(bundle, self.attributes)
+        self._similar = similar_items.SimilarItems(bundle, self.towers)
         self._stages: dict[str, FallbackStage] = {
-            "attributes": AttributesStage(catalog, self.attributes, self._similar),
+            "attributes": AttributesStage(catalog, self.attribute_lists or self.towers, self._similar),
             "segment": SegmentStage(bundle),
             "popular": PopularStage(bundle),
             "latest": LatestStage(bundle, catalog),
@@ -248,6 +252,8 @@ class Recommender:
         for b, query in enumerate(queries):
             k = query.n or placement.n
             n_found = int(np.count_nonzero(fused.items[b, :k]))
+            if stage_names is None and self.is_cold(encoded, b, placement):
+                n_found = 0
             slots = [
                 Slot(ids[item_ix - 1], score, FUSED_SOURCES[source])
                 for item_ix, score, source in zip(
@@ -264,6 +270,20 @@ class Recommender:
             empty_reason = "" if slots else self._empty_reason(allowed, b)
             answers.append(RankedList(slots, {}, int(encoded.states.positives[b]), k, empty_reason))
         return answers
+
+    def is_cold(self, encoded: EncodedBatch, b: int, placement: Placement) -> bool:
+        """Return True if the attribute list replaces the fused one: no history, but known fields.
+
+        A placement with Popular as its only source keeps it.
+        """
+        if (
+            self.attribute_lists is None
+            or placement.list != "for_you"
+            or "attributes" not in self.bundle.policy.fallback
+        ):
+            return False
+        is_personal = any(weight > 0 for source, weight in placement.weights.items() if source != "popular")
+        return is_personal and self.attribute_lists.places(encoded, b)
 
     def fallback(
         self,

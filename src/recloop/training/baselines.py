@@ -26,6 +26,7 @@ from recloop.recommend.filters import CandidateMask
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.top_k import TopK
 from recloop.records import DAY, FUSED_SOURCES, Query
+from recloop.training.attribute_affinity import choose_strengths, refit_affinity, strengths_of
 from recloop.training.dataset import ItemUserTables
 from recloop.training.fusion_weights import FusionChoice, choose_weights, fusion_or_single
 
@@ -42,18 +43,22 @@ class Chosen:
 
     Attributes:
         half_life: Days by source; None: no decay.
+        attributes: Sentence about the attribute lists of cold users.
         fusion: The fusion weights; None without validation moments.
         ranker: Outcome of `recloop.training.ranker.choose_ranker`.
     """
 
     validation_moments: int
     half_life: Mapping[str, float | None]
+    attributes: str = ""
     fusion: FusionChoice | None = None
     ranker: JsonTree | None = None
 
     def to_json(self) -> JsonTree:
         """Return the ``chosen`` section of a run's metrics.json."""
         tree: JsonTree = {"validation_moments": self.validation_moments, "half_life": dict(self.half_life)}
+        if self.attributes:
+            tree["attributes"] = self.attributes
         if self.ranker is not None:
             tree["ranker"] = self.ranker
         if self.fusion is not None:
@@ -73,6 +78,7 @@ def fit_counts(
     custom_model: str = "",
     options: Mapping[str, Any] | None = None,
     half_lives: Mapping[str, float | None] | None = None,
+    strengths: Sequence[float] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, ScorerSpec]]:
     """Fit the closed-form models and return their arrays and scorers.
 
@@ -80,6 +86,7 @@ def fit_counts(
         custom_model: A closed-form model by dotted path; it replaces the built-in model of its source.
         options: The options of that model.
         half_lives: Days by source (`half_lives_of`); None if `choose_half_life_and_weights` sets them later.
+        strengths: Strengths of the attribute affinities (`strengths_of`); None: none.
     """
     days = {source: (half_lives or {}).get(source) for source in FADING}
     models: dict[str, tuple[str, Any]] = {
@@ -94,6 +101,7 @@ def fit_counts(
         models[model.source] = (custom_model, model)
     arrays = {name: array for _, model in models.values() for name, array in model.fit(data).items()}
     arrays |= _segments(data, tables, days["popular"])
+    arrays |= refit_affinity(data, strengths, days["popular"])
     scorers = {
         source: ScorerSpec(
             source=source,
@@ -168,8 +176,11 @@ def choose_half_life_and_weights(
     for source in FADING:
         bundle = _choose_half_life(bundle, source, config, data, tables, recall)
     half_lives = half_lives_of(bundle.scorers)
+    attributes = choose_strengths(bundle, config, data)
+    arrays = refit_affinity(data, attributes.strengths, half_lives["popular"])
+    bundle = replace(bundle, arrays={**bundle.arrays, **arrays})
     if validation is None:
-        return bundle, Chosen(len(sampled), half_lives)
+        return bundle, Chosen(len(sampled), half_lives, attributes.sentence)
     recalled = _ValidationRecall(bundle, validation, data, past).recall(bundle, list(bundle.scorers), threads)
     lists = {source: top_k.items for source, top_k in recalled.items()}
     fusion = fusion_or_single(lists, validation.items, validation.offsets, config.train.seed, sampled)
@@ -180,7 +191,7 @@ def choose_half_life_and_weights(
         for name, placement in bundle.policy.placements.items()
     }
     policy = replace(bundle.policy, placements=placements)
-    return replace(bundle, policy=policy), Chosen(len(sampled), half_lives, fusion)
+    return replace(bundle, policy=policy), Chosen(len(sampled), half_lives, attributes.sentence, fusion)
 
 
 def refit_baselines(
@@ -192,7 +203,8 @@ def refit_baselines(
         data: All rows before the cut, including validation moments.
         options: The options of the bundle's closed-form model by dotted path, if it has one.
     """
-    arrays, _ = fit_counts(data, tables, closed_form(bundle.scorers), options, half_lives_of(bundle.scorers))
+    half_lives, strengths = half_lives_of(bundle.scorers), strengths_of(bundle)
+    arrays, _ = fit_counts(data, tables, closed_form(bundle.scorers), options, half_lives, strengths)
     items = replace(bundle.items, count=data.counts[1:])
     return replace(bundle, arrays={**bundle.arrays, **arrays}, items=items, users=_user_table(tables, data, arrays))
 

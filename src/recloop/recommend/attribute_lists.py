@@ -1,0 +1,142 @@
+"""Fallback ``attributes`` without towers: items by the affinity of their fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+
+from recloop.bundle import Bundle
+from recloop.features.attribute_affinity import (
+    AttributeAffinity,
+    FieldColumns,
+    recent_items,
+    scores_of,
+    user_code_columns,
+)
+from recloop.features.encode import EncodedBatch, attribute_codes
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.mask_cache import MaskCache
+from recloop.recommend.outside_items import OutsideItems
+from recloop.recommend.table_mask import TableMask
+from recloop.recommend.top_k import DEPTH
+
+MAX_CANDIDATES: Final = 20_000
+"""Most popular allowed items of the table that are scored."""
+CACHED_MASKS: Final = 64
+OUTSIDE_EVERY: Final = 10
+"""One slot in so many of this stage shows an item without a row, as long as there is one."""
+
+
+class AttributeLists:
+    """Lists of a bundle's affinities; belongs to one thread."""
+
+    def __init__(self, bundle: Bundle, affinity: AttributeAffinity) -> None:
+        self._bundle = bundle
+        self._affinity = affinity
+        self._users, self._items = (FieldColumns.of(side, bundle.spec, bundle.fields) for side in ("user", "item"))
+        self._slots, self._shares = bundle.shared("attribute_slots", self._table_slots)
+        self._candidates: MaskCache[np.ndarray] = MaskCache(self._most_popular, CACHED_MASKS)
+        self._outside = OutsideItems(bundle, self._outside_slots)
+        self._order: tuple[np.ndarray, np.ndarray] | None = None  # features of the outside items, their first seqs
+
+    def best(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:
+        """Return raw ids for query b, best first; empty for a query without a known value.
+
+        Ties: items of the table by item_ix; others newest first, then by id bytes.
+        """
+        profile = self._profile(encoded, b)
+        if not profile.any():
+            return iter(())
+        return self._merged(profile, catalog, allowed, b)
+
+    def places(self, encoded: EncodedBatch, b: int) -> bool:
+        """Return True if query b has no history and its user a field with an affinity."""
+        if encoded.row_offsets[b] < encoded.row_offsets[b + 1]:
+            return False
+        return bool(self._profile(encoded, b).any())
+
+    def _merged(self, profile: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
+        """Yield the items of the table with one item outside it every ten slots."""
+        ids = self._bundle.items.ids.ids
+        table = iter(self._best_of_table(profile, allowed, b).tolist())
+        outside = iter(self._best_outside(profile, catalog, allowed, b))
+        n_slots = 0
+        while True:
+            n_slots += 1
+            item_id = next(outside, None) if n_slots % OUTSIDE_EVERY == 0 else None
+            if item_id is None:
+                item_ix = next(table, None)
+                item_id = next(outside, None) if item_ix is None else ids[item_ix - 1]
+            if item_id is None:
+                return
+            yield item_id
+
+    def _profile(self, encoded: EncodedBatch, b: int) -> np.ndarray:
+        """(1+V,) profile of query b by its user fields and recent items."""
+        affinity = self._affinity
+        codes = encoded.context[b : b + 1, user_code_columns(encoded.context_names)]
+        user_slots = affinity.user_slots[self._users.numbers(codes)]
+        recent = recent_items(encoded, b)
+        return affinity.profile(
+            user_slots[0], self._users.shares(user_slots)[0], self._slots[recent], self._shares[recent]
+        )
+
+    def _best_of_table(self, profile: np.ndarray, allowed: CandidateMask, b: int) -> np.ndarray:
+        items = self._candidates.get(allowed.table)
+        banned = allowed.banned[b]
+        if len(banned):
+            items = items[~np.isin(items, banned)]
+        scores = self._affinity.prior[items] + scores_of(profile, self._slots[items], self._shares[items])
+        best: np.ndarray = items[_best_rows(scores)]
+        return best
+
+    def _best_outside(self, profile: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Sequence[str]:
+        """Items posted after the training rows first, then by score."""
+        ids, features = self._outside.select(catalog, allowed.text)
+        if not ids:
+            return ids
+        slots, shares = np.split(features, 2, axis=1)
+        slots = slots.astype(np.int64)
+        scores = self._affinity.outside_prior(slots, shares) + scores_of(profile, slots, shares)
+        first_seq = self._first_seq(catalog, ids, features)
+        is_new = first_seq > self._bundle.learned.until_seq
+        order = np.lexsort((-first_seq, -scores, ~is_new))[: DEPTH + len(allowed.banned_ids[b])]
+        return [ids[row] for row in order.tolist()]
+
+    def _first_seq(self, catalog: Catalog, ids: Sequence[str], features: np.ndarray) -> np.ndarray:
+        if self._order is None or self._order[0] is not features:
+            first_seq = np.fromiter((catalog.first_seq(item_id) for item_id in ids), np.int64, len(ids))
+            self._order = features, first_seq
+        return self._order[1]
+
+    def _most_popular(self, table: TableMask) -> np.ndarray:
+        """Return the most popular items that a mask allows, ascending."""
+        order = self._bundle.arrays["popular"]
+        items: np.ndarray = np.sort(order[table.mask[order]][:MAX_CANDIDATES])
+        return items
+
+    def _table_slots(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the slots (N+1, C) and shares of the table's items; row 0 is missing."""
+        bundle = self._bundle
+        codes = attribute_codes("item", bundle.spec, bundle.fields, [None, *bundle.items.attributes])[0]
+        slots = self._affinity.item_slots[self._items.numbers(codes)]
+        return slots, self._items.shares(slots)
+
+    def _outside_slots(self, codes: np.ndarray) -> np.ndarray:
+        """(n, 2C) float32: slots and shares of field codes (n, C)."""
+        slots = self._affinity.item_slots[self._items.numbers(codes)]
+        return np.concatenate([slots.astype(np.float32), self._items.shares(slots)], axis=1)
+
+
+def _best_rows(scores: np.ndarray) -> np.ndarray:
+    """Return the rows of the largest scores, descending, ties by row."""
+    if len(scores) > DEPTH:
+        border = np.partition(scores, len(scores) - DEPTH)[len(scores) - DEPTH]
+        rows = np.flatnonzero(scores >= border)
+    else:
+        rows = np.arange(len(scores))
+    best: np.ndarray = rows[np.argsort(-scores[rows], kind="stable")[:DEPTH]]
+    return best
