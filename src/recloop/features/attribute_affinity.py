@@ -65,7 +65,7 @@ class FieldColumns:
 class AttributeAffinity:
     """Affinities of a bundle, as its arrays ``attributes.*``.
 
-    A slot is a field value that is counted; slot 0 stands for all others. U slots of users, V of items, N items.
+    A slot is a field value that is counted; slot 0 collects all others. U slots of users, V of items, N items.
 
     Attributes:
         affinity: (1+U+V, 1+V) float32 smoothed log lift of each item value, given a user value (rows 1..U) or a value of

@@ -272,9 +272,9 @@ class Recommender:
         return answers
 
     def is_cold(self, encoded: EncodedBatch, b: int, placement: Placement) -> bool:
-        """Return True if the attribute list replaces the fused one: no history, but known fields.
+        """Return True if the attribute list replaces the fused list.
 
-        A placement with Popular as its only source keeps it.
+        The query has no history and its user has a field with an affinity. A placement with Popular as its only source keeps it.
         """
         if (
             self.attribute_lists is None

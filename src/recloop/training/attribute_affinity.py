@@ -37,7 +37,7 @@ MAX_LOSS: Final = 0.02
 MIN_QUERIES: Final = 20
 """Queries that a choice needs."""
 COLD_ROWS: Final = 2
-"""Newest rows that stand for the history of a user with few events."""
+"""Newest rows that replace the history of a user with few events."""
 LIST_LENGTH: Final = 10
 PRIOR_COUNT: Final = 0.5
 """Targets that are added to those of each item before the logarithm."""
@@ -124,7 +124,7 @@ def choose_strengths(bundle: Bundle, config: Config, data: TrainData) -> Attribu
 
 
 class _Judge:
-    """NDCG@10 of cold lists by attributes against Popular, over the most popular items."""
+    """NDCG@10 of attribute lists and of Popular for cold queries."""
 
     def __init__(self, bundle: Bundle, config: Config, data: TrainData, held: ValidationQueries) -> None:
         self._data = data
@@ -150,7 +150,7 @@ class _Judge:
         return (STRENGTHS[best], f"used ({numbers})") if is_kept else (0.0, f"not used ({numbers})")
 
     def _ndcg(self, queries: np.ndarray, with_recent: bool) -> np.ndarray:
-        """(S+1, Q) NDCG@10 of Popular and of each strength, of items outside the given rows."""
+        """(S+1, Q) NDCG@10 of Popular and of each strength, without recent items."""
         data, held = self._data, self._held
         lists = np.zeros((len(STRENGTHS) + 1, len(queries), LIST_LENGTH), dtype=np.int64)
         targets: list[np.ndarray] = []
@@ -182,7 +182,10 @@ class _Fold:
         self._known: dict[bytes, np.ndarray] = {}
 
     def lists(self, codes: np.ndarray, recent: np.ndarray) -> np.ndarray:
-        """(S+1, 10) items for field codes (Cu,) or recent items (n,), by strength 0 and `STRENGTHS`."""
+        """(S+1, 10) items by strength 0 and `STRENGTHS`.
+
+        The query has field codes (Cu,) or recent items (n,).
+        """
         key = codes.tobytes() + b"|" + recent.tobytes()
         if key not in self._known:
             affinity = self._affinity
