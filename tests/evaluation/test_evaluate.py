@@ -462,7 +462,7 @@ def test_evaluation_lengths_are_buckets_of_positives(table: EvaluationTable) -> 
         assert one.last is None or one.last + 1 in MIN_LENGTHS
         assert set(one.rows) == {"popular", "bought_before", "covisitation", "served"}
     first = simulated_table(0.0).lengths
-    assert [(one.first, one.last, one.moments) for one in first[:3]] == [(0, 0, 1), (1, 4, 4), (5, 9, 5)]
+    assert [(one.first, one.last, one.moments) for one in first[:4]] == [(0, 0, 1), (1, 2, 2), (3, 4, 2), (5, 9, 5)]
     assert sum(one.moments for one in first) == 400
 
 
