@@ -12,11 +12,20 @@ Derived = TypeVar("Derived")
 
 
 class MaskCache(Generic[Derived]):
-    """Results of a function of a table mask, for the last ``size`` versions."""
+    """Results of a function of a table mask, for the last versions.
 
-    def __init__(self, derive: Callable[[TableMask], Derived], size: int) -> None:
+    Args:
+        size: Largest sum of the weights of the kept results; the newest result is always kept.
+        weigh: Weight of a result; each weighs 1 by default.
+    """
+
+    def __init__(
+        self, derive: Callable[[TableMask], Derived], size: int, weigh: Callable[[Derived], int] = lambda _: 1
+    ) -> None:
         self._derive = derive
         self._size = size
+        self._weigh = weigh
+        self._weight = 0
         self._entries: OrderedDict[int, Derived] = OrderedDict()
 
     def get(self, table: TableMask) -> Derived:
@@ -25,6 +34,7 @@ class MaskCache(Generic[Derived]):
             self._entries.move_to_end(table.version)
             return self._entries[table.version]
         derived = self._entries[table.version] = self._derive(table)
-        if len(self._entries) > self._size:
-            self._entries.popitem(last=False)
+        self._weight += self._weigh(derived)
+        while self._weight > self._size and len(self._entries) > 1:
+            self._weight -= self._weigh(self._entries.popitem(last=False)[1])
         return derived

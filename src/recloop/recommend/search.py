@@ -35,7 +35,7 @@ MAX_RESCORED = 65_536
 """Items that are scored in float32 at a time."""
 ROWS_PER_STEP = 65_536
 """Rows that are converted to codes at a time."""
-MASK_BYTES = 64 * 2**20
+MASK_BYTES = 128 * 2**20
 """Memory of one search for the masks of recent filters."""
 
 
@@ -142,6 +142,12 @@ class Scan:
         self._binding.bind_ortvalue_input("codes", ort.OrtValue.ortvalue_from_numpy(table.codes))
         self._binding.bind_ortvalue_output("sums", ort.OrtValue.ortvalue_from_numpy(self._sums))
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the codes and buffers."""
+        arrays = (self._table.codes, self._steps, self.shifts, self._sums, self._scores)
+        return sum(array.nbytes for array in arrays)
+
     def candidates(self, user: np.ndarray, shifts: np.ndarray, banned: np.ndarray, depth: int) -> np.ndarray:
         """Return the rows, ascending, that can be among the best ``depth``.
 
@@ -206,17 +212,22 @@ class MaskedTable:
     scan: Scan | None
     shifts: np.ndarray
 
+    def nbytes(self) -> int:
+        """Return the memory of this form; the scan of all rows is not counted."""
+        if self.items is None:
+            return self.shifts.nbytes
+        return self.items.nbytes + self.shifts.nbytes + (self.scan.nbytes if self.scan is not None else 0)
+
 
 class VectorSearch:
     """Search of one item table; for one thread, because its buffers are reused."""
 
     def __init__(self, table: ScanTable) -> None:
         self._table = table
-        width = len(table.steps)
-        self._is_small = width <= MAX_FLOAT_SCAN
+        self._is_small = len(table.steps) <= MAX_FLOAT_SCAN
         self._whole = Scan(table, self._is_small)
-        self._is_banned = np.zeros(width, dtype=bool)  # all False between calls
-        self._masks: MaskCache[MaskedTable] = MaskCache(self._masked, max(2, MASK_BYTES // (4 * width)))
+        self._is_banned = np.zeros(len(table.steps), dtype=bool)  # all False between calls
+        self._masks: MaskCache[MaskedTable] = MaskCache(self._masked, MASK_BYTES, MaskedTable.nbytes)
 
     def best(self, user: np.ndarray, allowed: CandidateMask, b: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the allowed items of query b with the largest inner products.
