@@ -19,9 +19,10 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from recloop.bundle import Bundle
-from recloop.monitoring.exposition import family
 from recloop.monitoring.health import COLUMNS, Exposures, HealthReference, exposure_health, reference, stored_health
 from recloop.monitoring.verify import last_result
 from recloop.project import Project
@@ -266,46 +267,61 @@ def exposition(summary: HealthSummary | None, process: Mapping[str, float]) -> b
         summary: Health summary; None if the decisions cannot be read.
         process: Further metrics of the process by name; a name ending in ``_total`` is a counter.
     """
-    families = [*_process_families(process), *([] if summary is None else _families(summary))]
-    return "".join(families).encode()
+    registry = CollectorRegistry()
+    registry.register(_Families([*_process_metrics(process), *([] if summary is None else _families(summary))]))
+    return generate_latest(registry)
 
 
-def _families(summary: HealthSummary) -> Iterable[str]:
-    groups: list[tuple[dict[str, str], dict[str, Any]]] = [
-        ({"window": window, "variant": variant, "placement": placement}, numbers)
+class _Families:
+    """Prometheus collector of prepared metric families."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _families(summary: HealthSummary) -> Iterable[Metric]:
+    groups = [
+        ((window, variant, placement), numbers)
         for window, variants in summary.windows.items()
         for variant, placements in variants.items()
         for placement, numbers in placements.items()
     ]
-    for name, description in GAUGES.items():  # an unknown value is omitted, not 0
-        known = [(labels, numbers[name]) for labels, numbers in groups if numbers[name] is not None]
-        yield family(f"recloop_{METRIC_NAMES.get(name, name)}", description, "gauge", known)
-    shares = [
-        ({**labels, "source": source}, share)
-        for labels, numbers in groups
-        for source, share in numbers["sources"].items()
-    ]
-    yield family("recloop_source_share", "Share of slots by source", "gauge", shares)
-    latency = [
-        ({**labels, "quantile": quantile}, numbers["latency_ms"][name] / 1_000)
-        for labels, numbers in groups
-        for quantile, name in (("0.5", "p50"), ("0.99", "p99"))
-        if numbers["latency_ms"][name] is not None
-    ]
-    yield family("recloop_latency_seconds", "Seconds from request to response", "gauge", latency)
-    answered = [
-        ({"variant": variant, "placement": placement}, count)
-        for (variant, placement), count in sorted(summary.totals.items())
-    ]
-    yield family("recloop_requests_total", "Answered requests", "counter", answered)
-    received = [({"window": window}, count) for window, count in summary.received.items()]
-    yield family("recloop_events", "Valid events received in the window", "gauge", received)
+    labels = ("window", "variant", "placement")
+    for name, description in GAUGES.items():
+        family = GaugeMetricFamily(f"recloop_{METRIC_NAMES.get(name, name)}", description, labels=labels)
+        for group, numbers in groups:
+            if numbers[name] is not None:  # an unknown value is omitted, not 0
+                family.add_metric(group, numbers[name])
+        yield family
+    shares = GaugeMetricFamily("recloop_source_share", "Share of slots by source", labels=(*labels, "source"))
+    latency = GaugeMetricFamily(
+        "recloop_latency_seconds", "Seconds from request to response", labels=(*labels, "quantile")
+    )
+    for group, numbers in groups:
+        for source, share in numbers["sources"].items():
+            shares.add_metric((*group, source), share)
+        for quantile, name in (("0.5", "p50"), ("0.99", "p99")):
+            if numbers["latency_ms"][name] is not None:
+                latency.add_metric((*group, quantile), numbers["latency_ms"][name] / 1_000)
+    yield shares
+    yield latency
+    answered = CounterMetricFamily("recloop_requests", "Answered requests", labels=labels[1:])
+    for pair, count in sorted(summary.totals.items()):
+        answered.add_metric(pair, count)
+    yield answered
+    events = GaugeMetricFamily("recloop_events", "Valid events received in the window", labels=labels[:1])
+    for window, count in summary.received.items():
+        events.add_metric((window,), count)
+    yield events
     for name, value in (summary.proven or {}).items():
         scale, unit = (SECOND, "_seconds") if name == "at" else (1, "")
-        yield family(f"recloop_verify_{name}{unit}", VERIFY_METRICS[name], "gauge", [({}, value / scale)])
+        yield GaugeMetricFamily(f"recloop_verify_{name}{unit}", VERIFY_METRICS[name], value=value / scale)
 
 
-def _process_families(process: Mapping[str, float]) -> Iterable[str]:
+def _process_metrics(process: Mapping[str, float]) -> Iterable[Metric]:
     for name, value in process.items():
-        kind = "counter" if name.endswith("_total") else "gauge"
-        yield family(f"recloop_{name}", PROCESS_METRICS.get(name, name), kind, [({}, value)])
+        family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+        yield family(f"recloop_{name.removesuffix('_total')}", PROCESS_METRICS.get(name, name), value=value)
