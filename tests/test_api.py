@@ -191,8 +191,8 @@ def test_evaluation_table_as_frame_and_html() -> None:
     html = table._repr_html_()
     assert f"<b>{frame['NDCG@5'].max():.4f}</b>" in html
     assert "95 % CI over users" in html
-    with pytest.raises(UserError, match="slice_name=cold"):
-        table.to_frame("cold")
+    with pytest.raises(UserError, match="slice_name=lukewarm"):
+        table.to_frame("lukewarm")
 
 
 def test_fit_with_auto_fuses_the_baselines(tiny_simulated_shop: SimulatedShop) -> None:
