@@ -91,6 +91,10 @@ class Estimate:
         """Return the numbers with six decimals, which do not depend on the order of sums."""
         return {"value": plain(self.value), "low": plain(self.low), "high": plain(self.high)}
 
+    def signed_text(self) -> str:
+        """Return a difference and its interval with signs and four decimals."""
+        return f"{self.value:+.4f}, 95 % CI {self.low:+.4f} to {self.high:+.4f}"
+
 
 def plain(value: float) -> float | None:
     """Return a number for JSON: six decimals, NaN as null."""

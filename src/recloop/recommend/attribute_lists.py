@@ -21,7 +21,7 @@ from recloop.recommend.filters import CandidateMask
 from recloop.recommend.mask_cache import MaskCache
 from recloop.recommend.outside_items import OutsideItems
 from recloop.recommend.table_mask import TableMask
-from recloop.recommend.top_k import DEPTH
+from recloop.recommend.top_k import DEPTH, best_rows
 
 MAX_CANDIDATES: Final = 20_000
 """Most popular allowed items of the table that are scored."""
@@ -52,8 +52,11 @@ class AttributeLists:
             return iter(())
         return self._merged(profile, catalog, allowed, b)
 
-    def places(self, encoded: EncodedBatch, b: int) -> bool:
-        """Return True if query b has no history and its user a field with an affinity."""
+    def is_first(self, encoded: EncodedBatch, b: int) -> bool:
+        """Return whether query b gets this list first.
+
+        It does if it has no history and its user a field with an affinity.
+        """
         if encoded.row_offsets[b] < encoded.row_offsets[b + 1]:
             return False
         return bool(self._profile(encoded, b).any())
@@ -90,7 +93,7 @@ class AttributeLists:
         if len(banned):
             items = items[~np.isin(items, banned)]
         scores = self._affinity.prior[items] + scores_of(profile, self._slots[items], self._shares[items])
-        best: np.ndarray = items[_best_rows(scores)]
+        best: np.ndarray = items[best_rows(scores, DEPTH)]
         return best
 
     def _best_outside(self, profile: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Sequence[str]:
@@ -129,14 +132,3 @@ class AttributeLists:
         """(n, 2C) float32: slots and shares of field codes (n, C)."""
         slots = self._affinity.item_slots[self._items.numbers(codes)]
         return np.concatenate([slots.astype(np.float32), self._items.shares(slots)], axis=1)
-
-
-def _best_rows(scores: np.ndarray) -> np.ndarray:
-    """Return the rows of the largest scores, descending, ties by row."""
-    if len(scores) > DEPTH:
-        border = np.partition(scores, len(scores) - DEPTH)[len(scores) - DEPTH]
-        rows = np.flatnonzero(scores >= border)
-    else:
-        rows = np.arange(len(scores))
-    best: np.ndarray = rows[np.argsort(-scores[rows], kind="stable")[:DEPTH]]
-    return best

@@ -283,7 +283,7 @@ class Recommender:
         ):
             return False
         is_personal = any(weight > 0 for source, weight in placement.weights.items() if source != "popular")
-        return is_personal and self.attribute_lists.places(encoded, b)
+        return is_personal and self.attribute_lists.is_first(encoded, b)
 
     def fallback(
         self,

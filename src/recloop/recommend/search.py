@@ -18,6 +18,7 @@ from recloop.errors import BundleError
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.mask_cache import MaskCache
 from recloop.recommend.table_mask import TableMask
+from recloop.recommend.top_k import best_rows
 
 MAX_CODE = 127
 """Largest code of a stored number."""
@@ -281,12 +282,8 @@ class VectorSearch:
         for start in range(0, len(items), MAX_RESCORED):
             part = slice(start, start + MAX_RESCORED)
             np.vecdot(vectors[items[part]], user, out=scores[part])
-        if len(items) > depth:
-            border = np.partition(scores, len(scores) - depth)[len(scores) - depth]
-            kept = np.flatnonzero(scores >= border)
-            items, scores = items[kept], scores[kept]
-        order = np.argsort(-scores, kind="stable")[:depth]
-        return items[order], scores[order]
+        best = best_rows(scores, depth)
+        return items[best], scores[best]
 
 
 def _width(n_rows: int) -> int:

@@ -41,9 +41,15 @@ def best_row(scores: np.ndarray, allowed: CandidateMask, b: int, depth: int = DE
     columns = np.flatnonzero(allowed.mask)
     columns = columns[~np.isin(columns, allowed.banned[b], assume_unique=True)]
     allowed_scores = scores[columns]
-    best = _top(allowed_scores, min(depth, len(columns))) if len(columns) else columns
-    order = np.lexsort((columns[best], -allowed_scores[best]))
-    return columns[best][order], allowed_scores[best][order]
+    best = best_rows(allowed_scores, depth)
+    return columns[best], allowed_scores[best]
+
+
+def best_rows(scores: np.ndarray, depth: int) -> np.ndarray:
+    """Return the rows of the ``depth`` largest scores, descending, ties by row."""
+    rows = _top(scores, depth)
+    order = np.lexsort((rows, -scores[rows]))
+    return rows[order]
 
 
 def best_sparse(scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, depth: int = DEPTH) -> TopK:

@@ -12,10 +12,10 @@ import scipy.sparse as sp
 from recloop.bundle import Bundle
 from recloop.config import Config
 from recloop.evaluation import bootstrap, metrics
-from recloop.evaluation.bootstrap import Estimate
 from recloop.features.attribute_affinity import AttributeAffinity, FieldColumns, scores_of
 from recloop.models.base import TrainData, ValidationQueries
 from recloop.recommend.attribute_lists import MAX_CANDIDATES
+from recloop.recommend.top_k import best_rows
 
 MAX_USER_SLOTS: Final = 1_024
 """Values of all user fields that are counted, the most frequent ones."""
@@ -146,7 +146,7 @@ class _Judge:
         gain = bootstrap.difference(values[best + 1], values[0], self._seed).absolute
         base = float(values[0].mean())
         is_kept = gain.value > 0 and gain.low >= -MAX_LOSS * base
-        numbers = f"NDCG@10 {base + gain.value:.4f} against {base:.4f} of Popular, {_interval(gain)}"
+        numbers = f"NDCG@10 {base + gain.value:.4f} against {base:.4f} of Popular, {gain.signed_text()}"
         return (STRENGTHS[best], f"used ({numbers})") if is_kept else (0.0, f"not used ({numbers})")
 
     def _ndcg(self, queries: np.ndarray, with_recent: bool) -> np.ndarray:
@@ -201,10 +201,7 @@ class _Fold:
 
     def _best(self, scores: np.ndarray) -> np.ndarray:
         """(10,) items with the largest scores above -inf, 0 after the end."""
-        rows = np.arange(len(scores))
-        if len(scores) > LIST_LENGTH:
-            rows = np.flatnonzero(scores >= np.partition(scores, -LIST_LENGTH)[-LIST_LENGTH])
-        rows = rows[np.argsort(-scores[rows], kind="stable")[:LIST_LENGTH]]
+        rows = best_rows(scores, LIST_LENGTH)
         best = np.zeros(LIST_LENGTH, dtype=np.int64)
         best[: len(rows)] = np.where(scores[rows] > -np.inf, self._items[rows], 0)
         return best
@@ -276,7 +273,3 @@ def _recent_lift(taken: sp.csr_array, fields: np.ndarray) -> np.ndarray:
         counts = (block.T @ block).toarray()
         lift[np.ix_(columns, columns)] = _lift(counts, np.zeros(len(columns), dtype=np.int64), RECENT_SMOOTHING)
     return lift
-
-
-def _interval(gain: Estimate) -> str:
-    return f"{gain.value:+.4f}, 95 % CI {gain.low:+.4f} to {gain.high:+.4f}"

@@ -129,7 +129,7 @@ def choose_ranker(
     values = [ndcg(one, judged, data.user_ids, past, threads) for one in (candidate, bundle)]
     gain = bootstrap.difference(values[0], values[1], config.train.seed).absolute
     means = f"NDCG@10 {values[0].mean():.4f} against {values[1].mean():.4f} without it on {len(judged):,} moments"
-    interval = f"{gain.value:+.4f}, 95 % CI {gain.low:+.4f} to {gain.high:+.4f}"
+    interval = gain.signed_text()
     if gain.low <= 0 and not required:
         return RankerChoice(bundle, f"no ranker: {means} ({interval})", gain, early.recall)
     examples = early + learner.examples(split.late) + learner.examples(split.held)
