@@ -15,7 +15,8 @@ import servers
 from recloop import bundle as bundles
 from recloop import loop
 from recloop.errors import Refused, UserError
-from recloop.pipeline import evidence, promotion
+from recloop.evaluation.queries import make_queries
+from recloop.pipeline import evidence, gate_rows, promotion
 from recloop.project import Project
 from recloop.records import DAY, Event
 from recloop.release import transitions
@@ -159,3 +160,23 @@ def test_promotion_gate_evaluates_rows_that_neither_bundle_learned(
     evaluated.clear()
     promotion.run_promotion_gates(project, candidate, live)
     assert evaluated[0] == evaluated[1] == {("u03", late), ("u05", late + 1)}
+
+
+def test_gate_rows_read_in_blocks_of_users_give_the_queries_of_all_rows(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = project.load_bundle()
+    rows, learned = gate_rows.GateRows.open(project), bundle.learned
+    everyone = project.open_archive().events()["user_id"].unique().sort()
+    all_rows = rows.of_users(everyone, bundle.spec)
+    expected = make_queries(all_rows.filter(learned.new_moments), "successive")
+    users = rows.users_of(learned.new_candidates)
+    monkeypatch.setattr(gate_rows, "BLOCK_USERS", 3)
+    queries = rows.queries(users, bundle.spec, learned.new_moments)
+    assert len(users) > 3
+    assert (queries.users, queries.targets) == (expected.users, expected.targets)
+    for name in ("as_of", "now", "offsets"):
+        assert getattr(queries, name).tolist() == getattr(expected, name).tolist()
+    assert len(rows.queries(users[:0], bundle.spec, learned.new_moments)) == 0
+    some = users[:2].to_list()
+    assert set(rows.of_users(some, bundle.spec)["user_id"]) == set(some)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +63,17 @@ def make_queries(test: pl.DataFrame, which: Targets) -> Queries:
         now=rows[STAMP].to_numpy(),
         offsets=offsets_of(rows[ITEM_ID].list.len().to_numpy()),
         targets=rows[ITEM_ID].explode().to_list() if len(rows) else [],
+    )
+
+
+def concatenate(parts: Sequence[Queries]) -> Queries:
+    """Concatenate queries in order."""
+    return Queries(
+        users=[user for part in parts for user in part.users],
+        as_of=np.concatenate([np.zeros(0, dtype=np.int64), *(part.as_of for part in parts)]),
+        now=np.concatenate([np.zeros(0, dtype=np.int64), *(part.now for part in parts)]),
+        offsets=offsets_of(np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(part.offsets) for part in parts)])),
+        targets=[target for part in parts for target in part.targets],
     )
 
 

@@ -13,7 +13,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recloop.features.log_end import end_of
-from recloop.records import LABEL, SEQ, STAMP, USER_ID, max_int
+from recloop.features.moments import GROUP_SPAN
+from recloop.records import LABEL, SEQ, STAMP, TIMESTAMP, USER_ID, max_int
 
 TESTED_SHARE: Final = 0.25
 """Newest share of a window's new moments, tested before it is learned (docs/definitions/gate.md)."""
@@ -53,6 +54,11 @@ class LearnedRange:
     def new_moments(self) -> pl.Expr:
         """Rows of new moments; a moment is new if its first row is new."""
         return (self.until_seq < FIRST_SEQ) | self.held
+
+    @property
+    def new_candidates(self) -> pl.Expr:
+        """All rows of `new_moments` and some others, by seq and timestamp only."""
+        return (pl.col(SEQ) > self.until_seq) | (pl.col(TIMESTAMP) >= self.cut - GROUP_SPAN)
 
     def is_new(self, first_seqs: NDArray[np.int64], stamps: NDArray[np.int64]) -> NDArray[np.bool_]:
         """`new_moments` for arrays of moments: seqs of their first rows, and stamps."""

@@ -135,8 +135,13 @@ def holdout_queries(run: UpdateRun) -> Queries:
 
 def holdout_rows(events: pl.DataFrame) -> pl.Expr:
     """Return the rows of the holdout users, which no training loss used."""
-    users = [user for user in events[USER_ID].unique().sort().to_list() if is_holdout_user(user) and not is_guest(user)]
-    return pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).implode())
+    return pl.col(USER_ID).is_in(holdout_users(events[USER_ID].unique().sort()).implode())
+
+
+def holdout_users(users: pl.Series) -> pl.Series:
+    """Select the holdout users among distinct ids."""
+    selected = [user for user in users.to_list() if is_holdout_user(user) and not is_guest(user)]
+    return pl.Series(USER_ID, selected, dtype=pl.String)
 
 
 def broken_golden(bundle: Bundle) -> int:

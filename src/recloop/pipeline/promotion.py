@@ -9,33 +9,28 @@ gate passes weakly and uses only checks without targets: latency, cold coverage,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Literal
 
 import numpy as np
-import polars as pl
 
 from recloop.bundle import Bundle
-from recloop.data.clean import duplicate_rows
 from recloop.evaluation import paired
 from recloop.evaluation.paired import QueryResults
 from recloop.evaluation.queries import Queries, make_queries
-from recloop.features.labels import EventLabeler
-from recloop.features.moments import moment_stamps
-from recloop.features.spec import FeatureSpec
 from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.monitoring import verify
 from recloop.pipeline import training_steps
-from recloop.pipeline.evidence import broken_golden, holdout_rows, pair_scores
+from recloop.pipeline.evidence import broken_golden, holdout_users, pair_scores
+from recloop.pipeline.gate_rows import GateRows
 from recloop.progress import NullProgress, Progress
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
-from recloop.records import EVENT_SCHEMA, RULE, SEQ, STAMP
+from recloop.records import STAMP
 from recloop.release import gate, gate_result, transitions
 from recloop.release.gate import GateInputs
 from recloop.release.gate_result import GateResult
-from recloop.storage.retractions import retracted_at
 
 
 def promote(
@@ -61,53 +56,43 @@ def promote(
 
 
 @dataclass(frozen=True)
-class EvaluationData:
-    """Valid rows of archive and log, and the other inputs of a list."""
+class BundleUnderTest:
+    """Bundle of the comparison, and the states of the users of its queries."""
 
-    rows: pl.DataFrame
-    users: pl.DataFrame | None
-    catalogue: Catalog
+    bundle: Bundle
+    timeline: StateHistory
+    catalog: Catalog
 
     @classmethod
-    def load(cls, project: Project) -> EvaluationData:
-        """Read the valid rows; exclude repeats that an update would retract."""
-        archive = project.open_archive()
-        with project.open_log() as log:
-            log_rows = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
-            retracted = pl.Series(sorted(retracted_at(log.retractions())), dtype=pl.Int64)
-            users = log.users(after=archive.watermark)
-            items = [archive.items(), log.items(after=archive.watermark)]
-        rows = pl.concat([archive.events(), log_rows]).filter(~pl.col(SEQ).is_in(retracted.implode()))
-        if project.config.clean.duplicates == "exact":
-            rows = rows.filter(~pl.col(SEQ).is_in(duplicate_rows(rows).implode()))
-        archived_users = archive.users()
-        return cls(
-            rows, users if archived_users is None else pl.concat([archived_users, users]), Catalog.from_frames(items)
-        )
+    def of(cls, bundle: Bundle, queries: Queries, rows: GateRows) -> BundleUnderTest:
+        """Read the rows of the queries' users."""
+        timeline = StateHistory(rows.of_users(queries.users, bundle.spec), rows.versions_of(queries.users))
+        return cls(bundle, timeline, rows.catalog)
 
-    def labelled(self, spec: FeatureSpec) -> pl.DataFrame:
-        """Label the rows by a spec and add the stamp of their moment."""
-        return moment_stamps(EventLabeler.from_spec(spec).label(self.rows))
+    def ask(self, queries: Queries) -> QueryResults:
+        return paired.answer(self.bundle, queries, self.timeline, self.catalog, training_steps.THREADS)
 
 
 @dataclass(frozen=True)
-class BundleUnderTest:
-    """Bundle of the comparison with its data."""
+class GateQueries:
+    """Queries of the comparison and their source."""
 
-    bundle: Bundle
-    data: EvaluationData
+    source: Literal["new", "holdout", "latest"]
+    queries: Queries
 
-    @cached_property
-    def timeline(self) -> StateHistory:
-        return StateHistory(self.data.labelled(self.bundle.spec), self.data.users)
-
-    @property
-    def unseen(self) -> pl.Expr:
-        """Return the rows of moments that this bundle has not learned."""
-        return self.bundle.learned.new_moments
-
-    def ask(self, queries: Queries) -> QueryResults:
-        return paired.answer(self.bundle, queries, self.timeline, self.data.catalogue, training_steps.THREADS)
+    @classmethod
+    def choose(cls, rows: GateRows, candidate: Bundle, live: Bundle) -> GateQueries:
+        """Choose moments new to both bundles, else of holdout users, else the newest."""
+        spec, learned = candidate.spec, candidate.learned
+        users = rows.users_of(learned.new_candidates & live.learned.new_candidates)
+        queries = rows.queries(users, spec, learned.new_moments & live.learned.new_moments)
+        if len(queries):
+            return cls("new", paired.subsample(queries))
+        queries = rows.queries(holdout_users(rows.users_of(learned.new_candidates)), spec, learned.new_moments)
+        if len(queries):
+            return cls("holdout", paired.subsample(queries))
+        newest = rows.of_users(rows.newest_users(paired.MAX_QUERIES), spec).sort(STAMP).tail(paired.MAX_QUERIES)
+        return cls("latest", paired.subsample(make_queries(newest, "successive"), paired.TIMED_QUERIES))
 
 
 def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> list[GateResult]:
@@ -115,19 +100,12 @@ def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> li
 
     Golden lists and finite weights are last.
     """
-    data = EvaluationData.load(project)
-    candidate_test = BundleUnderTest(candidate, data)
-    live_test = BundleUnderTest(live, data)
-    events = data.labelled(candidate.spec)
-    new_queries = paired.subsample(make_queries(events.filter(candidate_test.unseen & live_test.unseen), "successive"))
-    holdout = paired.subsample(make_queries(events.filter(candidate_test.unseen & holdout_rows(events)), "successive"))
-    latest = paired.subsample(
-        make_queries(events.sort(STAMP).tail(paired.MAX_QUERIES), "successive"), paired.TIMED_QUERIES
-    )
-    targets = next((queries for queries in (new_queries, holdout) if len(queries)), None)
-    queries = latest if targets is None else targets
+    rows = GateRows.open(project)
+    chosen = GateQueries.choose(rows, candidate, live)
+    queries = chosen.queries
+    candidate_test = BundleUnderTest.of(candidate, queries, rows)
     candidate_results = candidate_test.ask(queries)
-    live_results = live_test.ask(queries)
+    live_results = BundleUnderTest.of(live, queries, rows).ask(queries)
     pairs = pair_scores(candidate_results, live_results)
     no_pairs = pairs.select(candidate_results.cold & ~candidate_results.cold)
     slices = {
@@ -135,11 +113,11 @@ def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> li
         "explore": pair_scores(candidate_results, live_results, "explore"),
     }
     evidence = GateInputs(
-        new_rows=pairs if targets is new_queries else no_pairs,
-        holdout_users=pairs if targets is holdout else None,
-        slices={} if targets is None else {"cold": pairs.select(candidate_results.cold), **slices},
+        new_rows=pairs if chosen.source == "new" else no_pairs,
+        holdout_users=pairs if chosen.source == "holdout" else None,
+        slices={} if chosen.source == "latest" else {"cold": pairs.select(candidate_results.cold), **slices},
         unexplained=verify.verify(project)["unexplained"] if loading.has_decisions(project) else None,
-        latency=paired.latency((candidate, live), queries, candidate_test.timeline, data.catalogue)
+        latency=paired.latency((candidate, live), queries, candidate_test.timeline, rows.catalog)
         if len(queries)
         else None,
         cold_coverage=(candidate_results.cold_coverage, live_results.cold_coverage),

@@ -137,6 +137,10 @@ class Archive:
         """Distinct users of the valid events that meet a condition."""
         return self._believed().filter(condition).select(pl.col(USER_ID).unique()).collect().to_series()
 
+    def newest_timestamps(self, n_rows: int) -> pl.Series:
+        """The largest timestamps of valid events, in any order."""
+        return self._believed().select(pl.col(TIMESTAMP).top_k(n_rows)).collect().to_series()
+
     def new_ids(self, column: str, raw_ids: pl.Series) -> set[str]:
         """Those of these users or items that no valid event has.
 
