@@ -83,6 +83,64 @@ def test_catalog_after_upserts_equals_a_new_catalog(data: Any) -> None:
     assert catalog.columns == fresh.columns
 
 
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_catalog_that_adopts_a_snapshot_equals_a_new_catalog(data: Any) -> None:
+    """Items change before the snapshot, between it and its adoption, and afterwards."""
+    vocabulary = Vocabulary([f"i{n}" for n in (5, 1, 9, 3)])
+    versions: list[Item] = []
+    catalog = Catalog()
+    row = st.fixed_dictionaries({}, optional=VALUES)
+
+    def upsert() -> None:
+        for number in data.draw(st.lists(st.integers(0, 11), max_size=4)):
+            hidden = data.draw(st.booleans())
+            item = Item(item_id=f"i{number}", attributes=data.draw(row), hidden=hidden, seq=len(versions))
+            versions.append(item)
+            catalog.upsert(item)
+
+    upsert()
+    used = data.draw(st.sampled_from(TEXTS))
+    assert outcome(catalog, used, Vocabulary(["i1"])) == outcome(plain(versions), used, Vocabulary(["i1"]))
+    snapshot, before = catalog.snapshot(), plain(versions)
+    upsert()
+    texts = data.draw(st.lists(st.sampled_from(TEXTS), max_size=3))
+    for text in texts:
+        assert outcome(snapshot, text, vocabulary) == outcome(before, text, vocabulary)
+    catalog.adopt(snapshot)
+    for _ in range(2):
+        fresh = plain(versions)
+        for text in {*texts, used}:
+            assert outcome(catalog, text, vocabulary) == outcome(fresh, text, vocabulary)
+        assert catalog.columns == fresh.columns
+        upsert()
+
+
+def test_catalog_that_adopts_a_snapshot_reads_no_column_again() -> None:
+    catalog = Catalog.from_table([f"i{n}" for n in range(6)], [{"price": n} for n in range(6)])
+    vocabulary = Vocabulary(["i4", "i1"])
+    snapshot = catalog.snapshot()
+    mask = snapshot.mask("price > 2", vocabulary)
+    catalog.adopt(snapshot)
+    assert catalog.mask("price > 2", vocabulary) is mask
+    catalog.upsert(Item(item_id="i1", attributes={"price": 7}, seq=1))
+    assert catalog.mask("price > 2", vocabulary).mask.tolist() == [False, True, True]
+    assert catalog._columns.n_reads == 0
+
+
+def test_catalog_drops_a_snapshot_that_is_older_than_its_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "MAX_ENTRIES", 2)
+    catalog = Catalog.from_table([f"i{n}" for n in range(6)], [{"price": n} for n in range(6)])
+    vocabulary = Vocabulary(["i4", "i1"])
+    snapshot = catalog.snapshot()
+    mask = snapshot.mask("price > 2", vocabulary)
+    for seq in range(1, 9):
+        catalog.upsert(Item(item_id="i1", attributes={"price": seq}, seq=seq))
+    catalog.adopt(snapshot)
+    assert catalog.mask("price > 2", vocabulary) is not mask
+    assert catalog.mask("price > 2", vocabulary).mask.tolist() == [False, True, True]
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3), st.booleans()), max_size=20))
 def test_catalog_conditions_equal_their_plain_definition(rows: list[tuple[int, int, bool]]) -> None:

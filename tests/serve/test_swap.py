@@ -30,6 +30,8 @@ from recloop.monitoring.verify import verify
 from recloop.project import Project, open_project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, make_golden
+from recloop.recommend.table_mask import TableMask
+from recloop.recommend.table_view import TableView
 from recloop.records import Decision
 from recloop.release import assignment
 from recloop.serve import deployments
@@ -131,6 +133,29 @@ def test_slow_warm_up_of_a_bundle_delays_no_list(
         answered.set()
         assert await reloading
         assert (await client.get("/v1/recommend/u14")).json()["model_version"] == candidate
+
+    within(work)
+
+
+def test_swap_makes_the_masks_of_the_new_bundle_off_the_event_loop(
+    project: Project, within: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    new_mask = TableView.new_mask
+
+    def recorded(view: TableView, *args: Any, **kwargs: Any) -> TableMask:
+        threads.append(threading.current_thread())
+        return new_mask(view, *args, **kwargs)
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        candidate = child(project)
+        await service.reload()
+        releases.promote(control_of(project), candidate, to="live", **WHO)
+        monkeypatch.setattr(TableView, "new_mask", recorded)
+        assert await service.reload()
+        assert (await client.get("/v1/recommend/u14")).json()["model_version"] == candidate
+        assert threads
+        assert threading.current_thread() not in threads
 
     within(work)
 

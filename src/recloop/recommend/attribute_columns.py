@@ -162,6 +162,20 @@ class AttributeColumns:
         if self._types is not None:
             self._types.replace({} if previous is None else previous.attributes, item.attributes)
 
+    def adopt(self, earlier: AttributeColumns, changed: Mapping[int, Item | None]) -> None:
+        """Keep what was read for an earlier version of the same items.
+
+        Args:
+            changed: Rows that changed since, with their items before.
+        """
+        if self._types is None and earlier._types is not None:
+            self._types = earlier._types
+            for row, previous in changed.items():
+                self.replace(previous, self._items[row])
+        for key, column in earlier._columns.items():
+            if key not in self._columns or self._columns[key][0] < column[0]:
+                self._columns[key] = column
+
     def compile(self, text: str, key: str) -> Condition:
         """Check a condition for the current types.
 

@@ -39,6 +39,10 @@ class ByteCache(Generic[Key, Value]):
         self._entries.move_to_end(key)
         return entry[0]
 
+    def items(self) -> list[tuple[Key, Value]]:
+        """Return keys and values, least recently used first."""
+        return [(key, value) for key, (value, _) in self._entries.items()]
+
     def size(self, key: Key) -> int:
         """Return the given size of a stored value; -1 if absent."""
         entry = self._entries.get(key)

@@ -6,7 +6,6 @@ import gc
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -19,7 +18,7 @@ from recloop.recommend.attribute_columns import AttributeColumns, Condition
 from recloop.recommend.cache import ENTRY_BYTES, ByteCache
 from recloop.recommend.journal import Journal
 from recloop.recommend.table_mask import TableMask
-from recloop.recommend.table_view import CachedMask, TableView
+from recloop.recommend.table_view import CachedMask, PassingRows, TableView
 from recloop.records import ITEM_ID, SEQ, Item
 
 FILTER_CACHE_BYTES = 64 * 2**20
@@ -27,43 +26,9 @@ FILTER_CACHE_BYTES = 64 * 2**20
 CONDITION_CACHE_BYTES: Final = 4 * 2**20
 CONDITION_BYTES: Final = 2_000  # estimate for a compiled condition, without its text
 DECODE_ROWS: Final = 20_000  # rows whose attributes are decoded together
-MAX_SINGLE_BITS: Final = 256  # above it, all bits are unpacked once
 MIN_CHUNK, MAX_CHUNK = 64, 65_536  # rows of one step of `latest`
 
 Result = TypeVar("Result")
-
-
-@dataclass
-class _Passing:
-    """Catalog rows that are shown and pass a condition.
-
-    Attributes:
-        bits: (n/8,) uint8, packed.
-        position: Position in the journal of these bits.
-    """
-
-    condition: Condition | None
-    bits: np.ndarray
-    position: int
-
-    def at(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) bool of some catalog rows."""
-        passes: np.ndarray = self.bits[rows >> 3] & (128 >> (rows & 7)) != 0
-        return passes
-
-    def set(self, passes: Mapping[int, bool], n_rows: int) -> None:
-        """Set the bits of some rows of a catalog that has now ``n_rows`` rows."""
-        n_new = (n_rows + 7) // 8 - len(self.bits)
-        if n_new:
-            self.bits = np.concatenate([self.bits, np.zeros(n_new, dtype=np.uint8)])
-        if len(passes) > MAX_SINGLE_BITS:
-            unpacked = np.unpackbits(self.bits)
-            unpacked[list(passes)] = list(passes.values())
-            self.bits = np.packbits(unpacked)
-            return
-        for row, is_passing in passes.items():
-            bit, byte = 128 >> (row & 7), int(self.bits[row >> 3])
-            self.bits[row >> 3] = byte | bit if is_passing else byte & ~bit
 
 
 class Catalog:
@@ -84,7 +49,7 @@ class Catalog:
         self._journal = Journal()
         self._columns = AttributeColumns(self._items, self._journal)
         self._conditions: ByteCache[str, tuple[Condition, int]] = ByteCache(CONDITION_CACHE_BYTES)  # checked at
-        self._passing: ByteCache[str, _Passing] = ByteCache(FILTER_CACHE_BYTES)
+        self._passing: ByteCache[str, PassingRows] = ByteCache(FILTER_CACHE_BYTES)
         self._views: WeakKeyDictionary[Vocabulary, TableView] = WeakKeyDictionary()  # dropped with its bundle
 
     @classmethod
@@ -124,6 +89,46 @@ class Catalog:
         catalog._append_all(self._items, self._first_seq)
         catalog._sum = self._sum
         return catalog
+
+    def snapshot(self) -> Catalog:
+        """Return the present items, for the masks that another thread makes (`adopt`).
+
+        It shares immutable parts and has no look-up by id. The cost is a copy of some lists of references.
+        """
+        catalog = Catalog()
+        catalog._items.extend(self._items)
+        catalog._first_seq.extend(self._first_seq)
+        catalog._last_unordered, catalog._out = self._last_unordered, self._out.copy()
+        catalog._journal = self._journal.copy()
+        catalog._columns = AttributeColumns(catalog._items, catalog._journal)
+        return catalog
+
+    def adopt(self, snapshot: Catalog) -> None:
+        """Keep the masks that were made with a `snapshot` of this catalog.
+
+        They catch up with later changes at their next use. After very many changes they are dropped.
+        """
+        changed = self._journal.since(snapshot._journal.end)
+        if changed is None:
+            return
+        self._columns.adopt(snapshot._columns, changed)
+        for vocabulary, view in snapshot._views.items():
+            if vocabulary in self._views:
+                continue
+            cached_masks = view.masks.items()
+            view.masks.clear()
+            self._views[vocabulary] = view
+            for text, cached in cached_masks:
+                self._adopt_mask(view, text, cached)
+
+    def _adopt_mask(self, view: TableView, text: str, cached: CachedMask) -> None:
+        passing = self._passing.get(text)
+        if passing is None:
+            passing = cached.passing
+            self._cache(self._passing, text, passing, passing.bits.nbytes)
+        elif not _has_same_columns(passing.condition, cached.passing.condition):
+            return
+        self._cache(view.masks, text, CachedMask(cached.mask, cached.position, passing), cached.mask.mask.nbytes)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -238,27 +243,19 @@ class Catalog:
         self._conditions.put(text, (condition, end), CONDITION_BYTES + 20 * len(text))
         return condition
 
-    def _passing_rows(self, text: str) -> _Passing:
+    def _passing_rows(self, text: str) -> PassingRows:
         """Return the catalog rows that are shown and pass a condition."""
         passing = self._passing.get(text)
         if passing is not None and passing.position == self._journal.end:
             return passing
         condition = self._condition(text) if text.strip() else None
         changed = None if passing is None else self._journal.since(passing.position)
-        same_columns = passing is not None and (
-            passing.condition is condition
-            or (
-                condition is not None
-                and passing.condition is not None
-                and passing.condition.columns == condition.columns
-            )
-        )
-        if passing is None or changed is None or not same_columns:
+        if passing is None or changed is None or not _has_same_columns(passing.condition, condition):
             passes = np.ones(len(self._items), dtype=bool)
             if condition is not None:
                 passes = self._columns.evaluate(condition)
             passes[list(self._out)] = False
-            passing = _Passing(condition, np.packbits(passes), self._journal.end)
+            passing = PassingRows(condition, np.packbits(passes), self._journal.end)
         else:
             passing.set(self._patch(condition, changed), len(self._items))
             passing.condition, passing.position = condition, self._journal.end
@@ -320,6 +317,13 @@ class Catalog:
         if self._sum is None:
             self._sum = sum(map(_weight, self._items)) % 2**64
         return self._sum
+
+
+def _has_same_columns(first: Condition | None, second: Condition | None) -> bool:
+    """Return True if two compilations of a condition read the same column types."""
+    if first is None or second is None:
+        return first is second
+    return first is second or first.columns == second.columns
 
 
 def _weight(item: Item) -> int:

@@ -27,6 +27,13 @@ class Journal:
         """Position after the newest change."""
         return self.start + len(self._changes)
 
+    def copy(self) -> Journal:
+        """Return a journal of the same changes and positions; later ones are not in it."""
+        journal = Journal()
+        journal.start, journal._n_rows = self.start, self._n_rows
+        journal._changes = self._changes.copy()
+        return journal
+
     def add(self, row: int, previous: Item | None) -> None:
         """Record a change of a row and its version before."""
         self._changes.append((row, previous))

@@ -33,11 +33,10 @@ from recloop.recommend.fallback import (
     SegmentStage,
     fill_fallback,
 )
-from recloop.recommend.filters import NO_IDS, NO_ITEMS, CandidateMask, candidate_mask
+from recloop.recommend.filters import NO_IDS, NO_ITEMS, CandidateMask, candidate_mask, joined
 from recloop.recommend.fusion import FusedTopK, fuse
 from recloop.recommend.ranker import Ranker, append_rest
 from recloop.recommend.sources import make_sources
-from recloop.recommend.table_mask import TableMask
 from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import FUSED_SOURCES, Query, Slot
 
@@ -161,16 +160,22 @@ class Recommender:
             for b, answer in enumerate(answers)
         ]  # fmt: skip
 
-    def warm_up(self, states: StateBatch, query: Query) -> None:
-        """Compute one list from the whole table, without the catalog.
+    def warm_up(self, states: StateBatch, query: Query, snapshot: Catalog) -> None:
+        """Make the mask of each placement and one list with it, before the first answer.
 
-        The catalog belongs to the thread that answers; this may run in another thread before the first answer.
+        The catalog belongs to the thread that answers; another thread uses a snapshot, which the catalog then adopts.
         """
-        placement = self.placement(query.placement)
-        mask = np.ones(len(self.bundle.items) + 1, dtype=bool)
-        mask[0] = False
-        allowed = CandidateMask(TableMask.of(mask), [NO_ITEMS], [NO_IDS], "")
-        self.fuse_sources(self.encode(states, [query.now]), allowed, [query], placement, query.n)
+        encoded = self.encode(states, [query.now])
+        for placement in self.bundle.policy.placements.values():
+            text = joined((placement.filter, ""))
+            try:
+                mask = snapshot.mask(text, self.bundle.items.ids)
+            except UserError as error:  # the first answer names it
+                LOGGER.warning("bundle %s: %s", self.bundle.id, error)
+                continue
+            if placement.list != similar_items.LIST_KIND:
+                allowed = CandidateMask(mask, [NO_ITEMS], [NO_IDS], text)
+                self.fuse_sources(encoded, allowed, [query], placement, placement.n)
 
     def encode(self, states: StateBatch, now: Sequence[int] | np.ndarray) -> EncodedBatch:
         """Encode the states for this bundle at each query's now."""

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from recloop.features.vocabulary import Vocabulary
+from recloop.recommend.attribute_columns import Condition
 from recloop.recommend.cache import ByteCache
 from recloop.recommend.journal import Journal
 from recloop.recommend.table_mask import TableMask
 from recloop.records import Item
+
+MAX_SINGLE_BITS: Final = 256  # above it, all bits are unpacked once
+
+
+@dataclass
+class PassingRows:
+    """Catalog rows that are shown and pass a condition.
+
+    Attributes:
+        bits: (n/8,) uint8, packed.
+        position: Position in the journal of these bits.
+    """
+
+    condition: Condition | None
+    bits: np.ndarray
+    position: int
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) bool of some catalog rows."""
+        passes: np.ndarray = self.bits[rows >> 3] & (128 >> (rows & 7)) != 0
+        return passes
+
+    def set(self, passes: Mapping[int, bool], n_rows: int) -> None:
+        """Set the bits of some rows of a catalog that has now ``n_rows`` rows."""
+        n_new = (n_rows + 7) // 8 - len(self.bits)
+        if n_new:
+            self.bits = np.concatenate([self.bits, np.zeros(n_new, dtype=np.uint8)])
+        if len(passes) > MAX_SINGLE_BITS:
+            unpacked = np.unpackbits(self.bits)
+            unpacked[list(passes)] = list(passes.values())
+            self.bits = np.packbits(unpacked)
+            return
+        for row, is_passing in passes.items():
+            bit, byte = 128 >> (row & 7), int(self.bits[row >> 3])
+            self.bits[row >> 3] = byte | bit if is_passing else byte & ~bit
 
 
 @dataclass(frozen=True)
@@ -23,7 +60,7 @@ class CachedMask:
 
     mask: TableMask
     position: int
-    passing: object
+    passing: PassingRows
 
 
 class GrowingArray:

@@ -48,9 +48,9 @@ class Deployment(NamedTuple):
         states, query = self._golden_query()
         return bool(self.recommender.recommend(states, [query], with_inputs=False)[0].slots)
 
-    def warm_up(self) -> None:
-        """Let the bundle's sources answer a golden query; not on the event loop."""
-        self.recommender.warm_up(*self._golden_query())
+    def warm_up(self, snapshot: Catalog) -> None:
+        """Make the masks of a snapshot and answer a golden query; not on the event loop."""
+        self.recommender.warm_up(*self._golden_query(), snapshot)
 
     def _golden_query(self) -> tuple[StateBatch, Query]:
         bundle = self.bundle
@@ -75,13 +75,17 @@ class Deployments:
     def all(self) -> list[Deployment]:
         return [self.live, *([] if self.candidate is None else [self.candidate]), *self.shadows]
 
-    def warm_up(self, previous: Deployments) -> None:
-        """Warm up newly added bundles before they receive traffic; not on the event loop."""
+    def warm_up(self, previous: Deployments, snapshot: Catalog) -> None:
+        """Warm up newly added bundles before they receive traffic; not on the event loop.
+
+        Args:
+            snapshot: Snapshot of the service's catalog, which then adopts it.
+        """
         for deployment in self._added(previous):
-            deployment.warm_up()
+            deployment.warm_up(snapshot)
 
     def prepare(self, previous: Deployments) -> None:
-        """Evaluate the filters of newly added bundles over the catalog; on the event loop."""
+        """Let newly added bundles answer over the catalog; on the event loop."""
         for deployment in self._added(previous):
             deployment.is_ready()
 

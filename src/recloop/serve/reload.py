@@ -81,7 +81,9 @@ class Reloader:
                 user_states = await run_in_threadpool(
                     service.user_states.open, [deployment.bundle.spec for deployment in deployments.all]
                 )
-                await run_in_threadpool(deployments.warm_up, service.deployments)
+                snapshot = service.catalog.snapshot()
+                await run_in_threadpool(deployments.warm_up, service.deployments, snapshot)
+            service.catalog.adopt(snapshot)
             service.activate(deployments, user_states)
             if service.workers is not None:
                 await service.workers.deploy()

@@ -149,7 +149,9 @@ class WorkerService(Service):
             deployments = await run_in_threadpool(self.load, deployed, self.deployments.all)
             specs = [deployment.bundle.spec for deployment in deployments.all]
             user_states = await run_in_threadpool(self.user_states.open, specs)
-            await run_in_threadpool(deployments.warm_up, self.deployments)
+            snapshot = self.catalog.snapshot()
+            await run_in_threadpool(deployments.warm_up, self.deployments, snapshot)
+        self.catalog.adopt(snapshot)
         deployments.prepare(self.deployments)
         self.user_states.activate(user_states, self.as_of)
         self.deployments = deployments
