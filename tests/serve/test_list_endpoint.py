@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
+import uuid
 from typing import Any
 
 import httpx
@@ -100,8 +102,11 @@ def test_list_protocol_answers_unusual_requests(server: servers.Server) -> None:
     assert body["error"]["code"] == "bad_host"
 
 
-def test_request_ids_are_distinct_hex_numbers() -> None:
+def test_request_ids_are_distinct_and_ascend_by_time() -> None:
     ids = RequestIds()
     made = [ids.next() for _ in range(1_000)]
     assert len(set(made)) == 1_000
-    assert {len(bytes.fromhex(text)) for text in made} == {16}
+    assert {(len(text), uuid.UUID(text).version, uuid.UUID(text).variant) for text in made} == {(32, 7, uuid.RFC_4122)}
+    milliseconds = [text[:12] for text in made]
+    assert milliseconds == sorted(milliseconds)
+    assert abs(int(milliseconds[-1], 16) / 1e3 - time.time()) < 60

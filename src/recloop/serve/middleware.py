@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import traceback
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -20,30 +21,34 @@ from recloop.serve.schemas import HttpError
 
 LOGGER = logging.getLogger(__name__)
 CLIENT_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
-REQUEST_ID_BYTES = 16
-ID_BLOCK_BYTES = 256 * REQUEST_ID_BYTES
-"""Random bytes per system call, which costs more than a small response."""
+RANDOM_DIGITS = 18
+"""Random hex digits of a request id."""
+BLOCK_IDS = 256
+"""Ids whose random digits are read by one system call, which costs more than a small response."""
 
 
 class RequestIds:
-    """Source of random request ids of 32 hex digits; used on the event loop only."""
+    """Source of request ids of 32 hex digits; used on the event loop only.
+
+    An id is a UUID of version 7 (RFC 9562). It begins with its time in milliseconds, so the index of the decisions grows at its end.
+    """
 
     def __init__(self) -> None:
-        self._random = b""
+        self._digits = ""
         self._used = 0
         os.register_at_fork(after_in_child=self._forget)
 
     def next(self) -> str:
         """Return a new id."""
-        if self._used == len(self._random):
-            self._random = os.urandom(ID_BLOCK_BYTES)
+        if self._used == len(self._digits):
+            self._digits = os.urandom(BLOCK_IDS * RANDOM_DIGITS // 2).hex()
             self._used = 0
-        start = self._used
-        self._used += REQUEST_ID_BYTES
-        return self._random[start : self._used].hex()
+        start, end = self._used, self._used + RANDOM_DIGITS
+        self._used = end
+        return f"{time.time_ns() // 1_000_000:012x}7{self._digits[start : start + 3]}8{self._digits[start + 3 : end]}"
 
     def _forget(self) -> None:
-        self._random = b""
+        self._digits = ""
         self._used = 0
 
 
