@@ -79,18 +79,18 @@ def run(
     with ExitStack() as stack:
         lock = stack.enter_context(locks.writer_lock(project.root))
         listening = stack.enter_context(server.listen(host, port))
-        with reload.gc_paused():
+        with reload.gc_paused():  # up to the last import: a full collection visits everything that is not frozen
             service = Service(project, locked=True)
-        stack.callback(service.close)
-        if before_start is not None:
-            before_start(service)
-        app = build(service, host)
-        if workers > 1:
-            from recloop.serve.worker_pool import WorkerPool
+            stack.callback(service.close)
+            if before_start is not None:
+                before_start(service)
+            app = build(service, host)
+            if workers > 1:
+                from recloop.serve.worker_pool import WorkerPool
 
-            service.workers = WorkerPool(service, app, listening, host, workers - 1)
-        if mount is not None:
-            mount(app, service)
+                service.workers = WorkerPool(service, app, listening, host, workers - 1)
+            if mount is not None:
+                mount(app, service)
         note = server.token_line(listening, service.token, app.state.console)
         lock.note(url=server.address(listening))
         server.serve(app, listening, server.ready_line(listening, service.arm.bundle, json), note, service.workers)
