@@ -88,5 +88,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.quick
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[train,demo,console,dev]'
+	$(PIP) install -c constraints.txt -e '.[train,demo,console,tune,dev]'
 	@touch $@ $(VENV)/.demo $(VENV)/.quick

@@ -56,6 +56,10 @@ class Project:
         return self.root / "runs"
 
     @property
+    def tuning(self) -> Path:
+        return self.root / "tuning"
+
+    @property
     def reports(self) -> Path:
         return self.root / "reports"
 

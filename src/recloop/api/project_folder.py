@@ -23,6 +23,7 @@ from recloop.monitoring.shadow_requirement import shadow_requirement
 from recloop.pipeline import promotion, quarantine, retention, training_steps
 from recloop.pipeline.quarantine import Quarantined
 from recloop.pipeline.retention import Collection
+from recloop.pipeline.tune import BUDGET, N_TRIALS, TuneResult, tune
 from recloop.progress import ConsoleProgress, NullProgress, Progress
 from recloop.project import Project, open_project
 from recloop.recommend import loading
@@ -85,6 +86,18 @@ class ProjectFolder:
         model = loading.resolve_model(self.project, name)
         with locks.run_lock(self.project.root, "train"):
             return loop.train(self.project, self._progress, model).bundle.id
+
+    @python_errors("project")
+    def tune(self, name: str = "", trials: int = N_TRIALS, budget: str = BUDGET) -> TuneResult:
+        """Search a model's settings on validation.
+
+        ``settings`` of the result are keys of recloop.toml.
+
+        Args:
+            name: A model in place of ``model.name``. trials: Trials, with those of earlier calls.
+            budget: Time of this call, such as ``"30m"``.
+        """
+        return tune(self.project, name, trials, budget, self._progress)
 
     @python_errors("project")
     def evaluate(self, *bundle_ids: str) -> EvaluationTable:

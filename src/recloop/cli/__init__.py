@@ -36,6 +36,7 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
         (
             pipeline_steps.prepare,
             pipeline_steps.train,
+            pipeline_steps.tune,
             pipeline_steps.ingest,
             pipeline_steps.export,
             pipeline_steps.quarantine,

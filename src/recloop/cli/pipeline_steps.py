@@ -1,4 +1,4 @@
-"""Verbs prepare, train, ingest, quarantine and gc: single steps of an update."""
+"""Single steps of an update: prepare, train, tune, ingest, quarantine and gc."""
 
 from __future__ import annotations
 
@@ -51,6 +51,27 @@ def train(
     else:
         out.print(made.table.render())
         plain(f"registered: {made.bundle.id}; next: recloop promote {made.bundle.id}")
+
+
+def tune(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="tune this model instead of model.name")] = "",
+    trials: Annotated[int, typer.Option(help="run this many trials, earlier runs included")] = 20,
+    budget: Annotated[str, typer.Option(help="stop after this time, e.g. 30m; the next run continues")] = "1h",
+    as_json: Json = False,
+) -> None:
+    """Search a model's settings on validation."""
+    from recloop.pipeline import tune as search
+
+    done = search.tune(project(), name, trials, budget, ConsoleProgress())
+    if as_json:
+        print_json(done.to_json())
+        return
+    plain(
+        f"{done.model}: NDCG@10 {done.best:.4f} on validation, {done.configured:.4f} as configured;"
+        f" {done.finished} trials finished, {done.pruned} stopped early ({done.seconds:.0f} s)"
+    )
+    plain(f"recloop.toml:\n\n{done.toml()}")
+    plain(f"next: recloop train {done.model}")
 
 
 def quarantine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pydantic
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from recloop.models.base import TrainData
 from recloop.models.layers import SequenceModel
+from recloop.models.search_space import Choice, Range, SearchSpace
 
 
 class GRU4Rec(SequenceModel):
@@ -34,6 +36,15 @@ class GRU4Rec(SequenceModel):
         layers: int = pydantic.Field(1, ge=1)
         hidden: int = pydantic.Field(100, ge=1)
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
+
+    search_space: ClassVar[SearchSpace] = {
+        "train.lr": Range(3e-4, 1e-2, log=True),
+        "train.schedule": Choice(("constant", "cosine")),
+        "features.dim": Choice((32, 64, 96, 128)),
+        "features.max_history": Choice((20, 50, 100, 200)),
+        "model.hidden": Range(50, 250, step=50),
+        "model.dropout": Range(0.0, 0.5, step=0.1),
+    }
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - no table counts positions
         """Build the tables: N items, fields; a recurrent network needs no positions."""

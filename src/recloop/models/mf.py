@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 from recloop.models.als import base_gram, confidence, solve_rows
 from recloop.models.base import ModelConfig, TrainData
+from recloop.models.search_space import Choice, Range, SearchSpace
 
 
 class MF:
@@ -39,6 +40,13 @@ class MF:
         unseen: float = pydantic.Field(0.1, gt=0)
         sweeps: int = pydantic.Field(12, ge=1)
         seed: int = 0
+
+    search_space: ClassVar[SearchSpace] = {
+        "model.dim": Choice((32, 64, 96, 128, 192)),
+        "model.l2": Range(1e-4, 1e-1, log=True),
+        "model.unseen": Range(0.01, 1.0, log=True),
+        "model.sweeps": Range(4, 16, step=4),
+    }
 
     kind: ClassVar[str] = "vectors"
     source: ClassVar[str] = "model"

@@ -14,6 +14,7 @@ from recloop.errors import UserError
 from recloop.models.base import TrainData
 from recloop.models.layers import SequenceModel
 from recloop.models.pooling import TimeDecayPooling
+from recloop.models.search_space import Choice, Range, SearchSpace
 
 MAX_VALIDATION_ITEMS = 2_000
 """Number of most frequent items used in validation, because scoring a large catalog takes minutes."""
@@ -47,6 +48,14 @@ class NeuMF(SequenceModel):
 
     kind: ClassVar[str] = "rank"
     default_loss: ClassVar[str] = "bce"
+
+    search_space: ClassVar[SearchSpace] = {
+        "train.lr": Range(3e-4, 1e-2, log=True),
+        "features.dim": Choice((32, 64, 96, 128)),
+        "model.hidden": Range(32, 128, step=32),
+        "model.negatives": Choice((32, 64, 128, 256)),
+        "model.dropout": Range(0.0, 0.5, step=0.1),
+    }
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - a mean has no positions
         """Build the tables and the MLP.

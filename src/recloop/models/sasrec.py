@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pydantic
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recloop.errors import UserError
 from recloop.models.base import TrainData
 from recloop.models.layers import Dropout, SequenceModel, embedding
+from recloop.models.search_space import Choice, Range, SearchSpace
 
 
 class SASRec(SequenceModel):
@@ -43,6 +44,17 @@ class SASRec(SequenceModel):
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
         dropout_after: int = pydantic.Field(4, ge=0)
         attention_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+
+    search_space: ClassVar[SearchSpace] = {
+        "train.lr": Range(3e-4, 1e-2, log=True),
+        "train.schedule": Choice(("constant", "cosine")),
+        "features.dim": Choice((32, 64, 96, 128)),
+        "features.max_history": Choice((20, 50, 100, 200)),
+        "model.block": Choice(("vanilla", "ligr")),
+        "model.blocks": Range(1, 3),
+        "model.heads": Choice((1, 2, 4)),
+        "model.dropout": Range(0.0, 0.5, step=0.1),
+    }
 
     def build(self, data: TrainData, dim: int, history: int) -> None:
         """Build the tables: N items, fields, ``history`` positions.

@@ -100,6 +100,11 @@ def build_tables(project: Project, data: PreparedData) -> ItemUserTables:
     )
 
 
+def rows_before_cut(data: PreparedData) -> pl.DataFrame:
+    """Return the training and validation rows by seq."""
+    return pl.concat([data.train, data.valid]).sort(SEQ) if len(data.valid) else data.train
+
+
 def fit_models(
     project: Project,
     tables: ItemUserTables,
@@ -125,12 +130,12 @@ def fit_models(
         "learn",
         f"baselines{f', then {name} for at most {config.train.time_budget} of training' if needs_network else ''}",
     )
-    rows_before_cut = pl.concat([data.train, data.valid]).sort(SEQ) if len(data.valid) else data.train
+    before_cut = rows_before_cut(data)
     counts, scorers = baselines.fit_counts(arrays, tables, "" if needs_network else name, options)
     model_config = config.model_copy(update={"model": config.model.model_validate({"name": name, **options})})
     held_seq = data.manifest.held_seq or 0
     manifest = replace(
-        base_manifest(config, tables, data.manifest.fingerprint, rows_before_cut, held_seq),
+        base_manifest(config, tables, data.manifest.fingerprint, before_cut, held_seq),
         recipe=recipe_of(model_config),
     )
     draft = baselines.draft_bundle(config, tables, arrays, counts, scorers, manifest)
@@ -149,7 +154,7 @@ def fit_models(
             "learn",
             f"{name}: {network.epochs} epochs, {network.steps:,} steps in {network.seconds:.0f} s, stopped by {network.stopped}",
         )
-    past = StateHistory(rows_before_cut, data.users)
+    past = StateHistory(before_cut, data.users)
     bundle, chosen = baselines.choose_half_life_and_weights(draft, config, arrays, tables, past, THREADS)
     progress.say("learn", _fusion_line(config, chosen))
     progress.say("learn", chosen.attributes)
@@ -158,7 +163,7 @@ def fit_models(
     bundle, chosen = choice.bundle, replace(chosen, ranker=choice.to_json())
     if arrays.history is None:
         return FittedBundle(bundle, arrays, network, chosen)
-    all_arrays = train_data(tables, rows_before_cut, None, served_slots(project, rows_before_cut))
+    all_arrays = train_data(tables, before_cut, None, served_slots(project, before_cut))
     bundle = baselines.refit_baselines(bundle, all_arrays, tables, options)
     bundle = ranker.refit_statistics(bundle, all_arrays, tables)
     if network is not None:

@@ -1,4 +1,4 @@
-"""File locks of a project folder: log writer, update run and update loop."""
+"""File locks of a project folder: writer, update, update loop and settings search."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ def run_lock(root: Path, verb: str) -> _Lock:
 def schedule_lock(root: Path) -> _Lock:
     """Lock ``store/every.lock`` for repeating updates in a project."""
     return _Lock(root / "store" / "every.lock", "update --every")
+
+
+def tune_lock(root: Path) -> _Lock:
+    """Lock ``store/tune.lock`` for writing ``tuning/``; updates go on meanwhile."""
+    return _Lock(root / "store" / "tune.lock", "tune")
 
 
 class _Lock:

@@ -102,18 +102,20 @@ def fit_counts(
     arrays = {name: array for _, model in models.values() for name, array in model.fit(data).items()}
     arrays |= _segments(data, tables, days["popular"])
     arrays |= refit_affinity(data, strengths, days["popular"])
-    scorers = {
-        source: ScorerSpec(
-            source=source,
-            model=name,
-            kind=model.kind,
-            config=model.config.model_dump(mode="json") if source == "model" else None,
-            half_life=days.get(source),
-            recent=tuple(getattr(model.config, "recent", RECENT_WEIGHTS)) if source == "neighbours" else None,
-        )
-        for source, (name, model) in sorted(models.items())
-    }
+    scorers = {source: _scorer(name, model, days.get(source)) for source, (name, model) in sorted(models.items())}
     return arrays, scorers
+
+
+def _scorer(name: str, model: Any, half_life: float | None = None) -> ScorerSpec:
+    """Return the scorer of a fitted closed-form model."""
+    return ScorerSpec(
+        source=model.source,
+        model=name,
+        kind=model.kind,
+        config=model.config.model_dump(mode="json") if model.source == "model" else None,
+        half_life=half_life,
+        recent=tuple(getattr(model.config, "recent", RECENT_WEIGHTS)) if model.source == "neighbours" else None,
+    )
 
 
 def draft_bundle(
@@ -286,6 +288,37 @@ def _user_table(tables: ItemUserTables, data: TrainData, arrays: Mapping[str, np
     if "user_vectors" not in arrays:
         return None
     return UserTable(tables.users, np.diff(data.moment_offsets[data.user_offsets]))
+
+
+class ModelValidation:
+    """NDCG@10 of single closed-form models on the validation moments.
+
+    Args:
+        bundle: Draft with the counting models. data: Arrays with validation moments.
+        past: As in `choose_half_life_and_weights`.
+    """
+
+    def __init__(
+        self, bundle: Bundle, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory
+    ) -> None:
+        assert data.held is not None
+        self._bundle, self._tables, self._data = bundle, tables, data
+        self._held = data.held.sample(data.user_ids, config.split.validation_users)
+        self._recall = _ValidationRecall(bundle, self._held, data, past).keep()
+
+    def ndcg(self, name: str, options: Mapping[str, Any]) -> float:
+        """Fit a model and return NDCG@10 of its own list."""
+        model = load_model(name, options)
+        arrays = model.fit(self._data)
+        scorers = {**self._bundle.scorers, model.source: _scorer(name, model, getattr(model.config, "half_life", None))}
+        bundle = replace(
+            self._bundle,
+            manifest=replace(self._bundle.manifest, scorers=scorers),
+            arrays={**self._bundle.arrays, **arrays},
+            users=_user_table(self._tables, self._data, arrays),
+        )
+        top_k = self._recall.recall(bundle, [model.source])[model.source]
+        return choose_weights({model.source: top_k.items}, self._held.items, self._held.offsets)[1]
 
 
 class _ValidationRecall:

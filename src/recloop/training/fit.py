@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -111,6 +111,30 @@ class TrainedNetwork:
 def has_sequences(data: TrainData) -> bool:
     """Return True if a user outside the ``old`` holdout has two moments."""
     return bool(((np.diff(data.user_offsets) > 1) & ~data.old).any())
+
+
+def validate_network(
+    name: str,
+    options: Mapping[str, Any],
+    data: TrainData,
+    config: Config,
+    run_folder: Path,
+    budget_seconds: float,
+    on_look: Callable[[Look], None],
+) -> tuple[float, str]:
+    """Train a network without exporting it.
+
+    Returns:
+        NDCG@10 of its best weights on validation, and what stopped the training.
+
+    Args:
+        on_look: Called after each validation; an exception that it raises ends the training.
+    """
+    from recloop.training.trainer import train
+
+    run_folder.mkdir(parents=True, exist_ok=True)
+    _, callback = train(load_model(name, options), data, config, run_folder, budget_seconds, True, on_look=on_look)
+    return callback.kept.ndcg, callback.stopped
 
 
 def fit_network(

@@ -24,6 +24,7 @@ from recloop.config import Config, Train
 from recloop.errors import UserError
 from recloop.models.base import TrainData
 from recloop.training.batches import Batch, EpochDataset, LengthBucketSampler, SequenceDataset
+from recloop.training.fit import Look
 from recloop.training.item_init import init_item_embeddings
 from recloop.training.late_dropout import LateDropout
 from recloop.training.losses import Criterion, LossRows
@@ -147,6 +148,7 @@ def train(
     budget: float,
     quiet: bool,
     warm: WarmStartState | None = None,
+    on_look: Callable[[Look], None] | None = None,
 ) -> tuple[Learner, TrainingCallback]:
     """Train a network until patience, epochs or budget end; return the best weights.
 
@@ -154,6 +156,7 @@ def train(
         network: A built-in or custom module, not yet built.
         budget: Training seconds from the first batch on, excluding validation.
         warm: Weights of the parent and the positions to learn; its rate is a share of ``train.lr``.
+        on_look: Called after each validation; an exception that it raises ends the training.
     """
     settings = config.train
     sequences = SequenceDataset(data, config.features.max_history, None if warm is None else warm.chosen)
@@ -180,6 +183,7 @@ def train(
             bar=not quiet,
             decay_rate=settings.schedule == "cosine" and warm is None,
             ema=settings.ema if warm is None else 0.0,
+            on_look=on_look,
         )
         trainer = lightning.Trainer(
             accelerator="gpu" if torch.cuda.is_available() else "cpu",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,12 +116,14 @@ class TrainingCallback(lightning.Callback):
         bar: bool,
         decay_rate: bool = False,
         ema: float = 0.0,
+        on_look: Callable[[Look], None] | None = None,
     ) -> None:
         self.examination = examination
         self.patience = patience
         self.budget = budget
         self.decay_rate = decay_rate
         self.ema = ema
+        self.on_look = on_look
         self.average: WeightAverage | None = None
         self.started = time.monotonic()
         self.looking = 0.0
@@ -231,6 +234,8 @@ class TrainingCallback(lightning.Callback):
             self.looks.append(Look(at, trainer.current_epoch + 1, step, round(seconds, 2), ndcg))
             self.keep(learner, trainer.optimizers[0], ndcg, step // self.steps_per_epoch, step, at)
         self.looking += time.monotonic() - begin
+        if self.on_look is not None:
+            self.on_look(self.looks[-1])
 
     def keep(
         self,

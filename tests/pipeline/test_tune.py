@@ -1,0 +1,134 @@
+"""Search of a model's settings on validation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recloop.errors import Locked, UserError
+from recloop.models.mf import MF
+from recloop.models.search_space import Choice, Range
+from recloop.pipeline.tune import _distribution, tune, with_settings
+from recloop.project import Project, open_project
+from recloop.storage import locks
+
+SMALL_MF = ("model.name=mf", "model.dim=8", "model.sweeps=2")
+NETWORK = ("train.time_budget=20s", "train.epochs=1", "features.dim=8", "features.max_history=8", "features.context=[]")
+
+
+@pytest.fixture
+def shop(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The shared project with a small factorization; its search has two settings."""
+    monkeypatch.setattr(MF, "search_space", {"model.l2": Range(1e-4, 0.1, log=True), "model.unseen": Range(0.01, 1.0)})
+    return open_project(project.root, SMALL_MF)
+
+
+def test_search_starts_with_the_configured_settings_and_prints_lines_for_recloop_toml(shop: Project) -> None:
+    """The best settings are never worse on validation than the configured ones, and the lines load."""
+    found = tune(shop, "mf", trials=4, budget="5m")
+    assert found.finished == 4
+    assert found.best >= found.configured > 0
+    lines = tomllib.loads(found.toml())
+    assert lines["model"] == {"name": "mf", "l2": found.settings["model.l2"], "unseen": found.settings["model.unseen"]}
+    assert with_settings(shop.config, "mf", found.settings).model.options["dim"] == 8
+
+
+def test_later_run_continues_the_study_and_a_changed_setting_starts_a_new_one(shop: Project) -> None:
+    """`trials` counts the trials of earlier runs."""
+    first = tune(shop, "mf", trials=2, budget="5m")
+    assert tune(shop, "mf", trials=2, budget="5m").settings == first.settings
+    assert tune(shop, "mf", trials=3, budget="5m").finished == 3
+    other = open_project(shop.root, (*SMALL_MF, "train.seed=1"))
+    assert tune(other, "mf", trials=1, budget="5m").finished == 1
+
+
+def test_equal_seeds_search_equal_settings(shop: Project, tmp_path: Path) -> None:
+    """Two studies with one seed have the same trials."""
+    first = tune(shop, "mf", trials=3, budget="5m")
+    (shop.root / "tuning").rename(tmp_path / "earlier")
+    again = tune(shop, "mf", trials=3, budget="5m")
+    assert (again.settings, again.best) == (first.settings, first.best)
+
+
+@pytest.mark.slow
+def test_network_is_searched_without_reading_the_test_split(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network trains on validation arrays, and nothing is exported or registered."""
+    pytest.importorskip("torch")
+    from recloop.evaluation import evaluate
+
+    monkeypatch.setattr(evaluate, "evaluate", pytest.fail)
+    bundles = sorted(shop.bundles.iterdir())
+    found = tune(open_project(shop.root, NETWORK), "gru4rec", trials=2, budget="5m")
+    assert found.finished + found.pruned == 2
+    assert sorted(shop.bundles.iterdir()) == bundles
+    assert [path.name for path in shop.tuning.iterdir()] == ["gru4rec.log"]
+
+
+@pytest.mark.slow
+def test_budget_that_ends_before_the_first_trial_is_one_message(shop: Project) -> None:
+    """A cut trial has no result, and the next run repeats it."""
+    pytest.importorskip("torch")
+    long = open_project(shop.root, (*NETWORK, "train.epochs=1000", "train.patience=1000"))
+    with pytest.raises(UserError, match=r"--budget=1s: expected time for one trial"):
+        tune(long, "gru4rec", budget="1s")
+    assert tune(open_project(shop.root, NETWORK), "gru4rec", trials=1, budget="5m").finished == 1
+
+
+@pytest.mark.slow
+def test_killed_search_repeats_its_trial(shop: Project) -> None:
+    """The settings of the killed trial are tried by the next run."""
+    endless = (*NETWORK, "train.time_budget=1h", "train.epochs=100000", "train.patience=100000")
+    sets = [word for setting in endless for word in ("--set", setting)]
+    words = [sys.executable, "-m", "recloop", "-C", str(shop.root), *sets, "tune", "gru4rec"]
+    running = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(shop.root.glob("tuning/*/log.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    running.kill()
+    running.wait()
+    with pytest.raises(UserError, match="--budget=2s"):  # the killed trial runs again, and the budget cuts it again
+        tune(open_project(shop.root, endless), "gru4rec", budget="2s")
+    assert not list(shop.root.glob("tuning/*/"))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("mf", {"trials": 0}, "--trials=0: expected at least 1 trial"),
+        ("mf", {"budget": "soon"}, "--budget=soon: expected a time"),
+        ("sasrek", {}, "model.name=sasrek"),
+        ("popular", {}, "model.name=popular: expected a model with a `search_space`"),
+    ],
+)
+def test_bad_input_is_named(shop: Project, model: str, options: dict[str, Any], message: str) -> None:
+    """Each message names the value and writes nothing."""
+    with pytest.raises(UserError, match=message):
+        tune(shop, model, **options)
+    assert not shop.tuning.exists()
+
+
+def test_log_without_validation_moments_is_named(shop: Project) -> None:
+    """A search needs moments to compare on."""
+    short = open_project(shop.root, (*SMALL_MF, "split.validation_users=0"))
+    with pytest.raises(UserError, match="validation"):
+        tune(short, "mf")
+
+
+def test_one_search_runs_at_a_time(shop: Project) -> None:
+    """A second search in the same folder is refused; an update is not."""
+    with locks.tune_lock(shop.root), pytest.raises(Locked):
+        tune(shop, "mf", trials=1)
+
+
+def test_configured_value_is_part_of_the_search() -> None:
+    """A configured value outside the declared space widens it."""
+    pytest.importorskip("optuna")
+    choice = _distribution(Choice((20, 50)), 64)
+    assert choice.to_internal_repr(64) == 2.0
+    assert _distribution(Range(64, 256, step=64), 100).step == 1
