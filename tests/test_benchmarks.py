@@ -126,3 +126,19 @@ def test_plot_cost_draws_the_results_that_exist(root: Path, tmp_path: Path, monk
     assert plot_cost.by_history(tmp_path) == {"recloop": [(10.0, 1.0), (100.0, 2.0)]}
     panels = plot_cost.picture(tmp_path).axes
     assert [len(panel.lines) for panel in panels] == [1, 1, 0, 0, 0, 0]
+
+
+def test_page_of_the_quality_benchmark_is_that_of_its_results(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/benchmarks.md is made from the committed result files; a second seed makes a row a mean."""
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    page = importlib.import_module("quality_page")
+    results = root / "benchmarks" / "results"
+    assert (root / "docs" / "benchmarks.md").read_text("utf-8") == page.page(results)
+    result = json.loads((results / "quality-ml-1m-sasrec-seed0.json").read_text())
+    second = json.loads(json.dumps({**result, "seed": 1}))
+    second["rows"][0]["NDCG@10"]["value"] += 0.002
+    name = result["rows"][0]["model"]
+    found = page.rows([result, second])[name]
+    expected = result["rows"][0]["NDCG@10"]["value"] + 0.001
+    assert f"| {expected:.4f} | " in page.line(name, found)
+    assert "| 2 |" in page.line(name, found)

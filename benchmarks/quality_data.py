@@ -1,0 +1,134 @@
+"""Projects of the data sets of `quality.py`, with the published rows that each is compared with.
+
+The files are in ``../shared/data`` and stay there: their terms forbid redistribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from recloop.demo.grocery_days import DAYS
+from recloop.demo.grocery_project import write_project
+
+SHARED: Final = Path(__file__).resolve().parents[2] / "shared" / "data"
+COUNTING: Final = ("covisitation", "mf")
+NETWORKS: Final = ("gru4rec", "sasrec", "two_tower", "neumf")
+LEAVE_ONE_OUT: Final = """\
+# As in the SASRec papers: 5-core, in file order; the last row of a user is the test.
+[data]
+events = "log.parquet"
+[clean]
+burst = "off"
+[split]
+protocol = "leave-one-out"
+ties = "row"
+filter_seen = true
+[features]
+max_history = 50
+context = []
+[train]
+lr = 2e-3
+[evaluate]
+baselines = ["popular", "covisitation"]
+"""
+ONLINE_RETAIL: Final = """\
+# Invoices of a gift wholesaler; charges are not products, a cancellation undoes its purchase, seen items are hidden.
+[data]
+events = "log.parquet"
+[data.columns]
+group_id = "invoice"
+quantity = "quantity"
+[clean]
+exclude_items = ["POST", "D", "DOT", "M", "S", "C2", "CRUK", "PADS", "BANK CHARGES", "AMAZONFEE"]
+[split]
+filter_seen = true
+"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published row: HR@10 and NDCG@10 with its source."""
+
+    model: str
+    hit_rate: float
+    ndcg: float
+    source: str
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set of the tables.
+
+    Attributes:
+        title: Heading of its table. write: Makes the project folder. models: Rows in order.
+        published: Rows of papers and public repositories under the same protocol.
+    """
+
+    title: str
+    write: Callable[[Path], None]
+    models: tuple[str, ...]
+    published: tuple[Published, ...] = ()
+
+
+def leave_one_out(name: str, folder: Path) -> None:
+    """Write a file of the papers as a log with its order as seconds."""
+    folder.mkdir(parents=True)
+    log = pl.read_parquet(SHARED / name)
+    log.select("user_id", "item_id", timestamp=1_000_000_000 + pl.col("pos")).write_parquet(folder / "log.parquet")
+    (folder / "recloop.toml").write_text(LEAVE_ONE_OUT, "utf-8")
+
+
+def online_retail(folder: Path) -> None:
+    """Write Online Retail as a project."""
+    folder.mkdir(parents=True)
+    log = pl.read_parquet(SHARED / "online-retail.parquet").filter(pl.col("quantity") > 0)
+    log.select("user_id", "item_id", "timestamp", "invoice", "quantity").write_parquet(folder / "log.parquet")
+    (folder / "recloop.toml").write_text(ONLINE_RETAIL, "utf-8")
+
+
+def complete_journey(folder: Path) -> None:
+    """Write the project of the demo: the year without its last days."""
+    write_project(folder, DAYS)
+
+
+DATA: Final[dict[str, DataSet]] = {
+    "complete-journey": DataSet("Complete Journey, a grocery chain's year", complete_journey, (*COUNTING, *NETWORKS)),
+    "online-retail": DataSet("Online Retail, a gift wholesaler, seen items hidden", online_retail, COUNTING),
+    "ml-1m": DataSet(
+        "MovieLens-1M, leave-one-out",
+        partial(leave_one_out, "sasrec-ml-1m.parquet"),
+        (*COUNTING, *NETWORKS),
+        (
+            Published("SASRec, one negative", 0.1993, 0.1078, "asash/bert4rec_repro, the lowest of its rows"),
+            Published("SASRec, full cross-entropy", 0.3152, 0.1821, "antklen/sasrec-bert4rec-recsys23"),
+            Published("SASRec, best of 108 settings", 0.3207, 0.1858, "monkey0head/time-to-split"),
+            Published("gSASRec", 0.3003, 0.1726, "asash/gSASRec-pytorch"),
+            Published("GRU4Rec, cross-entropy", 0.2887, 0.1679, "monkey0head/time-to-split"),
+        ),
+    ),
+    "beauty-5core": DataSet(
+        "Amazon Beauty, 5-core, leave-one-out",
+        partial(leave_one_out, "s3rec-beauty.parquet"),
+        (*COUNTING, "sasrec"),
+        (
+            Published("SASRec, sampled softmax", 0.0921, 0.0531, "blondered/transformer_benchmark"),
+            Published("eSASRec", 0.0928, 0.0523, "blondered/transformer_benchmark"),
+        ),
+    ),
+    "beauty": DataSet(
+        "Amazon Beauty, 54,542 items, leave-one-out",
+        partial(leave_one_out, "bert4rec-beauty.parquet"),
+        (*COUNTING, "sasrec"),
+        (
+            Published("SASRec, one negative", 0.0246, 0.0126, "asash/bert4rec_repro"),
+            Published("SASRec, full cross-entropy", 0.0533, 0.0327, "antklen/sasrec-bert4rec-recsys23"),
+            Published("SASRec of RecTools", 0.0595, 0.0359, "blondered/bert4rec_repro"),
+        ),
+    ),
+}

@@ -1,0 +1,115 @@
+"""docs/benchmarks.md, made from the result files of `quality.py`."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any, Final
+
+from quality_data import DATA, DataSet
+
+PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+METRICS: Final = ("HR@10", "Recall@10", "NDCG@10")
+LISTS: Final = ("served", "fusion")
+"""Rows of several sources; their names need the model that was trained."""
+HEAD: Final = """\
+# How good are the lists?
+
+Each table is one data set. `make bench-quality` runs the missing rows; the result files are in
+[`benchmarks/results`](../benchmarks/results), each with its command, commit, fingerprint of the data and seed.
+
+- Rows rank the full catalog on the test split. Values are means over users, with the 95 % interval of a bootstrap over users where one seed
+  was run, and the mean of the seeds otherwise.
+- A published row has the protocol of its source. ML-1M is in file order, so a difference below 2 % to a published row means nothing.
+- `trained`: epochs and steps. `stopped` by `time_budget`: the row was cut, and more time may change it.
+- `source`: the commit of our row, or the repository of a published one, in italics.
+- `explore`: NDCG@10 on items that the user did not have before.
+"""
+Result = dict[str, Any]
+
+
+def write_page(results: Path) -> None:
+    """Write the page of all result files."""
+    PAGE.write_text(page(results), "utf-8")
+
+
+def page(results: Path) -> str:
+    """Return the page of the result files of a folder."""
+    found: dict[str, list[Result]] = defaultdict(list)
+    for file in sorted(results.glob("quality-*.json")):
+        result = json.loads(file.read_text("utf-8"))
+        found[result["data"]].append(result)
+    lines = [HEAD]
+    for name, data in DATA.items():
+        lines += section(name, data, found[name])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def section(name: str, data: DataSet, results: list[Result]) -> Iterator[str]:
+    """Yield the lines of one data set."""
+    yield f"## {data.title}\n"
+    if results:
+        facts = results[0]["protocol"]
+        yield f"`{facts['name']}`, {facts['users']:,} users of the test, {facts['items']:,} items.\n"
+        yield "| row | " + " | ".join(METRICS) + " | explore | seeds | trained | stopped | source |"
+        yield "|---" * (len(METRICS) + 6) + "|"
+        yield from (line(row, found) for row, found in rows(results).items())
+        yield from (
+            f"| *{row.model}* | {row.hit_rate:.4f} | | {row.ndcg:.4f} | | | | | {row.source} |"
+            for row in data.published
+        )
+        yield ""
+    missing = [model for model in data.models if model not in {result["model"] for result in results}]
+    if missing:
+        yield f"Not run: {', '.join(missing)} (`python benchmarks/quality.py --data {name}`).\n"
+
+
+def rows(results: list[Result]) -> dict[str, list[tuple[Result, Result]]]:
+    """Return (row, result) by name of the row: one per seed.
+
+    A baseline is in the result of every model; its first one counts.
+    """
+    found: dict[str, dict[int, tuple[Result, Result]]] = defaultdict(dict)
+    for result in results:
+        for row in result["rows"]:
+            name = f"{row['model']} with {result['model']}" if row["model"] in LISTS else row["model"]
+            found[name].setdefault(result["seed"], (row, result))
+    return {name: list(by_seed.values()) for name, by_seed in found.items()}
+
+
+def line(name: str, found: list[tuple[Result, Result]]) -> str:
+    """Format one row."""
+    row, result = found[0]
+    cells = []
+    for metric in METRICS:
+        value = mean(row[metric]["value"] for row, _ in found)
+        interval = f" [{row[metric]['low']:.4f}, {row[metric]['high']:.4f}]" if len(found) == 1 else ""
+        cells.append(f"{value:.4f}{interval}")
+    own = result["train"] if row["model"] == result["model"] else {}
+    explore = (row.get("explore") or {}).get("NDCG@10")
+    cells += [
+        "" if explore is None else f"{explore['value']:.4f}",
+        str(len(found)),
+        trained(own),
+        own.get("stopped") or "",
+        result["commit"][:7],
+    ]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def trained(train: Result) -> str:
+    """Format the epochs and steps of a network's row.
+
+    A result file without ``steps_per_epoch`` has no whole epochs.
+    """
+    if not train.get("step"):
+        return ""
+    per_epoch = train.get("steps_per_epoch")
+    if not per_epoch:
+        return f"{train['step']:,} steps"
+    if train["step"] < per_epoch:
+        return f"not trained: {train['step']:,} steps"
+    return f"{train['step'] / per_epoch:.1f} epochs, {train['step']:,} steps"
