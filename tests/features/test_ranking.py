@@ -50,9 +50,12 @@ def encoded(histories: list[list[Moment]]) -> EncodedBatch:
     )  # fmt: skip
 
 
-def candidates() -> Candidates:
-    items = np.arange(1, N_ITEMS + 1, dtype=np.int32)
-    return Candidates(items, np.full((1, N_ITEMS), 2, np.float32), np.full((1, N_ITEMS), 0.5, np.float32))
+def candidates(n_queries: int = 1) -> Candidates:
+    """All items for each query."""
+    items = np.tile(np.arange(1, N_ITEMS + 1, dtype=np.int32), n_queries)
+    n = len(items)
+    offsets = np.arange(0, n + 1, N_ITEMS)
+    return Candidates(offsets, items, np.full((1, n), 2, np.float32), np.full((1, n), 0.5, np.float32))
 
 
 def plain(history: list[Moment], item: int, stats: ItemStatistics) -> dict[str, float]:
@@ -93,8 +96,9 @@ def test_features_of_random_histories_equal_their_definition() -> None:
     space = FeatureSpace(stats, ["popular"])
     histories = [random_history(seed) for seed in range(12)]
     batch = encoded(histories)
+    of_batch = space.matrix(batch, slice(0, len(histories)), candidates(len(histories)))
     for b, history in enumerate(histories):
-        matrix = space.matrix(batch, b, candidates())
+        matrix = of_batch[b * N_ITEMS : (b + 1) * N_ITEMS]
         assert matrix.dtype == np.float32
         assert np.isfinite(matrix).all()
         for row, item in enumerate(range(1, N_ITEMS + 1)):
@@ -106,17 +110,32 @@ def test_features_do_not_depend_on_batch_or_kept_profile() -> None:
     space = FeatureSpace(statistics(), ["popular"])
     histories = [random_history(seed) for seed in range(5)]
     batch = encoded(histories)
+    of_batch = space.matrix(batch, slice(0, len(histories)), candidates(len(histories)))
     for b, history in enumerate(histories):
         single = encoded([history])
-        rows = np.array([0, 3, 7])
-        first = space.matrix(single, 0, candidates(), "ranker")
-        assert np.array_equal(first, space.matrix(single, 0, candidates(), "ranker"))
-        assert np.array_equal(first, space.matrix(batch, b, candidates()))
-        assert np.array_equal(first[rows], space.matrix(batch, b, candidates().take(rows)))
+        first = space.matrix(single, slice(0, 1), candidates(), "ranker")
+        assert np.array_equal(first, space.matrix(single, slice(0, 1), candidates(), "ranker"))
+        assert np.array_equal(first, of_batch[b * N_ITEMS : (b + 1) * N_ITEMS])
+        assert np.array_equal(first, space.matrix(batch, slice(b, b + 1), candidates()))
+
+
+def test_features_of_some_candidates_equal_those_among_all() -> None:
+    space = FeatureSpace(statistics(), ["popular"])
+    batch = encoded([random_history(seed) for seed in range(3)])
+    every = candidates(3)
+    columns = np.array([0, 3, 7, 2 * N_ITEMS, 2 * N_ITEMS + 5])  # none of the second query
+    some = every.take(columns)
+    assert np.diff(some.offsets).tolist() == [3, 0, 2]
+    of_some = space.matrix(batch, slice(0, 3), some)
+    assert np.array_equal(of_some, space.matrix(batch, slice(0, 3), every)[columns])
 
 
 def test_weekday_and_hour_are_those_of_the_time_zone() -> None:
     space = FeatureSpace(statistics(), [], "Asia/Tokyo")
-    matrix = space.matrix(encoded([[]]), 0, Candidates(np.ones(1, np.int32), np.zeros((0, 1)), np.zeros((0, 1))))
+    matrix = space.matrix(
+        encoded([[]]),
+        slice(0, 1),
+        Candidates(np.array([0, 1]), np.ones(1, np.int32), np.zeros((0, 1)), np.zeros((0, 1))),
+    )
     assert matrix[0, space.names.index("query.hour")] == 9
     assert matrix[0, space.names.index("query.weekday")] == (NOW // DAY + 3) % 7

@@ -22,7 +22,8 @@ from recloop.features.user_profile import (
     MISSING,
     OWN_COLUMNS,
     QUERY_COLUMNS,
-    UserProfile,
+    UserProfiles,
+    keys_of,
 )
 from recloop.records import DAY, SECOND
 
@@ -44,23 +45,31 @@ HALF_GAP: Final = 0.5
 MIN_TOTAL: Final = np.float32(0.1)
 COUNT: Final = OWN_COLUMNS.index("count")
 AGES: Final = slice(len(HALF_LIVES), len(HALF_LIVES) + 2)
-"""Rows of the ages of an item in `UserProfile.own`."""
+"""Rows of the ages of an item in `UserProfiles.own`."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates of one query, ascending, with their rank and score in each source.
+    """Candidates of B queries, with their rank and score in each source.
 
-    Ranks count from 0. A source that did not recall an item has rank `MISSING` and score 0.
+    Query b owns the columns ``offsets[b]:offsets[b + 1]``; its items ascend. Ranks count from 0. A source that did not
+    recall an item has rank `MISSING` and score 0.
     """
 
+    offsets: np.ndarray  # (B+1,) int64
     items: np.ndarray  # (C,) int32 item_ix
     ranks: np.ndarray  # (S, C) float32
     scores: np.ndarray  # (S, C) float32
 
-    def take(self, rows: np.ndarray) -> Candidates:
-        """Return some of the candidates, in ascending order."""
-        return Candidates(self.items[rows], self.ranks[:, rows], self.scores[:, rows])
+    @property
+    def queries(self) -> np.ndarray:
+        """(C,) query of each candidate, from 0."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def take(self, columns: np.ndarray) -> Candidates:
+        """Return some of the candidates, in ascending order of ``columns``."""
+        offsets = np.searchsorted(columns, self.offsets)
+        return Candidates(offsets, self.items[columns], self.ranks[:, columns], self.scores[:, columns])
 
 
 class FeatureSpace:
@@ -78,37 +87,48 @@ class FeatureSpace:
             *(f"{source}.{name}" for source in sources for name in ("rank", "score")),
         )
 
-    def matrix(self, encoded: EncodedBatch, b: int, candidates: Candidates, key: object = None) -> np.ndarray:
-        """(C, F) float32 features of the candidates of query b, columns as ``names``.
+    def matrix(self, encoded: EncodedBatch, queries: slice, candidates: Candidates, key: object = None) -> np.ndarray:
+        """(C, F) float32 features of the candidates of some queries, columns as ``names``.
+
+        The features of a candidate do not depend on the batch.
 
         Args:
+            queries: At most `recloop.features.user_profile.MAX_QUERIES` queries.
             key: Key under which the state of a batch of one keeps its profile; None: not kept.
         """
-        profile = self._profile(encoded, b, key)
-        now, items = int(encoded.now[b]), candidates.items
-        since = 0.0 if profile.newest is None else (now - profile.newest) / DAY
+        profiles = self._profiles(encoded, queries, key)
+        now, items = encoded.now[queries], candidates.items
+        since = np.where(profiles.has_history, (now - profiles.newest) / DAY, 0.0)
+        is_one = len(now) == 1  # its facts are broadcast
+        query: np.ndarray | int = 0 if is_one else candidates.queries
+        of_candidate: np.ndarray | slice = slice(None) if is_one else candidates.queries
+        days = since.astype(np.float32)[of_candidate]
         values = self._statistics.values[items].T
-        own, is_own = profile.own.at(items)
+        own, is_own = profiles.own.at(keys_of(query, items))
         features = np.empty((len(self.names), len(items)), dtype=np.float32)
-        row = _put_own(features, own, is_own, values[GAP], since)
-        row = _put(features, row, *_query_features(profile, local_time(now, self._timezone), since))
+        row = _put_own(features, own, is_own, values[GAP], days, _decays(since, HALF_LIVES)[:, of_candidate])
+        facts = _query_features(
+            profiles, np.array([local_time(stamp, self._timezone) for stamp in now.tolist()]), since
+        )
+        row = _put(features, row, *facts[:, of_candidate])
         features[row : row + len(values)] = values
         row += len(values)
-        decay = np.float32(_decay(since, FIELD_HALF_LIFE))
-        for codes, by_code in zip(self._statistics.codes, profile.by_field, strict=True):
-            row = _put_field(features, row, *by_code.at(codes[items]), own[COUNT], since, decay)
-        for amounts, usual in zip(self._statistics.amounts, profile.usual, strict=True):
-            row = _put(features, row, *_number_features(amounts[items], usual))
+        decay = _decays(since, (FIELD_HALF_LIFE,))[0, of_candidate]
+        for codes, by_code in zip(self._statistics.codes, profiles.by_field, strict=True):
+            of_code = by_code.at(keys_of(query, codes[items]))
+            row = _put_field(features, row, *of_code, own[COUNT], days, decay)
+        for amounts, usual in zip(self._statistics.amounts, profiles.usual, strict=True):
+            row = _put(features, row, *_number_features(amounts[items], usual[of_candidate]))
         for rank, score in zip(candidates.ranks, candidates.scores, strict=True):
             row = _put(features, row, rank, score)
         return np.ascontiguousarray(features.T)
 
-    def _profile(self, encoded: EncodedBatch, b: int, key: object) -> UserProfile:
+    def _profiles(self, encoded: EncodedBatch, queries: slice, key: object) -> UserProfiles:
         if key is None or len(encoded) > 1:
-            return UserProfile.of(encoded, b, self._statistics)
-        kept: UserProfile | None = encoded.states.derived.get(("profile", key))
+            return UserProfiles.of(encoded, queries, self._statistics)
+        kept: UserProfiles | None = encoded.states.derived.get(("profile", key))
         if kept is None:
-            kept = encoded.states.derived["profile", key] = UserProfile.of(encoded, b, self._statistics)
+            kept = encoded.states.derived["profile", key] = UserProfiles.of(encoded, queries, self._statistics)
         return kept
 
 
@@ -119,17 +139,30 @@ def _put(features: np.ndarray, row: int, *values: np.ndarray | float) -> int:
     return row + len(values)
 
 
-def _decay(since: float, half_life: float) -> float:
-    return float(np.exp2(-min(since / half_life, MAX_HALVINGS)))
+def _decays(since: np.ndarray, half_lives: Sequence[float]) -> np.ndarray:
+    """(H, B) float32 weights after ``since`` days."""
+    halvings = np.minimum(since / np.array(half_lives)[:, None], MAX_HALVINGS)
+    decays: np.ndarray = np.exp2(-halvings).astype(np.float32)
+    return decays
 
 
-def _put_own(features: np.ndarray, own: np.ndarray, is_own: np.ndarray, item_gap: np.ndarray, since: float) -> int:
-    """Write the features `OWN`; return the next free row."""
+def _put_own(
+    features: np.ndarray,
+    own: np.ndarray,
+    is_own: np.ndarray,
+    item_gap: np.ndarray,
+    days: np.ndarray,
+    decays: np.ndarray,
+) -> int:
+    """Write the features `OWN`; return the next free row.
+
+    Args:
+        days: (C,) or (1,) float32 days since the newest moment. decays: (H, C) or (H, 1) float32 weights after them.
+    """
     n = len(own)
     features[:n] = own
-    for number, days in enumerate(HALF_LIVES):
-        features[number] *= np.float32(_decay(since, days))
-    features[AGES] += np.float32(since) * is_own
+    features[: len(HALF_LIVES)] *= decays
+    features[AGES] += days * is_own
     last = features[AGES.start]
     features[n] = _due(last, own[OWN_COLUMNS.index("gap")])
     features[n + 1] = np.where(is_own, last / (item_gap + HALF_GAP), MISSING)
@@ -147,34 +180,32 @@ def local_time(now: int, timezone: str) -> int:
     return now if timezone == "UTC" else now + int(utc_offset(now // (900 * SECOND), timezone))
 
 
-def _query_features(profile: UserProfile, now: int, since: float) -> list[float]:
-    gap = float(profile.facts[QUERY_COLUMNS.index("gap")])
+def _query_features(profiles: UserProfiles, now: np.ndarray, since: np.ndarray) -> np.ndarray:
+    """(10, B) features `QUERY`; ``now`` is in local time."""
+    gap = profiles.facts[QUERY_COLUMNS.index("gap")].astype(np.float64)
     hours = now // (3_600 * SECOND)
-    return [
-        *profile.facts.tolist(),
-        MISSING if profile.newest is None else since,
-        MISSING if gap == MISSING else since / (gap + HALF_GAP),
-        hours % 24,
-        (hours // 24 + 3) % 7,
-    ]
+    has_gap = gap != MISSING
+    due = np.where(has_gap, since / np.where(has_gap, gap + HALF_GAP, 1.0), MISSING)
+    days = np.where(profiles.has_history, since, MISSING)
+    return np.stack([*profiles.facts, days, due, hours % 24, (hours // 24 + 3) % 7])
 
 
 def _put_field(
-    features: np.ndarray, row: int, values: np.ndarray, is_known: np.ndarray, own_count: np.ndarray, since: float,
-    decay: np.float32,
+    features: np.ndarray, row: int, values: np.ndarray, is_known: np.ndarray, own_count: np.ndarray, days: np.ndarray,
+    decay: np.ndarray,
 ) -> int:  # fmt: skip
     """Write the features `FIELD` of values by category; return the next free row."""
     decayed, last, share, total, gap = values  # FIELD_COLUMNS
     features[row] = decayed * decay
-    features[row + 1] = last + np.float32(since) * is_known
+    features[row + 1] = last + days * is_known
     features[row + 2] = share
     features[row + 3] = own_count / np.maximum(total, MIN_TOTAL)
     features[row + 4] = _due(features[row + 1], gap)
     return row + len(FIELD)
 
 
-def _number_features(amounts: np.ndarray, usual: float) -> list[np.ndarray]:
+def _number_features(amounts: np.ndarray, usual: np.ndarray) -> list[np.ndarray]:
     """Return the features `NUMBER` of candidates with these amounts."""
     is_known = amounts > UNKNOWN
-    has_difference = is_known if usual > UNKNOWN else np.zeros(len(amounts), dtype=bool)
+    has_difference = is_known & (usual > UNKNOWN)
     return [np.where(is_known, amounts, MISSING), np.where(has_difference, amounts - usual, 0.0)]

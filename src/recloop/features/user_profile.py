@@ -1,6 +1,7 @@
-"""Profile of a user for the ranker: a history summed by item, category and amount.
+"""Profiles of users for the ranker: histories summed by item, category and amount.
 
-Ages are measured at the newest moment, so a profile does not depend on the time of a query; its state keeps it.
+Ages are measured at the newest moment, so a profile does not depend on the time of a query; its state keeps it. The
+profile of a query does not depend on its batch: values are added in the order of its rows.
 """
 
 from __future__ import annotations
@@ -30,18 +31,22 @@ OWN_COLUMNS: Final = (
     *(f"count_{days:g}d" for days in HALF_LIVES), "last", "first", "count", "share", "share_since_first", "gap",
     "moments_since_last", *(f"last_{n}" for n in RECENT_MOMENTS), "rank",
 )  # fmt: skip
-"""Columns of `UserProfile.own`; ``last`` and ``first`` are ages in days."""
+"""Columns of `UserProfiles.own`; ``last`` and ``first`` are ages in days."""
 FIELD_COLUMNS: Final = ("count", "last", "share", "total", "gap")
-"""Columns of `UserProfile.by_field`; ``total`` counts the rows of the category without decay."""
+"""Columns of `UserProfiles.by_field`; ``total`` counts the rows of the category without decay."""
 QUERY_COLUMNS: Final = ("moments", "moment_size", "last_size", "distinct", "gap")
-"""Columns of `UserProfile.facts`."""
+"""Columns of `UserProfiles.facts`."""
+KEY_BITS: Final = 32
+"""Low bits of a key, which hold an item_ix or a code; the high bits hold the query."""
+MAX_QUERIES: Final = 64
+"""Most queries of one batch of profiles: key and row together fit into 63 bits for 2^24 rows."""
 
 
 @dataclass(frozen=True)
 class RowsByKey:
-    """Columns over the ascending keys of a history; the last position is for others."""
+    """Columns over the ascending keys of histories; the last position is for others."""
 
-    keys: np.ndarray  # (P,)
+    keys: np.ndarray  # (P,) int64, `keys_of`
     columns: np.ndarray  # (columns, P+1) float32
 
     def at(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,76 +61,137 @@ class RowsByKey:
 
 
 @dataclass(frozen=True)
-class UserProfile:
-    """History of one query, without the time of the query.
+class UserProfiles:
+    """Histories of B queries, without the time of the query.
 
     Attributes:
-        newest: Stamp of the newest moment, int64 microseconds; None without a history.
-        facts: (5,) float32, columns as `QUERY_COLUMNS`.
+        newest: (B,) stamp of the newest moment, int64 microseconds; 0 without a history.
+        has_history: (B,) bool.
+        facts: (5, B) float32, rows as `QUERY_COLUMNS`.
         own: Rows by item_ix, columns as `OWN_COLUMNS`.
         by_field: Rows by code for each categorical field, columns as `FIELD_COLUMNS`.
-        usual: (G,) float32 weighted mean of each numeric field; `UNKNOWN` without one.
+        usual: (G, B) float32 weighted mean of each numeric field; `UNKNOWN` without one.
     """
 
-    newest: int | None
+    newest: np.ndarray
+    has_history: np.ndarray
     facts: np.ndarray
     own: RowsByKey
     by_field: tuple[RowsByKey, ...]
     usual: np.ndarray
 
     @classmethod
-    def of(cls, encoded: EncodedBatch, b: int, statistics: ItemStatistics) -> UserProfile:
-        """Summarize the history of query b."""
-        history = _History.of(encoded, b)
+    def of(cls, encoded: EncodedBatch, queries: slice, statistics: ItemStatistics) -> UserProfiles:
+        """Summarize the histories of at most `MAX_QUERIES` queries."""
+        history = _Histories.of(encoded, queries)
         sums = _ItemSums.of(history)
+        usual = [_usual(history, amounts) for amounts in statistics.amounts]
         return cls(
-            newest=int(encoded.stamps[encoded.moment_offsets[b + 1] - 1]) if len(history.moment_ages) else None,
+            newest=history.newest,
+            has_history=history.n_moments > 0,
             facts=_facts(history, sums),
             own=_own(history, sums),
-            by_field=tuple(_by_code(sums, codes) for codes in statistics.codes),
-            usual=np.array([_usual(history, amounts) for amounts in statistics.amounts], dtype=np.float32),
+            by_field=tuple(_by_code(history, sums, codes) for codes in statistics.codes),
+            usual=np.array(usual, dtype=np.float32).reshape(len(usual), len(history.newest)),
         )
+
+
+def keys_of(queries: np.ndarray | int, values: np.ndarray) -> np.ndarray:
+    """(n,) int64 keys of the values (item_ix or codes) of queries."""
+    if isinstance(queries, int) and not queries:
+        return values
+    keys: np.ndarray = np.asarray(queries, dtype=np.int64) << KEY_BITS | values
+    return keys
 
 
 @dataclass(frozen=True)
-class _History:
-    """Rows of one query, oldest first; ages in days at the newest moment."""
+class _Histories:
+    """Rows of B queries, oldest first; ages in days at the newest moment of the query."""
 
+    newest: np.ndarray  # (B,) stamps
+    n_moments: np.ndarray  # (B,)
+    n_rows: np.ndarray  # (B,)
+    spans: np.ndarray  # (B,) days between the oldest and the newest moment
+    last_sizes: np.ndarray  # (B,) rows of the newest moment
+    moment_ages: np.ndarray  # (M,)
+    query: np.ndarray  # (E,)
+    moment: np.ndarray  # (E,)
     items: np.ndarray  # (E,)
     rank: np.ndarray  # (E,) position of the row's moment; 0 is the newest
-    ages: np.ndarray  # (E,)
     weights: np.ndarray  # (E,)
-    moment_ages: np.ndarray  # (M,)
-    sizes: np.ndarray  # (M,)
 
     @classmethod
-    def of(cls, encoded: EncodedBatch, b: int) -> _History:
-        first, last = encoded.moment_offsets[b : b + 2].tolist()
+    def of(cls, encoded: EncodedBatch, queries: slice) -> _Histories:
+        moment_offsets = encoded.moment_offsets[queries.start : queries.stop + 1]
+        first, last = int(moment_offsets[0]), int(moment_offsets[-1])
+        moment_offsets = moment_offsets - first
         offsets = encoded.item_offsets[first : last + 1]
         rows = slice(int(offsets[0]), int(offsets[-1]))
-        sizes = np.diff(offsets)
+        sizes, n_moments = np.diff(offsets), np.diff(moment_offsets)
+        moment_query = np.repeat(np.arange(len(n_moments)), n_moments)
         stamps = encoded.stamps[first:last]
-        moment_ages = (stamps[-1] - stamps) / DAY if len(stamps) else np.zeros(0)
+        newest, spans = np.zeros(len(n_moments), dtype=np.int64), np.zeros(len(n_moments))
+        last_sizes = np.zeros(len(n_moments), dtype=np.int64)
+        has_history = n_moments > 0
+        ends = moment_offsets[1:][has_history] - 1
+        newest[has_history] = stamps[ends]
+        last_sizes[has_history] = sizes[ends]
+        moment_ages = (newest[moment_query] - stamps) / DAY
+        spans[has_history] = moment_ages[moment_offsets[:-1][has_history]]
+        row_offsets = (offsets - offsets[0])[moment_offsets]
+        moment = np.repeat(np.arange(len(stamps)), sizes)
+        rank = moment_offsets[1:][moment_query] - 1 - np.arange(len(stamps))
         return cls(
-            encoded.items[rows],
-            np.repeat(np.arange(last - first - 1, -1, -1), sizes),
-            np.repeat(moment_ages, sizes),
-            np.where(encoded.targets[rows], 1.0, INPUT_WEIGHT),
-            moment_ages,
-            sizes,
-        )
+            newest, n_moments, np.diff(row_offsets), spans, last_sizes, moment_ages, moment_query[moment], moment,
+            encoded.items[rows], rank[moment], np.where(encoded.targets[rows], 1.0, INPUT_WEIGHT),
+        )  # fmt: skip
 
     def decayed(self) -> np.ndarray:
-        """(half-lives, E) weights of the rows, halved every `HALF_LIVES` days."""
+        """(half-lives, M) weights of the moments, halved every `HALF_LIVES` days."""
         halvings = np.minimum(self.moment_ages / np.array(HALF_LIVES)[:, None], MAX_HALVINGS)
-        weights: np.ndarray = np.repeat(np.exp2(-halvings), self.sizes, axis=1) * self.weights
-        return weights
+        return np.asarray(np.exp2(-halvings))
+
+
+class _Groups:
+    """Entries with equal keys: P groups, ascending by key; a group keeps the order."""
+
+    def __init__(self, keys: np.ndarray) -> None:
+        bits = len(keys).bit_length()
+        packed = np.sort(keys.astype(np.int64) << bits | np.arange(len(keys)))  # values sort faster than indices
+        ascending = packed >> bits
+        is_first = np.ones(len(keys), dtype=bool)
+        np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])
+        self.entries = packed & (1 << bits) - 1  # (E,) the entries, group after group
+        self.starts = np.flatnonzero(is_first)  # (P,)
+        self.keys = ascending[self.starts]  # (P,)
+        self.slots = np.cumsum(is_first) - 1  # (E,) group of each of `entries`
+
+    @property
+    def first(self) -> np.ndarray:
+        """(P,) first entry of each group."""
+        return np.asarray(self.entries[self.starts])
+
+    @property
+    def last(self) -> np.ndarray:
+        """(P,) last entry of each group."""
+        return np.asarray(self.entries[self.starts + self.sizes - 1])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(P,) entries of each group."""
+        return np.diff(self.starts, append=len(self.entries))
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """(P,) sums of the values of ``entries``, added in their order."""
+        return np.bincount(self.slots, weights=values, minlength=len(self.starts))
 
 
 @dataclass(frozen=True)
 class _ItemSums:
-    """Rows of a history summed by item: P items, ascending."""
+    """Rows of histories summed by query and item: P pairs, ascending."""
 
+    keys: np.ndarray  # (P,)
+    query: np.ndarray  # (P,)
     items: np.ndarray  # (P,)
     decayed: list[np.ndarray]  # (P,) for each half-life
     last: np.ndarray  # (P,) age of the newest row
@@ -135,62 +201,49 @@ class _ItemSums:
     recent: list[np.ndarray]  # (P,) weight of the rows in the newest moments
     last_moment: np.ndarray  # (P,) position of the newest moment with the item
     first_moment: np.ndarray  # (P,)
-    by_newest: np.ndarray  # (P,) order of the newest rows, oldest first
-    by_oldest: np.ndarray  # (P,) order of the oldest rows, newest first
 
     @classmethod
-    def of(cls, history: _History) -> _ItemSums:
-        items, slots = np.unique(history.items, return_inverse=True)
-        size = len(items)
-        oldest = np.empty(size, dtype=np.int64)
-        newest = np.empty(size, dtype=np.int64)
-        rows = np.arange(len(slots))
-        newest[slots] = rows  # rows ascend by time, and the last one written stays
-        oldest[slots[::-1]] = rows[::-1]
-
-        def total(weights: np.ndarray | None = None) -> np.ndarray:
-            return np.bincount(slots, weights=weights, minlength=size)
-
+    def of(cls, history: _Histories) -> _ItemSums:
+        groups = _Groups(keys_of(history.query, history.items))
+        oldest, newest = groups.first, groups.last
+        moments, weights = history.moment[groups.entries], history.weights[groups.entries]
+        rank = history.rank[groups.entries]
         return cls(
-            items,
-            [total(weights) for weights in history.decayed()],
-            history.ages[newest],
-            history.ages[oldest],
-            total(),
-            total(history.weights),
-            [_newest_total(history, slots, size, n) for n in RECENT_MOMENTS],
-            history.rank[newest],
-            history.rank[oldest],
-            newest.argsort(),
-            oldest.argsort()[::-1],
+            keys=groups.keys,
+            query=history.query[oldest],
+            items=history.items[oldest],
+            decayed=[groups.total(by_moment[moments] * weights) for by_moment in history.decayed()],
+            last=history.moment_ages[history.moment[newest]],
+            first=history.moment_ages[history.moment[oldest]],
+            n_rows=groups.sizes,
+            count=groups.total(weights),
+            recent=[groups.total(np.where(rank < n, weights, 0.0)) for n in RECENT_MOMENTS],
+            last_moment=history.rank[newest],
+            first_moment=history.rank[oldest],
         )
 
 
-def _newest_total(history: _History, slots: np.ndarray, size: int, n: int) -> np.ndarray:
-    """(P,) weight of the rows in the newest ``n`` moments."""
-    start = len(slots) - int(history.sizes[-n:].sum())
-    return np.bincount(slots[start:], weights=history.weights[start:], minlength=size)
+def _facts(history: _Histories, sums: _ItemSums) -> np.ndarray:
+    """(5, B) float32 `QUERY_COLUMNS`."""
+    has_history, n_moments = history.n_moments > 0, history.n_moments
+    n_rows = np.maximum(history.n_rows, 1)
+    gap = np.where(n_moments > 1, history.spans / np.maximum(n_moments - 1, 1), MISSING)
+    distinct = np.bincount(sums.query, minlength=len(n_moments)) / n_rows
+    sizes = np.where(has_history, history.n_rows / np.maximum(n_moments, 1), 0.0)
+    return np.array([n_moments, sizes, history.last_sizes, distinct, gap], dtype=np.float32)
 
 
-def _facts(history: _History, sums: _ItemSums) -> np.ndarray:
-    n_moments, n_rows = len(history.moment_ages), len(history.items)
-    if not n_moments:
-        return np.array([0.0, 0.0, 0.0, 0.0, MISSING], dtype=np.float32)
-    gap = history.moment_ages[0] / (n_moments - 1) if n_moments > 1 else MISSING
-    facts = [n_moments, n_rows / n_moments, history.sizes[-1], len(sums.items) / n_rows, gap]
-    return np.array(facts, dtype=np.float32)
-
-
-def _own(history: _History, sums: _ItemSums) -> RowsByKey:
-    order = np.argsort(-sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)], kind="stable")
-    rank = np.empty(len(order))
+def _own(history: _Histories, sums: _ItemSums) -> RowsByKey:
+    order = np.lexsort((-sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)], sums.query))
+    rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
+    rank -= np.searchsorted(sums.query, sums.query)  # the pairs of a query are together
     columns = [
         *sums.decayed,
         sums.last,
         sums.first,
         sums.count,
-        sums.count / max(1, len(history.moment_ages)),
+        sums.count / np.maximum(1, history.n_moments)[sums.query],
         sums.count / (sums.first_moment + 1),
         _gap(sums.first, sums.last, sums.n_rows),
         sums.last_moment,
@@ -198,21 +251,21 @@ def _own(history: _History, sums: _ItemSums) -> RowsByKey:
         rank,
     ]
     absent = [0.0] * len(HALF_LIVES) + [MISSING, MISSING, 0.0, 0.0, 0.0, MISSING, MISSING]
-    return _table(sums.items, columns, [*absent, *(0.0 for _ in RECENT_MOMENTS), MISSING])
+    return _table(sums.keys, columns, [*absent, *(0.0 for _ in RECENT_MOMENTS), MISSING])
 
 
-def _by_code(sums: _ItemSums, codes: np.ndarray) -> RowsByKey:
-    keys, slots = np.unique(codes[sums.items], return_inverse=True)
-    size = len(keys)
-    decayed = np.bincount(slots, weights=sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)], minlength=size)
-    n_rows = np.bincount(slots, weights=sums.n_rows, minlength=size)
-    last, first = np.empty(size), np.empty(size)
-    last[slots[sums.by_newest]] = sums.last[sums.by_newest]  # the last one written stays
-    first[slots[sums.by_oldest]] = sums.first[sums.by_oldest]
-    count = np.bincount(slots, weights=sums.count, minlength=size)
-    share = decayed / max(1e-9, float(decayed.sum()))
+def _by_code(history: _Histories, sums: _ItemSums, codes: np.ndarray) -> RowsByKey:
+    groups = _Groups(keys_of(sums.query, codes[sums.items]))
+    pairs = groups.entries
+    decayed = groups.total(sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)][pairs])
+    n_rows, count = groups.total(sums.n_rows[pairs]), groups.total(sums.count[pairs])
+    last = np.minimum.reduceat(sums.last[pairs], groups.starts) if len(pairs) else sums.last
+    first = np.maximum.reduceat(sums.first[pairs], groups.starts) if len(pairs) else sums.first
+    query = sums.query[groups.first]
+    total = np.bincount(query, weights=decayed, minlength=len(history.newest))
+    share = decayed / np.maximum(1e-9, total)[query]
     columns = [decayed, last, share, count, _gap(first, last, n_rows)]
-    return _table(keys, columns, [0.0, MISSING, 0.0, 0.0, MISSING])
+    return _table(groups.keys, columns, [0.0, MISSING, 0.0, 0.0, MISSING])
 
 
 def _gap(first: np.ndarray, last: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
@@ -229,8 +282,12 @@ def _table(keys: np.ndarray, columns: list[np.ndarray], absent: list[float]) -> 
     return RowsByKey(keys, table)
 
 
-def _usual(history: _History, amounts: np.ndarray) -> float:
+def _usual(history: _Histories, amounts: np.ndarray) -> np.ndarray:
+    """(B,) weighted mean of the amounts of each history; `UNKNOWN` without one."""
     values = amounts[history.items]
-    weights = history.weights * (values > UNKNOWN)
-    total = float(weights.sum())
-    return float((np.where(values > UNKNOWN, values, 0.0) * weights).sum()) / total if total else float(UNKNOWN)
+    is_known = values > UNKNOWN
+    weights = history.weights * is_known
+    n_queries = len(history.newest)
+    total = np.bincount(history.query, weights=weights, minlength=n_queries)
+    amount = np.bincount(history.query, weights=np.where(is_known, values, 0.0) * weights, minlength=n_queries)
+    return np.where(total > 0, amount / np.where(total > 0, total, 1.0), UNKNOWN)

@@ -11,8 +11,9 @@ from recloop.errors import BundleError
 from recloop.features.encode import EncodedBatch
 from recloop.features.item_statistics import ItemStatistics
 from recloop.features.ranking import Candidates, FeatureSpace
-from recloop.features.user_profile import MISSING
+from recloop.features.user_profile import MAX_QUERIES, MISSING
 from recloop.policy import RankerSpec
+from recloop.recommend import count_batches
 from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.sources import open_session
 from recloop.recommend.top_k import TopK
@@ -40,22 +41,32 @@ class Ranker:
         """
         ranked = FusedTopK.empty(len(encoded), k)
         features: list[np.ndarray] = []
-        for b in range(len(encoded)):
-            candidates = candidates_of(recalled, self._depths, b)
-            if not len(candidates.items):
-                features.append(np.zeros((0, len(self._space.names)), dtype=np.float32))
-                continue
-            matrix = self._space.matrix(encoded, b, candidates, self._key)
-            scores = self._session.run(None, {"features": matrix})[0][:, 0]
-            if not np.isfinite(scores).all():
-                raise BundleError(RANKER_GRAPH, "NaN or infinite", "finite scores", "recloop train")
-            order = np.argsort(-scores, kind="stable")[:k]
-            n_items = len(order)
-            ranked.items[b, :n_items] = candidates.items[order]
-            ranked.scores[b, :n_items] = 1.0 / (1.0 + np.exp(-scores[order].astype(np.float64)))
-            ranked.sources[b, :n_items] = self._best_sources(candidates.ranks[:, order])
-            features.append(matrix[order])
+        for start in range(0, len(encoded), MAX_QUERIES):
+            queries = slice(start, min(start + MAX_QUERIES, len(encoded)))
+            features += self._rank_some(ranked, encoded, queries, candidates_of(recalled, self._depths, queries))
         return FusedTopK(ranked.items, ranked.scores, ranked.sources, features)
+
+    def _rank_some(
+        self, ranked: FusedTopK, encoded: EncodedBatch, queries: slice, candidates: Candidates
+    ) -> list[np.ndarray]:
+        """Write the lists of some queries; return the features of each list (n, F)."""
+        n_queries = queries.stop - queries.start
+        matrix = self._space.matrix(encoded, queries, candidates, self._key)
+        if not len(matrix):
+            return [matrix] * n_queries
+        scores = self._session.run(None, {"features": matrix})[0][:, 0]
+        if not np.isfinite(scores).all():
+            raise BundleError(RANKER_GRAPH, "NaN or infinite", "finite scores", "recloop train")
+        best, offsets = _best_columns(scores, candidates, ranked.items.shape[1])
+        lengths = np.diff(offsets)
+        rows, columns = (
+            np.repeat(np.arange(queries.start, queries.stop), lengths),
+            count_batches.spread(0 * lengths, lengths),
+        )
+        ranked.items[rows, columns] = candidates.items[best]
+        ranked.scores[rows, columns] = 1.0 / (1.0 + np.exp(-scores[best].astype(np.float64)))
+        ranked.sources[rows, columns] = self._best_sources(candidates.ranks[:, best])
+        return np.split(matrix[best], offsets[1:-1])
 
     def _best_sources(self, ranks: np.ndarray) -> np.ndarray:
         """Return the number (n,) of the source with the best rank of each item."""
@@ -90,20 +101,43 @@ def feature_space(bundle: Bundle, spec: RankerSpec, check: bool = True) -> Featu
     return space
 
 
-def candidates_of(recalled: Mapping[str, TopK], depths: Mapping[str, int], b: int) -> Candidates:
-    """Return the union of the first items of each source for query b."""
-    lists: list[np.ndarray] = []
-    for source, depth in depths.items():
-        items = recalled[source].items[b, :depth]
-        lists.append(items[: np.count_nonzero(items)])
-    items = np.unique(np.concatenate(lists))
-    ranks = np.full((len(lists), len(items)), MISSING, dtype=np.float32)
-    scores = np.zeros((len(lists), len(items)), dtype=np.float32)
-    for number, (source, listed) in enumerate(zip(depths, lists, strict=True)):
-        position = np.searchsorted(items, listed)
-        ranks[number, position] = np.arange(len(listed))
-        scores[number, position] = recalled[source].scores[b, : len(listed)]
-    return Candidates(items, ranks, scores)
+def candidates_of(recalled: Mapping[str, TopK], depths: Mapping[str, int], queries: slice) -> Candidates:
+    """Return the union of the first items of each source for some queries."""
+    lists = [recalled[source].items[queries, :depth] for source, depth in depths.items()]
+    widths = [listed.shape[1] for listed in lists]
+    source = np.repeat(np.arange(len(lists)), widths)  # (W,) of the lists side by side
+    rank = np.concatenate([np.arange(width, dtype=np.float32) for width in widths])
+    items = np.concatenate(lists, axis=1).astype(np.int64)
+    bits = len(source).bit_length()
+    pairs = np.sort(items << bits | np.arange(len(source)), axis=1)  # (item, column), item 0 first
+    items, columns = pairs >> bits, pairs & (1 << bits) - 1
+    is_first = items > 0
+    is_first[:, 1:] &= items[:, 1:] != items[:, :-1]
+    is_item = items > 0
+    slot = (np.cumsum(is_first) - 1)[is_item.ravel()]  # candidate of each entry
+    columns = columns[is_item]
+    n_candidates = np.count_nonzero(is_first, axis=1)
+    ranks = np.full((len(lists), int(n_candidates.sum())), MISSING, dtype=np.float32)
+    scores = np.zeros(ranks.shape, dtype=np.float32)
+    ranks[source[columns], slot] = rank[columns]
+    listed_scores = [recalled[name].scores[queries, :width] for name, width in zip(depths, widths, strict=True)]
+    of_entry = np.concatenate(listed_scores, axis=1)[np.nonzero(is_item)[0], columns]
+    scores[source[columns], slot] = of_entry
+    offsets = np.concatenate([[0], np.cumsum(n_candidates)])
+    return Candidates(offsets, items[is_first].astype(np.int32), ranks, scores)
+
+
+def _best_columns(scores: np.ndarray, candidates: Candidates, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns of the ``k`` best of each query, and their offsets (B+1,).
+
+    Ties are ordered by item_ix.
+    """
+    if len(candidates.offsets) == 2:
+        best = np.argsort(-scores, kind="stable")[:k]
+        return best, np.array([0, len(best)])
+    order = np.lexsort((-scores, candidates.queries))
+    lengths = np.minimum(np.diff(candidates.offsets), k)
+    return order[count_batches.spread(candidates.offsets[:-1], lengths)], np.concatenate([[0], np.cumsum(lengths)])
 
 
 def append_rest(ranked: FusedTopK, rest: FusedTopK) -> None:

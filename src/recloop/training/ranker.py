@@ -6,6 +6,7 @@ each with the state just before it. Statistics and sources are then fitted up to
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
@@ -18,7 +19,9 @@ from recloop.errors import UserError
 from recloop.evaluation import bootstrap, metrics
 from recloop.evaluation.bootstrap import Estimate
 from recloop.features.encode import EncodedBatch
+from recloop.features.ranking import Candidates
 from recloop.features.state_history import StateHistory
+from recloop.features.user_profile import MAX_QUERIES, keys_of
 from recloop.files import JsonTree
 from recloop.models.base import TrainData, ValidationQueries
 from recloop.policy import RankerSpec
@@ -328,21 +331,25 @@ class _Learner:
         random = np.random.default_rng(self._config.train.seed)
         features: list[np.ndarray] = [np.zeros((0, len(self._space.names)), dtype=np.float32)]
         labels: list[np.ndarray] = [np.zeros(0, dtype=np.int8)]
+        sizes: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
         n_recalled = 0
         for span, encoded, allowed in self._batches.of(queries):
             recalled = self._batches.recommender.recall(encoded, allowed, list(self._spec.depths))
-            for b, q in enumerate(range(span.start, span.stop)):
-                candidates = candidates_of(recalled, self._spec.depths, b)
-                targets = queries.items[queries.offsets[q] : queries.offsets[q + 1]]
-                is_target = np.isin(candidates.items, targets)
+            for start in range(0, len(encoded), MAX_QUERIES):
+                some = slice(start, min(start + MAX_QUERIES, len(encoded)))
+                asked = queries.at(np.arange(span.start + some.start, span.start + some.stop))
+                candidates = candidates_of(recalled, self._spec.depths, some)
+                is_target = targets_of(candidates, asked)
                 n_recalled += int(is_target.sum())
-                rows = sampled_rows(is_target, random)
-                if not len(rows):
-                    continue
-                features.append(self._space.matrix(encoded, b, candidates.take(rows)))
-                labels.append(is_target[rows].astype(np.int8))
-        sizes = np.array([len(one) for one in labels[1:]], dtype=np.int64)
-        return Examples(np.concatenate(features), np.concatenate(labels), sizes, n_recalled, len(queries.items))
+                columns = sampled_columns(is_target, candidates.offsets, random)
+                taken = candidates.take(columns)
+                features.append(self._space.matrix(encoded, some, taken))
+                labels.append(is_target[columns].astype(np.int8))
+                sizes.append(np.diff(taken.offsets))
+        all_sizes = np.concatenate(sizes)
+        return Examples(
+            np.concatenate(features), np.concatenate(labels), all_sizes[all_sizes > 0], n_recalled, len(queries.items)
+        )
 
     def bundle_of(self, examples: Examples) -> Bundle:
         """Return the bundle with trees that learned from these examples."""
@@ -353,6 +360,19 @@ class _Learner:
 def _is_ranked(config: Config, name: str, kind: str) -> bool:
     """Personal lists are ranked unless the configuration weighs the sources itself."""
     return kind == "for_you" and (name not in config.placement or config.placement[name].weights == "auto")
+
+
+def targets_of(candidates: Candidates, queries: ValidationQueries) -> np.ndarray:
+    """(C,) bool: the candidate is a target of its query."""
+    wanted = keys_of(np.repeat(np.arange(len(queries)), np.diff(queries.offsets)), queries.items)
+    is_target: np.ndarray = np.isin(keys_of(candidates.queries, candidates.items), wanted)
+    return is_target
+
+
+def sampled_columns(is_target: np.ndarray, offsets: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return the columns of `sampled_rows` of each query."""
+    spans = itertools.pairwise(offsets.tolist())
+    return np.concatenate([low + sampled_rows(is_target[low:high], random) for low, high in spans])
 
 
 def sampled_rows(is_target: np.ndarray, random: np.random.Generator) -> np.ndarray:
