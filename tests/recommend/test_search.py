@@ -113,3 +113,27 @@ def test_search_without_an_allowed_item_is_empty() -> None:
 def test_build_with_nan_raises() -> None:
     with pytest.raises(BundleError, match="item_vectors"):
         ScanTable.build(np.array([[0.0], [np.nan]], dtype=np.float32))
+
+
+@pytest.mark.parametrize("n_items", [3, 200, 2_000])
+@pytest.mark.parametrize("share", [0.02, 0.7, 1.0])
+def test_search_of_a_batch_equals_that_of_each_query(
+    n_items: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MIN_SCAN_ITEMS", 20)
+    monkeypatch.setattr(search, "MAX_FLOAT_SCAN", 0)
+    monkeypatch.setattr(search, "PRODUCT_BYTES", 2 * 4 * n_items)  # blocks of two queries
+    generator = np.random.default_rng(n_items)
+    table = generator.integers(-2, 3, (n_items + 1, 8)).astype(np.float32)  # many exact ties
+    table[n_items // 2 :] += generator.standard_normal((n_items + 1 - n_items // 2, 8)).astype(np.float32)
+    users = generator.standard_normal((5, 8)).astype(np.float32)
+    mask = generator.random(n_items + 1) < share
+    mask[0] = False
+    banned = [np.sort(generator.choice(n_items + 1, b % n_items, replace=False)).astype(np.int32) for b in range(7)]
+    several = CandidateMask(TableMask.of(mask), banned, [frozenset()] * 7, "")
+    finder = VectorSearch(ScanTable.build(table))
+    owners = np.array([0, 1, 3, 5, 6])
+    for user, b, (items, scores) in zip(users, owners, finder.best_each(users, owners, several, 10), strict=True):
+        one_items, one_scores = finder.best(user, several, int(b), 10)
+        assert items.tolist() == one_items.tolist()
+        assert np.array_equal(scores, one_scores)

@@ -8,8 +8,9 @@ last place is scored in float32. The result is that of a full float32 scan, in a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import onnxruntime as ort
@@ -36,6 +37,8 @@ MAX_RESCORED = 65_536
 """Items that are scored in float32 at a time."""
 ROWS_PER_STEP = 65_536
 """Rows that are converted to codes at a time."""
+PRODUCT_BYTES = 16 * 2**20
+"""Memory of the scores of a batch of queries."""
 MASK_BYTES = 128 * 2**20
 """Memory of one search for the masks of recent filters."""
 
@@ -165,7 +168,7 @@ class Scan:
         """Write the float32 scores of all items and return the bound of their error."""
         vectors = self._table.vectors
         np.matmul(vectors, user, out=self._scores[: len(vectors)])
-        return (len(user) + 2) * 2.0**-22 * _norm(user) * self._max_norm
+        return _float_error(user, self._max_norm)
 
     def _integer_scores(self, user: np.ndarray) -> float:
         """Write the scores of all items by their codes and return their error bound.
@@ -242,6 +245,37 @@ class VectorSearch:
         masked = self._masks.get(allowed.table)
         return self._rescored(user, self._candidates(user, masked, allowed.banned[b], depth), depth)
 
+    def best_each(
+        self, users: np.ndarray, owners: np.ndarray, allowed: CandidateMask, depth: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield `best` of each of several queries, which share a product with the table.
+
+        Args:
+            users: (b, D) float32 vectors. owners: (b,) their queries.
+        """
+        masked = self._masks.get(allowed.table)
+        if masked.items is not None or len(users) == 1:
+            for user, b in zip(users, owners.tolist(), strict=True):
+                yield self.best(user, allowed, b, depth)
+            return
+        vectors, width = self._table.vectors, len(self._table.steps)
+        hidden = np.flatnonzero(~allowed.mask)
+        n_together = max(1, PRODUCT_BYTES // (4 * width))
+        scores = np.full((min(n_together, len(users)), width), -np.inf, dtype=np.float32)
+        for start in range(0, len(users), n_together):
+            block = users[start : start + n_together]
+            np.matmul(block, vectors.T, out=scores[: len(block), : len(vectors)])
+            scores[: len(block), hidden] = -np.inf
+            for user, row, b in zip(block, scores, owners[start : start + n_together].tolist(), strict=False):
+                row[allowed.banned[b]] = -np.inf
+                error = _float_error(user, self._max_norm)
+                yield self._rescored(user, _within(row, error, depth), depth)
+
+    @cached_property
+    def _max_norm(self) -> float:
+        vectors = self._table.vectors
+        return float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max()))
+
     def _candidates(self, user: np.ndarray, masked: MaskedTable, banned: np.ndarray, depth: int) -> np.ndarray:
         """Return the items, ascending, that can be among the best ``depth``."""
         if masked.items is None:
@@ -304,6 +338,28 @@ def _lower_border(scores: np.ndarray, depth: int) -> float:
         return np.inf
     border = float(np.partition(maxima, len(maxima) - depth)[len(maxima) - depth])
     return border if border > -np.inf else np.inf
+
+
+def _within(scores: np.ndarray, error: float, depth: int) -> np.ndarray:
+    """Return the items that can have one of the ``depth`` largest scores.
+
+    Args:
+        scores: (P,) float32, P a multiple of `COLUMNS_PER_BLOCK`. error: Bound of their error.
+    """
+    largest = scores[scores >= _lower_border(scores, depth)]
+    if len(largest) < depth:  # fewer than depth items are allowed
+        return np.flatnonzero(scores > -np.inf)
+    border = float(np.partition(largest, len(largest) - depth)[len(largest) - depth])
+    return np.flatnonzero(scores >= border - 2 * error)
+
+
+def _float_error(user: np.ndarray, max_norm: float) -> float:
+    """Return the bound of the difference of two float32 sums of one inner product.
+
+    Args:
+        max_norm: Largest norm of an item's vector.
+    """
+    return (len(user) + 2) * 2.0**-22 * _norm(user) * max_norm
 
 
 def _norm(vector: np.ndarray) -> float:

@@ -2,8 +2,7 @@
 
 There are four kinds: ``vectors`` (a user graph or a user table over an item
 table), ``neighbours`` (stored rows summed over the newest moments), ``counts`` (counts of the state, popular lists) and
-``rank`` (scores for the items that other sources recalled). The queries of a batch are answered one at a time, so a list
-does not depend on its batch. A source belongs to one thread, because it reuses its arrays.
+``rank`` (scores for the items that other sources recalled). A list does not depend on its batch. A source belongs to one thread, because it reuses its arrays.
 """
 
 from __future__ import annotations
@@ -251,8 +250,8 @@ def _nearest(
     Other queries have empty lists.
     """
     recalled = TopK.empty(size, depth)
-    for user, b in zip(users, owners.tolist(), strict=True):
-        recalled.put(b, *search.best(user, allowed, b, depth))
+    for b, (items, scores) in zip(owners.tolist(), search.best_each(users, owners, allowed, depth), strict=True):
+        recalled.put(b, items, scores)
     return recalled
 
 
