@@ -45,6 +45,7 @@ def test_update_fits_new_trees_if_they_are_due_and_keeps_them_otherwise(
 ) -> None:
     copy = open_project(shutil.copytree(ranked_project.root, tmp_path / "copy"), SETS)
     live = ranked_project.load_bundle("")
+    monkeypatch.setattr(ranker, "is_due", lambda spec, data: spec.until < data.cut)
     due = ranked_project.load_bundle(loop.update(ranked_project).bundle or "")
     assert due.manifest.parent == live.id
     assert live.policy.ranker is not None

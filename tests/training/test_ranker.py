@@ -291,15 +291,17 @@ def test_trees_are_fitted_again_on_the_moments_after_earlier_rows(
     assert again.arrays is ranked.arrays
 
 
-def test_trees_are_due_after_as_many_moments_as_they_learned(
+def test_trees_are_due_after_a_period_of_as_many_moments_as_they_learned(
     ranked: Bundle, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = ranked.policy.ranker
     assert spec is not None
     monkeypatch.setattr(ranker, "MIN_MOMENTS", 1)
     newest = int(shop.data.stamps.max())
-    assert ranker.is_due(replace(spec, moments=1, until=newest), shop.data)
-    assert not ranker.is_due(replace(spec, moments=1, until=newest + 1), shop.data)
+    start = ranker.period_start(shop.data)
+    assert start < newest
+    assert ranker.is_due(replace(spec, moments=1, until=start), shop.data)
+    assert not ranker.is_due(replace(spec, moments=1, until=start + 1), shop.data)
     assert not ranker.is_due(replace(spec, moments=10_000, until=0), shop.data)
 
 

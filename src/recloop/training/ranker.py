@@ -209,8 +209,12 @@ def refit_trees(
 
 
 def is_due(spec: RankerSpec, data: TrainData) -> bool:
-    """Return whether as many new moments happened as the trees have learned."""
-    return int(np.count_nonzero(data.has_target & (data.stamps >= spec.until))) >= max(spec.moments, MIN_MOMENTS)
+    """Return whether a period that teaches trees has passed since they learned.
+
+    Then none of the moments that teach next is known to the trees, and they are at least as many as those were.
+    """
+    n_new = int(np.count_nonzero(data.has_target & (data.stamps >= spec.until)))
+    return n_new >= max(spec.moments, MIN_MOMENTS) and period_start(data) >= spec.until
 
 
 def period_start(data: TrainData) -> int:
