@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import gzip
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pyarrow.parquet
 import pytest
 
 from recloop.data import prepare as module
-from recloop.data import sharded_log, shards, tables
+from recloop.data import sharded_log, shards, sources, tables
 from recloop.data.atomic_folder import AtomicFolder
 from recloop.data.csv import table as csv_table
 from recloop.data.prepare import prepare
@@ -150,6 +152,60 @@ def test_prepare_in_shards_of_other_forms_equals_prepare_in_memory(
     sharded(3)
     monkeypatch.setattr(tables, "BLOCK_ROWS", 100)
     monkeypatch.setattr(module, "_prepare_whole", refuse)
+    assert prepare(project) == in_memory
+    assert files_of(project.data) == whole
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "baskets", "lines.gz", "numbers"])
+def test_prepare_of_json_in_blocks_equals_prepare_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: Callable[[int], None], form: str
+) -> None:
+    write_log(tmp_path, 300)
+    rows = [*csv.DictReader((tmp_path / "events.csv").read_text().splitlines())][:-1]
+    path = "events.jsonl.gz" if form == "lines.gz" else "events.json"
+    settings = SETTINGS.replace("events.csv", path)
+    if form == "baskets":
+        settings = settings.replace('item_id = "item_id"', 'item_id = "lines[].item_id"')
+        settings = settings.replace('items = "items.csv"\n', "")
+        names = ("event_id", "item_id")
+        rows = [
+            {**row, "lines": [{name: part[name] for name in names} for part in (row, rows[0])], "item_id": "x"}
+            for row in rows
+        ]
+    if form == "numbers":
+        rows = [{**row, "value": int(row["value"] or 0), "user_id": int(row["user_id"][1:] or 7)} for row in rows]
+    texts = [json.dumps(row) for row in rows]
+    if form == "array":
+        text = "[" + ",\n".join(texts) + "]"
+    else:
+        text = "\n".join([*texts[:40], '{"user_id": "u1"', "[]", *texts[40:], '{"user_id": "u1", "item_id": "i1"}', ""])
+    (tmp_path / path).write_bytes(gzip.compress(text.encode(), mtime=0) if form == "lines.gz" else text.encode())
+    (tmp_path / "recloop.toml").write_text(settings)
+    project = open_project(tmp_path)
+    in_memory = prepare(project)
+    assert in_memory.report.rejected >= (3 if form == "lines" else 1)
+    whole = files_of(project.data)
+    sharded(3)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 13)
+    monkeypatch.setattr(module, "_prepare_whole", refuse)
+    assert prepare(project) == in_memory
+    assert files_of(project.data) == whole
+
+
+def test_prepare_of_json_with_a_late_column_reads_the_log_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: Callable[[int], None]
+) -> None:
+    write_log(tmp_path, 300)
+    rows = [*csv.DictReader((tmp_path / "events.csv").read_text().splitlines())][:-1]
+    for row in rows[:200]:
+        del row["group_id"]
+    (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "recloop.toml").write_text(SETTINGS.replace("events.csv", "events.jsonl"))
+    project = open_project(tmp_path)
+    in_memory = prepare(project)
+    whole = files_of(project.data)
+    sharded(3)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 13)
     assert prepare(project) == in_memory
     assert files_of(project.data) == whole
 

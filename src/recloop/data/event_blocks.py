@@ -1,6 +1,6 @@
 """Streaming reader of a log in blocks of events.
 
-A log is read in blocks if its rows can be read independently of each other: plain text tables and flat Parquet files with
+A log is read in blocks if its rows can be read independently of each other: plain text tables, JSON and flat Parquet files with
 stamps of one frequent form, without joined orders, carried fields, cells of several items, anonymous ids or attributes in the log. Any other log
 is read whole (`recloop.data.read`), with equal results.
 """
@@ -16,11 +16,13 @@ import polars as pl
 
 from recloop.config import Data
 from recloop.data.csv.table import CsvBlocks, broken_records, find_form
+from recloop.data.encoding import encoding_of
+from recloop.data.json.table import json_blocks
 from recloop.data.read import RAW_SCHEMA, EventBlock, RawEvents, located_rows, log_info, read_block
 from recloop.data.rejected_rows import RejectedRow
 from recloop.data.shape import input_columns
 from recloop.data.sources import InputFile
-from recloop.data.tables import Table, parquet_blocks
+from recloop.data.tables import Table, json_table, parquet_blocks
 from recloop.errors import UserError
 
 REPEATED_HOUR: Final = "("
@@ -69,7 +71,27 @@ class EventBlocks:
         return RawEvents(empty, self._rejects, read, info, sources, self._records, self._left_out)
 
     def _of_file(self, source: InputFile) -> Iterator[pl.DataFrame]:
-        return self._of_parquet(source) if source.kind == "parquet" else self._of_csv(source)
+        if source.kind == "parquet":
+            return self._of_parquet(source)
+        return self._of_csv(source) if source.kind == "csv" else self._of_json(source)
+
+    def _of_json(self, source: InputFile) -> Iterator[pl.DataFrame]:
+        encoding = encoding_of(source, self._data.encoding)
+        table: Table | None = None
+        rejected: list[tuple[int, str]] = []
+        n_records = 0
+        for rows in json_blocks(source, encoding, self._names):
+            table = json_table(source, encoding, rows)
+            block = self._parsed(table)
+            reasons = [*_rejected(block), *rows.broken.items()]
+            rejected += [(record + n_records, reason) for record, reason in reasons]
+            n_records += table.n_records
+            yield self._readable_rows(block)
+        if table is None:
+            raise NotStreamableError(source.name)
+        if rejected:
+            self._rejects += located_rows(replace(table, broken={}), rejected)
+        self._finish(table, n_records)
 
     def _of_csv(self, source: InputFile) -> Iterator[pl.DataFrame]:
         form = find_form(source, self._data, self._names)

@@ -78,12 +78,7 @@ def can_shard(config: Config, sources: Sequence[InputFile]) -> bool:
     """True if a log is large and its rows can be read and cleaned user by user."""
     size = sum(map(text_bytes, sources))
     is_by_user = config.split.k_core <= 1 and config.split.protocol != LEAVE_ONE_OUT
-    return (
-        size >= MIN_SHARDED_BYTES
-        and is_by_user
-        and is_streamable(config.data)
-        and all(source.kind in ("csv", "parquet") for source in sources)
-    )
+    return size >= MIN_SHARDED_BYTES and is_by_user and is_streamable(config.data)
 
 
 def text_bytes(source: InputFile) -> int:

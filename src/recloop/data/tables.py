@@ -161,7 +161,7 @@ def read_table(source: InputFile, data: Data, names: Sequence[str] | None = None
     if kind == "csv":
         return _csv(source, data, names)
     encoding = encoding_of(source, data.encoding)
-    return _json_table(source, encoding, read_json(source, encoding, names))
+    return json_table(source, encoding, read_json(source, encoding, names))
 
 
 def sample_table(source: InputFile, data: Data, rows: int) -> Table:
@@ -182,14 +182,14 @@ def sample_table(source: InputFile, data: Data, rows: int) -> Table:
     sampled = source.sampled(min(n_bytes, MAX_SAMPLE_BYTES))
     encoding = encoding_of(sampled, data.encoding)
     sample = sample_json(source, sampled, encoding, rows)
-    return _json_table(sampled if sample.layout.kind == "lines" else source, encoding, sample)
+    return json_table(sampled if sample.layout.kind == "lines" else source, encoding, sample)
 
 
 def read_objects(source: InputFile, data: Data) -> tuple[Table, list[JsonTree]]:
     """Read a JSON or Parquet file with every row as a typed object."""
     if source.kind == "jsonl":
         encoding = encoding_of(source, data.encoding)
-        return _json_table(source, encoding, read_json(source, encoding)), read_json_objects(source, encoding)
+        return json_table(source, encoding, read_json(source, encoding)), read_json_objects(source, encoding)
     table = read_table(source, data)
     return table, table.frame.to_dicts()
 
@@ -209,7 +209,8 @@ def _csv(source: InputFile, data: Data, names: Sequence[str] | None) -> Table:
 # -- JSON
 
 
-def _json_table(source: InputFile, encoding: str, rows: JsonRows) -> Table:
+def json_table(source: InputFile, encoding: str, rows: JsonRows) -> Table:
+    """Return rows of a JSON file as a table."""
     return Table(
         source,
         "jsonl",

@@ -18,6 +18,7 @@ from recloop.data.json.records import Chunk, JsonLayout, chunks, find_layout
 from recloop.data.json.typed import TypedColumn, ValueType, value_type
 from recloop.data.json.values import JsonColumn
 from recloop.data.sources import InputFile
+from recloop.errors import UserError
 from recloop.files import JsonTree
 
 SAMPLE_RECORDS: Final = 20_000
@@ -59,34 +60,93 @@ def read_json(source: InputFile, encoding: str, names: Sequence[str] | None = No
         UserError: the file is Python text or not closed; see `recloop.data.json.records`.
     """
     layout = find_layout(source, encoding, names)
-    columns: dict[str, None] = {}
+    reader = _ChunkReader(names)
     frames = []
     records = []
     broken: dict[int, str] = {}
     n_records = 0
-    tree = PathTree()
-    kind: ValueType | None = None
     with _without_garbage_collection():
         for chunk in chunks(source, encoding, layout):
-            if names is not None and kind is None:
-                objects = [value for value in chunk.values() if type(value) is dict]
-                columns.update(dict.fromkeys(find_leaves(objects[:SAMPLE_RECORDS])))
-                tree = _tree(names, objects)
-                kind = value_type(tree)
-            rows = (kind and _typed_rows(chunk, tree, kind)) or _all_rows(chunk, names, n_records, broken)
+            rows = reader.read(chunk, n_records, broken)
             frames.append(pl.DataFrame(rows.columns))
             records.append(rows.owners + n_records)
             n_records += rows.n_records
     frame = pl.concat(frames, how="diagonal")
-    if names is None:
-        columns = dict.fromkeys(frame.columns)
-    else:
-        found = [name for name in dict.fromkeys(names) if name in columns or frame[name].null_count() < len(frame)]
+    columns = dict.fromkeys(frame.columns)
+    if names is not None:
+        found = reader.found(frame)
         frame = frame.select(found)
-        columns.update(dict.fromkeys(found))
+        columns = dict.fromkeys([*reader.columns, *found])
     row_records = pl.Series("record", np.concatenate(records), dtype=pl.Int64)
     is_expanded = len(row_records) > n_records - len(broken)
     return JsonRows(layout, tuple(columns), frame, broken, row_records if is_expanded else None)
+
+
+def json_blocks(source: InputFile, encoding: str, names: Sequence[str]) -> Iterator[JsonRows]:
+    """Yield the rows of `read_json` in blocks, each with the columns of the first one.
+
+    Record numbers count from the first record of the block.
+
+    Raises:
+        UserError: see `read_json`; or a column has its first value after the first block.
+    """
+    layout = find_layout(source, encoding, names)
+    reader = _ChunkReader(names)
+    columns: tuple[str, ...] = ()
+    schema: dict[str, pl.DataType] = {}
+    for chunk in chunks(source, encoding, layout):
+        broken: dict[int, str] = {}
+        with _without_garbage_collection():
+            rows = reader.read(chunk, 0, broken)
+        if not rows.n_records:
+            continue
+        frame = pl.DataFrame(rows.columns)
+        found = reader.found(frame)
+        if not schema:
+            schema = dict.fromkeys(found, pl.String())
+            columns = tuple(dict.fromkeys([*reader.columns, *found]))
+        if not set(found) <= set(schema):
+            expected = f"the columns of the first records, {', '.join(schema)}"
+            raise UserError(source.key, source.name, expected, "recloop prepare")
+        frame = pl.concat([pl.DataFrame(schema=schema), frame], how="diagonal").select(*schema)
+        yield JsonRows(layout, columns, frame, broken, pl.Series("record", rows.owners, dtype=pl.Int64))
+
+
+class _ChunkReader:
+    """Reader of the chunks of one file, all decoded as the first one.
+
+    Attributes:
+        columns: Paths of the values in the first records, if there are wanted names.
+    """
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self.columns: dict[str, None] = {}
+        self._names = names
+        self._tree = PathTree()
+        self._kind: ValueType | None = None
+
+    def read(self, chunk: Chunk, first: int, broken: dict[int, str]) -> _ChunkRows:
+        """Return the rows of a chunk and add the reasons of unreadable records.
+
+        Args:
+            first: Number of the chunk's first record.
+        """
+        if self._names is not None and self._kind is None:
+            objects = [value for value in chunk.values() if type(value) is dict]
+            self.columns = dict.fromkeys(find_leaves(objects[:SAMPLE_RECORDS]))
+            self._tree = _tree(self._names, objects)
+            self._kind = value_type(self._tree)
+        typed = self._kind and _typed_rows(chunk, self._tree, self._kind)
+        return typed or _all_rows(chunk, self._names, first, broken)
+
+    def found(self, frame: pl.DataFrame) -> list[str]:
+        """Return the wanted names that the first records or a row of the frame have."""
+        wanted = dict.fromkeys(self._names or ())
+        return [
+            name
+            for name in wanted
+            if name in self.columns or (name in frame.columns and frame[name].null_count() < len(frame))
+        ]
 
 
 @dataclass(frozen=True)
