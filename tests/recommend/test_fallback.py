@@ -20,7 +20,7 @@ from recloop.recommend.filters import CandidateMask
 from recloop.recommend.outside_items import OutsideItems
 from recloop.recommend.similar_items import _AttributeNeighbours
 from recloop.recommend.table_mask import TableMask
-from recloop.recommend.top_k import DEPTH
+from recloop.recommend.top_k import DEPTH, best_row
 from recloop.records import Item
 
 Make = Callable[..., Bundle]
@@ -49,7 +49,7 @@ def test_ranked_equals_a_full_sort(seed: int, n_items: int, n_cold: int) -> None
     ]
     shown += [(-cold[n], n_items + 1 + n, cold_ids[n]) for n in range(n_cold) if cold[n] > -np.inf]
     expected = [item_id for *_, item_id in sorted(shown)[:DEPTH]]
-    assert list(ranked(scores, allowed, 0, ids, cold_ids, cold)) == expected
+    assert list(ranked(best_row(scores, allowed, 0), ids, cold_ids, cold)) == expected
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -63,6 +63,27 @@ def test_search_is_exact_for_columns_and_items_of_any_scale(
         assert items.tolist() == full_sort(table, user, mask, [17, 4_000], 200).tolist()
 
 
+@pytest.mark.parametrize(("n_items", "share"), [(9_000, 0.5), (20_000, 0.7), (20_000, 0.06), (20_000, 0.01)])
+def test_search_by_cosine_equals_a_full_sort(n_items: int, share: float) -> None:
+    """Small tables, a scan of all rows, of a part, and few items."""
+    generator = np.random.default_rng(8)
+    table = generator.standard_normal((n_items + 1, 8)).astype(np.float32)
+    table *= np.exp(2 * generator.standard_normal((n_items + 1, 1))).astype(np.float32)
+    table[40:400] = table[17] * np.float32(2)  # equal cosines
+    table[0] = table[5] = 0
+    mask = generator.random(n_items + 1) < share
+    mask[[0, 17]] = [False, True]
+    mask[40:400] = True
+    factors = (1 / np.maximum(np.linalg.norm(table, axis=1), 1e-12)).astype(np.float32)
+    finder = VectorSearch(ScanTable.build(table).scaled(factors))
+    for user in [*generator.standard_normal((5, 8)).astype(np.float32), table[17]]:
+        items, scores = finder.best(user, allowed(mask, [41]), 0, 100)
+        cosines = np.vecdot(table, user) * factors
+        cosines[~mask] = cosines[41] = -np.inf
+        assert items.tolist() == np.lexsort((np.arange(n_items + 1), -cosines))[:100].tolist()
+        assert np.array_equal(scores, cosines[items])
+
+
 @pytest.mark.parametrize("n_allowed", [1_025, 1_250])
 def test_search_of_a_small_part_of_the_table_equals_a_full_sort(n_allowed: int) -> None:
     generator = np.random.default_rng(7)

@@ -11,8 +11,9 @@ from recloop.features.encode import EncodedBatch, attribute_codes
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.outside_items import OutsideItems
-from recloop.recommend.sources import open_session
-from recloop.recommend.top_k import DEPTH, best_row
+from recloop.recommend.search import VectorSearch
+from recloop.recommend.sources import open_session, scan_table
+from recloop.recommend.top_k import DEPTH
 
 USER_FIELD = "user."
 
@@ -25,6 +26,7 @@ class AttributeTowers:
         self._inputs = {node.name for node in self._user.get_inputs()}
         self._bundle = bundle
         self._items = bundle.arrays["item_vectors"]
+        self._search = VectorSearch(scan_table(bundle))
         self.outside = OutsideItems(bundle, self._item_vectors)
 
     def best(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:
@@ -56,7 +58,8 @@ class AttributeTowers:
     def _by_vector(self, vector: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids by their inner product with a vector (D,)."""
         cold_ids, cold = self.outside.select(catalog, allowed.text)
-        yield from ranked(self._items @ vector, allowed, b, self._bundle.items.ids.ids, cold_ids, cold @ vector)
+        best = self._search.best(vector, allowed, b, DEPTH)
+        yield from ranked(best, self._bundle.items.ids.ids, cold_ids, cold @ vector)
 
     def _user_vector(self, context: np.ndarray) -> np.ndarray:
         dim = self._items.shape[1]
@@ -78,17 +81,17 @@ class AttributeTowers:
 
 
 def ranked(
-    scores: np.ndarray, allowed: CandidateMask, b: int, ids: Sequence[str], cold_ids: Sequence[str], cold: np.ndarray
+    best: tuple[np.ndarray, np.ndarray], ids: Sequence[str], cold_ids: Sequence[str], cold: np.ndarray
 ) -> Iterator[str]:
-    """Merge table items and items without a row for query b into one ranking.
+    """Merge table items and items without a row into one ranking.
 
     Ties: table, then id bytes.
 
     Args:
-        scores: (N+1,) scores of the table, -inf: excluded. ids: ids of its rows.
+        best: Best item_ix of the table and their scores, descending; -inf: excluded. ids: ids of its rows.
         cold: (n,) scores of ``cold_ids``, which ascend.
     """
-    items, table_scores = best_row(scores, allowed, b)
+    items, table_scores = best
     table_items = items[table_scores > -np.inf]
     cold_rows = _best_rows(cold, DEPTH)
     both = np.concatenate([table_scores[: len(table_items)], cold[cold_rows]])

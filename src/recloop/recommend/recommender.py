@@ -166,6 +166,7 @@ class Recommender:
         The catalog belongs to the thread that answers; another thread uses a snapshot, which the catalog then adopts.
         """
         encoded = self.encode(states, [query.now])
+        self._similar.warm_up()
         for placement in self.bundle.policy.placements.values():
             text = joined((placement.filter, ""))
             try:

@@ -53,6 +53,7 @@ class ScanTable:
         units: (D,) float64 scale of a dimension. steps: (P,) float32 width of an item's codes.
         shifts: (P,) float32 part of the kernel's sums that the shift of the query's codes adds, times ``steps``.
         max_code: Maximum norm of an item's codes. max_error: Maximum norm of x / (units steps) - codes.
+        factors: (P,) float32 that multiply an item's scores; None: all are 1. ``steps`` and ``shifts`` include them.
     """
 
     vectors: np.ndarray
@@ -62,6 +63,7 @@ class ScanTable:
     shifts: np.ndarray
     max_code: float
     max_error: float
+    factors: np.ndarray | None = None
 
     @classmethod
     def build(cls, vectors: np.ndarray) -> ScanTable:
@@ -92,6 +94,16 @@ class ScanTable:
                 squares[n] = max(squares[n], np.einsum("nd,nd->n", block, block).max())
         shifts = -steps * codes.sum(axis=0, dtype=np.int32).astype(np.float32) * np.float32(MAX_QUERY_CODE + 1)
         return cls(vectors, codes, units, steps, shifts, *np.sqrt(squares).tolist())
+
+    def scaled(self, factors: np.ndarray) -> ScanTable:
+        """Return a table with scores multiplied by factors, which shares the codes.
+
+        Args:
+            factors: (N+1,) float32, above 0.
+        """
+        padded = np.ones(len(self.steps), dtype=np.float32)
+        padded[: len(factors)] = factors
+        return replace(self, steps=self.steps * padded, shifts=self.shifts * padded, factors=padded)
 
     def part(self, items: np.ndarray) -> ScanTable:
         """Return the table of some items, in their order.
@@ -126,14 +138,15 @@ class ScanTable:
 class Scan:
     """Scan of all rows of a table of codes.
 
-    It is for one thread, because its buffers are reused. Scores are those of the codes, or float32 scores of ``vectors`` if the table is small; ``steps`` are then 1.
+    It is for one thread, because its buffers are reused. Scores are those of the codes, or float32 scores of ``vectors`` if the table is small; ``steps`` are then the factors.
     """
 
     def __init__(self, table: ScanTable, is_small: bool = False) -> None:
         self._table = table
         width = len(table.steps)
         self._is_small = is_small
-        self._steps = np.ones(width, dtype=np.float32) if self._is_small else table.steps
+        small_steps = np.ones(width, dtype=np.float32) if table.factors is None else table.factors
+        self._steps = small_steps if self._is_small else table.steps
         self.shifts = np.zeros(width, dtype=np.float32) if self._is_small else table.shifts
         self._max_step = float(self._steps.max())
         self._max_norm = float(np.linalg.norm(table.vectors, axis=1).max()) if self._is_small else 0.0
@@ -168,6 +181,8 @@ class Scan:
         """Write the float32 scores of all items and return the bound of their error."""
         vectors = self._table.vectors
         np.matmul(vectors, user, out=self._scores[: len(vectors)])
+        if self._table.factors is not None:
+            self._scores *= self._table.factors
         return _float_error(user, self._max_norm)
 
     def _integer_scores(self, user: np.ndarray) -> float:
@@ -237,7 +252,7 @@ class VectorSearch:
         """Return the allowed items of query b with the largest inner products.
 
         The result is item_ix and float32 scores, descending, ties by item_ix. A score is the dot product of the item
-        alone; it depends on no other item.
+        alone, times its factor; it depends on no other item.
 
         Args:
             user: (D,) float32, finite.
@@ -254,7 +269,7 @@ class VectorSearch:
             users: (b, D) float32 vectors. owners: (b,) their queries.
         """
         masked = self._masks.get(allowed.table)
-        if masked.items is not None or len(users) == 1:
+        if masked.items is not None or len(users) == 1 or self._table.factors is not None:
             for user, b in zip(users, owners.tolist(), strict=True):
                 yield self.best(user, allowed, b, depth)
             return
@@ -316,6 +331,8 @@ class VectorSearch:
         for start in range(0, len(items), MAX_RESCORED):
             part = slice(start, start + MAX_RESCORED)
             np.vecdot(vectors[items[part]], user, out=scores[part])
+        if self._table.factors is not None:
+            scores *= self._table.factors[items]
         best = best_rows(scores, depth)
         return items[best], scores[best]
 

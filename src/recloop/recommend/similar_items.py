@@ -17,11 +17,15 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.count_sources import popularity_rank
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.outside_items import OutsideItems
-from recloop.recommend.top_k import TopK, best_row, best_sparse
+from recloop.recommend.search import VectorSearch
+from recloop.recommend.sources import scan_table
+from recloop.recommend.top_k import DEPTH, TopK, best_row, best_sparse
 
 LIST_KIND: Final = "similar"
 SOURCES: Final = ("model", "neighbours")
 """Sources of a similar-items list: cosine of item vectors, and the co-visitation row."""
+MIN_NORM: Final = np.float32(1e-12)
+"""Lower bound of a vector's norm in a cosine."""
 PLACEMENT: Final = Placement(list=LIST_KIND, weights=dict.fromkeys(SOURCES, 1.0), filter="", n=10)
 """Placement `similar` of a bundle that does not define one."""
 
@@ -54,20 +58,24 @@ class SimilarItems:
         return self._neighbours.similar_to(catalog, item_id, allowed, b)
 
     @cached_property
-    def _norms(self) -> np.ndarray:
-        """Return the norms (N+1,) of the item vectors; never 0."""
-        lengths: np.ndarray = np.maximum(np.linalg.norm(self._bundle.arrays["item_vectors"], axis=1), 1e-12)
-        return lengths
+    def _search(self) -> VectorSearch:
+        """Search by cosine: an item's score is divided by its norm."""
+        norms = np.linalg.norm(self._bundle.arrays["item_vectors"], axis=1)
+        return VectorSearch(scan_table(self._bundle).scaled(1 / np.maximum(norms, MIN_NORM)))
+
+    def warm_up(self) -> None:
+        """Make what the first request needs; not on the event loop."""
+        if "item_vectors" in self._bundle.arrays:
+            _ = self._search
 
     def _by_cosine(self, item_ix: np.ndarray, allowed: CandidateMask) -> TopK:
         """Rank by cosine; one query at a time, so scores do not depend on the batch."""
         vectors = self._bundle.arrays["item_vectors"]
         recalled = TopK.empty(len(item_ix))
         for b in np.flatnonzero(item_ix).tolist():
-            query_ix = item_ix[b]
-            cosine = vectors @ vectors[query_ix] / (self._norms * self._norms[query_ix])  # (N+1,)
-            items, scores = best_row(cosine, allowed, b)
-            recalled.items[b, : len(items)], recalled.scores[b, : len(items)] = items, scores
+            vector = vectors[item_ix[b]]
+            direction = vector / np.maximum(np.linalg.norm(vector), MIN_NORM)  # (D,)
+            recalled.put(b, *self._search.best(direction, allowed, b, DEPTH))
         return recalled
 
     def _by_covisitation(self, item_ix: np.ndarray, allowed: CandidateMask) -> TopK:
@@ -104,7 +112,7 @@ class _AttributeNeighbours:
         cold_n_equal = self._n_equal(cold, query_codes)
         scores = np.where(n_equal > 0, n_equal - self._popularity, -np.inf)
         cold_scores = np.where(cold_n_equal > 0, cold_n_equal - 1.0, -np.inf)
-        return ranked(scores, allowed, b, bundle.items.ids.ids, cold_ids, cold_scores)
+        return ranked(best_row(scores, allowed, b), bundle.items.ids.ids, cold_ids, cold_scores)
 
     def _n_equal(self, codes: np.ndarray, query_codes: np.ndarray) -> np.ndarray:
         """(n,) number of fields equal to the query's.
