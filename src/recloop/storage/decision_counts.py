@@ -135,7 +135,7 @@ def _count_next(writer: sqlite3.Connection, known: Mapping[str, int]) -> tuple[i
     newest = writer.execute("SELECT max(served_at) FROM decisions").fetchone()[0]
     oldest = {unit: period_of(newest, unit) - periods for unit, periods in KEPT_PERIODS.items()}
     recent = [answer for answer in answers if period_of(answer.served_at, MINUTES_PER_HOUR) > oldest[MINUTES_PER_HOUR]]
-    tallies = _tallies(recent)
+    tallies = _tallies(recent, oldest[1])
     codes = _item_codes(writer, {item for tally in tallies.values() for item in tally.items}, known)
     _add_periods(writer, tallies, codes, oldest)
     _add_users(writer, recent)
@@ -146,10 +146,17 @@ def _count_next(writer: sqlite3.Connection, known: Mapping[str, int]) -> tuple[i
     return newest_id, codes
 
 
-def _tallies(answers: Iterable[_Answer]) -> dict[Key, _Tally]:
+def _tallies(answers: Iterable[_Answer], oldest_minute: int) -> dict[Key, _Tally]:
+    """Tally answers by minute and group.
+
+    Answers up to ``oldest_minute`` count in the first minute of their hour.
+    """
     tallies: dict[Key, _Tally] = {}
     for answer in answers:
-        key = (period_of(answer.served_at), answer.variant, answer.placement)
+        minute = period_of(answer.served_at)
+        if minute <= oldest_minute:  # only its hour is kept
+            minute -= minute % MINUTES_PER_HOUR
+        key = (minute, answer.variant, answer.placement)
         tally = tallies.get(key)
         if tally is None:
             tally = tallies[key] = _Tally()
