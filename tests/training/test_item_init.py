@@ -57,6 +57,17 @@ def test_positive_pmi_of_a_small_catalog_by_hand(arrays: Arrays) -> None:
     np.testing.assert_allclose(item_init._positive_pmi(data, np.array([1, 2, 3])).toarray(), pmi[:, 1:], atol=1e-6)
 
 
+@pytest.mark.parametrize("part_moments", [1, 30, 3_600])
+def test_pair_counts_in_parts_equal_those_of_all_moments(
+    arrays: Arrays, part_moments: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, core = communities(arrays), np.arange(1, 41)
+    whole = item_init._pair_counts(data, core).toarray()
+    assert whole.any()
+    monkeypatch.setattr(item_init, "PART_MOMENTS", part_moments)
+    np.testing.assert_allclose(item_init._pair_counts(data, core).toarray(), whole, rtol=1e-5)
+
+
 def test_init_item_embeddings_with_one_seed_are_equal(arrays: Arrays) -> None:
     data = communities(arrays)
     np.testing.assert_array_equal(

@@ -11,6 +11,8 @@ from recloop.models.covisitation import LAG_WEIGHTS
 
 CORE_ITEMS = 2048
 """Number of most frequent items in the SVD; other items are projected on its space."""
+PART_MOMENTS = 1 << 20
+"""Moments whose pairs are counted together; a user's moments are in one part."""
 ITEM_STD = 0.1
 """Standard deviation of the item table."""
 
@@ -41,14 +43,33 @@ def init_item_embeddings(data: TrainData, dim: int, seed: int) -> np.ndarray:
 
 def _positive_pmi(data: TrainData, core: np.ndarray) -> sp.csr_array:
     """Return the positive PMI of every item with the core items, (N+1, core) float32."""
-    shape = (len(data.stamps), data.n_items + 1)
-    moment_items = sp.csr_array((np.ones(len(data.items), np.float32), data.items, data.moment_offsets), shape=shape)
-    counts = sp.csr_array(moment_items.T) @ sp.csr_array(_around(data.moment_user) @ moment_items[:, core])
+    counts = _pair_counts(data, core)
     rows, columns = counts.sum(axis=1), counts.sum(axis=0)
     row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
     chance = rows[row] / max(rows.sum(), 1) * columns[counts.indices]
     counts.data = np.maximum(np.log(counts.data / chance), 0).astype(np.float32)
     counts.eliminate_zeros()
+    return counts
+
+
+def _pair_counts(data: TrainData, core: np.ndarray) -> sp.csr_array:
+    """Return the weighted pairs of each item with the core items, (N+1, core) float32.
+
+    The moments are counted in parts of whole users, because one moment has pairs with up to 16 others.
+    """
+    counts = sp.csr_array((data.n_items + 1, len(core)), dtype=np.float32)
+    ends = np.append(np.flatnonzero(np.diff(data.moment_user)) + 1, len(data.stamps))  # of users
+    low = 0
+    while low < len(data.stamps):
+        high = int(ends[min(int(np.searchsorted(ends, low + PART_MOMENTS)), len(ends) - 1)])
+        offsets = data.moment_offsets[low : high + 1]
+        items = data.items[offsets[0] : offsets[-1]]
+        shape = (high - low, data.n_items + 1)
+        moment_items = sp.csr_array((np.ones(len(items), np.float32), items, offsets - offsets[0]), shape=shape)
+        near = sp.csr_array(_around(data.moment_user[low:high]) @ moment_items[:, core])
+        pairs = sp.csr_array(moment_items.T) @ near
+        counts = sp.csr_array(counts + pairs) if counts.nnz else pairs
+        low = high
     return counts
 
 
