@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -311,3 +312,22 @@ def test_catalog_version_is_the_sum_of_its_items() -> None:
     total = sum(_weight(item) for item in items if item is not None) % 2**64
     assert catalog.version == f"{total:016x}"[:8]
     assert msgspec.json.encode({"b": 1, "a": 2}, order="sorted") == b'{"a":2,"b":1}'
+
+
+@pytest.mark.parametrize("n_items", [3_000, pytest.param(2_000_000, marks=pytest.mark.slow)])
+def test_catalog_posted_in_batches_equals_one_read_at_once(n_items: int) -> None:
+    """The mask of a filter is asked for after some of the batches, as by a service that answers meanwhile."""
+    vocabulary = Vocabulary([f"i{n}" for n in range(0, 2_000, 2)])
+    catalog = Catalog()
+    for start in range(0, n_items, 1_000):
+        for n in range(start, start + 1_000):
+            catalog.upsert(Item(item_id=f"i{n}", attributes={"price": n % 7}, seq=n + 1))
+        if start % 100_000 == 1_000 or n_items < 10_000:
+            catalog.mask("price > 3", vocabulary)
+    whole = Catalog.from_table([f"i{n}" for n in range(n_items)], [{"price": n % 7} for n in range(n_items)])
+    mask = catalog.mask("price > 3", vocabulary)
+    assert mask.mask.tolist() == whole.mask("price > 3", vocabulary).mask.tolist()
+    assert mask.mask.tolist() == [False, *(n % 7 > 3 for n in range(0, 2_000, 2))]
+    assert (len(catalog), catalog.version) == (n_items, whole.version)
+    newest = [n for n in range(n_items - 1, n_items - 8, -1) if n % 7 > 3]
+    assert list(islice(catalog.latest("price > 3", vocabulary), len(newest))) == [f"i{n}" for n in newest]
