@@ -34,7 +34,7 @@ from recloop.files import AttributeValues, JsonTree, sync_folder, write_file
 from recloop.graphs import TREE_DOMAIN, TREE_OPERATOR, operators
 from recloop.manifest import Manifest
 from recloop.policy import Policy, ScorerSpec
-from recloop.records import FileFacts
+from recloop.records import FUSED_SOURCES, FileFacts
 
 FORMAT = 1
 """Version of the bundle format. It changes with the files or their meaning; other versions are rejected."""
@@ -73,6 +73,16 @@ class UserTable:
 
     ids: Vocabulary
     count: np.ndarray  # (U,) int64 rows that the model learned from, one per item and moment
+
+
+def array_name(source: str, name: str) -> str:
+    """Return the name of a model's array in a bundle.
+
+    A source of a model's own name has its own arrays: ``NAME.item_vectors``, ``NAME.indptr``.
+    """
+    if source in FUSED_SOURCES:
+        return name
+    return f"{source}.{name.removeprefix('neighbours.')}"
 
 
 @dataclass(frozen=True)
@@ -228,7 +238,7 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
     graphs = {name: (path / name).read_bytes() for name in GRAPHS if name in manifest.files}
     for name, data in graphs.items():
         _check_graph(name, data, path)
-    policy = Policy.from_json(_read_json(path / "policy.json"))
+    policy = Policy.from_json(_read_json(path / "policy.json"), manifest.scorers)
     if (policy.ranker is None) != (RANKER_GRAPH not in graphs):
         part = "policy.json" if policy.ranker is None else RANKER_GRAPH
         raise BundleError(part, path, "the ranker of the bundle: its graph and its settings", "recloop update --full")

@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from recloop.errors import BundleError
 from recloop.files import JsonObject, JsonTree, without_none
-from recloop.records import FUSED_SOURCES
+from recloop.records import FUSED_SOURCES, source_names
 
 RRF: Final = 60
 """score(i) = sum over sources of w_s / (60 + rank_s(i)), rank from 1 (Cormack et al., SIGIR 2009).
@@ -36,7 +36,7 @@ class RankerSpec:
 
     Attributes:
         model: ``gbdt``.
-        depths: Candidates that each source supplies, in the order of `FUSED_SOURCES`.
+        depths: Candidates that each source supplies, in the order of `source_names`.
         features: Names of the inputs of ``ranker.onnx``, in order (`recloop.features.ranking`).
         fields, numbers: Categorical and numeric item fields behind the features.
         moments: Number of moments that it learned from. until: Stamp before which they happened.
@@ -55,8 +55,8 @@ class RankerSpec:
     def read(cls, tree: JsonObject) -> RankerSpec:
         spec = cls(**tree.fields(cls), other_keys=tree.unread)
         tree.check("model", [spec.model], RANKERS)
-        tree.check("depths", spec.depths, FUSED_SOURCES)
-        spec = replace(spec, depths={name: spec.depths[name] for name in FUSED_SOURCES if name in spec.depths})
+        depths = {name: spec.depths[name] for name in source_names(spec.depths) if name in spec.depths}
+        spec = replace(spec, depths=depths)
         if not spec.depths:
             raise BundleError("policy.json.ranker.depths", "{}", "at least one source", "recloop update --full")
         return spec
@@ -93,11 +93,11 @@ class Placement:
         return RRF if self.rrf is None else self.rrf
 
     @classmethod
-    def read(cls, tree: JsonObject) -> Placement:
+    def read(cls, tree: JsonObject, sources: Collection[str] = FUSED_SOURCES) -> Placement:
         kind = tree.required("list", str)
         tree.check("list", [kind], LISTS)
         weights = tree.required("weights", dict[str, int | float])
-        tree.check("weights", weights, FUSED_SOURCES)
+        tree.check("weights", weights, source_names(sources))
         return cls(
             list=kind,
             weights=weights,
@@ -132,14 +132,14 @@ class Policy:
         return replace(self, placements={**self.placements, name: placement})
 
     @classmethod
-    def from_json(cls, tree: Any) -> Policy:
-        """Parse ``policy.json``.
+    def from_json(cls, tree: Any, sources: Collection[str] = FUSED_SOURCES) -> Policy:
+        """Parse ``policy.json`` of a bundle with these sources.
 
         Raises:
             BundleError: a key is missing or has another type, a list or source is unknown, or the policy has no placement.
         """
         policy = JsonObject(tree, "policy.json")
-        placements = {name: Placement.read(one) for name, one in policy.children("placements").items()}
+        placements = {name: Placement.read(one, sources) for name, one in policy.children("placements").items()}
         if not placements:
             raise BundleError("policy.json.placements", "{}", "at least one placement", "recloop update --full")
         return cls(
@@ -177,12 +177,12 @@ class ScorerSpec:
     """Source of a bundle: the model that feeds it, and its settings.
 
     Attributes:
-        source: ``model``, ``history``, ``neighbours`` or ``popular``.
+        source: ``model``, ``history``, ``neighbours``, ``popular``, or a name that the model chose.
         model: Name of a built-in model, or ``package.module:Class``.
         kind: ``vectors``, ``neighbours``, ``counts`` or ``rank``.
-        config: Options of a closed-form model; None for other sources.
+        config: Options of a closed-form model; None for a baseline or a network.
         half_life: Days; None: every moment counts the same.
-        recent: Weights of the newest moments, for ``neighbours``.
+        recent: Weights of the newest moments, for ``neighbours``; None: all items of the history count the same.
         of: Sources that supply the items which a ``rank`` model orders.
     """
 
@@ -198,7 +198,7 @@ class ScorerSpec:
     @property
     def is_baseline(self) -> bool:
         """True for a built-in baseline, which every bundle holds."""
-        return self.source != "model" and ":" not in self.model
+        return self.source in FADING and ":" not in self.model
 
     @classmethod
     def read(cls, source: str, tree: JsonObject) -> ScorerSpec:

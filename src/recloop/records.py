@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -91,14 +91,19 @@ USER_SCHEMA: Final[dict[str, DataTypeClass]] = {
     "deleted": pl.Boolean,
 }
 
-SOURCES: Final = ("model", "history", "neighbours", "attributes", "segment", "popular", "latest")
-"""All sources of a slot (docs/definitions/terms.md)."""
+SOURCES: Final = ("model", "history", "neighbours", "attributes", "segment", "popular", "latest", "other")
+"""Sources of a slot in statistics (docs/definitions/terms.md); ``other``: a source of another model."""
 FUSED_SOURCES: Final = ("model", "history", "neighbours", "popular")
-"""Sources that the fusion weighs, in the order that breaks ties between weights."""
-COVERING: Final = frozenset({"model", "neighbours", "attributes", "history"})
-"""Sources that count as personal for cold-start coverage."""
+"""Sources of every bundle that the fusion weighs, in the order that breaks ties between weights."""
+IMPERSONAL: Final = frozenset({"segment", "popular", "latest"})
+"""Sources that do not count as personal for cold-start coverage."""
 COLD_POSITIVES: Final = 5
 """A user with fewer valid inputs (targets included) in state is cold."""
+
+
+def source_names(sources: Iterable[str]) -> tuple[str, ...]:
+    """Return `FUSED_SOURCES`, then the other sources by name."""
+    return (*FUSED_SOURCES, *sorted(set(sources) - set(FUSED_SOURCES)))
 
 
 @dataclass(frozen=True)

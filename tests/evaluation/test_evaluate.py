@@ -36,7 +36,7 @@ from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.top_k import Workspace
-from recloop.records import COVERING, EVENT_SCHEMA, EVENT_TYPE, GROUP_ID, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query
+from recloop.records import EVENT_SCHEMA, EVENT_TYPE, GROUP_ID, IMPERSONAL, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query
 from recloop.settings import build
 from recloop.simulation.shop import SimulatedShop
 from recloop.training.baselines import draft_bundle, fit_counts
@@ -282,7 +282,7 @@ def test_list_recommender_equals_recommend(data: Data, bundle: Bundle) -> None:
     recommender = ListRecommender(changed, catalogue, "home", 60)
     found = recommender.recommend(states, queries.now[span])
     assert recommender.ids(found.items) == [answer.items for answer in answers]
-    shares = [np.mean([source in COVERING for source in answer.sources]) for answer in answers]
+    shares = [np.mean([source not in IMPERSONAL for source in answer.sources]) for answer in answers]
     assert found.covering_share == pytest.approx(shares)
     assert recommender.numbers(["new-1", "unknown"]).tolist() == [len(bundle.items) + 1, 0]
 

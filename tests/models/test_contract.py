@@ -11,6 +11,7 @@ import pytest
 from recloop.evaluation.metrics import one_target_expectation
 from recloop.models.base import MODELS
 from recloop.models.covisitation import CoVisitation
+from recloop.models.item_knn import ItemKNN
 from recloop.testing import ModelContract, fit_on_world
 
 
@@ -65,6 +66,29 @@ class TestNeuMF(ModelContract):
 class TestMF(ModelContract):
     model = "mf"
     better = 4.0
+
+
+class TestEASE(ModelContract):
+    model = "ease"
+    better = 3.0
+
+
+@pytest.mark.slow
+class TestItemKNN(ModelContract):
+    model = "item_knn"
+    better = 3.0
+
+
+class OwnSource(ItemKNN):
+    """A custom model that adds a source of its own name."""
+
+    source = "my_neighbours"
+
+
+@pytest.mark.slow
+class TestOwnSource(ModelContract):
+    model = f"{__name__}:OwnSource"
+    better = 3.0
 
 
 @pytest.mark.slow

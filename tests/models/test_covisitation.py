@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from moment_rows import data_of
 
-from recloop.features.state import offsets_of
-from recloop.models import covisitation
+from recloop.models import covisitation, neighbour_rows
 from recloop.models.base import GuestBaskets, TrainData
 from recloop.models.covisitation import CoVisitation
 from recloop.models.popular import Popular
-
-
-def data_of(users: Sequence[Sequence[Sequence[int]]], n_items: int) -> TrainData:
-    """Training arrays of users' moments, each a set of item_ix."""
-    moments = [moment for user in users for moment in user]
-    items = np.array([item for moment in moments for item in moment], dtype=np.int32)
-    nothing = np.zeros((0, 0), dtype=np.int32)
-    return TrainData(
-        item_ids=[str(n) for n in range(1, n_items + 1)],
-        user_ids=[str(n) for n in range(len(users))],
-        user_offsets=offsets_of([len(user) for user in users]),
-        moment_offsets=offsets_of([len(moment) for moment in moments]),
-        stamps=np.arange(len(moments), dtype=np.int64),
-        items=items,
-        seqs=np.arange(len(items), dtype=np.int64),
-        weights=np.ones(len(items), dtype=np.float32),
-        old=np.zeros(len(users), dtype=bool),
-        user_codes=nothing,
-        item_codes=nothing,
-        user_fields=[],
-        item_fields=[],
-        context_fields=[],
-        cut=len(moments),
-        counts=np.bincount(items, minlength=n_items + 1),
-    )
 
 
 def rows_of(data: TrainData, **options: object) -> np.ndarray:
@@ -125,10 +99,10 @@ def test_covisitation_counts_pairs_of_a_guest_basket_without_the_diagonal(monkey
 
 @pytest.mark.parametrize("step", [1, 40, 10**6])
 def test_largest_entries_equal_a_sort_by_value_and_column(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(covisitation, "STEP_ENTRIES", step)
+    monkeypatch.setattr(neighbour_rows, "STEP_ENTRIES", step)
     generator = np.random.default_rng(0)
     counts = np.where(generator.random((30, 25)) < 0.5, generator.integers(1, 4, (30, 25)), 0).astype(np.float64)
-    largest = covisitation._largest(sp.csr_array(counts), 6, 20.0).toarray()
+    largest = neighbour_rows.largest(sp.csr_array(counts), 6, counts.sum(axis=1) + 20.0).toarray()
     for row, values in zip(largest, counts, strict=True):
         kept = np.argsort(-values, kind="stable")[: min(6, np.count_nonzero(values))]
         assert np.flatnonzero(row).tolist() == sorted(kept.tolist())

@@ -14,7 +14,7 @@ from recloop.bundle import Bundle
 from recloop.features.encode import EncodedBatch, window
 from recloop.features.state import StateBatch, offsets_of
 from recloop.recommend import count_batches, count_sources
-from recloop.recommend.count_sources import CoVisitationSource, HistorySource, PopularSource
+from recloop.recommend.count_sources import HistorySource, NeighbourSource, PopularSource
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.sources import EmbeddingSource, newest_window
 from recloop.recommend.table_mask import TableMask
@@ -92,7 +92,7 @@ def test_neighbours_equal_the_product_with_the_stored_rows(seed: int) -> None:
     encoded, allowed, bundle = random_batch(generator), random_filters(generator), random_bundle(generator)
     arrays = bundle.arrays
     rows = sp.csr_array((arrays["neighbours.weights"], arrays["neighbours.ids"], arrays["neighbours.indptr"])).toarray()
-    top = CoVisitationSource(bundle, RECENT, Workspace(N_ITEMS + 1)).best(encoded, allowed, 9)
+    top = NeighbourSource(bundle, "neighbours", RECENT, Workspace(N_ITEMS + 1)).best(encoded, allowed, 9)
     for b in range(len(encoded)):
         history = np.zeros(N_ITEMS + 1)
         for age, moment in enumerate(reversed(range(*encoded.moment_offsets[b : b + 2]))):
@@ -104,6 +104,28 @@ def test_neighbours_equal_the_product_with_the_stored_rows(seed: int) -> None:
         wanted = ranking(scores.astype(np.float32), allowed, b, arrays["popular"], 9)
         assert listed(top.items[b]) == wanted
         assert np.array_equal(top.scores[b, : len(wanted)], scores.astype(np.float32)[wanted])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_neighbours_without_recent_weights_equal_the_rows_of_the_distinct_items(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    encoded, allowed, bundle = random_batch(generator), random_filters(generator), random_bundle(generator)
+    arrays = bundle.arrays
+    for name in ("indptr", "ids", "weights"):
+        arrays[f"mine.{name}"] = arrays[f"neighbours.{name}"]
+    arrays["mine.weights"] = arrays["mine.weights"] - np.float32(0.3)  # EASE has negative weights
+    rows = sp.csr_array((arrays["mine.weights"], arrays["mine.ids"], arrays["mine.indptr"])).toarray()
+    source = NeighbourSource(bundle, "mine", None, Workspace(N_ITEMS + 1))
+    top = source.best(encoded, allowed, 9)
+    for b in range(len(encoded)):
+        span = slice(encoded.row_offsets[b], encoded.row_offsets[b + 1])
+        scores = np.zeros(N_ITEMS + 1)
+        for ix in np.unique(encoded.items[span]):
+            scores += rows[ix].astype(np.float64)
+        wanted = ranking(scores.astype(np.float32), allowed, b, arrays["popular"], 9)
+        assert listed(top.items[b]) == wanted
+        items, values = source._summed_rows(*source._recent_items(encoded, b))  # those of a batch of one
+        np.testing.assert_array_equal(values, scores.astype(np.float32)[items])
 
 
 @pytest.mark.parametrize("half_life", [None, 3.0, 0.01])
@@ -192,7 +214,11 @@ def test_lists_of_a_large_batch_equal_those_of_small_ones(source: str, monkeypat
     generator = np.random.default_rng(3)
     encoded, allowed, bundle = random_batch(generator, 40), random_filters(generator, 40), random_bundle(generator)
     space = Workspace(N_ITEMS + 1)
-    lists = CoVisitationSource(bundle, RECENT, space) if source == "neighbours" else HistorySource(bundle, 3.0, space)
+    lists = (
+        NeighbourSource(bundle, "neighbours", RECENT, space)
+        if source == "neighbours"
+        else HistorySource(bundle, 3.0, space)
+    )
     together = lists.best(encoded, allowed, 9)
     monkeypatch.setattr(count_batches, "QUERIES_PER_STEP", 7)
     apart = lists.best(encoded, allowed, 9)

@@ -10,6 +10,7 @@ import pytest
 from recloop.evaluation import metrics
 from recloop.recommend.fusion import fuse
 from recloop.recommend.top_k import TopK
+from recloop.records import FUSED_SOURCES
 from recloop.training import fusion_weights
 
 
@@ -28,7 +29,7 @@ def random_lists(
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     recalled = {}
-    for name in fusion_weights.FUSED_SOURCES[:sources]:
+    for name in FUSED_SOURCES[:sources]:
         lists = np.stack([random.permutation(items)[:width] + 1 for _ in range(queries)])
         ends = random.integers(0, width + 1, queries)
         lists[np.arange(width) >= ends[:, None]] = 0  # lists end early, some are empty

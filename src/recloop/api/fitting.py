@@ -45,6 +45,7 @@ from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, g
 from recloop.settings import build
 from recloop.storage.event_rows import object_text
 from recloop.training import baselines
+from recloop.training.closed_form import further_models
 from recloop.training.dataset import make_tables, train_data, validation_data
 from recloop.training.fit import fit_network
 
@@ -248,7 +249,9 @@ def _bundle(config: Config, rows: FittedData, model: str, progress: Progress) ->
     report_features(progress, tables, arrays)
     network_wanted = model != "auto" and not is_closed_form(model)
     options = config.model.options if model == config.model.name else {}
-    made, scorers = baselines.fit_counts(arrays, tables, "" if model == "auto" or network_wanted else model, options)
+    named = {} if model == "auto" or network_wanted else {model: options}
+    custom = further_models(config, arrays.n_items, named) if model == "auto" else named
+    made, scorers = baselines.fit_counts(arrays, tables, custom)
     manifest = Manifest(
         recloop=__version__,
         model=ModelSpec(COUNTS_BUNDLE, {}),
@@ -269,11 +272,11 @@ def _bundle(config: Config, rows: FittedData, model: str, progress: Progress) ->
         bundle = with_network(bundle, network)
     progress.say("learn", f"{model} on {len(before):,} rows")
     bundle, _ = baselines.choose_half_life_and_weights(
-        bundle, config, arrays, tables, StateHistory(before, rows.users), THREADS
+        bundle, config, arrays, tables, StateHistory(before, rows.users), THREADS, {model}
     )
     if arrays.history is not None:
         whole, start = train_data(tables, before, None), arrays.cut
-        bundle = baselines.refit_baselines(bundle, whole, tables, options)
+        bundle = baselines.refit_baselines(bundle, whole, tables, config)
         if network_wanted:
             with tempfile.TemporaryDirectory() as run:
                 bundle = with_network(bundle, train_window(config, network, whole, start, bundle, Path(run)))

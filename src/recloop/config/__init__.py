@@ -169,6 +169,8 @@ class Model(pydantic.BaseModel):
 class Baselines(Section):
     half_life: Literal["auto", "none"] | Annotated[float, pydantic.Field(gt=0)] = "auto"
     """Half-life of counts in days; `auto` chooses it on validation, `none` weighs every moment equally."""
+    extra: Literal["auto"] | tuple[str, ...] = "auto"
+    """Further models without torch, such as `["ease", "item_knn"]`; `auto` keeps one only if lists use it."""
 
 
 class Ranker(Section):
@@ -224,7 +226,7 @@ class Train(Section):
 class Placement(Section):
     list: Literal["for_you", "popular", "similar", "latest"] = "for_you"
     """Kind of list that the placement shows."""
-    weights: Literal["auto"] | dict[Literal["model", "history", "neighbours", "popular"], float] = "auto"
+    weights: Literal["auto"] | dict[str, float] = "auto"
     """Weight of each source in the fusion; `auto` chooses weights on validation."""
     filter: str = ""
     """Condition over item attributes that every listed item must meet; empty: none."""

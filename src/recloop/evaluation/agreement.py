@@ -19,7 +19,7 @@ from recloop.features.vocabulary import Vocabulary
 from recloop.recommend.filters import candidate_mask
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.top_k import DEPTH
-from recloop.records import FUSED_SOURCES, Decision, Query
+from recloop.records import Decision, Query
 
 LIST_LENGTH: Final = 10
 TOP_LENGTH: Final = 100
@@ -58,7 +58,9 @@ def ranking_of(recommender: Recommender, states: StateBatch, decision: Decision)
     table = recommender.bundle.items.ids
     allowed = candidate_mask(recommender.catalog, table, encoded, [query], ("", ""), False)
     placement = recommender.placement(decision.placement)
-    fused = recommender.fuse_sources(encoded, allowed, [query], placement, min(len(table), DEPTH * len(FUSED_SOURCES)))
+    fused = recommender.fuse_sources(
+        encoded, allowed, [query], placement, min(len(table), DEPTH * len(recommender.scorers))
+    )
     items = fused.items[0]
     n_ranked = int(np.count_nonzero(items))
     scores = np.zeros(len(table) + 1)

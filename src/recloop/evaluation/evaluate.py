@@ -35,7 +35,7 @@ from recloop.recommend.filters import CandidateMask
 from recloop.recommend.fusion import fuse
 from recloop.recommend.ranker import Ranker
 from recloop.recommend.top_k import DEPTH, TopK
-from recloop.records import Query
+from recloop.records import FUSED_SOURCES, Query
 
 CHUNK_QUERIES = 256
 """Queries per batch, which bounds the memory for any test size."""
@@ -197,6 +197,7 @@ class _BundleEvaluation:
         self.recommender = self.lists.recommender
         network = {"model": bundle.manifest.model.name} if "model" in self.recommender.scorers else {}
         sources = [SOURCE_OF[model] for model in config.evaluate.baselines] if with_baselines else []
+        sources += sorted(set(bundle.scorers) - set(FUSED_SOURCES))
         names = {source: bundle.scorers[source].model for source in sources}
         self.names = {source: name for source, name in (names | network).items() if source in self.recommender.scorers}
         settings = self.lists.settings

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +19,7 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.recommender import Recommender
-from recloop.records import COVERING, FUSED_SOURCES, Query
-
-FUSED_COVERING: Final = np.array([*(source in COVERING for source in FUSED_SOURCES), False])
-"""Whether each fused source counts as personal; the last entry (index -1) is an empty slot."""
+from recloop.records import IMPERSONAL, Query
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class ItemLists:
 
     Attributes:
         items: (B, K) numbers of `ListRecommender`, 0 after the end of a list.
-        covering: (B, K) True for slots with a personal source (`records.COVERING`).
+        covering: (B, K) True for slots with a personal source (not in `records.IMPERSONAL`).
     """
 
     items: NDArray[np.int64]
@@ -90,7 +86,8 @@ class ListRecommender:
         covering = np.zeros(items.shape, dtype=bool)
         width = min(self.k, fused.items.shape[1])
         items[:, :width] = fused.items[:, :width]
-        covering[:, :width] = FUSED_COVERING[fused.sources[:, :width]]
+        is_covering = np.array([*(name not in IMPERSONAL for name in fused.names), False])  # index -1: an empty slot
+        covering[:, :width] = is_covering[fused.sources[:, :width]]
         if stages is None:
             is_cold = [self.recommender.is_cold(encoded, b, self.settings) for b in range(len(encoded))]
             items[is_cold], covering[is_cold] = 0, False
@@ -101,7 +98,7 @@ class ListRecommender:
             )
             for rank, (item_id, source) in enumerate(slots, start=len(used)):
                 items[b, rank] = self._number(item_id)
-                covering[b, rank] = source in COVERING
+                covering[b, rank] = source not in IMPERSONAL
         return ItemLists(items, covering)
 
     def _number(self, item_id: str) -> int:

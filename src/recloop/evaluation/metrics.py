@@ -218,8 +218,8 @@ def novelty(counts: NDArray[Any], reference: NDArray[Any], n_items: int) -> floa
 def cold_coverage(users: NDArray[Any], cold: NDArray[np.bool_], covering: NDArray[Any]) -> float:
     """Return the share of cold users with a decision that got a personal list.
 
-    A decision's list is personal if half or more of its slots have a covering source (`records.COVERING`:
-    ``model``, ``neighbours``, ``attributes``, ``history``). Without cold users it is NaN.
+    A decision's list is personal if half or more of its slots have a covering source: any outside `records.IMPERSONAL`
+    (``popular``, ``segment``, ``latest``). Without cold users it is NaN.
 
     Args:
         users: (Q,) number of each decision's user.

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import pydantic
+import scipy.sparse as sp
 
 from recloop.errors import UserError
 from recloop.records import DAY, hash_unit_interval
@@ -26,6 +27,8 @@ MODELS: dict[str, str] = {
     "popular": "recloop.models.popular:Popular",
     "bought_before": "recloop.models.bought_before:BoughtBefore",
     "covisitation": "recloop.models.covisitation:CoVisitation",
+    "ease": "recloop.models.ease:EASE",
+    "item_knn": "recloop.models.item_knn:ItemKNN",
     "mf": "recloop.models.mf:MF",
     "sasrec": "recloop.models.sasrec:SASRec",
     "gru4rec": "recloop.models.gru4rec:GRU4Rec",
@@ -35,8 +38,8 @@ MODELS: dict[str, str] = {
 """Dotted path by built-in name; built-in and third-party models are loaded the same way."""
 
 SOURCE_OF: dict[str, str] = {"popular": "popular", "bought_before": "history", "covisitation": "neighbours"}
-"""Source by baseline; every network feeds ``model``."""
-CLOSED_FORM_MODELS = frozenset({*SOURCE_OF, "mf"})
+"""Source by baseline; every network and ``mf`` feed ``model``, others a source of their own name."""
+CLOSED_FORM_MODELS = frozenset({*SOURCE_OF, "ease", "item_knn", "mf"})
 """Built-in closed-form models: ``fit`` without torch."""
 
 
@@ -259,16 +262,28 @@ class TrainData:
         return pairs
 
 
+def user_items(data: TrainData) -> sp.csr_array:
+    """(U, N+1) float64: 1 for each item in the history of a user, inputs included."""
+    users = data.moment_user[data.row_moment]
+    pairs = sp.csr_array((np.ones(len(users)), (users, data.items)), shape=(data.n_users, data.n_items + 1))
+    pairs.sum_duplicates()
+    pairs.data[:] = 1
+    return pairs
+
+
 @runtime_checkable
 class ClosedFormModel(Protocol):
     """Closed-form model without torch.
 
-    ``source`` names the source that it feeds in the fusion.
+    ``source`` names the source that it feeds in the fusion: one of the four of every bundle, whose built-in model it
+    replaces, or a name of its own, which it adds. ``kind`` says what ``fit`` returns:
 
-    A third-party model replaces the built-in one of its source. ``popular`` returns ``popular`` (N,) item_ix in order.
-    ``neighbours`` returns the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1). ``history`` returns no arrays,
-    because it uses the counts of the state. ``model`` returns ``item_vectors`` (N+1, D) and ``user_vectors`` (U+1, D),
-    with ``l2`` and ``unseen`` in its Config; users outside the table are folded in (`recloop.models.als`).
+    - ``neighbours``: the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1). A user's scores are the sum of the rows
+      of the newest moments, by ``recent`` in its Config, or without ``recent`` of all items of the history.
+    - ``vectors``: ``item_vectors`` (N+1, D) and ``user_vectors`` (U+1, D), with ``l2`` and ``unseen`` in its Config; users
+      outside the table are folded in (`recloop.models.als`).
+    - ``counts``: ``popular`` (N,) item_ix in order for the source ``popular``; nothing for ``history``, which uses the
+      counts of the state.
     """
 
     kind: ClassVar[str]

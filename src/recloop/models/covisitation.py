@@ -9,14 +9,13 @@ import pydantic
 import scipy.sparse as sp
 
 from recloop.models.base import ModelConfig, TrainData, decay_at
+from recloop.models.neighbour_rows import CHUNK_PRODUCTS, largest, products, to_arrays
 
 LAG_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 RECENT_WEIGHTS = (1.0, 0.6, 0.4, 0.25, 0.2)
 """Weights of the newest moments of a scored history, newest first."""
 GUEST_WEIGHT = 0.05
 """Weight of two items in one guest basket."""
-CHUNK_PRODUCTS = 60_000_000  # multiply-adds per chunk; bounds memory
-STEP_ENTRIES = 2**20  # entries that are compared with their row's border at a time
 
 
 class CoVisitation:
@@ -64,10 +63,10 @@ class CoVisitation:
         following = _following(decayed, data.moment_user, self.config.lags)
         item_moments = sp.csr_array(moment_items.T)
         guests = _together(data, self.config.half_life, self.config.guests)
-        products = _products(item_moments, following)
+        n_products = products(item_moments, following)
         if guests is not None:
-            products = products + _products(*guests)
-        work = np.concatenate([[0], np.cumsum(products)])
+            n_products = n_products + products(*guests)
+        work = np.concatenate([[0], np.cumsum(n_products)])
         blocks = []
         start = 0
         while start < size:
@@ -78,14 +77,10 @@ class CoVisitation:
                 pairs.setdiag(0.0, k=start)  # an item is not its own neighbour in a basket
                 block = sp.csr_array(block + pairs)
                 block.eliminate_zeros()
-            blocks.append(_largest(block, self.config.width, self.config.shrink))
+            sums = np.asarray(block.sum(axis=1)).ravel() + self.config.shrink
+            blocks.append(largest(block, self.config.width, sums))
             start = stop
-        rows = sp.csr_array(sp.vstack(blocks, format="csr"))
-        return {
-            "neighbours.indptr": rows.indptr.astype(np.int32 if rows.nnz < 2**31 else np.int64),
-            "neighbours.ids": rows.indices.astype(np.int32),
-            "neighbours.weights": rows.data.astype(np.float32),
-        }
+        return to_arrays(blocks)
 
 
 def _together(data: TrainData, half_life: float | None, weight: float) -> tuple[sp.csr_array, sp.csr_array] | None:
@@ -115,62 +110,3 @@ def _following(moment_items: sp.csr_array, user: np.ndarray, lags: tuple[float, 
     later = np.repeat(np.arange(1, size + 1), n_later) + lag
     shift = sp.csr_array((np.array(lags)[lag], later, indptr), shape=(size, size))
     return sp.csr_array(shift @ moment_items)
-
-
-def _products(left: sp.csr_array, right: sp.csr_array) -> np.ndarray:
-    """(rows,) multiply-adds for each row of ``left @ right``."""
-    lengths = np.diff(right.indptr)
-    return np.asarray(
-        np.add.reduceat(np.append(lengths[left.indices], 0), left.indptr[:-1]) * (np.diff(left.indptr) > 0)
-    )
-
-
-def _largest(block: sp.csr_array, width: int, shrink: float) -> sp.csr_array:
-    """``width`` largest entries of each row over (its sum + shrink), by column."""
-    sums = np.asarray(block.sum(axis=1)).ravel()
-    borders = _borders(block, width)
-    lengths = np.zeros(block.shape[0], dtype=np.int64)
-    columns, weights = [], []
-    start = 0
-    while start < block.shape[0]:
-        end = np.searchsorted(block.indptr, block.indptr[start] + STEP_ENTRIES, side="right")
-        rows = slice(start, max(start + 1, int(end) - 1))
-        span = slice(block.indptr[rows.start], block.indptr[rows.stop])
-        row = np.repeat(np.arange(rows.start, rows.stop), np.diff(block.indptr[rows.start : rows.stop + 1]))
-        kept = _kept(row, block.indices[span], block.data[span], borders, width)
-        lengths[rows] = np.bincount(row[kept] - rows.start, minlength=rows.stop - rows.start)
-        columns.append(block.indices[span][kept])
-        weights.append(block.data[span][kept] / (sums[row[kept]] + shrink))
-        start = rows.stop
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    largest = sp.csr_array((np.concatenate(weights), np.concatenate(columns), indptr), shape=block.shape)
-    largest.sort_indices()
-    return largest
-
-
-def _borders(block: sp.csr_array, width: int) -> np.ndarray:
-    """Return the ``width``-th largest entry per row, (rows,) float64; -inf if shorter."""
-    borders = np.full(block.shape[0], -np.inf)
-    for row in np.flatnonzero(np.diff(block.indptr) > width).tolist():
-        values = block.data[block.indptr[row] : block.indptr[row + 1]]
-        borders[row] = np.partition(values, len(values) - width)[len(values) - width]
-    return borders
-
-
-def _kept(row: np.ndarray, columns: np.ndarray, values: np.ndarray, borders: np.ndarray, width: int) -> np.ndarray:
-    """Indices of the ``width`` largest entries of each row, ties by column.
-
-    Args:
-        row, columns, values: (E,) entries, ``row`` ascending.
-    """
-    border = borders[row]
-    is_kept = values > border
-    ties = np.flatnonzero(values == border)
-    if len(ties):
-        tied_row = row[ties]
-        order = np.lexsort((columns[ties], tied_row))
-        ties = ties[order]  # tied_row ascends already
-        n_free = width - np.bincount(row[is_kept], minlength=len(borders))[tied_row]
-        place = np.arange(len(ties)) - np.searchsorted(tied_row, tied_row)
-        is_kept[ties[place < n_free]] = True
-    return np.flatnonzero(is_kept)

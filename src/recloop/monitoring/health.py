@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from recloop.bundle import Bundle
 from recloop.evaluation import bootstrap, metrics
-from recloop.records import COLD_POSITIVES, COVERING, DAY, ITEM_ID, LABEL, SOURCES, STAMP, Decision, guest_rows
+from recloop.records import COLD_POSITIVES, DAY, IMPERSONAL, ITEM_ID, LABEL, SOURCES, STAMP, Decision, guest_rows
 from recloop.storage import decision_periods
 from recloop.storage.decision_periods import (
     HISTORY_RANGES,
@@ -135,7 +135,7 @@ class Exposures:
         sources = slots["sources"].explode()
         position = {source: number for number, source in enumerate(SOURCES)}
         is_cold_user = (pl.col("user_id") != "") & ~guest_rows() & (pl.col("positives") < COLD_POSITIVES)
-        n_personal = pl.col("sources").list.eval(pl.element().is_in(sorted(COVERING))).list.sum()
+        n_personal = pl.col("sources").list.eval(~pl.element().is_in(sorted(IMPERSONAL))).list.sum()
         groups = answers.select(
             pl.when(is_cold_user).then((pl.col("positives").clip(0) + 1) // 2).otherwise(WARM).alias("range"),
             ((pl.col("items").list.len() > 0) & (2 * n_personal >= pl.col("sources").list.len())).alias("personal"),
@@ -150,7 +150,7 @@ class Exposures:
             placement=answers["placement"].to_numpy(),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             items=items.to_frame().join(by_id, on="items", how="left", maintain_order="left")["number"].to_numpy(),
-            sources=sources.replace_strict(position, return_dtype=pl.Int64).to_numpy(),
+            sources=sources.replace_strict(position, default=len(SOURCES) - 1, return_dtype=pl.Int64).to_numpy(),
             latency=latency_buckets(answers["latency_us"].to_numpy()),
             bundles=answers["bundle"].to_numpy(),
         )
@@ -214,10 +214,14 @@ class HealthCounts:
             bundles=counts.bundles,
             latency=counts.latency,
             items=counts.slots,
-            sources=np.array(
-                [[sources.get(name, 0) for name in SOURCES] for sources in counts.sources], dtype=np.int64
-            ),
+            sources=np.array([_by_source(sources) for sources in counts.sources], dtype=np.int64),
         )
+
+
+def _by_source(slots: Mapping[str, int]) -> list[int]:
+    """Return the slots of each of `SOURCES`."""
+    known = [slots.get(name, 0) for name in SOURCES[:-1]]
+    return [*known, sum(slots.values()) - sum(known)]
 
 
 def compute(exposures: Exposures, against: HealthReference) -> dict[str, Any]:

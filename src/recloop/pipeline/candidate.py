@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,10 +22,11 @@ from recloop.models.base import TrainData, is_closed_form
 from recloop.pipeline import training_steps
 from recloop.pipeline.served_slots import kept_slots
 from recloop.pipeline.update_run import UpdateRun
-from recloop.policy import Policy, ScorerSpec, custom_scorers
+from recloop.policy import Policy, ScorerSpec
 from recloop.records import STAMP
 from recloop.training import baselines, ranker
 from recloop.training.attribute_affinity import strengths_of
+from recloop.training.closed_form import closed_form
 from recloop.training.dataset import ItemUserTables, make_tables, train_data
 from recloop.training.fit import TrainedNetwork, fit_network
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, select_targets
@@ -137,11 +137,9 @@ def _closed_form_scorers(parent: Bundle) -> dict[str, ScorerSpec]:
 def _fit_counts(config: Config, arrays: TrainData, tables: ItemUserTables, parent: Bundle) -> dict[str, np.ndarray]:
     """Fit the closed-form models with the parent's half-lives, strengths and options."""
     scorers = _closed_form_scorers(parent)
-    custom = next(iter(custom_scorers(scorers)), None)
-    name = "" if custom is None else custom.model
     half_lives = baselines.half_lives_of(scorers)
     strengths = strengths_of(parent)
-    counts, _ = baselines.fit_counts(arrays, tables, name, _options(config, custom), half_lives, strengths)
+    counts, _ = baselines.fit_counts(arrays, tables, closed_form(scorers, config), half_lives, strengths)
     return counts
 
 
@@ -159,15 +157,6 @@ def _fit_network(
     message = f"{network.name}: {network.metrics.step} steps, {positions} positions in {seconds:.0f} s"
     run.progress.say("learn", message)
     return network
-
-
-def _options(config: Config, custom: ScorerSpec | None) -> Mapping[str, Any]:
-    """Return the closed-form model's options: the parent's, else the configuration's."""
-    if custom is None:
-        return {}
-    if custom.config is not None:
-        return custom.config
-    return config.model.options if custom.model == config.model.name else {}
 
 
 def has_network(bundle: Bundle) -> bool:

@@ -34,7 +34,7 @@ from recloop.models.base import TrainData, is_closed_form
 from recloop.pipeline import config_changes
 from recloop.pipeline.recipe import recipe_of
 from recloop.pipeline.served_slots import served_slots
-from recloop.policy import ScorerSpec, custom_scorers
+from recloop.policy import ScorerSpec
 from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend.catalog import Catalog
@@ -44,6 +44,7 @@ from recloop.settings import dump
 from recloop.storage import locks, releases
 from recloop.training import baselines, ranker
 from recloop.training.attribute_affinity import strengths_of
+from recloop.training.closed_form import closed_form, further_models, memory_line
 from recloop.training.dataset import ItemUserTables, make_tables, train_data, validation_data
 from recloop.training.fit import TrainedNetwork, fit_network, has_sequences
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, with_replay
@@ -131,7 +132,10 @@ def fit_models(
         f"baselines{f', then {name} for at most {config.train.time_budget} of training' if needs_network else ''}",
     )
     before_cut = rows_before_cut(data)
-    counts, scorers = baselines.fit_counts(arrays, tables, "" if needs_network else name, options)
+    custom = further_models(config, arrays.n_items, {} if needs_network else {name: options})
+    if memory := memory_line(custom, arrays.n_items):
+        progress.say("learn", memory)
+    counts, scorers = baselines.fit_counts(arrays, tables, custom)
     model_config = config.model_copy(update={"model": config.model.model_validate({"name": name, **options})})
     held_seq = data.manifest.held_seq or 0
     manifest = replace(
@@ -155,7 +159,7 @@ def fit_models(
             f"{name}: {network.epochs} epochs, {network.steps:,} steps in {network.seconds:.0f} s, stopped by {network.stopped}",
         )
     past = StateHistory(before_cut, data.users)
-    bundle, chosen = baselines.choose_half_life_and_weights(draft, config, arrays, tables, past, THREADS)
+    bundle, chosen = baselines.choose_half_life_and_weights(draft, config, arrays, tables, past, THREADS, {name})
     progress.say("learn", _fusion_line(config, chosen))
     progress.say("learn", chosen.attributes)
     choice = ranker.choose_ranker(bundle, config, arrays, tables, past, THREADS)
@@ -164,7 +168,7 @@ def fit_models(
     if arrays.history is None:
         return FittedBundle(bundle, arrays, network, chosen)
     all_arrays = train_data(tables, before_cut, None, served_slots(project, before_cut))
-    bundle = baselines.refit_baselines(bundle, all_arrays, tables, options)
+    bundle = baselines.refit_baselines(bundle, all_arrays, tables, config)
     bundle = ranker.refit_statistics(bundle, all_arrays, tables)
     if network is not None:
         network = train_window(config, network, all_arrays, arrays.cut, bundle, run)
@@ -287,10 +291,8 @@ def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, 
     tables = make_tables(learned.bundle.spec, data.events, cut, data.items, data.users)
     arrays = train_data(tables, data.events, None)
     scorers = learned.bundle.scorers
-    custom = [] if learned.network else custom_scorers(scorers)
-    name = custom[0].model if custom else ""
     half_lives, strengths = baselines.half_lives_of(scorers), strengths_of(learned.bundle)
-    counts, _ = baselines.fit_counts(arrays, tables, name, config.model.options, half_lives, strengths)
+    counts, _ = baselines.fit_counts(arrays, tables, closed_form(scorers, config), half_lives, strengths)
     manifest = base_manifest(config, tables, data.manifest.fingerprint, data.events, nothing_held(data.events))
     manifest = replace(manifest, recipe=learned.bundle.manifest.recipe, train=replace(manifest.train, refit=True))
     bundle = baselines.draft_bundle(config, tables, arrays, counts, scorers, manifest)

@@ -1,4 +1,4 @@
-"""Sources that count: popular items, own items and co-visitation.
+"""Sources that count: popular items, own items and neighbours of items.
 
 A list does not depend on its batch. What depends on a user's past alone is kept with its state.
 """
@@ -6,11 +6,12 @@ A list does not depend on its batch. What depends on a user's past alone is kept
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
 
-from recloop.bundle import Bundle
+from recloop.bundle import Bundle, array_name
 from recloop.features.encode import EncodedBatch
 from recloop.recommend import count_batches
 from recloop.recommend.filters import CandidateMask
@@ -133,18 +134,21 @@ class HistorySource:
         return row_weights
 
 
-class CoVisitationSource:
-    """Source ``neighbours``: the summed stored rows of the newest moments' items."""
+class NeighbourSource:
+    """Source of stored rows, summed over the items of a history.
 
-    def __init__(self, bundle: Bundle, recent: tuple[float, ...], workspace: Workspace) -> None:
+    ``recent`` holds the weights of the newest moments, whose items count; without it each item of the history counts once.
+    """
+
+    def __init__(self, bundle: Bundle, source: str, recent: tuple[float, ...] | None, workspace: Workspace) -> None:
         arrays = bundle.arrays
         self._rank = popularity_rank(bundle)
         self._order = arrays["popular"]
-        self._key = ("neighbours", bundle.items.ids.serial, recent)
-        self._oldest_first = np.array(recent[::-1])
-        self._indptr = arrays["neighbours.indptr"]
-        self._ids = arrays["neighbours.ids"]
-        self._weights = arrays["neighbours.weights"]
+        self._key = (source, bundle.items.ids.serial, recent)
+        self._oldest_first = None if recent is None else np.array(recent[::-1])
+        self._indptr = arrays[array_name(source, "neighbours.indptr")]
+        self._ids = arrays[array_name(source, "neighbours.ids")]
+        self._weights = arrays[array_name(source, "neighbours.weights")]
         self._workspace = workspace
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
@@ -169,7 +173,10 @@ class CoVisitationSource:
         return best_ranked(neighbours, scores, self._rank, len(neighbours))
 
     def _recent_items(self, encoded: EncodedBatch, b: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ascending items of the newest moments and their summed weights."""
+        """Return the ascending items of the history that count, and their weights."""
+        if self._oldest_first is None:
+            items = np.unique(encoded.items[encoded.row_offsets[b] : encoded.row_offsets[b + 1]])
+            return items, np.ones(len(items))
         low, high = encoded.moment_offsets[b : b + 2].tolist()
         first = max(low, high - len(self._oldest_first))
         offsets = encoded.item_offsets[first : high + 1]
@@ -180,6 +187,11 @@ class CoVisitationSource:
     def _recent_items_of_batch(self, encoded: EncodedBatch, span: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return `_recent_items` of each query, and their offsets (B+1,)."""
         n_queries, n_rows = span.stop - span.start, len(self._rank)
+        if self._oldest_first is None:
+            offsets = encoded.row_offsets[span.start : span.stop + 1]
+            query = np.repeat(np.arange(n_queries), np.diff(offsets))
+            pairs = np.unique(query * n_rows + encoded.items[offsets[0] : offsets[-1]])
+            return pairs % n_rows, np.ones(len(pairs)), np.searchsorted(pairs, np.arange(n_queries + 1) * n_rows)
         stops = encoded.moment_offsets[span.start + 1 : span.stop + 1]
         n_moments = np.minimum(stops - encoded.moment_offsets[span], len(self._oldest_first))
         moments = count_batches.spread(stops - n_moments, n_moments)
@@ -193,12 +205,21 @@ class CoVisitationSource:
 
     def _summed_rows_of_batch(self, items: np.ndarray, weights: np.ndarray, offsets: np.ndarray) -> sp.csr_array:
         """Return the scores (B, N+1), summed in float64 in the order of ``items``."""
+        if self._oldest_first is None:
+            shape = (len(offsets) - 1, len(self._rank))
+            return sp.csr_array(sp.csr_array((weights, items, offsets), shape=shape) @ self._rows)
         starts = self._indptr[items]
         lengths = self._indptr[items + 1] - starts
         entries = count_batches.spread(starts, lengths)
         values = self._weights[entries] * np.repeat(weights, lengths)
         entry_offsets = np.concatenate([[0], np.cumsum(lengths)])[offsets]
         return count_batches.totals(entry_offsets, self._ids[entries], values, len(self._rank))
+
+    @cached_property
+    def _rows(self) -> sp.csr_array:
+        """All rows, (N+1, N+1) float64, for the long histories of a batch."""
+        size = len(self._rank)
+        return sp.csr_array((self._weights.astype(np.float64), self._ids, self._indptr), shape=(size, size))
 
     def _summed_rows(self, items: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the neighbours and their scores, float32.

@@ -10,7 +10,7 @@ import numpy as np
 
 from recloop.policy import RRF
 from recloop.recommend.top_k import TopK
-from recloop.records import FUSED_SOURCES
+from recloop.records import FUSED_SOURCES, source_names
 
 ROWS_PER_STEP = 1_024
 """Queries that are fused at a time."""
@@ -20,7 +20,7 @@ ROWS_PER_STEP = 1_024
 class FusedTopK:
     """Fused lists (B, k): item_ix (0 = empty slot), float32 scores, source number.
 
-    Scores descend; the source number is the index in FUSED_SOURCES. ``features`` are those of the first items of each
+    Scores descend; the source number is the index in ``names``. ``features`` are those of the first items of each
     query, (n, F) float32, if a ranker ordered them.
     """
 
@@ -28,13 +28,13 @@ class FusedTopK:
     scores: np.ndarray
     sources: np.ndarray
     features: Sequence[np.ndarray] = ()
+    names: tuple[str, ...] = FUSED_SOURCES
 
     @classmethod
-    def empty(cls, size: int, k: int) -> FusedTopK:
+    def empty(cls, size: int, k: int, names: tuple[str, ...] = FUSED_SOURCES) -> FusedTopK:
         """Return empty lists for ``size`` queries."""
-        return cls(
-            np.zeros((size, k), np.int32), np.full((size, k), -np.inf, np.float32), np.full((size, k), -1, np.int8)
-        )
+        scores, sources = np.full((size, k), -np.inf, np.float32), np.full((size, k), -1, np.int8)
+        return cls(np.zeros((size, k), np.int32), scores, sources, names=names)
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,16 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
         k: Items per list. constant: added to each rank (`RRF`).
     """
     size = next(iter(recalled.values())).items.shape[0]
-    fused = FusedTopK.empty(size, k)
-    sources = tuple(source for source in FUSED_SOURCES if source in recalled and weights.get(source, 0.0) > 0)
+    names = source_names(recalled)
+    fused = FusedTopK.empty(size, k, names)
+    sources = tuple(source for source in names if source in recalled and weights.get(source, 0.0) > 0)
     if not sources or not size:
         return fused
     if len(sources) == 1:
-        return _single(fused, recalled[sources[0]], FUSED_SOURCES.index(sources[0]), weights[sources[0]], constant)
+        return _single(fused, recalled[sources[0]], names.index(sources[0]), weights[sources[0]], constant)
     lists = [recalled[source].items for source in sources]
     slots = _slots(
-        tuple((FUSED_SOURCES.index(source), float(weights[source])) for source in sources),
+        tuple((names.index(source), float(weights[source])) for source in sources),
         tuple(items.shape[1] for items in lists),
         constant,
     )

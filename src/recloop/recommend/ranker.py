@@ -17,7 +17,7 @@ from recloop.recommend import count_batches
 from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.sources import open_session
 from recloop.recommend.top_k import TopK
-from recloop.records import FUSED_SOURCES
+from recloop.records import source_names
 
 
 class Ranker:
@@ -39,12 +39,13 @@ class Ranker:
         Args:
             recalled: Lists of the ranker's sources.
         """
-        ranked = FusedTopK.empty(len(encoded), k)
+        names = source_names(recalled)
+        ranked = FusedTopK.empty(len(encoded), k, names)
         features: list[np.ndarray] = []
         for start in range(0, len(encoded), MAX_QUERIES):
             queries = slice(start, min(start + MAX_QUERIES, len(encoded)))
             features += self._rank_some(ranked, encoded, queries, candidates_of(recalled, self._depths, queries))
-        return FusedTopK(ranked.items, ranked.scores, ranked.sources, features)
+        return FusedTopK(ranked.items, ranked.scores, ranked.sources, features, names)
 
     def _rank_some(
         self, ranked: FusedTopK, encoded: EncodedBatch, queries: slice, candidates: Candidates
@@ -65,13 +66,13 @@ class Ranker:
         )
         ranked.items[rows, columns] = candidates.items[best]
         ranked.scores[rows, columns] = 1.0 / (1.0 + np.exp(-scores[best].astype(np.float64)))
-        ranked.sources[rows, columns] = self._best_sources(candidates.ranks[:, best])
+        ranked.sources[rows, columns] = self._best_sources(candidates.ranks[:, best], ranked.names)
         return np.split(matrix[best], offsets[1:-1])
 
-    def _best_sources(self, ranks: np.ndarray) -> np.ndarray:
+    def _best_sources(self, ranks: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         """Return the number (n,) of the source with the best rank of each item."""
         best = np.where(ranks == MISSING, np.inf, ranks).argmin(axis=0)
-        numbers = np.array([FUSED_SOURCES.index(source) for source in self.sources], dtype=np.int8)
+        numbers = np.array([names.index(source) for source in self.sources], dtype=np.int8)
         best_numbers: np.ndarray = numbers[best]
         return best_numbers
 

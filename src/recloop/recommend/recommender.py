@@ -38,7 +38,7 @@ from recloop.recommend.fusion import FusedTopK, fuse
 from recloop.recommend.ranker import Ranker, append_rest
 from recloop.recommend.sources import make_sources
 from recloop.recommend.top_k import DEPTH, TopK
-from recloop.records import FUSED_SOURCES, Query, Slot
+from recloop.records import Query, Slot
 
 LOGGER = logging.getLogger(__name__)
 RANKER = "ranker"
@@ -261,7 +261,7 @@ class Recommender:
             if stage_names is None and self.is_cold(encoded, b, placement):
                 n_found = 0
             slots = [
-                Slot(ids[item_ix - 1], score, FUSED_SOURCES[source])
+                Slot(ids[item_ix - 1], score, fused.names[source])
                 for item_ix, score, source in zip(
                     fused.items[b, :n_found].tolist(),
                     fused.scores[b, :n_found].tolist(),

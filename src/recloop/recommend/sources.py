@@ -1,8 +1,9 @@
 """Scorers of a bundle: recall of each source for a batch of queries.
 
 There are four kinds: ``vectors`` (a user graph or a user table over an item
-table), ``neighbours`` (stored rows summed over the newest moments), ``counts`` (counts of the state, popular lists) and
-``rank`` (scores for the items that other sources recalled). A list does not depend on its batch. A source belongs to one thread, because it reuses its arrays.
+table), ``neighbours`` (stored rows summed over the newest moments or the whole history), ``counts`` (counts of the state,
+popular lists) and ``rank`` (scores for the items that other sources recalled). A list does not depend on its batch. A
+source belongs to one thread, because it reuses its arrays.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 import onnxruntime as ort
 import scipy.sparse as sp
 
-from recloop.bundle import Bundle
+from recloop.bundle import Bundle, array_name
 from recloop.errors import BundleError
 from recloop.features.encode import EncodedBatch, window
 from recloop.models.als import base_gram, confidence, solve_rows
-from recloop.recommend.count_sources import CoVisitationSource, HistorySource, PopularSource
+from recloop.recommend.count_sources import HistorySource, NeighbourSource, PopularSource
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.search import ScanTable, VectorSearch
 from recloop.recommend.top_k import DEPTH, TopK, Workspace
@@ -116,16 +117,16 @@ class FactorSource:
     half-step of training (`recloop.models.als`) on the item counts of the history and on the rejected items.
     """
 
-    def __init__(self, bundle: Bundle, l2: float, unseen: float) -> None:
+    def __init__(self, bundle: Bundle, source: str, l2: float, unseen: float) -> None:
         assert bundle.users is not None
-        self._items = bundle.arrays["item_vectors"]
-        self._users = bundle.arrays["user_vectors"]
+        self._items = bundle.arrays[array_name(source, "item_vectors")]
+        self._users = bundle.arrays[array_name(source, "user_vectors")]
         self._known = bundle.users
         self._cut = bundle.cut
         self._l2 = l2
         self._unseen = unseen
         self._gram = base_gram(self._items, unseen)
-        self._search = VectorSearch(scan_table(bundle))
+        self._search = VectorSearch(scan_table(bundle, array_name(source, "item_vectors")))
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         owners, users = self.user_vectors(encoded)
@@ -228,11 +229,11 @@ def make_sources(bundle: Bundle, threads: int = 1) -> dict[str, Source]:
             sources[source] = PopularSource(bundle, workspace)
         elif source == "history":
             sources[source] = HistorySource(bundle, spec.half_life, workspace)
-        elif source == "neighbours":
-            sources[source] = CoVisitationSource(bundle, spec.recent or (), workspace)
-        elif bundle.users is not None:
+        elif spec.kind == "neighbours":
+            sources[source] = NeighbourSource(bundle, source, spec.recent, workspace)
+        elif array_name(source, "user_vectors") in bundle.arrays:
             options = spec.config or {}
-            sources[source] = FactorSource(bundle, options["l2"], options["unseen"])
+            sources[source] = FactorSource(bundle, source, options["l2"], options["unseen"])
         elif spec.kind != "rank":
             sources[source] = EmbeddingSource(bundle, threads)
     for source, spec in bundle.scorers.items():
@@ -272,7 +273,7 @@ def newest_window(encoded: EncodedBatch, b: int, history: int) -> tuple[np.ndarr
     return encoded.items[start:stop], ages[: stop - start]
 
 
-def scan_table(bundle: Bundle) -> ScanTable:
-    """Return the codes of a bundle's item vectors; its recommenders share them."""
-    table: ScanTable = bundle.shared("scan_table", lambda: ScanTable.build(bundle.arrays["item_vectors"]))
+def scan_table(bundle: Bundle, name: str = "item_vectors") -> ScanTable:
+    """Return the codes of an array of item vectors, shared by all recommenders."""
+    table: ScanTable = bundle.shared(f"scan_table of {name}", lambda: ScanTable.build(bundle.arrays[name]))
     return table

@@ -24,6 +24,8 @@ REASONS: Mapping[str, str] = {
     "latest": "new here",
 }
 """Reason shown to users, per source of a slot."""
+OTHER_REASON = REASONS["model"]
+"""Reason of a source without its own."""
 SIMILAR_REASONS: Mapping[str, str] = {
     **REASONS,
     "model": "goes with this item",
@@ -38,7 +40,10 @@ def build_response(
 ) -> RecommendResponse:
     """Build the response of ``GET /v1/recommend`` from a ranked list."""
     reasons = SIMILAR_REASONS if query.item_id else REASONS
-    slots = [SlotResponse(slot.item_id, slot.score, slot.source, reasons[slot.source]) for slot in ranked.slots]
+    slots = [
+        SlotResponse(slot.item_id, slot.score, slot.source, reasons.get(slot.source, OTHER_REASON))
+        for slot in ranked.slots
+    ]
     items: list[Any] = _with_properties(slots, query.properties, catalog) if query.properties else slots
     return RecommendResponse(query.request_id, bundle, variant, query.placement, degraded, items, ranked.empty_reason)
 

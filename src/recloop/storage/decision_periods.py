@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recloop.records import COLD_POSITIVES, COVERING, SECOND, is_guest
+from recloop.records import COLD_POSITIVES, IMPERSONAL, SECOND, is_guest
 
 MINUTE: Final = 60 * SECOND
 MINUTES_PER_HOUR: Final = 60
@@ -160,8 +160,8 @@ def history_range(positives: int) -> int:
 
 
 def is_personal(sources: Sequence[str]) -> bool:
-    """Return True if at least half of the slots have a source of `records.COVERING`."""
-    return bool(sources) and 2 * sum(source in COVERING for source in sources) >= len(sources)
+    """Return True if at least half of the slots have a personal source."""
+    return bool(sources) and 2 * sum(source not in IMPERSONAL for source in sources) >= len(sources)
 
 
 def is_cold(user_id: str, positives: int) -> bool:

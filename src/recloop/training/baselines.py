@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from recloop.bundle import Bundle, ItemTable, UserTable
+from recloop.bundle import Bundle, ItemTable, UserTable, array_name
 from recloop.config import Config
-from recloop.errors import UserError
 from recloop.features.encode import EncodedBatch
 from recloop.features.state_history import StateHistory
 from recloop.features.vocabulary import as_text
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
-from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, is_closed_form, load_model
-from recloop.models.covisitation import RECENT_WEIGHTS
-from recloop.policy import FADING, FALLBACK, Placement, Policy, ScorerSpec, custom_scorers
+from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, load_model
+from recloop.policy import FADING, FALLBACK, Placement, Policy, ScorerSpec
 from recloop.recommend import similar_items
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.fallback import segment_lists
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.top_k import TopK
-from recloop.records import DAY, FUSED_SOURCES, Query
+from recloop.records import DAY, FUSED_SOURCES, Query, source_names
 from recloop.training.attribute_affinity import choose_strengths, refit_affinity, strengths_of
+from recloop.training.closed_form import checked_source, closed_form, recent_weights
 from recloop.training.dataset import ItemUserTables
 from recloop.training.fusion_weights import FusionChoice, choose_weights, fusion_or_single
 
@@ -75,16 +74,15 @@ class Chosen:
 def fit_counts(
     data: TrainData,
     tables: ItemUserTables,
-    custom_model: str = "",
-    options: Mapping[str, Any] | None = None,
+    custom: Mapping[str, Mapping[str, Any]] | None = None,
     half_lives: Mapping[str, float | None] | None = None,
     strengths: Sequence[float] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, ScorerSpec]]:
     """Fit the closed-form models and return their arrays and scorers.
 
     Args:
-        custom_model: A closed-form model by dotted path; it replaces the built-in model of its source.
-        options: The options of that model.
+        custom: Options of further closed-form models, by name or dotted path. A model replaces the built-in one of its
+            source, or adds a source of its own name.
         half_lives: Days by source (`half_lives_of`); None if `choose_half_life_and_weights` sets them later.
         strengths: Strengths of the attribute affinities (`strengths_of`); None: none.
     """
@@ -93,17 +91,20 @@ def fit_counts(
         source: (name, load_model(name, {} if source == "history" else {"half_life": days[source]}))
         for name, source in SOURCE_OF.items()
     }
-    if custom_model and custom_model not in SOURCE_OF:
-        model = load_model(custom_model, options or {})
-        if model.source not in {*models, "model"}:
-            expected = f"one of the closed-form sources: {', '.join([*models, 'model'])}"
-            raise UserError(f"{custom_model}.source", model.source, expected, "correct `source` in the class")
-        models[model.source] = (custom_model, model)
-    arrays = {name: array for _, model in models.values() for name, array in model.fit(data).items()}
+    for name, options in (custom or {}).items():
+        if name not in SOURCE_OF:
+            model = load_model(name, options)
+            models[checked_source(name, model)] = (name, model)
+    arrays = {name: array for _, model in models.values() for name, array in _named(model, model.fit(data)).items()}
     arrays |= _segments(data, tables, days["popular"])
     arrays |= refit_affinity(data, strengths, days["popular"])
     scorers = {source: _scorer(name, model, days.get(source)) for source, (name, model) in sorted(models.items())}
     return arrays, scorers
+
+
+def _named(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a model's arrays by their names in a bundle."""
+    return {array_name(model.source, name): array for name, array in arrays.items()}
 
 
 def _scorer(name: str, model: Any, half_life: float | None = None) -> ScorerSpec:
@@ -112,9 +113,9 @@ def _scorer(name: str, model: Any, half_life: float | None = None) -> ScorerSpec
         source=model.source,
         model=name,
         kind=model.kind,
-        config=model.config.model_dump(mode="json") if model.source == "model" else None,
+        config=None if name in SOURCE_OF else model.config.model_dump(mode="json"),
         half_life=half_life,
-        recent=tuple(getattr(model.config, "recent", RECENT_WEIGHTS)) if model.source == "neighbours" else None,
+        recent=recent_weights(model),
     )
 
 
@@ -157,13 +158,20 @@ def draft_bundle(
 
 
 def choose_half_life_and_weights(
-    bundle: Bundle, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory, threads: int = 1
+    bundle: Bundle,
+    config: Config,
+    data: TrainData,
+    tables: ItemUserTables,
+    past: StateHistory,
+    threads: int = 1,
+    keep: Collection[str] = (),
 ) -> tuple[Bundle, Chosen]:
     """Choose half-lives and fusion weights by NDCG@10 on the validation moments.
 
     Args:
         data: The rows that the bundle's models were fitted on (`recloop.training.dataset.validation_data`).
         past: Timeline of the rows before the cut, including validation moments; each query sees earlier rows only.
+        keep: Models that stay in the bundle if no list uses them.
     """
     validation = data.held
     sampled = np.zeros(0, np.int64)
@@ -193,27 +201,41 @@ def choose_half_life_and_weights(
         for name, placement in bundle.policy.placements.items()
     }
     policy = replace(bundle.policy, placements=placements)
-    return replace(bundle, policy=policy), Chosen(len(sampled), half_lives, attributes.sentence, fusion)
+    named = keep if config.baselines.extra == "auto" else {*keep, *config.baselines.extra}
+    bundle = _without_unused(replace(bundle, policy=policy), named)
+    return bundle, Chosen(len(sampled), half_lives, attributes.sentence, fusion)
 
 
-def refit_baselines(
-    bundle: Bundle, data: TrainData, tables: ItemUserTables, options: Mapping[str, Any] | None = None
-) -> Bundle:
+def _without_unused(bundle: Bundle, named: Collection[str]) -> Bundle:
+    """Leave out the further models that no list uses, except those named."""
+    used = {source for one in bundle.policy.placements.values() for source, weight in one.weights.items() if weight > 0}
+    unused = {
+        source
+        for source, spec in bundle.scorers.items()
+        if source not in FUSED_SOURCES and source not in used and spec.model not in named
+    }
+    if not unused:
+        return bundle
+    scorers = {source: spec for source, spec in bundle.scorers.items() if source not in unused}
+    arrays = {name: array for name, array in bundle.arrays.items() if name.partition(".")[0] not in unused}
+    placements = {
+        name: replace(one, weights={source: one.weights[source] for source in one.weights if source not in unused})
+        for name, one in bundle.policy.placements.items()
+    }
+    policy = replace(bundle.policy, placements=placements)
+    return replace(bundle, manifest=replace(bundle.manifest, scorers=scorers), arrays=arrays, policy=policy)
+
+
+def refit_baselines(bundle: Bundle, data: TrainData, tables: ItemUserTables, config: Config) -> Bundle:
     """Refit the closed-form models of a bundle with the half-lives of the bundle.
 
     Args:
         data: All rows before the cut, including validation moments.
-        options: The options of the bundle's closed-form model by dotted path, if it has one.
     """
     half_lives, strengths = half_lives_of(bundle.scorers), strengths_of(bundle)
-    arrays, _ = fit_counts(data, tables, closed_form(bundle.scorers), options, half_lives, strengths)
+    arrays, _ = fit_counts(data, tables, closed_form(bundle.scorers, config), half_lives, strengths)
     items = replace(bundle.items, count=data.counts[1:])
     return replace(bundle, arrays={**bundle.arrays, **arrays}, items=items, users=_user_table(tables, data, arrays))
-
-
-def closed_form(scorers: Mapping[str, ScorerSpec]) -> str:
-    """Return the custom model that replaces a built-in one; empty without one."""
-    return next((scorer.model for scorer in custom_scorers(scorers) if is_closed_form(scorer.model)), "")
 
 
 def half_lives_of(scorers: Mapping[str, ScorerSpec]) -> dict[str, float | None]:
@@ -285,7 +307,7 @@ def _segments(data: TrainData, tables: ItemUserTables, half_life: float | None) 
 
 
 def _user_table(tables: ItemUserTables, data: TrainData, arrays: Mapping[str, np.ndarray]) -> UserTable | None:
-    if "user_vectors" not in arrays:
+    if not any(name.endswith("user_vectors") for name in arrays):
         return None
     return UserTable(tables.users, np.diff(data.moment_offsets[data.user_offsets]))
 
@@ -309,7 +331,7 @@ class ModelValidation:
     def ndcg(self, name: str, options: Mapping[str, Any]) -> float:
         """Fit a model and return NDCG@10 of its own list."""
         model = load_model(name, options)
-        arrays = model.fit(self._data)
+        arrays = _named(model, model.fit(self._data))
         scorers = {**self._bundle.scorers, model.source: _scorer(name, model, getattr(model.config, "half_life", None))}
         bundle = replace(
             self._bundle,
@@ -381,7 +403,11 @@ def _start(kind: str, weights: Any, scorers: Mapping[str, ScorerSpec]) -> dict[s
     if kind == similar_items.LIST_KIND and weights == "auto":
         return dict(similar_items.PLACEMENT.weights)
     if weights == "auto":
-        return {source: 1.0 for source in FUSED_SOURCES if source in scorers}
+        return {source: 1.0 for source in source_names(scorers) if source in scorers}
     # The network is trained after the closed-form models, so its weight is kept.
     available = {*scorers, "model"}
-    return {source: float(weights[source]) for source in FUSED_SOURCES if weights.get(source) and source in available}
+    return {
+        source: float(weights[source])
+        for source in source_names(weights)
+        if weights.get(source) and source in available
+    }

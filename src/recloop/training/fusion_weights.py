@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from recloop.evaluation import bootstrap, metrics
 from recloop.evaluation.bootstrap import Estimate
 from recloop.policy import RRF
-from recloop.records import FUSED_SOURCES
+from recloop.records import source_names
 
 WEIGHT_GRID = (0.0, 0.25, 0.5, 1.0)
+MAX_SOURCES = 4
+"""Sources in the grid: those with the best lists alone; a further source has weight 0."""
 CHUNK_QUERIES = 128  # queries per pass: about 100 MiB with four sources of 200
 FUSION_CONSTANTS = (60, 20, 5, 1)
 """Fusion constants to try; the first one wins a tie."""
@@ -36,8 +38,8 @@ def choose_weights(
 ) -> tuple[dict[str, float], float]:
     """Return the weights with the best NDCG@k over the queries, and that NDCG.
 
-    The grid is {0, 0.25, 0.5, 1} for each source. Ties prefer fewer sources, then larger weights in the order model,
-    history, neighbours, popular. Without queries with a target the weights are 1 and the NDCG is NaN.
+    The grid is {0, 0.25, 0.5, 1} for each source. Ties prefer fewer sources, then larger weights in the order of
+    `source_names`. Without queries with a target the weights are 1 and the NDCG is NaN.
 
     Args:
         recalled: source -> (Q, R) item_ix, best first, 0 after the end of a list; the same queries for all.
@@ -45,7 +47,7 @@ def choose_weights(
         offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
         k: Number of evaluated ranks. constant: Fusion constant.
     """
-    sources = [source for source in FUSED_SOURCES if source in recalled]
+    sources = [source for source in source_names(recalled) if source in recalled]
     with_target = np.flatnonzero(np.diff(offsets) > 0)
     if not len(with_target) or not sources:
         return dict.fromkeys(sources, 1.0), float("nan")
@@ -95,18 +97,22 @@ def fusion_or_single(
     query_targets = [targets[offsets[q] : offsets[q + 1]] for q in rows]
     sampled_targets = np.concatenate(query_targets) if query_targets else targets[:0]
     sampled_offsets = np.concatenate([[0], np.cumsum([len(entry) for entry in query_targets], dtype=np.int64)])
+    alone = {
+        source: choose_weights({source: sampled_lists[source]}, sampled_targets, sampled_offsets, k)[1]
+        for source in source_names(sampled_lists)
+        if source in sampled_lists
+    }
+    by_value = sorted(alone, key=lambda source: -alone[source])  # the first of `source_names` wins a tie
+    sampled_lists = {source: sampled_lists[source] for source in by_value[:MAX_SOURCES]}
     results = [
         (*choose_weights(sampled_lists, sampled_targets, sampled_offsets, k, constant), constant)
         for constant in FUSION_CONSTANTS
     ]
     best, ndcg, constant = max(results, key=lambda entry: entry[1])  # the first one wins a tie; NaN without a query
-    alone = {
-        source: choose_weights({source: sampled_lists[source]}, sampled_targets, sampled_offsets, k)[1]
-        for source in best
-    }
+    best = dict.fromkeys(alone, 0.0) | best
     if not alone or np.isnan(ndcg):
         return FusionChoice(best, RRF, ndcg, best, alone, "", None)
-    single = max(alone, key=lambda source: alone[source])  # the first of FUSED_SOURCES wins a tie
+    single = by_value[0]
     single_weights = {source: float(source == single) for source in best}
     if sum(weight > 0 for weight in best.values()) == 1:
         return FusionChoice(best, RRF, ndcg, best, alone, single, None)
