@@ -124,8 +124,7 @@ class Recommender:
         Queries that share placement, n and filter are processed together. If the ranker fails, the lists are those of the
         fusion and name it in ``degraded``.
         """
-        groups = {(query.placement, query.n, query.filter) for query in queries}
-        if len(groups) == 1:
+        if len(queries) == 1 or len({(query.placement, query.n, query.filter) for query in queries}) == 1:
             return self._recommend_batch(states, queries, with_inputs, with_ranker)
         answers: dict[int, RankedList] = {}
         for b, query in enumerate(queries):

@@ -135,11 +135,14 @@ class ListParameters(NamedTuple):
         Raises:
             HttpError: 422 for a value that is not a length.
         """
-        if self.n is None:
-            return 0
-        if not (re.fullmatch(r"[0-9]{1,4}", self.n) and 1 <= int(self.n) <= MAX_LIST_ITEMS):
-            raise unprocessable("n", self.n, f"a whole number from 1 to {MAX_LIST_ITEMS}")
-        return int(self.n)
+        return 0 if self.n is None else _length(self.n)
+
+
+@lru_cache(1024)
+def _length(text: str) -> int:
+    if not (re.fullmatch(r"[0-9]{1,4}", text) and 1 <= int(text) <= MAX_LIST_ITEMS):
+        raise unprocessable("n", text, f"a whole number from 1 to {MAX_LIST_ITEMS}")
+    return int(text)
 
 
 WITHOUT_PARAMETERS: Final = ListParameters()
