@@ -22,8 +22,8 @@ def statistics() -> ItemStatistics:
     random = np.random.default_rng(1)
     values = random.uniform(0, 9, (N_ITEMS + 1, len(NAMES))).astype(np.float32)
     amounts = np.where(random.random(N_ITEMS + 1) < 0.2, UNKNOWN, random.normal(size=N_ITEMS + 1)).astype(np.float32)
-    codes = random.integers(0, 4, (1, N_ITEMS + 1)).astype(np.int32)
-    return ItemStatistics(values, ("kind",), codes, ("price",), amounts[None])
+    codes = random.integers(0, 4, (2, N_ITEMS + 1)).astype(np.int32)
+    return ItemStatistics(values, ("kind", "shelf"), codes, ("price",), amounts[None])
 
 
 def random_history(seed: int) -> list[Moment]:
@@ -67,7 +67,6 @@ def plain(history: list[Moment], item: int, stats: ItemStatistics) -> dict[str, 
         for row_item, target in row_list
     ]
     own = [row for row in rows if row[2] == item]
-    same = [row for row in rows if stats.codes[0, row[2]] == stats.codes[0, item]]
     expected = {f"own.count_{d:g}d": sum(w * 0.5 ** (age / d) for age, _, _, w in own) for d in HALF_LIVES}
     count = sum(row[3] for row in own)
     expected |= {
@@ -79,9 +78,16 @@ def plain(history: list[Moment], item: int, stats: ItemStatistics) -> dict[str, 
         "own.moments_since_last": own[-1][1] if own else MISSING,
         "own.gap": (own[0][0] - own[-1][0]) / (len(own) - 1) if len(own) > 1 else MISSING,
         "query.moments": n,
-        "kind.count": sum(w * 0.5 ** (age / 90) for age, _, _, w in same),
-        "kind.days_since_last": same[-1][0] if same else MISSING,
     }
+    total = sum(w * 0.5 ** (age / 90) for age, _, _, w in rows)
+    for field, codes in zip(stats.fields, stats.codes, strict=True):
+        same = [row for row in rows if codes[row[2]] == codes[item]]
+        expected |= {
+            f"{field}.count": sum(w * 0.5 ** (age / 90) for age, _, _, w in same),
+            f"{field}.days_since_last": same[-1][0] if same else MISSING,
+            f"{field}.share": sum(w * 0.5 ** (age / 90) for age, _, _, w in same) / total if same else 0.0,
+            f"{field}.own_share": count / max(0.1, sum(w for *_, w in same)),
+        }
     gap = expected["own.gap"]
     expected["own.due"] = MISSING if gap == MISSING else expected["own.days_since_last"] / (gap + 0.5)
     priced = [row for row in rows if stats.amounts[0, row[2]] > UNKNOWN]
@@ -139,3 +145,12 @@ def test_weekday_and_hour_are_those_of_the_time_zone() -> None:
     )
     assert matrix[0, space.names.index("query.hour")] == 9
     assert matrix[0, space.names.index("query.weekday")] == (NOW // DAY + 3) % 7
+
+
+def test_a_bundle_without_fields_has_no_features_of_fields() -> None:
+    none = np.zeros((0, N_ITEMS + 1))
+    stats = ItemStatistics(statistics().values, (), none.astype(np.int32), (), none.astype(np.float32))
+    space = FeatureSpace(stats, ["popular"])
+    matrix = space.matrix(encoded([random_history(1)]), slice(0, 1), candidates())
+    assert matrix.shape == (N_ITEMS, len(space.names))
+    assert np.isfinite(matrix).all()

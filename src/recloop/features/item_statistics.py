@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -42,6 +43,12 @@ class ItemStatistics:
     codes: np.ndarray
     numbers: tuple[str, ...]
     amounts: np.ndarray
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """(F, N+1) int64: codes that differ between fields."""
+        size = int(self.codes.max(initial=0)) + 1
+        return self.codes + size * np.arange(len(self.fields))[:, None]
 
     @classmethod
     def from_arrays(

@@ -103,24 +103,24 @@ class FeatureSpace:
         query: np.ndarray | int = 0 if is_one else candidates.queries
         of_candidate: np.ndarray | slice = slice(None) if is_one else candidates.queries
         days = since.astype(np.float32)[of_candidate]
-        values = self._statistics.values[items].T
+        values = self._statistics.values.take(items, axis=0).T
         own, is_own = profiles.own.at(keys_of(query, items))
         features = np.empty((len(self.names), len(items)), dtype=np.float32)
         row = _put_own(features, own, is_own, values[GAP], days, _decays(since, HALF_LIVES)[:, of_candidate])
         facts = _query_features(
             profiles, np.array([local_time(stamp, self._timezone) for stamp in now.tolist()]), since
         )
-        row = _put(features, row, *facts[:, of_candidate])
+        features[row : row + len(facts)] = facts[:, of_candidate]
+        row += len(facts)
         features[row : row + len(values)] = values
         row += len(values)
         decay = _decays(since, (FIELD_HALF_LIFE,))[0, of_candidate]
-        for codes, by_code in zip(self._statistics.codes, profiles.by_field, strict=True):
-            of_code = by_code.at(keys_of(query, codes[items]))
-            row = _put_field(features, row, *of_code, own[COUNT], days, decay)
+        of_fields = profiles.by_field.at(keys_of(query, self._statistics.keys[:, items]))
+        row = _put_fields(features, row, *of_fields, own[COUNT], days, decay)
         for amounts, usual in zip(self._statistics.amounts, profiles.usual, strict=True):
             row = _put(features, row, *_number_features(amounts[items], usual[of_candidate]))
-        for rank, score in zip(candidates.ranks, candidates.scores, strict=True):
-            row = _put(features, row, rank, score)
+        features[row::2] = candidates.ranks
+        features[row + 1 :: 2] = candidates.scores
         return np.ascontiguousarray(features.T)
 
     def _profiles(self, encoded: EncodedBatch, queries: slice, key: object) -> UserProfiles:
@@ -190,18 +190,24 @@ def _query_features(profiles: UserProfiles, now: np.ndarray, since: np.ndarray) 
     return np.stack([*profiles.facts, days, due, hours % 24, (hours // 24 + 3) % 7])
 
 
-def _put_field(
+def _put_fields(
     features: np.ndarray, row: int, values: np.ndarray, is_known: np.ndarray, own_count: np.ndarray, days: np.ndarray,
     decay: np.ndarray,
 ) -> int:  # fmt: skip
-    """Write the features `FIELD` of values by category; return the next free row."""
-    decayed, last, share, total, gap = values  # FIELD_COLUMNS
-    features[row] = decayed * decay
-    features[row + 1] = last + days * is_known
-    features[row + 2] = share
-    features[row + 3] = own_count / np.maximum(total, MIN_TOTAL)
-    features[row + 4] = _due(features[row + 1], gap)
-    return row + len(FIELD)
+    """Write the features `FIELD` of each field; return the next free row.
+
+    Args:
+        values: (5, F, C), `FIELD_COLUMNS` of the candidates' categories. is_known: (F, C) bool.
+    """
+    decayed, last, share, total, gap = values
+    n_rows = len(FIELD) * len(is_known)
+    written = features[row : row + n_rows].reshape(len(is_known), len(FIELD), len(own_count))  # a view
+    written[:, 0] = decayed * decay
+    written[:, 1] = last + days * is_known
+    written[:, 2] = share
+    written[:, 3] = own_count / np.maximum(total, MIN_TOTAL)
+    written[:, 4] = _due(written[:, 1], gap)
+    return row + n_rows
 
 
 def _number_features(amounts: np.ndarray, usual: np.ndarray) -> list[np.ndarray]:

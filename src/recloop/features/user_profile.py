@@ -46,18 +46,18 @@ MAX_QUERIES: Final = 64
 class RowsByKey:
     """Columns over the ascending keys of histories; the last position is for others."""
 
-    keys: np.ndarray  # (P,) int64, `keys_of`
+    keys: np.ndarray  # (P+1,) int64, `keys_of`; the last one is larger than any key
     columns: np.ndarray  # (columns, P+1) float32
 
     def at(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the (columns, n) values of keys, and (n,) bool: the key is known."""
-        if not len(self.keys):
-            return self.columns[:, np.zeros(len(keys), dtype=np.int64)], np.zeros(len(keys), dtype=bool)
+        """Return the (columns, n) values of keys, and (n,) bool: the key is known.
+
+        ``keys`` may have more axes than (n,).
+        """
         position = self.keys.searchsorted(keys)
-        position[position == len(self.keys)] = 0
-        is_known = self.keys[position] == keys
-        position[~is_known] = len(self.keys)
-        return self.columns[:, position], is_known
+        is_known = self.keys.take(position) == keys
+        position[~is_known] = len(self.keys) - 1
+        return self.columns.take(position, axis=1), is_known
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class UserProfiles:
         has_history: (B,) bool.
         facts: (5, B) float32, rows as `QUERY_COLUMNS`.
         own: Rows by item_ix, columns as `OWN_COLUMNS`.
-        by_field: Rows by code for each categorical field, columns as `FIELD_COLUMNS`.
+        by_field: Rows by category (`ItemStatistics.keys`), columns as `FIELD_COLUMNS`.
         usual: (G, B) float32 weighted mean of each numeric field; `UNKNOWN` without one.
     """
 
@@ -77,7 +77,7 @@ class UserProfiles:
     has_history: np.ndarray
     facts: np.ndarray
     own: RowsByKey
-    by_field: tuple[RowsByKey, ...]
+    by_field: RowsByKey
     usual: np.ndarray
 
     @classmethod
@@ -91,7 +91,7 @@ class UserProfiles:
             has_history=history.n_moments > 0,
             facts=_facts(history, sums),
             own=_own(history, sums),
-            by_field=tuple(_by_code(history, sums, codes) for codes in statistics.codes),
+            by_field=_by_field(history, sums, statistics),
             usual=np.array(usual, dtype=np.float32).reshape(len(usual), len(history.newest)),
         )
 
@@ -254,16 +254,16 @@ def _own(history: _Histories, sums: _ItemSums) -> RowsByKey:
     return _table(sums.keys, columns, [*absent, *(0.0 for _ in RECENT_MOMENTS), MISSING])
 
 
-def _by_code(history: _Histories, sums: _ItemSums, codes: np.ndarray) -> RowsByKey:
-    groups = _Groups(keys_of(sums.query, codes[sums.items]))
-    pairs = groups.entries
+def _by_field(history: _Histories, sums: _ItemSums, statistics: ItemStatistics) -> RowsByKey:
+    item_keys = statistics.keys[:, sums.items]  # (F, P)
+    groups = _Groups(keys_of(sums.query, item_keys).ravel())
+    fields, pairs = np.divmod(groups.entries, max(1, len(sums.items)))
     decayed = groups.total(sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)][pairs])
     n_rows, count = groups.total(sums.n_rows[pairs]), groups.total(sums.count[pairs])
-    last = np.minimum.reduceat(sums.last[pairs], groups.starts) if len(pairs) else sums.last
-    first = np.maximum.reduceat(sums.first[pairs], groups.starts) if len(pairs) else sums.first
-    query = sums.query[groups.first]
-    total = np.bincount(query, weights=decayed, minlength=len(history.newest))
-    share = decayed / np.maximum(1e-9, total)[query]
+    last = np.minimum.reduceat(sums.last[pairs], groups.starts) if len(pairs) else sums.last[pairs]
+    first = np.maximum.reduceat(sums.first[pairs], groups.starts) if len(pairs) else sums.first[pairs]
+    owner = (fields * len(history.newest) + sums.query[pairs])[groups.starts]  # (P,) field and query of each group
+    share = decayed / np.maximum(1e-9, np.bincount(owner, weights=decayed))[owner]
     columns = [decayed, last, share, count, _gap(first, last, n_rows)]
     return _table(groups.keys, columns, [0.0, MISSING, 0.0, 0.0, MISSING])
 
@@ -279,7 +279,7 @@ def _table(keys: np.ndarray, columns: list[np.ndarray], absent: list[float]) -> 
     for number, column in enumerate(columns):
         table[number, :-1] = column
     table[:, -1] = absent
-    return RowsByKey(keys, table)
+    return RowsByKey(np.append(keys, np.iinfo(np.int64).max), table)
 
 
 def _usual(history: _Histories, amounts: np.ndarray) -> np.ndarray:
