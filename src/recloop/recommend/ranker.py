@@ -60,10 +60,8 @@ class Ranker:
             raise BundleError(RANKER_GRAPH, "NaN or infinite", "finite scores", "recloop train")
         best, offsets = _best_columns(scores, candidates, ranked.items.shape[1])
         lengths = np.diff(offsets)
-        rows, columns = (
-            np.repeat(np.arange(queries.start, queries.stop), lengths),
-            count_batches.spread(0 * lengths, lengths),
-        )
+        rows = np.repeat(np.arange(queries.start, queries.stop), lengths)
+        columns = np.arange(len(best)) - np.repeat(offsets[:-1], lengths)
         ranked.items[rows, columns] = candidates.items[best]
         ranked.scores[rows, columns] = 1.0 / (1.0 + np.exp(-scores[best].astype(np.float64)))
         ranked.sources[rows, columns] = self._best_sources(candidates.ranks[:, best], ranked.names)
@@ -104,6 +102,8 @@ def feature_space(bundle: Bundle, spec: RankerSpec, check: bool = True) -> Featu
 
 def candidates_of(recalled: Mapping[str, TopK], depths: Mapping[str, int], queries: slice) -> Candidates:
     """Return the union of the first items of each source for some queries."""
+    if queries.stop - queries.start == 1:
+        return _candidates_of_one(recalled, depths, queries.start)
     lists = [recalled[source].items[queries, :depth] for source, depth in depths.items()]
     widths = [listed.shape[1] for listed in lists]
     source = np.repeat(np.arange(len(lists)), widths)  # (W,) of the lists side by side
@@ -126,6 +126,20 @@ def candidates_of(recalled: Mapping[str, TopK], depths: Mapping[str, int], queri
     scores[source[columns], slot] = of_entry
     offsets = np.concatenate([[0], np.cumsum(n_candidates)])
     return Candidates(offsets, items[is_first].astype(np.int32), ranks, scores)
+
+
+def _candidates_of_one(recalled: Mapping[str, TopK], depths: Mapping[str, int], b: int) -> Candidates:
+    """Return `candidates_of` for query b, in fewer steps."""
+    lists = [recalled[source].items[b, :depth] for source, depth in depths.items()]
+    lists = [listed[: np.count_nonzero(listed)] for listed in lists]
+    items = np.unique(np.concatenate(lists))
+    ranks = np.full((len(lists), len(items)), MISSING, dtype=np.float32)
+    scores = np.zeros((len(lists), len(items)), dtype=np.float32)
+    for number, (source, listed) in enumerate(zip(depths, lists, strict=True)):
+        columns = np.searchsorted(items, listed)
+        ranks[number, columns] = np.arange(len(listed))
+        scores[number, columns] = recalled[source].scores[b, : len(listed)]
+    return Candidates(np.array([0, len(items)]), items, ranks, scores)
 
 
 def _best_columns(scores: np.ndarray, candidates: Candidates, k: int) -> tuple[np.ndarray, np.ndarray]:
