@@ -13,7 +13,8 @@ import torch
 
 from recloop.models.base import TrainData, load_model
 from recloop.models.sasrec import SASRec
-from recloop.training.export import INPUT_NAMES, OUTPUT_NAME, item_vectors, user_graph
+from recloop.training.export import INPUT_NAMES, OUTPUT_NAME, TEMPLATES, item_vectors, user_graph
+from recloop.training.graph_template import GraphTemplate
 
 D, HISTORY = 16, 200
 Arrays = Callable[..., TrainData]
@@ -120,6 +121,7 @@ def test_user_graph_bytes_are_independent_of_the_machine(exported: tuple[SASRec,
     model = onnx.load_model_from_string(graph)
     onnx.checker.check_model(model)
     assert "Loop" not in {node.op_type for node in model.graph.node}, "the outputs of Loop are ordered by hash"
+    TEMPLATES.clear()
     origin = {"network": built(arrays, 2)}
     exec("from recloop.training.export import user_graph\n\n\ngraph = user_graph(network, 16, 2)", origin)
     assert origin["graph"] == graph, "called from another file"
@@ -139,3 +141,53 @@ def test_user_graph_with_several_categories_equals_torch(arrays: Arrays) -> None
         expected = network.forward_user(*(torch.from_numpy(inputs[name]) for name in INPUT_NAMES))
     np.testing.assert_allclose(answer, expected.numpy(), rtol=0, atol=1e-5)
     assert len(network.context.tables) == 2
+
+
+def trained(arrays: Arrays, seed: int) -> SASRec:
+    """Network whose weights all differ, as after training."""
+    network = built(arrays, context=2)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    return network
+
+
+@pytest.mark.slow
+def test_filled_template_equals_an_export(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    TEMPLATES.clear()
+    user_graph(trained(arrays, 0), D, 2)
+    assert len(TEMPLATES) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", None)  # not called
+        filled = user_graph(trained(arrays, 1), D, 2)
+    TEMPLATES.clear()
+    assert filled == user_graph(trained(arrays, 1), D, 2)
+
+
+def tensors(**values: np.ndarray) -> onnx.ModelProto:
+    entries = [onnx.numpy_helper.from_array(array, name) for name, array in values.items()]
+    return onnx.helper.make_model(onnx.helper.make_graph([], "graph", [], [], entries))
+
+
+def test_template_replaces_transposed_weights_and_rows() -> None:
+    def weights(seed: int) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(seed)
+        return {"w": random.random((6, 3), dtype=np.float32), "b": random.random(6, dtype=np.float32)}
+
+    def model(seed: int) -> onnx.ModelProto:
+        values = weights(seed)
+        constant = np.arange(4, dtype=np.float32)
+        return tensors(
+            w=values["w"], t=values["w"].T.copy(), part=values["b"][2:5], rows=values["w"][:2].T.copy(), c=constant
+        )
+
+    template = GraphTemplate.of(model(0), weights(0))
+    assert template is not None
+    assert set(template.sources) == {"w", "t", "part", "rows"}
+    assert template.filled(weights(1)) == model(1).SerializeToString()
+
+
+def test_template_of_equal_weights_is_none() -> None:
+    zeros = np.zeros(3, dtype=np.float32)
+    assert GraphTemplate.of(tensors(folded=zeros), {"a": zeros, "b": zeros}) is None

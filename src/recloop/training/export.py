@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
+from recloop.models.layers import FieldEmbedding
+from recloop.training.graph_template import GraphTemplate
+
 INPUT_NAMES = ("history", "moments", "mask", "context")
 OUTPUT_NAME = "vectors"
+TEMPLATES: dict[str, GraphTemplate] = {}
+"""Graphs that this process has exported, by the structure of their module."""
 
 
 class _UserVectors(nn.Module):
@@ -102,9 +108,18 @@ def item_graph(network: Any, n_fields: int) -> bytes:
 
 
 def _export(module: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...], inputs: list[str]) -> bytes:
+    """Export a module, or fill the template of an earlier one with the same structure."""
+    module = module.eval().cpu()
+    weights = _weights(module)
+    key = _structure(module, weights, example)
+    template = TEMPLATES.get(key)
+    if template is not None:
+        graph = template.filled(weights)
+        if _answers_alike(graph, module, example, inputs):
+            return graph
     with _quiet():
         program = torch.onnx.export(
-            module.eval().cpu(),
+            module,
             example,
             dynamo=True,
             dynamic_shapes=shapes,
@@ -116,8 +131,47 @@ def _export(module: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...]
     assert program is not None
     model = program.model_proto
     _forget_origin(model)
-    graph: bytes = model.SerializeToString()
-    return graph
+    template = GraphTemplate.of(model, weights)
+    if template is not None:
+        TEMPLATES[key] = template
+    exported: bytes = model.SerializeToString()
+    return exported
+
+
+def _weights(module: nn.Module) -> dict[str, np.ndarray]:
+    """Return the weights and the projected tables of fields.
+
+    The exporter computes these products with numpy, so that the bytes are equal.
+    """
+    weights = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    for name, part in module.named_modules():
+        if isinstance(part, FieldEmbedding) and len(part.tables):
+            pairs = [
+                (weights[f"{name}.tables.{n}.weight"], weights[f"{name}.projections.{n}.weight"])
+                for n in range(len(part.tables))
+            ]
+            weights[f"{name}.rows"] = np.concatenate([table @ projection.T for table, projection in pairs])
+    return weights
+
+
+def _structure(module: nn.Module, weights: Mapping[str, np.ndarray], example: tuple[Any, ...]) -> str:
+    """Return a text that is equal for modules of the same structure."""
+    shapes = [(name, values.shape) for name, values in weights.items()]
+    config = getattr(module.network, "config", None)
+    return repr((module, config, shapes, [tuple(tensor.shape) for tensor in example]))
+
+
+def _answers_alike(graph: bytes, module: nn.Module, example: tuple[Any, ...], inputs: list[str]) -> bool:
+    """Return whether a graph and its module give the same output for random vectors."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [
+        torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor for tensor in example
+    ]
+    with torch.no_grad():
+        expected = module(*tensors).numpy()
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    feeds = {name: tensor.numpy() for name, tensor in zip(inputs, tensors, strict=True)}
+    return np.allclose(session.run(None, feeds)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def _forget_origin(message: Any) -> None:
