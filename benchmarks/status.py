@@ -1,8 +1,10 @@
 """Measure the cost of decisions: writing, counting, and `/metrics` over a large decision log.
 
     .venv/bin/python benchmarks/status.py                        # 10,000, 100,000 and 1,000,000 decisions
+    .venv/bin/python benchmarks/status.py --sizes 1000000        # the rows of other sizes are kept
 
 The decisions are spread over a week: two variants, two placements, lists of ten items of 60,000 with a Zipf popularity.
+Before each reading of the metrics some new answers are counted, as between two scrapes of a busy service.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from quality import RESULTS, git
 
@@ -26,13 +29,18 @@ from recloop.monitoring.summary import HealthCache, exposition
 from recloop.project import open_project
 from recloop.records import DAY, SOURCES, Decision
 from recloop.simulation.shop import SimulatedShop
+from recloop.storage import decision_counts
 
 FILE: Final = RESULTS / "status.json"
 NOW: Final = 1_752_000_000_000_000
 ITEMS: Final = 60_000
 USERS: Final = 100_000
-BATCH: Final = 10_000
+BATCH: Final = 50_000
 REPEATS: Final = 20
+COUNTED_ROWS: Final = 50_000
+"""Answers counted per transaction while the log is filled; a service counts at most 2,000."""
+NEW_ANSWERS: Final = 50
+"""Answers between two readings."""
 
 
 def decisions(n: int, bundle: str, seed: int = 0) -> Iterator[list[Decision]]:
@@ -70,11 +78,14 @@ def measure(n: int, folder: Path) -> dict[str, Any]:
         seconds += time.process_time() - started
     summary.CACHE_SECONDS = 0.0  # type: ignore[misc]
     cache = HealthCache(project, store)
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
+    times, cpu_times = [], []
+    for repeat in range(REPEATS):
+        store.put_many(_new_answers(bundle.id, repeat))
+        store.flush(600)
+        started, cpu_started = time.perf_counter(), time.process_time()
         text = exposition(cache.get(bundle, NOW), {})
         times.append(1e3 * (time.perf_counter() - started))
+        cpu_times.append(1e3 * (time.process_time() - cpu_started))
     store.close()
     counts = {"periods", "item_codes", "last_seen", "users_by_period", "events_by_period"}
     return {
@@ -83,10 +94,20 @@ def measure(n: int, folder: Path) -> dict[str, Any]:
         "first_metrics_ms": round(times[0], 1),
         "metrics_ms": round(float(np.median(times[1:])), 1),
         "metrics_min_ms": round(min(times), 1),
+        "metrics_cpu_ms": round(float(np.median(cpu_times[1:])), 1),
         "metrics_bytes": len(text),
         "mb": round((project.root / "store" / "decisions.db").stat().st_size / 1e6, 1),
         "mb_of_counts": round(_size(project.root / "store" / "decisions.db", counts) / 1e6, 1),
     }
+
+
+def _new_answers(bundle: str, repeat: int) -> list[Decision]:
+    """Answers of the last second before `NOW`."""
+    answers = next(decisions(NEW_ANSWERS, bundle, seed=1 + repeat))
+    return [
+        msgspec.structs.replace(answer, request_id=f"new{repeat}-{row}", served_at=NOW - row)
+        for row, answer in enumerate(answers)
+    ]
 
 
 def _size(file: Path, tables: set[str]) -> int:
@@ -108,7 +129,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--results", type=Path, default=FILE)
     options = parser.parse_args()
-    rows = []
+    rows = json.loads(options.results.read_text())["rows"] if options.results.exists() else []
+    rows = [row for row in rows if row["decisions"] not in options.sizes]
+    decision_counts.MAX_COUNTED_ROWS = COUNTED_ROWS
     for n in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(n, Path(folder) / "shop"))
@@ -117,7 +140,7 @@ def main() -> None:
         "command": "python benchmarks/status.py",
         "commit": git("rev-parse", "HEAD"),
         "cores": os.cpu_count(),
-        "rows": rows,
+        "rows": sorted(rows, key=lambda row: row["decisions"]),
     }
     options.results.write_text(json.dumps(tree, indent=1) + "\n")
 

@@ -185,16 +185,17 @@ def _shown(counts: NDArray[Any], repeats: NDArray[Any] | None) -> tuple[Floats, 
     return slots[is_shown], np.ones(int(is_shown.sum())) if repeats is None else np.asarray(repeats)[is_shown]
 
 
-def long_tail_share(counts: NDArray[Any], tail: NDArray[np.bool_]) -> float:
+def long_tail_share(counts: NDArray[Any], tail: NDArray[np.bool_], slots: int | None = None) -> float:
     """Return the share of slots (or of a reference window's events) with tail items.
 
     Args:
         counts: n_i of each item; zeros are allowed.
         tail: True for tail items, those outside the ceil(0.2 N) with most positive events in the 90 days before the
             bundle's cut. An item without events is a tail item.
+        slots: Sum of ``counts``, if it is known.
     """
-    n = float(np.asarray(counts).sum())
-    return float(np.dot(counts, tail)) / n if n else float("nan")
+    n = float(np.asarray(counts).sum() if slots is None else slots)
+    return float(np.einsum("i,i->", counts, tail)) / n if n else float("nan")
 
 
 def novelty(counts: NDArray[Any], reference: NDArray[Any], n_items: int) -> float:

@@ -241,7 +241,8 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
     counts = group.items
     distinct, repeats = metrics.count_repeats(counts)
     bits = metrics.entropy_bits(distinct, repeats)
-    tail_share = metrics.long_tail_share(counts, _flags(against.tail, len(counts)))
+    slots = int((distinct * repeats).sum())
+    tail_share = metrics.long_tail_share(counts, _flags(against.tail, len(counts)), slots)
     reference_tail_share = novelty = float("nan")
     if against.reference is not None:
         reference_tail_share = metrics.long_tail_share(against.reference, against.tail)
@@ -255,7 +256,7 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
         "long_tail_share": tail_share,
         "reference_tail_share": reference_tail_share,
         "tail_ratio": tail_share / reference_tail_share if reference_tail_share > 0 else float("nan"),
-        "new_item_share": metrics.long_tail_share(counts, _flags(against.new, len(counts))),
+        "new_item_share": metrics.long_tail_share(counts, _flags(against.new, len(counts)), slots),
         "novelty": novelty,
         "cold_coverage": group.covered_users / group.cold_users if group.cold_users else float("nan"),
     }
@@ -264,7 +265,7 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
         "empty": group.empty,
         "degraded": group.degraded,
         "bundles": {str(name): int(requests) for name, requests in group.bundles.items()},
-        "slots": int(counts.sum()),
+        "slots": slots,
         "users": group.users,
         "cold_users": group.cold_users,
         **{name: bootstrap.plain(value) for name, value in numbers.items()},

@@ -196,7 +196,8 @@ class WindowReader:
     """Reads the counted answers of one window.
 
     The sums are kept. A call adds the periods that have closed since the last one, subtracts those before the window
-    and reads the two newest. All are read again if the number of answers of a group differs.
+    and reads the two newest. All are read again if the number of answers of a group differs. Without a newly counted
+    answer, a call for the same periods reads nothing.
     """
 
     window: Window
@@ -204,6 +205,7 @@ class WindowReader:
     _last: int = -1  # newest closed period; before _first: none was read
     _sums: dict[Group, GroupCounts] = field(default_factory=dict)
     _open: list[tuple[Group, PeriodContent]] = field(default_factory=list)  # the two newest periods
+    _seen: tuple[int, int, int] | None = None  # first and newest period, and the newest counted decision
 
     def read(self, reader: sqlite3.Connection, end: int) -> Mapping[Group, GroupCounts]:
         """Sum the counted answers by group; the result is valid until the next call.
@@ -212,6 +214,10 @@ class WindowReader:
             end: End of the window, int64 microseconds; users are right if no answer is newer.
         """
         first, last = self.window.first(end), period_of(end, self.window.unit)
+        seen = first, last, int(reader.execute("SELECT decision_id FROM counted").fetchone()[0])
+        if seen == self._seen:
+            return self._sums
+        self._seen = None  # until all is read
         self._add(self._open, sign=-1)
         self._open = []
         self._move_closed(reader, first, last - N_OPEN_PERIODS)
@@ -223,6 +229,7 @@ class WindowReader:
         for variant, placement, kind, count in reader.execute(users, (self.window.unit, first, last)):
             if (variant, placement) in self._sums:
                 self._sums[variant, placement].users[kind] = int(count)
+        self._seen = seen
         return self._sums
 
     def _move_closed(self, reader: sqlite3.Connection, first: int, last: int) -> None:

@@ -119,6 +119,8 @@ class DecisionLog(Store):
     def flush(self, seconds: float = 10.0) -> bool:
         """Wait until the buffer is committed and counted; False after a timeout."""
         with self._wake:
+            if self._is_counted:
+                return True
             self._urgent = True
             self._wake.notify_all()
             return self._wake.wait_for(lambda: self._is_counted, seconds)
