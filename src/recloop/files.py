@@ -22,6 +22,28 @@ MAX_PARALLEL_WRITES: Final = 8
 """Number of files of a folder that are flushed or deleted in parallel."""
 
 
+def private_folder(folder: Path) -> None:
+    """Create a folder that only its owner can read.
+
+    Parents get the usual mode; an existing folder keeps its own.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def private_file(file: Path) -> None:
+    """Create an empty file that only its owner can read.
+
+    An existing file of this user loses the rights of others.
+    """
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(handle).st_mode & 0o077 and os.fstat(handle).st_uid == os.geteuid():
+            os.fchmod(handle, 0o600)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a temporary path; fsync its file and rename it to ``target``.

@@ -25,7 +25,7 @@ from recloop.data.posted_rows import PostedRows
 from recloop.data.prepare import PrepareResult
 from recloop.errors import Locked, Refused, UserError
 from recloop.features import state_store
-from recloop.files import JsonTree, move, recover_folder, replace_json, swap_folder, sync_folder
+from recloop.files import JsonTree, move, private_folder, recover_folder, replace_json, swap_folder, sync_folder
 from recloop.pipeline import config_changes, served_slots
 from recloop.pipeline.config_changes import Change, Effect
 from recloop.pipeline.update_run import UpdateResult
@@ -143,7 +143,7 @@ def stage(project: Project) -> Staged:
     """Create an empty stage and collect the posted rows; the caller holds both locks."""
     target = project.root / STAGE_FOLDER
     shutil.rmtree(target, ignore_errors=True)
-    (target / "store").mkdir(parents=True)
+    private_folder(target / "store")
     recover_folder(project.data)
     decisions = project.store / "decisions.db"
     if decisions.exists():  # shown lists are training data

@@ -8,6 +8,7 @@ import secrets
 from pathlib import Path
 
 from recloop.errors import UserError
+from recloop.files import private_folder
 
 FILE_NAME = "admin-token"
 """File name in the project's ``store/``."""
@@ -59,7 +60,7 @@ def renew(root: Path) -> str:
 def _write(root: Path, keep: bool) -> None:
     """Write a new token atomically; ``keep`` preserves a token written concurrently."""
     file = path(root)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(file.parent)
     temporary = file.with_name(f"{FILE_NAME}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from recloop.errors import Locked
+from recloop.files import private_folder
 
 
 def writer_lock(root: Path, verb: str = "serve") -> _Lock:
@@ -51,7 +52,7 @@ class _Lock:
         self._who: dict[str, object] = {}
 
     def __enter__(self) -> Self:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self._file.parent)
         handle = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

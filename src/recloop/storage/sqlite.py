@@ -12,7 +12,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from recloop.errors import UserError
-from recloop.files import sync_folder
+from recloop.files import private_file, private_folder, sync_folder
 
 BUSY_SECONDS = 10.0
 INCREMENTAL = 2
@@ -62,7 +62,8 @@ def open_writer(
     Raises:
         UserError: not a SQLite file, or its schema is newer than this version or too old.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(file.parent)
+    private_file(file)
     connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         file_version = _version(connection, file, version)
