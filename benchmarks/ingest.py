@@ -44,8 +44,9 @@ from recloop.project import open_project
 from recloop.records import Event, now
 from recloop.simulation.shop import SimulatedShop
 from recloop.storage import open_log
-from recloop.storage.event_log import INSERT_EVENT, PRAGMAS, SCRIPT
+from recloop.storage.event_log import INSERT_EVENT
 from recloop.storage.event_rows import number_new
+from recloop.storage.event_schema import PRAGMAS, SCRIPT
 
 BATCH_ROWS: Final = 100
 BATCH_SENDERS: Final = 8
