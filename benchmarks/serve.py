@@ -294,11 +294,12 @@ def typical_server(project: Path) -> Iterator[Side]:
 
 @contextmanager
 def server(
-    command: Sequence[str], environment: dict[str, str], folder: Path, port: int, ready: str
+    command: Sequence[str], environment: dict[str, str], folder: Path, port: int, ready: str, is_pinned: bool = True
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a server on the first core, wait until it is ready, and stop it at the end."""
+    """Start a server on the first core or on all, wait until it is ready, and stop it at the end."""
     cores = sorted(os.sched_getaffinity(0))
-    pinned = ["taskset", "-c", str(min(cores))] if os.cpu_count() != 1 and shutil.which("taskset") else []
+    is_pinned = is_pinned and os.cpu_count() != 1 and shutil.which("taskset") is not None
+    pinned = ["taskset", "-c", str(min(cores))] if is_pinned else []
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen([*pinned, *command], cwd=folder, env=environment, stdout=output, stderr=output)
         try:
