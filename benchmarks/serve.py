@@ -146,7 +146,7 @@ def facts() -> dict[str, Any]:
     models = [line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("model name")]
     processor = models[0].partition(":")[2].strip() if models else platform.processor()
     return {
-        "command": " ".join(["python benchmarks/serve.py", *sys.argv[1:]]),
+        "command": " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": git("rev-parse", "--short", "HEAD"),
         "machine": f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "seed": SEED,

@@ -86,8 +86,9 @@ def running(project: Path, workers: int) -> Iterator[tuple[int, int]]:
 
 def cpu_seconds(pid: int) -> float:
     """CPU time so far of a process and its children."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
-    return serve.cpu_seconds(pid) + sum(cpu_seconds(int(child)) for child in children)
+    threads = Path(f"/proc/{pid}/task").iterdir()  # any thread can start a child
+    children = [int(child) for thread in threads for child in (thread / "children").read_text("utf-8").split()]
+    return serve.cpu_seconds(pid) + sum(map(cpu_seconds, children))
 
 
 def table(result: dict[str, Any]) -> str:
