@@ -17,7 +17,7 @@ from recloop.demo.grocery_days import DAYS
 from recloop.demo.grocery_project import write_project
 
 SHARED: Final = Path(__file__).resolve().parents[2] / "shared" / "data"
-COUNTING: Final = ("covisitation", "mf")
+COUNTING: Final = ("covisitation", "item_knn", "mf")
 NETWORKS: Final = ("gru4rec", "sasrec", "two_tower", "neumf")
 LEAVE_ONE_OUT: Final = """\
 # As in the SASRec papers: 5-core, in file order; the last row of a user is the test.
@@ -99,11 +99,11 @@ def complete_journey(folder: Path) -> None:
 
 DATA: Final[dict[str, DataSet]] = {
     "complete-journey": DataSet("Complete Journey, a grocery chain's year", complete_journey, (*COUNTING, *NETWORKS)),
-    "online-retail": DataSet("Online Retail, a gift wholesaler, seen items hidden", online_retail, COUNTING),
+    "online-retail": DataSet("Online Retail, a gift wholesaler, seen items hidden", online_retail, (*COUNTING, "ease")),
     "ml-1m": DataSet(
         "MovieLens-1M, leave-one-out",
         partial(leave_one_out, "sasrec-ml-1m.parquet"),
-        (*COUNTING, *NETWORKS),
+        (*COUNTING, "ease", *NETWORKS),
         (
             Published("SASRec, one negative", 0.1993, 0.1078, "asash/bert4rec_repro, the lowest of its rows"),
             Published("SASRec, full cross-entropy", 0.3152, 0.1821, "antklen/sasrec-bert4rec-recsys23"),
@@ -115,7 +115,7 @@ DATA: Final[dict[str, DataSet]] = {
     "beauty-5core": DataSet(
         "Amazon Beauty, 5-core, leave-one-out",
         partial(leave_one_out, "s3rec-beauty.parquet"),
-        (*COUNTING, "sasrec"),
+        (*COUNTING, "ease", "sasrec"),
         (
             Published("SASRec, sampled softmax", 0.0921, 0.0531, "blondered/transformer_benchmark"),
             Published("eSASRec", 0.0928, 0.0523, "blondered/transformer_benchmark"),
