@@ -17,7 +17,7 @@ from recloop.data.posted_rows import PostedRows
 from recloop.data.prepare import PrepareResult, load, prepare
 from recloop.evaluation.table import EvaluationTable
 from recloop.models.base import check_model
-from recloop.pipeline import new_files, publish, update_steps
+from recloop.pipeline import new_files, publish, step_reports, update_steps
 from recloop.pipeline import restart as restarts
 from recloop.pipeline import training_steps as parts
 from recloop.pipeline import update_run as runs
@@ -123,7 +123,7 @@ def collect(project: Project, progress: Progress | None = None, posted: PostedRo
     progress = progress or NullProgress()
     prepared = prepare(project, posted is None and has_log_rows(project), posted)
     parts.init_log_and_states(project, prepared, load(project))
-    parts.report_data(progress, prepared)
+    step_reports.report_data(progress, prepared)
     return prepared
 
 
@@ -139,11 +139,11 @@ def train(project: Project, progress: Progress | None = None, model: str | None 
     run = parts.open_run(project, started)
     tables = parts.build_tables(project, data)  # 2. features
     arrays = parts.validation_arrays(project, tables, data)
-    parts.report_features(progress, tables, arrays)
+    step_reports.report_features(progress, tables, arrays)
     learned = parts.fit_models(project, tables, arrays, data, run, progress, model)  # 3. learn
     table = parts.evaluate_on_test(project, [learned.bundle], data, progress)  # 4. evaluate
     if project.config.train.refit:
         learned = parts.refit(project.config, learned, data, run, progress)
     bundle = parts.save_and_register(project, learned, table, data, run, started)  # 5. bundle
-    parts.report_bundle(progress, bundle)
+    step_reports.report_bundle(progress, bundle)
     return TrainResult(bundle, table, run.name, time.monotonic() - begin)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -17,7 +16,6 @@ from recloop import __version__
 from recloop import bundle as bundles
 from recloop.bundle import Bundle
 from recloop.config import Config
-from recloop.data.doctor.text import render
 from recloop.data.prepare import PreparedData, PrepareResult, load
 from recloop.data.split import LEAVE_ONE_OUT
 from recloop.errors import UserError
@@ -31,7 +29,7 @@ from recloop.features.state_history import StateHistory
 from recloop.files import replace_json
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.models.base import TrainData, is_closed_form
-from recloop.pipeline import config_changes
+from recloop.pipeline import config_changes, step_reports
 from recloop.pipeline.recipe import recipe_of
 from recloop.pipeline.served_slots import served_slots
 from recloop.policy import ScorerSpec
@@ -39,7 +37,7 @@ from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, make_golden
-from recloop.records import LABEL, SEQ, STAMP, USER_ID, guest_rows, hash_unit_interval, max_int, now, utc_minute
+from recloop.records import LABEL, SEQ, STAMP, USER_ID, guest_rows, hash_unit_interval, max_int, now
 from recloop.settings import dump
 from recloop.storage import locks, releases
 from recloop.training import baselines, ranker
@@ -160,7 +158,7 @@ def fit_models(
         )
     past = StateHistory(before_cut, data.users)
     bundle, chosen = baselines.choose_half_life_and_weights(draft, config, arrays, tables, past, THREADS, {name})
-    progress.say("learn", _fusion_line(config, chosen))
+    progress.say("learn", step_reports.fusion_line(config, chosen))
     progress.say("learn", chosen.attributes)
     choice = ranker.choose_ranker(bundle, config, arrays, tables, past, THREADS)
     progress.say("learn", choice.sentence)
@@ -384,50 +382,3 @@ def base_manifest(
         train=Training(seed=config.train.seed, epochs=0, stopped="epochs"),
         recipe=recipe_of(config),
     )
-
-
-def _fusion_line(config: Config, chosen: baselines.Chosen) -> str:
-    """Describe the source weights of placement ``home`` in one line."""
-    configured = config.placement["home"].weights
-    moments = chosen.validation_moments
-    weights = None if chosen.fusion is None else chosen.fusion.weights
-    if configured != "auto":
-        alternative = f" (validation would have chosen {_weights(weights)})" if weights else ""
-        return f"fusion weights as configured: {_weights(configured)}{alternative}"
-    if weights is None:
-        return "no validation moments; all sources have weight 1" if not moments else "all sources have weight 1"
-    return f"fusion weights chosen on {moments:,} validation moments: {_weights(weights)}"
-
-
-def _weights(weights: Mapping[Any, float]) -> str:
-    return ", ".join(f"{source} {weight:g}" for source, weight in weights.items() if weight > 0)
-
-
-def report_data(progress: Progress, prepared: PrepareResult) -> None:
-    """Report the row counts and the cut."""
-    report = prepared.report
-    removed = ", ".join(f"{rule} {count:,}" for rule, count in report.removed.items() if count) or "none"
-    progress.say(
-        "collect",
-        f"{report.read:,} rows read = {report.kept:,} kept + {removed} removed + {report.rejected:,} rejected",
-    )
-    progress.show("collect", render(report))
-    progress.say(
-        "collect",
-        f"cut at {utc_minute(prepared.cut)}: {prepared.train:,} train, {prepared.valid:,} valid, {prepared.test:,} test",
-    )
-
-
-def report_features(progress: Progress, tables: ItemUserTables, arrays: TrainData) -> None:
-    """Report the training data in one line."""
-    names = ", ".join(tables.fields.codes) or "ids only"
-    progress.say(
-        "features",
-        f"{arrays.n_users:,} users, {arrays.n_items:,} items, {len(arrays.stamps):,} moments, {len(arrays.items):,} rows; {names}",
-    )
-
-
-def report_bundle(progress: Progress, bundle: Bundle) -> None:
-    """Report the bundle's name and size."""
-    size = sum(facts.bytes for facts in bundle.manifest.files.values())
-    progress.say("bundle", f"{bundle.id}: {len(bundle.manifest.files)} files, {size / 2**20:.0f} MiB")
