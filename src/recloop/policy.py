@@ -24,6 +24,8 @@ RANKERS: Final = ("gbdt",)
 """Models of the second stage."""
 LISTS: Final = ("for_you", "popular", "similar", "latest")
 """Kinds of list that a placement serves."""
+PERSONAL: Final = ("for_you",)
+"""Kinds of list that depend on the history of the user."""
 FALLBACK: Final = ("attributes", "segment", "popular", "latest")
 """Sources of the fallback, in the order of a new bundle."""
 FADING: Final = ("popular", "neighbours", "history")
@@ -78,6 +80,7 @@ class Placement:
         n: Length of a list if the query has none.
         rrf: Constant of the rank fusion; None: `RRF`.
         ranked: True if the bundle's ranker orders the list; its free slots follow the fusion.
+        filter_seen: Leave out what the user has taken before; None: the setting of the policy.
     """
 
     list: str
@@ -86,6 +89,7 @@ class Placement:
     n: int
     rrf: float | None = None
     ranked: bool = False
+    filter_seen: bool | None = None
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -105,12 +109,17 @@ class Placement:
             n=tree.required(_stored_key(tree, "n", "k"), int),
             rrf=tree.number("rrf"),
             ranked=tree.optional("ranked", bool) or False,
+            filter_seen=tree.optional("filter_seen", bool),
             other_keys=tree.unread,
         )
 
     def to_json(self) -> JsonTree:
         known = {"list": self.list, "weights": dict(self.weights), "filter": self.filter, "n": self.n}
-        return {**self.other_keys, **known, **without_none(rrf=self.rrf, ranked=self.ranked or None)}
+        return {
+            **self.other_keys,
+            **known,
+            **without_none(rrf=self.rrf, ranked=self.ranked or None, filter_seen=self.filter_seen),
+        }
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,11 @@ class Policy:
     def default_placement(self) -> str:
         """First placement, which queries without a placement use."""
         return next(iter(self.placements))
+
+    def filters_seen(self, placement: Placement, asked: bool | None = None) -> bool:
+        """Return True if lists leave out seen items: as asked, by placement or by policy."""
+        settings = (asked, placement.filter_seen)
+        return next((value for value in settings if value is not None), self.filter_seen)
 
     def with_placement(self, name: str, placement: Placement) -> Policy:
         return replace(self, placements={**self.placements, name: placement})

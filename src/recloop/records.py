@@ -180,7 +180,8 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     """Query to the recommender: user, time, placement, length and exclusions.
 
     ``now`` is int64 microseconds UTC from the clock of the calling process; ``request_id`` seeds random draws. ``n`` 0
-    means the placement's length. ``item_id`` is the query item of a list of similar items.
+    means the placement's length. ``item_id`` is the query item of a list of similar items. ``filter_seen`` leaves out what
+    the user has taken before; None means the placement's setting.
     """
 
     user_id: str
@@ -192,6 +193,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     properties: tuple[str, ...] = ()
     request_id: str = ""
     item_id: str = ""
+    filter_seen: bool | None = None
 
 
 class Slot(msgspec.Struct, frozen=True):

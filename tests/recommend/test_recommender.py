@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,6 +112,30 @@ def test_recommend_with_filter_seen_omits_seen_items(make_bundle: Make, catalogu
     bundle = make_bundle({"history": 1.0, "neighbours": 1.0}, filter_seen=True)
     answer = ask(bundle, catalogue, shopper((1, ["apple"]), (2, ["bread"])))
     assert answer.items == ["cheese", "dates", "eggs"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "placement", "asked", "seen"),
+    [
+        (False, None, True, False),
+        (True, None, False, True),
+        (False, True, None, False),
+        (True, False, None, True),
+        (False, True, False, True),
+        (True, None, None, False),
+    ],
+)
+def test_filter_seen_of_query_wins_over_placement_and_policy(
+    make_bundle: Make, catalogue: Catalog, policy: bool, placement: bool | None, asked: bool | None, seen: bool
+) -> None:
+    bundle = make_bundle({"history": 1.0, "neighbours": 1.0}, filter_seen=policy)
+    home = replace(bundle.policy.placements["home"], filter_seen=placement)
+    bundle = replace(bundle, policy=bundle.policy.with_placement("home", home))
+    catalogue.upsert(Item(item_id="hazelnuts", attributes={"price": 3.0}, seq=12))
+    state = shopper((1, ["apple"]), (2, ["bread"]), (3, ["hazelnuts"]))  # one item outside the table
+    items = ask(bundle, catalogue, state, n=9, filter_seen=asked).items
+    assert {name in items for name in ("apple", "bread", "hazelnuts")} == {seen}
+    assert {"cheese", "dates", "eggs", "figs", "grapes"} <= set(items)
 
 
 def test_fallback_order_is_segment_popular_latest(make_bundle: Make, catalogue: Catalog) -> None:

@@ -21,6 +21,7 @@ from recloop.bundle import Bundle
 from recloop.project import open_project
 from recloop.records import FUSED_SOURCES, Decision
 from recloop.serve.request import list_parameters
+from recloop.serve.schemas import HttpError
 from recloop.storage import releases
 
 
@@ -141,6 +142,14 @@ def test_recommend_with_all_items_excluded_is_empty_and_names_the_reason(client:
     assert answer["items"] == []
     assert answer["empty_reason"] == "every remaining item is excluded: seen, disliked or in exclude"
     assert "empty_reason" not in ask(client, n=1)
+
+
+def test_filter_seen_is_read_and_other_values_are_refused() -> None:
+    assert [list_parameters(text).seen() for text in (b"", b"filter_seen=true", b"filter_seen=false")] == [
+        None, True, False,
+    ]  # fmt: skip
+    with pytest.raises(HttpError, match="true or false"):
+        list_parameters(b"filter_seen=1").seen()
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ from recloop.features.labels import EventLabeler
 from recloop.features.log_end import end_of
 from recloop.features.spec import FeatureSpec
 from recloop.features.state_history import StateHistory
-from recloop.init.detect import MIN_REPEAT_SHARE
 from recloop.init.log_input import GuessedSetting
+from recloop.init.template import MIN_REPEAT_SHARE
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.models.base import is_closed_form
 from recloop.pipeline.step_reports import report_features

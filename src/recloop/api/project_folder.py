@@ -107,16 +107,23 @@ class ProjectFolder:
     @renamed_argument("k", "n")
     @python_errors("project")
     def recommend(
-        self, user_id: str | int, n: int | None = None, placement: str = "home", bundle: str = "", item: str | int = ""
+        self,
+        user_id: str | int,
+        n: int | None = None,
+        placement: str = "home",
+        bundle: str = "",
+        item: str | int = "",
+        filter_seen: bool | None = None,
     ) -> JsonTree:
         """Recommend as the service does, without a running server.
 
         Args:
             n: List length; None: the length of the placement.
             bundle: A registered bundle; empty for the live one. item: The item of a list of similar items.
+            filter_seen: Leave out what the user has taken; None: the setting of the placement.
         """
         n = None if n is None else checked_n(n)
-        return offline.recommend(self.project, str(user_id), n, placement, bundle, str(item))
+        return offline.recommend(self.project, str(user_id), n, placement, bundle, str(item), filter_seen)
 
     @python_errors("project")
     def status(self) -> JsonTree:

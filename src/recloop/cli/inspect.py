@@ -87,12 +87,15 @@ def recommend(
     placement: Annotated[str, typer.Option(help="use this placement")] = "home",
     bundle: Annotated[str, typer.Option(help="use this bundle instead of the live one")] = "",
     item: Annotated[str, typer.Option(help="set the item of a list of similar items")] = "",
+    filter_seen: Annotated[
+        bool | None, typer.Option("--filter-seen/--no-filter-seen", help="leave out what the user has taken")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show a user's recommendations without a server."""
     from recloop.serve import offline
 
-    answer = offline.recommend(project(), user, n, placement, bundle, item)
+    answer = offline.recommend(project(), user, n, placement, bundle, item, filter_seen)
     if as_json:
         print_json(answer)
     else:

@@ -230,6 +230,8 @@ class Placement(Section):
     """Weight of each source in the fusion; `auto` chooses weights on validation."""
     filter: str = ""
     """Condition over item attributes that every listed item must meet; empty: none."""
+    filter_seen: Literal["auto"] | bool = "auto"
+    """Leave items that the user has taken out of the list; `auto`: as `split.filter_seen`."""
     n: int = pydantic.Field(10, ge=1, le=1000)
     """Length of the list when a request names none."""
 

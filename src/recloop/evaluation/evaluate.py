@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from recloop.errors import UserError
 from recloop.evaluation import metrics
 from recloop.evaluation.leave_one_out import TargetRanks
 from recloop.evaluation.lists import ListRecommender
+from recloop.evaluation.placements import PlacementEvaluation, further_placements
 from recloop.evaluation.queries import Queries, codes_of_targets, is_repeat, make_queries, states_of
 from recloop.evaluation.table import EvaluationTable, make_table
 from recloop.evaluation.table_rows import SLICES, EvaluationProtocol, Example, QueryMetrics, TrainingNote
@@ -96,6 +97,12 @@ def evaluate(
         _BundleEvaluation(bundle, catalog, config, queries, with_baselines=number == 0, threads=threads)
         for number, bundle in enumerate(bundles)
     ]
+    placements = [
+        PlacementEvaluation(evaluation.bundle, catalog, name, queries, config.evaluate.k[0], threads)
+        for evaluation in evaluations
+        for name in further_placements(evaluation.bundle, evaluation.placement)
+        if config.split.protocol != LEAVE_ONE_OUT
+    ]
     target_codes = codes_of_targets(timeline, queries)
     repeat = np.zeros(len(target_codes), dtype=bool)
     positives = np.zeros(len(queries), dtype=np.int64)
@@ -105,7 +112,7 @@ def evaluate(
         flat = slice(queries.offsets[span.start], queries.offsets[span.stop])
         repeat[flat] = is_repeat(states, target_codes[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
         positives[span] = states.positives
-        for evaluation in evaluations:
+        for evaluation in [*evaluations, *placements]:
             evaluation.ask(states, span)
         if progress is not None:
             progress(span.stop, len(queries))
@@ -126,7 +133,8 @@ def evaluate(
         wanted=len(queries.targets),
         unknown=len(queries.targets) - sum(map(set(bundles[0].items.ids.ids).__contains__, queries.targets)),
     )
-    return make_table(protocol, rows, queries.users, positives, examples)
+    table = make_table(protocol, rows, queries.users, positives, examples)
+    return replace(table, placements=[placement.result(repeat, protocol.seed) for placement in placements])
 
 
 def _unseen(bundle: Bundle, queries: Queries, protocol: str) -> None:

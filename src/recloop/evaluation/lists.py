@@ -53,7 +53,7 @@ class ListRecommender:
         self.k = k
         self.settings: Placement = self.recommender.placement(placement)
         self._table = bundle.items.ids
-        self._query = Query(user_id="", now=0, n=k, placement=placement)
+        self.query = Query(user_id="", now=0, n=k, placement=placement)
         self._beyond: dict[str, int] = {}
 
     @property
@@ -64,13 +64,13 @@ class ListRecommender:
     def encode(self, states: StateBatch, now: NDArray[np.int64]) -> tuple[EncodedBatch, CandidateMask]:
         """Encode the states at each ``now`` and apply the filters of the placement."""
         encoded = self.recommender.encode(states, now)
-        queries = [self._query] * len(encoded)
+        queries = [self.query] * len(encoded)
         return encoded, self.recommender.candidate_mask(encoded, queries, self.settings)
 
     def recommend(self, states: StateBatch, now: NDArray[np.int64]) -> ItemLists:
         """Recommend the placement's list for each state."""
         encoded, allowed = self.encode(states, now)
-        queries = [self._query] * len(encoded)
+        queries = [self.query] * len(encoded)
         fused = self.recommender.fuse_sources(encoded, allowed, queries, self.settings, self.k)
         return self.lists(encoded, allowed, fused)
 
@@ -94,7 +94,7 @@ class ListRecommender:
         for b in np.flatnonzero(items[:, -1] == 0).tolist():
             used = [self._table.ids[item_ix - 1] for item_ix in items[b, : np.count_nonzero(items[b])].tolist()]
             slots = self.recommender.fallback(
-                encoded, allowed, b, self._query, self.settings, used, self.k - len(used), stages
+                encoded, allowed, b, self.query, self.settings, used, self.k - len(used), stages
             )
             for rank, (item_id, source) in enumerate(slots, start=len(used)):
                 items[b, rank] = self._number(item_id)

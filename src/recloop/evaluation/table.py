@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ from rich.text import Text
 from recloop.errors import UserError
 from recloop.evaluation import bootstrap, metrics, notebook
 from recloop.evaluation.metrics import Floats
+from recloop.evaluation.placements import PlacementResult
+from recloop.evaluation.placements import lines as placement_lines
 from recloop.evaluation.table_rows import (
     SLICES,
     BaselineComparison,
@@ -45,6 +47,7 @@ class EvaluationTable:
     examples: list[Example]
     repeats: bool
     native: str = "polars"  # library of the frame that `to_frame` returns
+    placements: list[PlacementResult] = field(default_factory=list)
 
     @property
     def sentence(self) -> str:
@@ -80,6 +83,7 @@ class EvaluationTable:
             "protocol": self.protocol.to_json(),
             "rows": [row.to_json(self.repeats) for row in self.rows],
             "sentence": self.sentence,
+            "placements": [result.to_json() for result in self.placements],
             "differences": [comparison.to_json() for comparison in self.compared],
             "lengths": [bucket.to_json() for bucket in self.lengths],
             "examples": [example.to_json() for example in self.examples],
@@ -106,6 +110,7 @@ class EvaluationTable:
             self,
             rows=[replace(entry, row=replace(entry.row, bundle=id_of(entry.row.bundle))) for entry in self.rows],
             compared=[replace(entry, bundle=id_of(entry.bundle)) for entry in self.compared],
+            placements=[replace(result, bundle=id_of(result.bundle)) for result in self.placements],
         )
 
     def to_frame(self, slice_name: str = "all", intervals: bool = False) -> Any:
@@ -139,7 +144,8 @@ class EvaluationTable:
     def render(self) -> Group:
         """Render the table for a terminal: one per k, best values bold, with intervals."""
         tables: list[Any] = [self._render_table(k) for k in self.protocol.k]
-        return Group(*tables, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence))
+        placements = [Text(line) for line in placement_lines(self.placements, self.protocol.k[0])]
+        return Group(*tables, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence), *placements)
 
     def _render_table(self, k: int) -> RichTable:
         table = RichTable(box=SIMPLE_HEAD, padding=0)

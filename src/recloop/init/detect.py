@@ -8,7 +8,6 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import polars as pl
 
@@ -26,12 +25,9 @@ from recloop.init.features import Side, choose_fields, choose_title, title_colum
 from recloop.init.guess_data import guess_data
 from recloop.init.log_input import GuessedSetting, Guesses
 from recloop.init.read_input import read_input
-from recloop.init.template import config_text
+from recloop.init.template import MIN_REPEAT_SHARE, config_text
 from recloop.records import ITEM_ID, LABEL, QUANTITY, STAMP, TIMESTAMP, USER_ID, guest_rows
 from recloop.settings import build
-
-MIN_REPEAT_SHARE: Final = 0.05
-"""Share of repeats below which lists exclude seen items."""
 
 
 @dataclass(frozen=True)

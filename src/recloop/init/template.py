@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from recloop.config import Clean, Data, Events
 
+MIN_REPEAT_SHARE: Final = 0.05
+"""Share of repeats among positive rows below which lists leave out seen items."""
 HEAD_TEMPLATE = """\
 # recloop: settings of this folder, guessed by `recloop init`; check them once.
 # read: {info}
@@ -87,7 +89,7 @@ list = "for_you"                  # for_you | popular
 weights = "auto"                  # weights of the sources chosen on validation
 filter = ""                       # a condition over item fields
 n = 10                            # items of a list
-
+{discover}
 [serve]
 host = "127.0.0.1"
 port = 8088
@@ -140,7 +142,7 @@ def config_text(
     burst = "burst = { events = 10, seconds = 1 }   # more rows at once than a person produces"
     if resolution:
         burst = f'burst = "off"                     # stamps have a resolution of one {resolution}'
-    seen_rule = "never show seen items" if repeats < 0.05 else "seen items may be shown again"
+    seen_rule = "never show seen items" if repeats < MIN_REPEAT_SHARE else "seen items may be shown again"
     blocks.append(
         CLEAN_TEMPLATE.format(
             burst=burst,
@@ -149,7 +151,7 @@ def config_text(
             exclude_items=f"exclude_items = {_list(rules.exclude_items)}   # not products\n"
             if rules.exclude_items
             else "",
-            filter_seen="true" if repeats < 0.05 else "false",
+            filter_seen="true" if repeats < MIN_REPEAT_SHARE else "false",
             repeats=f"{repeats * 100:.1f} % of positive rows are repeats: {seen_rule}",
         )
     )
@@ -159,11 +161,27 @@ def config_text(
             blocks.append(f'kind = "{field["kind"]}"\nfrom = {_text(field["from"])}\ndim = {field["dim"]}\n')
             if field.get("separator"):
                 blocks[-1] += f"separator = {_text(field['separator'])}\n"
-    blocks.append(TAIL_TEMPLATE.format(scenario=scenario[0], reason=_line(scenario[1]), segment=_segment(segment)))
+    blocks.append(
+        TAIL_TEMPLATE.format(
+            scenario=scenario[0], reason=_line(scenario[1]), segment=_segment(segment), discover=_discover(repeats)
+        )
+    )
     return "".join(blocks)
 
 
+DISCOVER: Final = """
+[placement.discover]              # GET /v1/recommend/USER?placement=discover
+list = "for_you"
+filter_seen = true                # only items that are new to the user; weights chosen on such items
+"""
 OPTIONAL_NOTES: Final = {"anonymous_id": "device or browser", "time_offset": "time of day"}
+
+
+def _discover(repeats: float) -> str:
+    """Placement of items that are new to the user; a comment where every list is one."""
+    if repeats < MIN_REPEAT_SHARE:
+        return "# users rarely repeat an item, so home leaves out seen items and needs no placement `discover`\n"
+    return DISCOVER
 
 
 def _optional_columns(data: Data) -> dict[str, str]:

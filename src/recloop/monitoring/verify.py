@@ -280,6 +280,7 @@ def query_of(decision: Decision) -> Query:
         filter=decision.query.get("filter", ""),
         request_id=decision.request_id,
         item_id=decision.query.get("item", ""),
+        filter_seen=decision.query.get("filter_seen"),
     )
 
 

@@ -14,6 +14,7 @@ from recloop.progress import Progress
 from recloop.records import utc_minute
 from recloop.training import baselines
 from recloop.training.dataset import ItemUserTables
+from recloop.training.fusion_weights import FusionChoice
 
 
 def fusion_line(config: Config, chosen: baselines.Chosen) -> str:
@@ -27,6 +28,11 @@ def fusion_line(config: Config, chosen: baselines.Chosen) -> str:
     if weights is None:
         return "no validation moments; all sources have weight 1" if not moments else "all sources have weight 1"
     return f"fusion weights chosen on {moments:,} validation moments: {_weights(weights)}"
+
+
+def discovery_line(fusion: FusionChoice) -> str:
+    """Describe the source weights of the placements without seen items."""
+    return f"fusion weights where seen items are left out: {_weights(fusion.weights)}"
 
 
 def _weights(weights: Mapping[Any, float]) -> str:

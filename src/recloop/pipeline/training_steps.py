@@ -32,7 +32,7 @@ from recloop.models.base import TrainData, is_closed_form
 from recloop.pipeline import config_changes, step_reports
 from recloop.pipeline.recipe import recipe_of
 from recloop.pipeline.served_slots import served_slots
-from recloop.policy import ScorerSpec
+from recloop.policy import PERSONAL, ScorerSpec
 from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend.catalog import Catalog
@@ -159,6 +159,8 @@ def fit_models(
     past = StateHistory(before_cut, data.users)
     bundle, chosen = baselines.choose_half_life_and_weights(draft, config, arrays, tables, past, THREADS, {name})
     progress.say("learn", step_reports.fusion_line(config, chosen))
+    if chosen.discovery is not None:
+        progress.say("learn", step_reports.discovery_line(chosen.discovery))
     progress.say("learn", chosen.attributes)
     choice = ranker.choose_ranker(bundle, config, arrays, tables, past, THREADS)
     progress.say("learn", choice.sentence)
@@ -340,7 +342,10 @@ def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
     users = [*users, "unknown"]
     states = StateHistory(own_rows).states(users, [max_int(rows[SEQ])] * len(users))
     recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
-    return replace(bundle, golden=make_golden(recommender, states, bundle.cut, bundle.default_placement, 10))
+    main = bundle.default_placement
+    others = [name for name, one in bundle.policy.placements.items() if name != main and one.list in PERSONAL]
+    golden = [case for name in (main, *others) for case in make_golden(recommender, states, bundle.cut, name, 10)]
+    return replace(bundle, golden=golden)
 
 
 def make_live(project: Project, bundle: Bundle, by: str, reason: str) -> None:

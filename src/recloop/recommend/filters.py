@@ -86,7 +86,7 @@ def candidate_mask(
     """
     text = joined(filters)
     banned = [_banned(vocabulary, encoded, b, query, filter_seen) for b, query in enumerate(queries)]
-    banned_ids = [_banned_ids(encoded.states, b, query) for b, query in enumerate(queries)]
+    banned_ids = [_banned_ids(encoded, vocabulary, b, query, filter_seen) for b, query in enumerate(queries)]
     return CandidateMask(catalog.mask(text, vocabulary), banned, banned_ids, text)
 
 
@@ -121,8 +121,24 @@ def _seen(vocabulary: Vocabulary, encoded: EncodedBatch) -> np.ndarray:
     return seen
 
 
-def _banned_ids(states: StateBatch, b: int, query: Query) -> frozenset[str]:
-    """Raw ids that query b must not show."""
+def _banned_ids(
+    encoded: EncodedBatch, vocabulary: Vocabulary, b: int, query: Query, filter_seen: bool
+) -> frozenset[str]:
+    """Raw ids that query b must not show; seen ones only outside the table."""
+    states = encoded.states
+    excluded = _excluded_ids(states, b, query)
+    if not filter_seen:
+        return excluded
+    first, last = states.moment_offsets[b], states.moment_offsets[b + 1]
+    rows = slice(states.item_offsets[first], states.item_offsets[last])
+    if rows.stop - rows.start == encoded.row_offsets[b + 1] - encoded.row_offsets[b]:
+        return excluded
+    seen = set(states.names[states.items[rows][states.targets[rows]]].tolist())
+    return excluded.union(item_id for item_id in seen if not vocabulary.index(item_id))
+
+
+def _excluded_ids(states: StateBatch, b: int, query: Query) -> frozenset[str]:
+    """Raw ids of disliked items and those that the query excludes."""
     low, high = states.negative_offsets[b], states.negative_offsets[b + 1]
     if high > low:
         return frozenset(query.exclude).union(states.names[states.negatives[low:high]].tolist())

@@ -121,10 +121,10 @@ class Recommender:
     ) -> list[RankedList]:
         """Recommend a list for each query from the state at the same index of ``states``.
 
-        Queries that share placement, n and filter are processed together. If the ranker fails, the lists are those of the
+        Queries that share placement, n, filter and filter_seen are processed together. If the ranker fails, the lists are those of the
         fusion and name it in ``degraded``.
         """
-        if len(queries) == 1 or len({(query.placement, query.n, query.filter) for query in queries}) == 1:
+        if len(queries) == 1 or len({_group(query) for query in queries}) == 1:
             return self._recommend_batch(states, queries, with_inputs, with_ranker)
         answers: dict[int, RankedList] = {}
         for b, query in enumerate(queries):
@@ -184,7 +184,7 @@ class Recommender:
     def candidate_mask(self, encoded: EncodedBatch, queries: Sequence[Query], placement: Placement) -> CandidateMask:
         """Return the allowed items of queries with this placement and one filter."""
         conditions = (placement.filter, queries[0].filter)
-        filter_seen = self.bundle.policy.filter_seen
+        filter_seen = self.bundle.policy.filters_seen(placement, queries[0].filter_seen)
         if placement.list == similar_items.LIST_KIND:  # never recommend the query item itself
             queries = [msgspec.structs.replace(query, exclude=(*query.exclude, query.item_id)) for query in queries]
         return candidate_mask(self.catalog, self.bundle.items.ids, encoded, queries, conditions, filter_seen)
@@ -340,6 +340,11 @@ class Recommender:
             **encoded.inputs(b),
             **ranker,
         }
+
+
+def _group(query: Query) -> tuple[str, int, str, bool | None]:
+    """Return what the queries of a batch share."""
+    return query.placement, query.n, query.filter, query.filter_seen
 
 
 def make_golden(recommender: Recommender, states: StateBatch, now: int, placement: str, n: int) -> list[GoldenCase]:

@@ -23,13 +23,20 @@ SLOT_COLUMNS = ("item_id", "score", "source", "reason")
 
 
 def recommend(
-    project: Project, user_id: str, n: int | None = None, placement: str = "home", bundle: str = "", item: str = ""
+    project: Project,
+    user_id: str,
+    n: int | None = None,
+    placement: str = "home",
+    bundle: str = "",
+    item: str = "",
+    filter_seen: bool | None = None,
 ) -> JsonTree:
     """Compute the reply of ``GET /v1/recommend/{user_id}``, with item names.
 
     Args:
         n: List length, 1 to 1000; None for the placement's.
         bundle: A registered bundle; empty for the live one.
+        filter_seen: Leave out what the user has taken; None for the placement's setting.
 
     Raises:
         UserError: unknown bundle or placement, no live bundle yet, or n out of range.
@@ -55,6 +62,7 @@ def recommend(
         properties=naming(project.config.data.columns.name),
         request_id=uuid.uuid4().hex,
         item_id=item,
+        filter_seen=filter_seen,
     )
     recommender = Recommender(loaded, catalog)
     query = recommender.normalize(query)

@@ -147,6 +147,7 @@ class RecommendRoutes:
             placement=placement if parameters.placement is None else parameters.placement,
             exclude=parameters.exclude,
             filter=parameters.filter,
+            filter_seen=parameters.seen(),
             properties=parameters.properties,
             request_id=ids.request_id,
             item_id=item_id,

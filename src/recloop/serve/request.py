@@ -38,6 +38,9 @@ TEXT_SCHEMA: Final = {"type": "string"}
 FILTER_PARAMETERS: Final = (
     Parameter("exclude", TEXT_SCHEMA, "comma-separated item ids to exclude; if repeated, each value is one id"),
     Parameter("filter", TEXT_SCHEMA, "condition on item fields, such as category = 'tea' AND price < 5"),
+    Parameter(
+        "filter_seen", {"type": "boolean"}, "leave out what the user has taken; default: the placement's setting"
+    ),
     Parameter("properties", TEXT_SCHEMA, "comma-separated item attributes to add to each slot"),
 )
 CALLER_PARAMETERS: Final = (
@@ -128,6 +131,19 @@ class ListParameters(NamedTuple):
     item: str = ""
     session_id: str | None = None
     anonymous_id: str | None = None
+    filter_seen: str | None = None
+
+    def seen(self) -> bool | None:
+        """Return ``filter_seen``; None without one.
+
+        Raises:
+            HttpError: 422 for another value than true or false.
+        """
+        if self.filter_seen is None:
+            return None
+        if self.filter_seen not in {"true", "false"}:
+            raise unprocessable("filter_seen", self.filter_seen, "true or false")
+        return self.filter_seen == "true"
 
     def length(self) -> int:
         """Return ``n``; 0 without one.
@@ -171,6 +187,7 @@ def _parse(query_string: bytes) -> ListParameters:
         item=last.get("item", ""),
         session_id=last.get("session_id"),
         anonymous_id=last.get("anonymous_id"),
+        filter_seen=last.get("filter_seen"),
     )
 
 

@@ -86,6 +86,8 @@ def build_decision(
     }
     if query.item_id:
         parameters["item"] = query.item_id
+    if query.filter_seen is not None:
+        parameters["filter_seen"] = query.filter_seen
     return Decision(
         request_id=query.request_id,
         role="answer",

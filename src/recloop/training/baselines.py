@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,30 +10,24 @@ import numpy as np
 
 from recloop.bundle import Bundle, ItemTable, UserTable, array_name
 from recloop.config import Config
-from recloop.features.encode import EncodedBatch
 from recloop.features.state_history import StateHistory
 from recloop.features.vocabulary import as_text
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
-from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, load_model
+from recloop.models.base import SOURCE_OF, TrainData, load_model
 from recloop.policy import FADING, FALLBACK, Placement, Policy, ScorerSpec
 from recloop.recommend import similar_items
-from recloop.recommend.catalog import Catalog
 from recloop.recommend.fallback import segment_lists
-from recloop.recommend.filters import CandidateMask
-from recloop.recommend.recommender import Recommender
-from recloop.recommend.top_k import TopK
-from recloop.records import DAY, FUSED_SOURCES, Query, source_names
+from recloop.records import DAY, FUSED_SOURCES, source_names
 from recloop.training.attribute_affinity import choose_strengths, refit_affinity, strengths_of
 from recloop.training.closed_form import checked_source, closed_form, recent_weights
 from recloop.training.dataset import ItemUserTables
 from recloop.training.fusion_weights import FusionChoice, choose_weights, fusion_or_single
+from recloop.training.validation_recall import ValidationRecall
 
 HALF_LIFE_DAYS: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
 """Half-lives in days that ``baselines.half_life = "auto"`` tries; None: no decay."""
 SEGMENT_LENGTH = 1000
-CHUNK_QUERIES = 256
-"""Queries per batch, which bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,7 @@ class Chosen:
         half_life: Days by source; None: no decay.
         attributes: Sentence about the attribute lists of cold users.
         fusion: The fusion weights; None without validation moments.
+        discovery: Those of the placements with the other ``filter_seen`` than the first one; None without such.
         ranker: Outcome of `recloop.training.ranker.choose_ranker`.
     """
 
@@ -52,6 +47,7 @@ class Chosen:
     attributes: str = ""
     fusion: FusionChoice | None = None
     ranker: JsonTree | None = None
+    discovery: FusionChoice | None = None
 
     def to_json(self) -> JsonTree:
         """Return the ``chosen`` section of a run's metrics.json."""
@@ -60,6 +56,8 @@ class Chosen:
             tree["attributes"] = self.attributes
         if self.ranker is not None:
             tree["ranker"] = self.ranker
+        if self.discovery is not None:
+            tree["discovery"] = {"mix": self.discovery.weights, "validation_ndcg": self.discovery.ndcg}
         if self.fusion is not None:
             tree |= {
                 "validation_ndcg": {**self.fusion.alone, "mix": self.fusion.ndcg},
@@ -134,6 +132,7 @@ def draft_bundle(
             weights=_start(section.list, section.weights, scorers),
             filter=section.filter,
             n=section.n,
+            filter_seen=None if section.filter_seen == "auto" else section.filter_seen,
         )
         for name, section in config.placement.items()
     }
@@ -177,12 +176,12 @@ def choose_half_life_and_weights(
     sampled = np.zeros(0, np.int64)
     if validation is not None:
         sampled = validation.sample_indices(data.user_ids, config.split.validation_users)
-    recall: _ValidationRecall | None = None
+    recall: ValidationRecall | None = None
     if validation is not None:
         judged = validation.at(sampled) if len(sampled) else validation
         data = replace(data, held=judged)
         if config.baselines.half_life == "auto":
-            recall = _ValidationRecall(bundle, judged, data, past).keep()
+            recall = ValidationRecall(bundle, judged, data, past).keep()
     for source in FADING:
         bundle = _choose_half_life(bundle, source, config, data, tables, recall)
     half_lives = half_lives_of(bundle.scorers)
@@ -191,19 +190,25 @@ def choose_half_life_and_weights(
     bundle = replace(bundle, arrays={**bundle.arrays, **arrays})
     if validation is None:
         return bundle, Chosen(len(sampled), half_lives, attributes.sentence)
-    recalled = _ValidationRecall(bundle, validation, data, past).recall(bundle, list(bundle.scorers), threads)
-    lists = {source: top_k.items for source, top_k in recalled.items()}
-    fusion = fusion_or_single(lists, validation.items, validation.offsets, config.train.seed, sampled)
-    placements = {
-        name: replace(placement, weights=fusion.weights, rrf=fusion.constant)
-        if _choose_weights(config, name)
-        else placement
-        for name, placement in bundle.policy.placements.items()
-    }
+    fusions: dict[bool, FusionChoice] = {}  # by whether seen items are left out
+    placements = dict(bundle.policy.placements)
+    main = bundle.policy.filters_seen(placements[bundle.default_placement])
+    for name in [bundle.default_placement, *(name for name in placements if _choose_weights(config, name))]:
+        filters_seen = bundle.policy.filters_seen(placements[name])
+        if filters_seen not in fusions:
+            moments = ValidationRecall(bundle, validation, data, past, name)
+            lists = {source: top.items for source, top in moments.recall(bundle, [*bundle.scorers], threads).items()}
+            items, offsets = (
+                moments.new_targets() if filters_seen and not main else (validation.items, validation.offsets)
+            )
+            fusions[filters_seen] = fusion_or_single(lists, items, offsets, config.train.seed, sampled)
+        if _choose_weights(config, name):
+            fusion = fusions[filters_seen]
+            placements[name] = replace(placements[name], weights=fusion.weights, rrf=fusion.constant)
     policy = replace(bundle.policy, placements=placements)
     named = keep if config.baselines.extra == "auto" else {*keep, *config.baselines.extra}
     bundle = _without_unused(replace(bundle, policy=policy), named)
-    return bundle, Chosen(len(sampled), half_lives, attributes.sentence, fusion)
+    return bundle, Chosen(len(sampled), half_lives, attributes.sentence, fusions[main], discovery=fusions.get(not main))
 
 
 def _without_unused(bundle: Bundle, named: Collection[str]) -> Bundle:
@@ -249,7 +254,7 @@ def _choose_half_life(
     config: Config,
     data: TrainData,
     tables: ItemUserTables,
-    recall: _ValidationRecall | None,
+    recall: ValidationRecall | None,
 ) -> Bundle:
     """Choose the best half-life of one source; on a tie the first of `HALF_LIFE_DAYS`.
 
@@ -326,7 +331,7 @@ class ModelValidation:
         assert data.held is not None
         self._bundle, self._tables, self._data = bundle, tables, data
         self._held = data.held.sample(data.user_ids, config.split.validation_users)
-        self._recall = _ValidationRecall(bundle, self._held, data, past).keep()
+        self._recall = ValidationRecall(bundle, self._held, data, past).keep()
 
     def ndcg(self, name: str, options: Mapping[str, Any]) -> float:
         """Fit a model and return NDCG@10 of its own list."""
@@ -341,54 +346,6 @@ class ModelValidation:
         )
         top_k = self._recall.recall(bundle, [model.source])[model.source]
         return choose_weights({model.source: top_k.items}, self._held.items, self._held.offsets)[1]
-
-
-class _ValidationRecall:
-    """Validation queries as encoded batches, for the bundles of one choice.
-
-    These bundles differ in scorers and arrays only, so that all share items, features and filters.
-    """
-
-    def __init__(self, bundle: Bundle, validation: ValidationQueries, data: TrainData, past: StateHistory) -> None:
-        table = bundle.items
-        self._catalog = Catalog.from_table(table.ids.ids, table.attributes)
-        self._recommender = Recommender(bundle, self._catalog)
-        self._validation = validation
-        self._data = data
-        self._past = past
-        self._kept: list[tuple[EncodedBatch, CandidateMask]] | None = None
-
-    def keep(self) -> _ValidationRecall:
-        """Keep the encoded batches in memory for further calls of `recall`."""
-        self._kept = list(self._batches())
-        return self
-
-    def recall(self, bundle: Bundle, sources: Sequence[str], threads: int = 1) -> dict[str, TopK]:
-        """Return the top 200 of each source for every query."""
-        recommender = Recommender(bundle, self._catalog, threads)
-        batches = [
-            recommender.recall(encoded, allowed, sources)
-            for encoded, allowed in (self._batches() if self._kept is None else self._kept)
-        ]
-        return {
-            source: TopK(
-                np.concatenate([batch[source].items for batch in batches]),
-                np.concatenate([batch[source].scores for batch in batches]),
-            )
-            for source in sources
-        }
-
-    def _batches(self) -> Iterator[tuple[EncodedBatch, CandidateMask]]:
-        name = self._recommender.bundle.default_placement
-        placement = self._recommender.placement(name)
-        query = Query(user_id="", now=0, placement=name)
-        for start in range(0, len(self._validation), CHUNK_QUERIES):
-            span = slice(start, start + CHUNK_QUERIES)
-            now = self._validation.now[span]
-            users = [self._data.user_ids[ix] for ix in self._validation.user_ix[span]]
-            states = self._past.states(users, self._validation.as_of[span].tolist(), now.tolist())
-            encoded = self._recommender.encode(states, now)
-            yield encoded, self._recommender.candidate_mask(encoded, [query] * len(users), placement)
 
 
 def _choose_weights(config: Config, name: str) -> bool:

@@ -246,8 +246,12 @@ def inherit_ranker(bundle: Bundle, parent: Bundle, config: Config, data: TrainDa
 
 def with_trees(bundle: Bundle, spec: RankerSpec, graph: bytes, config: Config) -> Bundle:
     """Add a ranker to a bundle; it orders personal lists with ``weights = "auto"``."""
+    filter_seen = bundle.policy.placements[bundle.default_placement].filter_seen  # of the lists that were judged
     placements = {
-        name: replace(placement, ranked=_is_ranked(config, name, placement.list))
+        name: replace(
+            placement,
+            ranked=_is_ranked(config, name, placement.list) and placement.filter_seen == filter_seen,
+        )
         for name, placement in bundle.policy.placements.items()
     }
     policy = replace(bundle.policy, placements=placements, ranker=spec)

@@ -1,0 +1,124 @@
+"""Evaluation of the placements, each by its own protocol.
+
+The main placement has the rows of the table. A further personal placement is judged on what it may show: if it leaves out
+seen items, on the targets that are new to the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recloop.bundle import Bundle
+from recloop.evaluation import bootstrap, metrics
+from recloop.evaluation.bootstrap import Estimate
+from recloop.evaluation.lists import ListRecommender
+from recloop.evaluation.queries import Queries
+from recloop.features.encode import EncodedBatch
+from recloop.features.state import StateBatch
+from recloop.files import JsonTree
+from recloop.policy import PERSONAL
+from recloop.recommend.catalog import Catalog
+
+MEASURES: Final = ("Recall", "NDCG", "HR")
+
+Targets = Literal["all", "new"]
+
+
+@dataclass(frozen=True)
+class PlacementResult:
+    """Lists of one placement.
+
+    Attributes:
+        targets: Targets that count: all, or those new to the user. moments: Queries with such a target.
+        estimates: Mean over users of each measure at the first k, and ``popular``: NDCG of Popular under the same filters.
+        new_share: Share of the slots that are new to the user.
+    """
+
+    bundle: str
+    placement: str
+    targets: Targets
+    moments: int
+    estimates: Mapping[str, Estimate]
+    new_share: float
+
+    def to_json(self) -> JsonTree:
+        estimates = {name: estimate.to_json() for name, estimate in self.estimates.items()}
+        return {**vars(self), "estimates": estimates, "new_share": bootstrap.plain(self.new_share)}
+
+
+class PlacementEvaluation:
+    """Lists of one placement of a bundle while they are collected."""
+
+    def __init__(
+        self, bundle: Bundle, catalog: Catalog, placement: str, queries: Queries, k: int, threads: int
+    ) -> None:
+        self._lists = ListRecommender(bundle, catalog, placement, k, threads)
+        self._bundle, self._placement, self._queries, self._k = bundle, placement, queries, k
+        self._items = np.zeros((len(queries), k), dtype=np.int64)
+        self._popular = np.zeros((len(queries), k), dtype=np.int64)
+        self._n_slots = self._n_new = 0
+        settings = self._lists.settings
+        is_new_only = bundle.policy.filters_seen(settings)
+        self.targets: Targets = "new" if is_new_only else "all"
+
+    def ask(self, states: StateBatch, span: slice) -> None:
+        """Answer these queries."""
+        encoded, allowed = self._lists.encode(states, self._queries.now[span])
+        recommender, settings = self._lists.recommender, self._lists.settings
+        queries = [self._lists.query] * len(encoded)
+        fused = recommender.fuse_sources(encoded, allowed, queries, settings, self._k)
+        items = self._lists.lists(encoded, allowed, fused).items
+        popular = recommender.scorers["popular"].best(encoded, allowed, self._k).items
+        self._items[span], self._popular[span] = items, popular
+        self._n_slots += int(np.count_nonzero(items))
+        self._n_new += int(np.count_nonzero((items > 0) & ~_is_seen(encoded, items)))
+
+    def result(self, repeat: NDArray[np.bool_], seed: int) -> PlacementResult:
+        """Return the estimates over the targets of the protocol."""
+        numbers = self._lists.numbers(self._queries.targets)
+        keep = {"all": np.ones(len(repeat), dtype=bool), "new": ~repeat}[self.targets]
+        targets, offsets = metrics.keep_targets(numbers, self._queries.offsets, keep)
+        values = metrics.ranking(self._items, targets, offsets, self._k)
+        popular = metrics.ranking(self._popular, targets, offsets, self._k)["NDCG"]
+        names, user = np.unique(np.array(self._queries.users, dtype=object), return_inverse=True)
+        columns = np.column_stack([*(values[name] for name in MEASURES), popular])
+        by_user = bootstrap.user_means(columns, user, len(names))
+        means, samples = bootstrap.mean_over_users(by_user), bootstrap.resample(by_user, seed)
+        estimates = {
+            name: bootstrap.estimate(float(means[c]), samples[:, c]) for c, name in enumerate([*MEASURES, "popular"])
+        }
+        new_share = self._n_new / self._n_slots if self._n_slots else float("nan")
+        moments = int(np.count_nonzero(np.diff(offsets)))
+        return PlacementResult(self._bundle.id, self._placement, self.targets, moments, estimates, new_share)
+
+
+def _is_seen(encoded: EncodedBatch, items: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(B, K) True for items that were targets in the history of their query."""
+    width = int(max(items.max(initial=0), encoded.items.max(initial=0))) + 1
+    row_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.row_offsets))
+    seen = (row_query * width + encoded.items)[encoded.targets]
+    is_seen: NDArray[np.bool_] = np.isin(np.arange(len(encoded))[:, None] * width + items, seen)
+    return is_seen
+
+
+def further_placements(bundle: Bundle, main: str) -> Sequence[str]:
+    """Return the personal placements of a bundle beside the main one."""
+    return [name for name, one in bundle.policy.placements.items() if name != main and one.list in PERSONAL]
+
+
+def lines(results: Sequence[PlacementResult], k: int) -> list[str]:
+    """Describe each placement in one line."""
+    texts = {"all": "all targets", "new": "targets new to the user"}
+    return [
+        f"placement {one.placement}, {texts[one.targets]} ({one.moments:,} moments): "
+        f"NDCG@{k} {one.estimates['NDCG'].value:.4f} "
+        f"(95 % CI {one.estimates['NDCG'].low:.4f}-{one.estimates['NDCG'].high:.4f}), "
+        f"Recall@{k} {one.estimates['Recall'].value:.4f}, HR@{k} {one.estimates['HR'].value:.4f}; "
+        f"Popular NDCG@{k} {one.estimates['popular'].value:.4f}; {one.new_share:.0%} of the slots are new to the user"
+        for one in results
+    ]
