@@ -22,7 +22,7 @@ from recloop.bundle import Bundle, GoldenCase
 from recloop.errors import BundleError
 from recloop.features.state import StoredState
 from recloop.features.undo import Kind
-from recloop.policy import FALLBACK, ScorerSpec, custom_scorers
+from recloop.policy import FALLBACK, Policy, ScorerSpec, custom_scorers
 from recloop.recommend.recommender import check_golden
 from recloop.simulation.shop import SimulatedShop
 
@@ -304,3 +304,9 @@ def test_golden_file_of_a_wrong_shape_is_refused(bundle_folder: Path) -> None:
 
     with pytest.raises(BundleError, match=r"golden\.json=.*a list of golden cases"):
         bundles.load(rewritten(bundle_folder, "golden.json", broken))
+
+
+def test_default_placement_is_home_in_any_order() -> None:
+    placements = {name: {"list": "for_you", "weights": {}, "filter": "", "n": 3} for name in ("discover", "home")}
+    policy = Policy.from_json({"placements": placements, "filter_seen": False, "fallback": list(FALLBACK)})
+    assert policy.default_placement == "home"

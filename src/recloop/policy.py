@@ -24,6 +24,8 @@ RANKERS: Final = ("gbdt",)
 """Models of the second stage."""
 LISTS: Final = ("for_you", "popular", "similar", "latest")
 """Kinds of list that a placement serves."""
+HOME: Final = "home"
+"""Placement that gates judge and that the rows of an evaluation show."""
 PERSONAL: Final = ("for_you",)
 """Kinds of list that depend on the history of the user."""
 FALLBACK: Final = ("attributes", "segment", "popular", "latest")
@@ -134,8 +136,8 @@ class Policy:
 
     @property
     def default_placement(self) -> str:
-        """First placement, which queries without a placement use."""
-        return next(iter(self.placements))
+        """Placement ``home``, or the first one; a stored policy orders them by name."""
+        return HOME if HOME in self.placements else next(iter(self.placements))
 
     def filters_seen(self, placement: Placement, asked: bool | None = None) -> bool:
         """Return True if lists leave out seen items: as asked, by placement or by policy."""

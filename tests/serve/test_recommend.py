@@ -148,7 +148,7 @@ def test_filter_seen_is_read_and_other_values_are_refused() -> None:
     assert [list_parameters(text).seen() for text in (b"", b"filter_seen=true", b"filter_seen=false")] == [
         None, True, False,
     ]  # fmt: skip
-    with pytest.raises(HttpError, match="true or false"):
+    with pytest.raises(HttpError, match="bad_filter_seen"):
         list_parameters(b"filter_seen=1").seen()
 
 

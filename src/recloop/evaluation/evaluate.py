@@ -199,7 +199,7 @@ class _BundleEvaluation:
         self.bundle = bundle
         self.queries = queries
         self.ks = list(config.evaluate.k)
-        placement = "home" if "home" in bundle.policy.placements else bundle.default_placement
+        placement = bundle.default_placement
         self.placement = placement
         self.lists = ListRecommender(bundle, catalog, placement, max(self.ks), threads)
         self.recommender = self.lists.recommender

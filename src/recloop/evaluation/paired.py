@@ -199,5 +199,6 @@ def window_loss(ndcg: NDArray[np.float64]) -> LossEstimate:
 
 
 def _placement(bundle: Bundle) -> str:
-    personal = (name for name, placement in bundle.policy.placements.items() if placement.list == "for_you")
-    return next(personal, bundle.default_placement)
+    placements = bundle.policy.placements
+    names = (bundle.default_placement, *placements)
+    return next((name for name in names if placements[name].list == "for_you"), bundle.default_placement)
