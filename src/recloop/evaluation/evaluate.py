@@ -112,8 +112,10 @@ def evaluate(
         flat = slice(queries.offsets[span.start], queries.offsets[span.stop])
         repeat[flat] = is_repeat(states, target_codes[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
         positives[span] = states.positives
-        for evaluation in [*evaluations, *placements]:
+        for evaluation in evaluations:
             evaluation.ask(states, span)
+        for placement in placements:
+            placement.ask(states, span)
         if progress is not None:
             progress(span.stop, len(queries))
     examples = _examples(evaluations[0], queries, positives, timeline)
