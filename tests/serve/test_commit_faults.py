@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 import threading
 import zlib
@@ -308,7 +309,12 @@ def test_service_with_a_failing_state_update_is_degraded_until_it_follows(
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(LogUnavailableError(), "log_unavailable"), (LogUncertainError(), "log_uncertain")]
+    ("error", "code"),
+    [
+        (LogUnavailableError(), "log_unavailable"),
+        (LogUncertainError(), "log_uncertain"),
+        (OSError(errno.EMFILE, "Too many open files"), "busy"),
+    ],
 )
 def test_post_events_with_a_log_error_answers_503_and_its_code(
     project: Project, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str

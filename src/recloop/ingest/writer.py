@@ -245,7 +245,7 @@ class Writer:
         Args:
             uncertain: True if the log cannot be read, so the rows may be stored.
         """
-        if uncertain or isinstance(error, sqlite3.Error):
+        if uncertain or isinstance(error, sqlite3.Error | OSError):
             self.failing = True
             self._deliver(group, 0, LogUncertainError() if uncertain else LogUnavailableError())
         elif len(group) > 1:

@@ -5,24 +5,38 @@ The checks, errors and headers equal those of the routes; `ListApplication` and 
 
 from __future__ import annotations
 
-from typing import Any, Final
+import time
+from collections import deque
+from functools import cached_property
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 import httptools
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from recloop.serve import limits
 from recloop.serve.access import AccessRules, Head
 from recloop.serve.event_endpoint import EVENTS_PATH, EventEndpoint
+from recloop.serve.http_protocol import BoundedProtocol, busy_reply, encode
 from recloop.serve.middleware import REQUEST_IDS, Reply, client_id, error_reply, json_reply
 from recloop.serve.recommend_routes import RecommendRoutes, RequestKeys
 from recloop.serve.request import RECOMMEND_PARAMETERS, check_names, list_parameters, names_of
+from recloop.serve.schemas import HttpError
 
 LIST_PREFIX: Final = "/v1/recommend/"
 LIST_PREFIX_BYTES: Final = LIST_PREFIX.encode()
 ALLOWED_NAMES: Final = names_of(RECOMMEND_PARAMETERS)
+SLICE_SECONDS: Final = 0.005
+
+
+class ListRequest(NamedTuple):
+    """Arguments of `ListEndpoint.reply`."""
+
+    path: str
+    query_string: bytes
+    headers: list[tuple[bytes, bytes]]
 
 
 class ListEndpoint:
@@ -60,6 +74,11 @@ class ListApplication(Starlette):
     lists: ListEndpoint | None = None
     events: EventEndpoint | None = None
 
+    @cached_property
+    def waiting(self) -> ListQueue:
+        """Lists that wait for the event loop."""
+        return ListQueue()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = None
         if scope["type"] == "http":
@@ -80,8 +99,39 @@ class ListApplication(Starlette):
         await send({"type": "http.response.body", "body": reply.body})
 
 
-class ListProtocol(HttpToolsProtocol):
-    """uvicorn's protocol that answers list requests without a task and in one write.
+class ListQueue:
+    """Lists that wait for their answer, oldest first.
+
+    They are answered in slices of `SLICE_SECONDS`, between which the event loop accepts connections and does all else.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[ListProtocol] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, protocol: ListProtocol) -> None:
+        """Add a connection whose list is due."""
+        if not self._waiting:
+            protocol.loop.call_soon(self._answer)
+        self._waiting.append(protocol)
+
+    def _answer(self) -> None:
+        end = time.perf_counter() + SLICE_SECONDS
+        loop = self._waiting[0].loop
+        try:
+            while self._waiting:
+                self._waiting.popleft().answer_waiting()
+                if time.perf_counter() > end:
+                    return
+        finally:
+            if self._waiting:
+                loop.call_soon(self._answer)
+
+
+class ListProtocol(BoundedProtocol):
+    """Protocol that answers list requests without a task and in one write.
 
     A list is computed synchronously, so a task, its events and a second system call would only add time. A request
     takes uvicorn's own path if it follows another one in the same read (pipelining), if an earlier response is
@@ -91,28 +141,63 @@ class ListProtocol(HttpToolsProtocol):
     _is_list = False
     _keeps_alive = True
     _answered_in_read = False
+    _waiting: ListRequest | None = None
 
     def data_received(self, data: bytes) -> None:
         self._answered_in_read = False
         super().data_received(data)
 
-    def on_headers_complete(self) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._waiting = None
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        self.answer_waiting()
+        super().shutdown()
+
+    def refuse(self, error: HttpError) -> None:
+        self.answer_waiting()
+        super().refuse(error)
+
+    def on_message_begin(self) -> None:
+        self.answer_waiting()  # answers keep the order of the requests
+        super().on_message_begin()
+
+    def begin_request(self) -> None:
         self._is_list = self._takes_list_path()
         if self._is_list:
             self._keeps_alive = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
         else:
-            super().on_headers_complete()
+            super().begin_request()
 
     def on_body(self, body: bytes) -> None:
         if not self._is_list:  # the body of a GET is ignored
             super().on_body(body)
 
-    def on_message_complete(self) -> None:
-        if self._is_list:
-            self._is_list = False
-            self._answer_list()
+    def end_request(self) -> None:
+        if not self._is_list:
+            super().end_request()
+            return
+        self._is_list = False
+        application: Any = self.app
+        url: Any = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        self._waiting = ListRequest(unquote(path) if "%" in path else path, url.query or b"", self.headers)
+        if len(application.waiting) < limits.MAX_REQUESTS_IN_FLIGHT:
+            application.waiting.add(self)
         else:
-            super().on_message_complete()
+            self._waiting = None
+            self._write(busy_reply())
+
+    def answer_waiting(self) -> None:
+        """Answer the list that waits, if any and if the client is still connected."""
+        request, self._waiting = self._waiting, None
+        if request is not None and not self.transport.is_closing():
+            application: Any = self.app
+            self._write(application.lists.reply(*request))
+
+    def _is_idle(self) -> bool:
+        return self._waiting is None and super()._is_idle()
 
     def _takes_list_path(self) -> bool:
         earlier: Any = self.cycle  # None before the first request
@@ -127,21 +212,13 @@ class ListProtocol(HttpToolsProtocol):
             and (earlier is None or earlier.response_complete)
             and not self.expect_100_continue
             and not self.flow.write_paused
-            and not self.parser.should_upgrade()
         )
 
-    def _answer_list(self) -> None:
+    def _write(self, reply: Reply) -> None:
         application: Any = self.app
-        url: Any = httptools.parse_url(self.url)
-        path = url.path.decode("ascii")
-        reply = application.lists.reply(unquote(path) if "%" in path else path, url.query or b"", self.headers)
-        content = [STATUS_LINE[reply.status]]
-        for name, value in (*self.server_state.default_headers, *reply.headers):
-            content += (name, b": ", value, b"\r\n")
         is_last = application.state.draining or not self._keeps_alive
-        content += (b"connection: close\r\n\r\n" if is_last else b"\r\n", reply.body)
         self._answered_in_read = True
-        self.transport.write(b"".join(content))
+        self.transport.write(encode(reply, self.server_state.default_headers, is_last))
         if is_last:
             self.transport.close()
         self.on_response_complete()

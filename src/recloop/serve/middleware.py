@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recloop.ingest.writer import LogBusyError, LogUnavailableError, LogUncertainError
+from recloop.serve import limits
 from recloop.serve.schemas import HttpError
 
 LOGGER = logging.getLogger(__name__)
@@ -151,6 +153,8 @@ def _http_error(error: Exception) -> HttpError:
         response = HttpError(503, code, f"{problem}; this request was not stored. Send it again")
         response.headers["Retry-After"] = "1"
         return response
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return limits.busy("no file descriptor is left")
     location = "; ".join(f"{f.filename}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)[-6:])
     LOGGER.error("a request failed: %s at %s", type(error).__name__, location)
     return HttpError(500, "internal_error", "internal error; see the server log")

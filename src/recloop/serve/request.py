@@ -16,12 +16,15 @@ from starlette.types import Receive
 from recloop.files import JsonTree
 from recloop.ingest.parse import timestamp_or_none
 from recloop.project import Project
+from recloop.serve.limits import FREE_BODY_BYTES, MAX_BODY_BYTES_IN_FLIGHT, ByteBudget
 from recloop.serve.schemas import HttpError, unprocessable
 
 MAX_BODY_BYTES = 5 * 1024 * 1024  # bytes per body
 MAX_LIST_ITEMS = 1_000  # longest list
 MAX_SHOWN_CHARACTERS = 100  # characters of an unknown name in the error
 MIN_NAME_SIMILARITY = 0.7  # difflib similarity from which a name counts as misspelt
+BODIES = ByteBudget(MAX_BODY_BYTES_IN_FLIGHT)
+"""Bytes of the incomplete bodies of this process."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -87,23 +90,29 @@ async def read_messages(receive: Receive, content_length: bytes) -> bytes:
         content_length: Value of ``Content-Length``, or empty.
 
     Raises:
-        HttpError: 413 for a larger body.
+        HttpError: 413 for a larger body, 503 above `MAX_BODY_BYTES_IN_FLIGHT`.
         ClientDisconnect: the client left before the body was complete.
     """
     if content_length.isdigit() and int(content_length) > MAX_BODY_BYTES:
         raise _too_large()
     chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > MAX_BODY_BYTES:
-            raise _too_large()
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    size = n_taken = 0
+    try:
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > MAX_BODY_BYTES:
+                raise _too_large()
+            if not message.get("more_body", False):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            if size - n_taken > FREE_BODY_BYTES:
+                BODIES.take(size - n_taken - FREE_BODY_BYTES)
+                n_taken = size - FREE_BODY_BYTES
+    finally:
+        BODIES.give_back(n_taken)
 
 
 def _too_large() -> HttpError:

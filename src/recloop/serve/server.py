@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from asyncio import BaseProtocol, get_running_loop
 from types import FrameType
 from typing import Protocol
 
@@ -18,11 +19,17 @@ import uvicorn
 from starlette.applications import Starlette
 
 from recloop.errors import UserError
+from recloop.serve.limits import max_connections
 from recloop.serve.list_endpoint import ListProtocol
+from recloop.serve.listener import Listener
 
 KEEP_ALIVE_SECONDS = 5  # seconds before an idle connection is closed
 TICKS_PER_SECOND = 10  # uvicorn's main loop
-WORKER_SECONDS = 3  # further seconds for workers, which drain first
+SWEEP_TICKS = 10
+"""Ticks between two checks for connections that take too long."""
+GRACEFUL_SECONDS = 1
+"""Seconds for requests that are still under way after the drain; with it a process ends within 10 s."""
+WORKER_SECONDS = 2  # further seconds for workers, which drain first
 SWITCH_SECONDS = 0.0005
 """Longest time that another thread keeps the interpreter while a request waits; 5 ms by default."""
 GC_THRESHOLDS = (5_000, 10, 1_000)
@@ -111,7 +118,12 @@ def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "", 
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(*GC_THRESHOLDS)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    config = uvicorn.Config(
+    _Server(configuration(app), app, ready, note, workers).run(sockets=[listening])
+
+
+def configuration(app: Starlette) -> uvicorn.Config:
+    """Build the configuration of uvicorn."""
+    return uvicorn.Config(
         app,
         loop="uvloop",
         http=ListProtocol,
@@ -121,9 +133,8 @@ def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "", 
         server_header=False,
         proxy_headers=False,  # X-Forwarded-* can be forged
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=30,
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
-    _Server(config, app, ready, note, workers).run(sockets=[listening])
 
 
 def address(listening: socket.socket) -> str:
@@ -145,15 +156,26 @@ class _Server(uvicorn.Server):
         self._ready = ready
         self._note = note
         self._ticks = 0
+        self._is_shared = workers is not None or not ready  # a worker has no first line
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started and self._ready:
+        await super().startup([])  # the lifespan; uvicorn would accept one connection per turn of the event loop
+        if not self.started:
+            return
+        connections = self.server_state.connections
+        for listening in sockets or []:
+            listener = Listener(listening, self._protocol, connections, max_connections(), self._is_shared)
+            listener.start()
+            self.servers.append(listener)  # type: ignore[arg-type] # has the two methods that uvicorn calls
+        if self._ready:
             sys.stdout.write(self._ready + "\n")
             sys.stdout.flush()
             if self._note:
                 sys.stderr.write(self._note + "\n")
                 sys.stderr.flush()
+
+    def _protocol(self) -> BaseProtocol:
+        return ListProtocol(self.config, self.server_state, self.lifespan.state, get_running_loop())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._app.state.draining or not self.started:
@@ -164,11 +186,16 @@ class _Server(uvicorn.Server):
             self._captured_signals.append(sig)  # raised again at the end for the exit code of an interrupt
 
     async def on_tick(self, counter: int) -> bool:
+        if self._app.state.draining or counter % SWEEP_TICKS == 0:
+            now = get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, ListProtocol):
+                    connection.expire(now, self._app.state.draining)
         if self._app.state.draining and not self.should_exit:
             self._ticks += 1
             if self._ticks == 1 and self._workers is not None:
                 self._workers.stop()
-            if self._ticks == 2:  # queued connections were accepted in the tick before
+            if self._ticks == 2:
                 for server in self.servers:
                     server.close()
             idle = not self.server_state.connections and not self.server_state.tasks
