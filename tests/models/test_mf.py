@@ -55,7 +55,7 @@ def vectors(fitted: Fitted, states: StateBatch, **changes: object) -> np.ndarray
     bundle = replace(fitted.bundle, **changes)
     config = bundle.scorers["model"].config
     encoded = _encoder(fitted).encode(states, [fitted.bundle.cut + 9 * DAY] * len(states))
-    return FactorSource(bundle, config["l2"], config["unseen"]).user_vectors(encoded)[1]
+    return FactorSource(bundle, "model", config["l2"], config["unseen"]).user_vectors(encoded)[1]
 
 
 def _encoder(fitted: Fitted) -> Recommender:

@@ -33,27 +33,35 @@ def solve_rows(
     """
     size = positives.shape[0]
     dim = table.shape[1]
+    vectors = table.astype(np.float64)
+    scales = l2 * (np.diff(positives.indptr) + unseen * (len(table) - 1))
+    has_rejected = np.diff(rejected.indptr) > 0
+    diagonal = np.arange(dim)
     solutions = np.zeros((size, dim), dtype=np.float32)
     step = max(1, MAX_SYSTEM_NUMBERS // dim**2)
-    identity = np.eye(dim)
     for start in range(0, size, step):
         rows = range(start, min(start + step, size))
         systems = np.empty((len(rows), dim, dim))
         right_sides = np.empty((len(rows), dim, 1))
         for n, row in enumerate(rows):
-            span = slice(positives.indptr[row], positives.indptr[row + 1])
-            positive_vectors = table[positives.indices[span]].astype(np.float64)
-            positive_weights = positives.data[span].astype(np.float64)
-            scale = l2 * (len(positive_vectors) + unseen * (len(table) - 1))
-            systems[n] = gram + positive_vectors.T @ (positive_vectors * positive_weights[:, None]) + scale * identity
-            span = slice(rejected.indptr[row], rejected.indptr[row + 1])
-            if span.stop > span.start:
-                rejected_vectors = table[rejected.indices[span]].astype(np.float64)
-                rejected_weights = rejected.data[span].astype(np.float64)
-                systems[n] += rejected_vectors.T @ (rejected_vectors * rejected_weights[:, None])
-            right_sides[n, :, 0] = positive_weights @ positive_vectors
+            ids, weights = _entries(positives, row)
+            taken = vectors[ids]
+            np.matmul(taken.T, taken * weights[:, None], out=systems[n])
+            np.matmul(weights, taken, out=right_sides[n, :, 0])
+            if has_rejected[row]:
+                ids, weights = _entries(rejected, row)
+                refused = vectors[ids]
+                systems[n] += refused.T @ (refused * weights[:, None])
+        systems += gram
+        systems[:, diagonal, diagonal] += scales[start : rows.stop, None]
         solutions[start : rows.stop] = np.linalg.solve(systems, right_sides)[:, :, 0]
     return solutions
+
+
+def _entries(matrix: sp.csr_array, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and float64 values of a row."""
+    span = slice(matrix.indptr[row], matrix.indptr[row + 1])
+    return matrix.indices[span], matrix.data[span].astype(np.float64, copy=False)
 
 
 def confidence(total: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pydantic
 import scipy.sparse as sp
+from threadpoolctl import threadpool_limits
 
 from recloop.models.als import base_gram, confidence, solve_rows
 from recloop.models.base import ModelConfig, TrainData
@@ -72,10 +73,11 @@ class MF:
         rng = np.random.default_rng(config.seed)
         items = rng.normal(scale=0.1 / np.sqrt(config.dim), size=(data.n_items + 1, config.dim)).astype(np.float32)
         items[0] = 0
-        for _ in range(config.sweeps):
-            users = self._solve(items, training_positives, training_rejected)
-            items = self._solve(users, positives_by_item, rejected_by_item)
-        return {"item_vectors": items, "user_vectors": self._solve(items, counts, disliked)}
+        with threadpool_limits(1, "blas"):  # threads cost more than a system of this size
+            for _ in range(config.sweeps):
+                users = self._solve(items, training_positives, training_rejected)
+                items = self._solve(users, positives_by_item, rejected_by_item)
+            return {"item_vectors": items, "user_vectors": self._solve(items, counts, disliked)}
 
     def _solve(self, table: np.ndarray, positives: sp.csr_array, rejected: sp.csr_array) -> np.ndarray:
         gram = base_gram(table, self.config.unseen)
