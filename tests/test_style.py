@@ -58,6 +58,29 @@ def test_module_prose_follows_the_style(module: Path) -> None:
     assert len(module.read_text("utf-8").splitlines()) <= MAX_FILE_LINES
 
 
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_makes_no_fixed_width_array_of_ids(module: Path) -> None:
+    """One long id would give every element of such an array its length."""
+    found = [node.lineno for node in ast.walk(ast.parse(module.read_text("utf-8"))) if is_fixed_width(node)]
+    assert found == []
+
+
+def is_fixed_width(node: ast.AST) -> bool:
+    """True for ``np.str_``, ``.astype(str)`` and ``np.array(queries.users)`` without ``dtype=object``."""
+    if isinstance(node, ast.Attribute):
+        return ast.unparse(node) == "np.str_"
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    values = [*node.args, *(keyword.value for keyword in node.keywords)]
+    if any(ast.unparse(value).strip("'\"<>=|").startswith("U") for value in values if isinstance(value, ast.Constant)):
+        return ast.unparse(node.func.value) == "np" or node.func.attr == "astype"
+    if node.func.attr == "astype":
+        return ast.unparse(node.args[0]) == "str"
+    if ast.unparse(node.func) not in {"np.array", "np.asarray"} or "dtype=object" in ast.unparse(node):
+        return False
+    return re.fullmatch(r"[\w.]*(users|_ids|names)(\[[^\]]*\])?", ast.unparse(node.args[0])) is not None
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_page_has_no_banned_words(page: Path) -> None:
     text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text("utf-8"), flags=re.DOTALL)

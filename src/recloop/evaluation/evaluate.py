@@ -337,9 +337,8 @@ def _examples(
     evaluation: _BundleEvaluation, queries: Queries, positives: NDArray[np.int64], timeline: StateHistory
 ) -> list[Example]:
     """Return the example users (`EXAMPLE_QUANTILES`): query, list and taken items."""
-    last_of_user = np.append(
-        np.flatnonzero(np.array(queries.users[1:]) != np.array(queries.users[:-1])), len(queries) - 1
-    )
+    user_of_query = np.array(queries.users, dtype=object)
+    last_of_user = np.append(np.flatnonzero(user_of_query[1:] != user_of_query[:-1]), len(queries) - 1)
     order = last_of_user[np.argsort(positives[last_of_user], kind="stable")]
     selected = sorted(
         {int(order[int(share * (len(order) - 1))]) for share in EXAMPLE_QUANTILES}, key=lambda q: (positives[q], q)

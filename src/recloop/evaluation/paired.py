@@ -63,7 +63,7 @@ class QueryResults:
         cold: (Q,) True for fewer than 5 positives in the state. covering: (Q,) share of slots with a personal source.
     """
 
-    users: NDArray[np.str_]
+    users: NDArray[np.object_]  # ids of any length
     lists: list[list[str]]
     ndcg: NDArray[np.float64]
     repeat: NDArray[np.float64]
@@ -145,7 +145,7 @@ def _results(
         return metrics.ranking(lists, targets, offsets, LIST_LENGTH)["NDCG"]
 
     return QueryResults(
-        users=np.array(queries.users, dtype=np.str_),
+        users=np.array(queries.users, dtype=object),
         lists=recommender.ids(lists),
         ndcg=ndcg(np.ones(len(numbers), dtype=bool)),
         repeat=ndcg(repeat),
@@ -183,7 +183,8 @@ def windows(queries: Queries, count: int, size: int) -> list[Queries]:
 
     Few queries give fewer and smaller windows.
     """
-    order = np.lexsort((np.array(queries.users), queries.now))
+    _, user_codes = np.unique(np.array(queries.users, dtype=object), return_inverse=True)
+    order = np.lexsort((user_codes, queries.now))
     size = max(1, min(size, len(order) // MIN_WINDOWS))
     starts = range(len(order) - size, -1, -size)
     return [take(queries, order[start : start + size]) for start in [*starts][:count][::-1]]

@@ -177,7 +177,7 @@ def _numbers(
 
 def estimates(numbers: NDArray[np.float64], users: Sequence[str], seed: int = 0) -> dict[str, dict[str, float | None]]:
     """Estimate {measure: {value, low, high}}: mean of user means, 95 % CI over users."""
-    ids, codes = np.unique(np.array(users, dtype=object).astype(str), return_inverse=True)
+    ids, codes = np.unique(np.array(users, dtype=object), return_inverse=True)
     means = bootstrap.user_means(numbers, codes, len(ids))
     value = bootstrap.mean_over_users(means)
     samples = bootstrap.resample(means, seed)

@@ -212,7 +212,7 @@ def ndcg_by_list(
 def _list_effect(
     name: str, with_rule: NDArray[np.float64], without: NDArray[np.float64], users: list[str], seed: int
 ) -> ListEffect:
-    _, numbers = np.unique(np.array(users), return_inverse=True)
+    _, numbers = np.unique(np.array(users, dtype=object), return_inverse=True)
     n_users = int(numbers.max()) + 1
     means = user_means(np.column_stack([with_rule, without]), numbers, n_users)
     paired = difference(means[:, 0], means[:, 1], seed)

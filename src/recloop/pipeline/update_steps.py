@@ -164,7 +164,7 @@ def check_size(run: UpdateRun) -> None:
     """Check that the window has enough queries; otherwise wait without training."""
     if run.journal.is_done("enough"):
         return
-    users = np.array(run.test_queries.users)
+    users = np.array(run.test_queries.users, dtype=object)
     late_alone = not len(users) and run.window.late > 0
     result = None
     if run.refreshes and not late_alone:
