@@ -44,6 +44,10 @@ PAIR: Final = (
 UNITS: Final = "units"  # quantity of an undo or of a row that can be undone; 1 if it is missing
 MOMENT: Final = "moment"  # number of the user's moment, from 0, oldest first
 
+MAX_ID_BYTES: Final = 256
+"""Most bytes (UTF-8) of an id or of a name: event type, placement, attribute."""
+MAX_ATTRIBUTES: Final = 64
+"""Most attributes of an item or a user."""
 DEFAULT_EVENT_TYPE: Final = "interaction"
 SECOND: Final = 1_000_000  # microseconds
 DAY: Final = 86_400 * SECOND

@@ -68,6 +68,8 @@ def test_parse_events_equals_the_check_of_each_row(rows: list[dict[str, Any]], d
 @pytest.mark.parametrize(
     "body",
     [
+        json.dumps([{"user_id": "\u00e9" * 129, "item_id": "i", "event_type": "x"}]).encode(),
+        json.dumps([{"user_id": "\u00e9" * 129, "item_id": "i", "event_type": "x"}], ensure_ascii=False).encode(),
         b"", b"[]", b"[1]", b"{", b"[{}]", b'{"item_id":"i"}', b'{"user_id":"u","item_id":"i","event_type":"x","more":1}',
         b'{"user_id":"u","item_id":"i","event_type":"x"}\n{"user_id":"u","item_id":"j","event_type":"x"}',
         b'[{"user_id":"u","item_id":"i","event_type":"x","value":1e999}]', b'{"item_id":"\xff"}', b'{"item_id":"\\ud800"}',
@@ -82,6 +84,46 @@ def test_parse_events_equals_the_check_of_each_row(rows: list[dict[str, Any]], d
 @pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson; charset=utf-8"])
 def test_parse_events_of_a_broken_body_equals_the_check_of_each_row(body: bytes, kind: str) -> None:
     assert at_once(body, kind, Data()) == one_by_one(body, kind, Data())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "user_id",
+        "item_id",
+        "event_type",
+        "group_id",
+        "event_id",
+        "session_id",
+        "anonymous_id",
+        "placement",
+        "request_id",
+    ],
+)
+def test_parse_events_of_a_long_id_or_name_rejects_its_row(name: str) -> None:
+    row = {"user_id": "u", "item_id": "i", "event_type": "x"}
+    body = json.dumps([row, row | {name: "\u00e9" * 128}, row | {name: "\u00e9" * 128 + "a"}]).encode()
+    first, longest, rejected = parse.parse_events(body, "", NOW, Data())
+    assert isinstance(first, Event)
+    assert isinstance(longest, Event)
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason == f"{name}: 257 bytes; expected at most 256 bytes"
+    assert name not in rejected.ids
+
+
+def test_check_item_rejects_too_many_attributes_and_long_names() -> None:
+    def reason(**row: Any) -> str:
+        checked = parse.check_item({"item_id": "i", **row}, NOW, Data(), {})
+        return checked.reason if isinstance(checked, Rejected) else ""
+
+    assert reason(attributes={f"a{n}": n for n in range(64)}) == ""
+    assert reason(attributes={f"a{n}": n for n in range(65)}) == "attributes: 65 names; expected at most 64"
+    long_name = "attributes: a name of 257 bytes; expected at most 256 bytes"
+    assert reason(attributes={"a" * 257: 1}) == long_name
+    assert reason(item_id="i" * 257) == "item_id: 257 bytes; expected at most 256 bytes"
+    user = parse.check_user({"user_id": "u", "attributes": {"a" * 257: 1}}, NOW, Data(), {})
+    assert isinstance(user, Rejected)
+    assert user.reason == long_name
 
 
 def test_parse_events_of_plain_rows_does_not_check_each_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,16 @@ def test_posted_id_that_is_a_fraction_or_boolean_is_rejected(name: str, value: o
     assert piped(GIVEN | {name: value}, data()) is None
 
 
+@pytest.mark.parametrize("name", ["user_id", "item_id", "event_type", "group_id", "event_id"])
+def test_long_id_or_name_by_each_input_is_rejected(name: str, tmp_path: Path) -> None:
+    row = GIVEN | {name: "é" * 129}
+    for kind in ("csv", "jsonl"):
+        assert imported(row, data(), tmp_path, kind) is None
+        assert ingested(row, data(), tmp_path, kind) is None
+    assert posted(row, data()) is None
+    assert piped(row, data()) is None
+
+
 def test_row_by_each_input_has_the_configured_form_of_ids(tmp_path: Path) -> None:
     row = GIVEN | {"user_id": "17.0", "item_id": 42}
     for form, expected in (("integer", ("17", "42")), ("zeros:4", ("17.0", "0042"))):

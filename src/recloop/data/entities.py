@@ -9,6 +9,7 @@ import polars as pl
 
 from recloop.config import Data, Field
 from recloop.data.attributes import attribute_texts, typed_columns, typed_rows
+from recloop.data.limits import TOO_LONG, attribute_excess, is_too_long
 from recloop.data.log_catalog import entity_table
 from recloop.data.read import RawEvents, as_ids, no_such_column, parse_events, read_log, read_orders, rejected_rows_of
 from recloop.data.rejected_rows import RejectedRow
@@ -92,8 +93,9 @@ def _read_entities(project: Project, text: str, key: str, id_column: str, name: 
             no_such_column(table, f"data.columns.{id_column}", name)
         ids = as_ids(table.frame[name], table, id_column)
         ids = pl.select(form_ids(pl.lit(ids), project.config.data.id_form)).to_series()
-        reasons = pl.select(pl.when(ids.is_null()).then(pl.lit(f"no {id_column}"))).to_series()
+        reasons = _reasons(ids, rows, name, id_column)
         rejects += rejected_rows_of(table, reasons)
+        ids = pl.select(pl.when(reasons.is_null()).then(ids)).to_series()
         frames.append(
             pl.DataFrame(
                 {id_column: ids, "attributes": attribute_texts(rows, name, _fields(project, id_column))},
@@ -112,6 +114,7 @@ def _from_log(project: Project, tables: Sequence[Table], id_column: str, names: 
     table = entity_table(tables, key, names)
     rows = typed_rows(table)
     ids = as_ids(table.frame[key], table, id_column)
+    ids = pl.select(pl.when(~is_too_long(ids)).then(ids)).to_series()  # the log's own reader names these rows
     frame = pl.DataFrame(
         {
             id_column: ids,
@@ -119,6 +122,25 @@ def _from_log(project: Project, tables: Sequence[Table], id_column: str, names: 
         }
     )
     return EntityTable(_versions(frame, id_column), [], ()) if len(frame) else None
+
+
+def _reasons(ids: pl.Series, rows: Sequence[JsonTree], name: str, id_column: str) -> pl.Series:
+    """(n,) reject reason or null of the rows of a file.
+
+    Args:
+        name: Name of the id in the rows.
+    """
+    excess = [
+        attribute_excess({key: True for key, value in row.items() if key != name and value not in (None, "")})
+        for row in rows
+    ]
+    return pl.select(
+        pl.when(ids.is_null())
+        .then(pl.lit(f"no {id_column}"))
+        .when(is_too_long(ids))
+        .then(pl.lit(f"{id_column}: {TOO_LONG}"))
+        .otherwise(pl.Series([reason or None for reason in excess], dtype=pl.String))
+    ).to_series()
 
 
 def _fields(project: Project, id_column: str) -> Mapping[str, Field]:

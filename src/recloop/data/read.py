@@ -13,6 +13,7 @@ from recloop.config import Data
 from recloop.data.attributes import object_texts
 from recloop.data.csv.table import repeated_name
 from recloop.data.guests import GUEST_REFUSED, fill_guests
+from recloop.data.limits import TOO_LONG, is_too_long
 from recloop.data.numbers import read_numbers
 from recloop.data.rejected_rows import RejectedRow
 from recloop.data.shape import input_columns, shape_log
@@ -231,9 +232,11 @@ def _events(
         for name in (USER_ID, ITEM_ID, GROUP_ID, EVENT_ID, EVENT_TYPE)
         if name in given_columns
     }
-    ids[USER_ID], is_refused = fill_guests(ids[USER_ID], ids.get(GROUP_ID), data.guests)
     size = len(table.frame)
     reasons = pl.Series([None], dtype=pl.String).new_from_index(0, size)
+    for name, texts in ids.items():
+        reasons = _because(reasons, is_too_long(texts), f"{name}: {TOO_LONG}")
+    ids[USER_ID], is_refused = fill_guests(ids[USER_ID], ids.get(GROUP_ID), data.guests)
     reasons = _because(reasons, is_refused, GUEST_REFUSED)
     for name in (USER_ID, ITEM_ID):
         reasons = _because(reasons, ids[name].is_null(), f"no {name}")
@@ -256,6 +259,7 @@ def _events(
             reasons = _because(reasons, is_wrong, f"{name}: not a JSON object")
         else:
             ids[name] = as_ids(table.frame[name], table, name)
+            reasons = _because(reasons, is_too_long(ids[name]), f"{name}: {TOO_LONG}")
     columns = {
         name: pl.Series([None], dtype=kind).new_from_index(0, size)
         for name, kind in EVENT_SCHEMA.items()

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
 from recloop.config import Data, Field
 from recloop.data.guests import GUEST_REFUSED, is_present
+from recloop.data.limits import attribute_excess, excess_bytes, text_excess
 from recloop.data.numbers import read_number
 from recloop.data.rejected_rows import GUEST_REASON
 from recloop.features.categories import with_categories
 from recloop.features.id_form import form_id, id_text
 from recloop.features.timestamp_text import EXPECTED_FORMS, parse_timestamp
 from recloop.files import AttributeValues, JsonTree
-from recloop.records import GUEST_PREFIX, Event, Item, User
+from recloop.records import GUEST_PREFIX, MAX_ID_BYTES, Event, Item, User
 from recloop.storage.event_rows import object_text
 
 MAX_ROWS = 1_000
@@ -28,8 +29,8 @@ TEXT_NAMES = (
 )  # fmt: skip
 NUMBER_NAMES = "value", "quantity"
 
-Text = Annotated[str, msgspec.Meta(min_length=1)]
-"""An id or a name: a non-empty string that is never parsed."""
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES)]
+"""An id or a name: a string of 1 to 256 bytes (UTF-8) that is never parsed."""
 
 
 class EventIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -167,7 +168,8 @@ def _typed_rows(body: bytes, content_type: str) -> list[EventIn] | None:
         return None
     if len(rows) > MAX_ROWS or any(map(_needs_conversion, rows)):
         return None
-    return rows
+    is_ascii = body.isascii() and b"\\u" not in body  # a character is then a byte, and `Text` has checked the length
+    return rows if is_ascii or not any(text_excess(_texts(row)) for row in rows) else None
 
 
 def _needs_conversion(row: EventIn) -> bool:
@@ -258,12 +260,16 @@ def timestamp_or_none(text: str, data: Data) -> int | None:
 def _convert_row(raw: Any, shape: type[Row]) -> Row | Rejected:
     if isinstance(raw, Rejected):
         return raw
+    if isinstance(raw, dict) and (reason := text_excess((name, raw.get(name)) for name in TEXT_NAMES)):
+        return Rejected(_ids(raw), reason)
     try:
         row = msgspec.convert(raw, shape)
     except msgspec.ValidationError as error:
         return Rejected(_ids(raw), _reason(str(error)))
     except OverflowError:
         return Rejected(_ids(raw), "a number is too large")
+    if not isinstance(row, EventIn) and (reason := attribute_excess(row.attributes)):
+        return Rejected(_ids(raw), reason)
     if not _storable(raw.get("context", raw.get("attributes"))):
         return Rejected(_ids(raw), f"expected whole numbers of at most 64 bits and at most {MAX_DEPTH} levels")
     return row
@@ -306,11 +312,18 @@ def _json_value(value: bool | float) -> str:
 
 
 def _ids(raw: Any) -> dict[str, str]:
-    return {name: raw[name] for name in ID_NAMES if isinstance(raw.get(name), str)} if isinstance(raw, dict) else {}
+    """Ids of a row for the reply; one that is too long is left out."""
+    if not isinstance(raw, dict):
+        return {}
+    return {name: raw[name] for name in ID_NAMES if isinstance(raw.get(name), str) and not excess_bytes(raw[name])}
 
 
 def _text_ids(row: EventIn) -> dict[str, str]:
     return {name: value for name in ID_NAMES if (value := getattr(row, name)) is not None}
+
+
+def _texts(row: EventIn) -> Iterator[tuple[str, object]]:
+    return ((name, getattr(row, name)) for name in TEXT_NAMES)
 
 
 def _check_row_count(rows: Sequence[Any]) -> list[Any]:

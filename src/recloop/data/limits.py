@@ -1,0 +1,45 @@
+"""Limits of ids, names and attributes; the same for files and posted rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import polars as pl
+
+from recloop.records import MAX_ATTRIBUTES, MAX_ID_BYTES
+
+TOO_LONG = f"expected at most {MAX_ID_BYTES} bytes"
+
+
+def text_excess(texts: Iterable[tuple[str, object]]) -> str:
+    """Reason to reject a row by its ids and names; empty if all are short enough.
+
+    Args:
+        texts: Column and value; a value that is not a text is ignored.
+    """
+    for name, text in texts:
+        if isinstance(text, str) and (size := excess_bytes(text)):
+            return f"{name}: {size:,} bytes; {TOO_LONG}"
+    return ""
+
+
+def attribute_excess(attributes: Mapping[str, Any]) -> str:
+    """Reason to reject attributes: too many, or a name that is too long; or empty."""
+    if len(attributes) > MAX_ATTRIBUTES:
+        return f"attributes: {len(attributes):,} names; expected at most {MAX_ATTRIBUTES}"
+    size = max(map(excess_bytes, attributes), default=0)
+    return f"attributes: a name of {size:,} bytes; {TOO_LONG}" if size else ""
+
+
+def excess_bytes(text: str) -> int:
+    """Return the bytes (UTF-8) of a text that is too long; 0 for any other."""
+    if 4 * len(text) <= MAX_ID_BYTES:
+        return 0
+    size = len(text.encode("utf-8", "surrogatepass"))
+    return size if size > MAX_ID_BYTES else 0
+
+
+def is_too_long(texts: pl.Series) -> pl.Series:
+    """(n,) Boolean: the text has too many bytes; False for null."""
+    return (texts.str.len_bytes() > MAX_ID_BYTES).fill_null(False)
