@@ -266,6 +266,36 @@ def test_value_of_another_type_breaks_no_filter_and_reads_no_column_again() -> N
         catalog.check("name >= 3", "filter")
 
 
+def test_type_of_a_field_is_fixed_by_the_bundle() -> None:
+    """Posted rows change neither the type of a field nor the items that pass."""
+    ids = ["i0", "i1", "i2"]
+    rows = [{"price": 1, "tag": "a"}, {"price": 5, "tag": "b"}, {"price": 3, "tag": "a"}]
+    catalog, vocabulary = Catalog.from_table(ids, rows), Vocabulary(ids)
+    catalog.use_types(attribute_columns.fixed_types(rows))
+    text = "price < 4 AND tag LIKE 'a%'"
+    assert catalog.mask(text, vocabulary).mask.tolist() == [False, True, False, True]
+    for number in range(20):
+        catalog.upsert(Item(item_id=f"evil{number}", attributes={"price": "n/a", "tag": 5}, seq=number + 1))
+        catalog.upsert(Item(item_id=f"worse{number}", attributes={"price": [True], "tag": ["a"]}, seq=number + 1))
+    assert catalog.mask(text, vocabulary).mask.tolist() == [False, True, False, True]
+    for item_id in ids:
+        catalog.upsert(Item(item_id=item_id, attributes={}, seq=50))
+    assert catalog.mask(text, vocabulary).n_allowed == 0
+
+
+def test_few_values_of_another_type_do_not_change_the_type_of_a_field() -> None:
+    rows: list[dict[str, Any]] = [{"price": number, "tag": "a"} for number in range(30)]
+    catalog = Catalog.from_table([f"i{n}" for n in range(32)], [*rows, {"price": "n/a"}, {"tag": 1.5}])
+    assert catalog.mask("price < 4 AND tag = 'a'", Vocabulary(["i1", "i9"])).mask.tolist() == [False, True, False]
+
+
+def test_mistyped_names_the_values_that_filters_read_as_missing() -> None:
+    types = attribute_columns.fixed_types([{"price": 1, "tag": "a", "none": None}])
+    assert attribute_columns.mistyped({"price": 2, "tag": 5, "none": True, "new": 1}, types) == ""
+    expected = "price: text, the live bundle has number; filters read it as missing"
+    assert attribute_columns.mistyped({"price": "n/a"}, types) == expected
+
+
 def test_results_older_than_the_journal_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "MAX_ENTRIES", 8)
     monkeypatch.setattr(attribute_columns, "MIN_STALE_ROWS", 4)

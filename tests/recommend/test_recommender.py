@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from recloop.bundle import Bundle
@@ -205,6 +207,24 @@ def test_recommend_with_an_unknown_placement_or_field_raises(make_bundle: Make, 
         ask(make_bundle({"popular": 1.0}), catalogue, shopper(), placement="cart")
     with pytest.raises(UserError, match="colour"):
         catalogue.check("colour = 'red'", "filter")
+
+
+def test_recommend_with_a_filter_of_the_placement_that_cannot_run_ignores_it(
+    make_bundle: Make, catalogue: Catalog
+) -> None:
+    """The list says so; the filter of the query still holds, and its own error is raised."""
+    bundle = make_bundle({"popular": 1.0})
+    placements = bundle.policy.placements
+    broken = dataclasses.replace(placements["cheap"], filter="shelf = 3")
+    policy = dataclasses.replace(bundle.policy, placements={**placements, "cheap": broken})
+    recommender = Recommender(dataclasses.replace(bundle, policy=policy), catalogue)
+    state = states_of(["u"], [shopper()])
+    query = Query(user_id="u", now=NOW, placement="cheap", n=5, filter="price < 3")
+    ranked = recommender.recommend(state, [query])[0]
+    assert (ranked.degraded, set(ranked.items)) == (("filter",), {"apple", "bread", "figs"})
+    with pytest.raises(UserError):
+        recommender.recommend(state, [msgspec.structs.replace(query, filter="shelf = 4")])
+    recommender.warm_up(state, query, catalogue.snapshot())
 
 
 def test_check_golden_with_a_changed_bundle_raises(make_bundle: Make, catalogue: Catalog) -> None:

@@ -145,7 +145,7 @@ def test_post_events_rejects_each_bad_row_with_its_reason(client: httpx.Client, 
 
 
 def test_post_events_keeps_ids_as_text(client: httpx.Client, user: str) -> None:
-    ids = [" 1", "01", "1e5", "null", "\u0000", "a\nb", "1", "😀", "x" * 3000]
+    ids = [" 1", "01", "1e5", "null", "\u0000", "a\nb", "1", "😀" * 64, "x" * 256]
     assert statuses(send(client, [row(user, one, group_id="g") for one in ids])) == ["accepted"] * len(ids)
     known = {event["item_id"] for event in client.get(f"/v1/users/{user}").json()["last_events"]}
     assert known == set(ids)
@@ -255,6 +255,18 @@ def test_post_events_late_rows_count_with_imported_rows_as_a_burst(
     stamps = [(begun + timedelta(milliseconds=n)).isoformat() for n in range(11)]
     late = [row(click["user_id"], f"i{n:02}", event_type="click", timestamp=stamps[n]) for n in range(1, 11)]
     assert statuses(send(client, late)) == ["accepted"] * 8 + ["quarantined"] * 2
+
+
+def test_post_item_with_a_value_of_another_type_says_so_and_breaks_no_filter(client: httpx.Client, user: str) -> None:
+    url = "/v1/recommend/u001"
+    before = client.get("/v1/status").json()["mistyped_items"]
+    reply = client.post("/v1/items", json={"item_id": f"evil-{user}", "attributes": {"price": "n/a"}})
+    assert reply.status_code == 200
+    assert reply.json()["rows"][0]["reason"] == "price: text, the live bundle has number; filters read it as missing"
+    lists = client.get(url, params={"filter": "price < 5 AND category <> 'tea'"})
+    assert (lists.status_code, lists.json()["degraded"]) == (200, [])
+    assert client.get("/v1/status").json()["mistyped_items"] == before + 1
+    assert f"recloop_mistyped_items_total {before + 1:.1f}" in client.get("/metrics").text
 
 
 def test_post_items_and_users_replaces_the_attributes(client: httpx.Client, user: str) -> None:

@@ -72,6 +72,8 @@ PROCESS_METRICS: Final = {
     "generation": "Release generation that this process serves",
     "last_seq": "Last seq that this process has read",
     "degraded": "Number of parts that are missing from responses",
+    "degraded_answers_total": "Answers without a part, such as a source of data or a filter",
+    "mistyped_items_total": "Posted items with a value of another type than the live bundle has",
     "decisions_dropped_total": "Decisions dropped because the buffer was full",
     "decisions_lost_total": "Decisions that earlier processes accepted but did not write",
     "decisions_repeated_total": "Decisions not written because their key existed",

@@ -1,7 +1,8 @@
 """Attribute columns: the values of catalog items as typed columns for conditions.
 
-The type of a column follows from the current values of all items. One value of another type must not break a condition
-on the others, so a condition that is not valid for the column's type is tried with its second type.
+The items of a bundle fix the types of their fields; the current values of all items decide about further fields. The
+prevalent type counts, so that a few values of another type break no condition: they are read as missing if the type is
+number or Boolean. A condition on a field of mixed values that is not valid for its first type is tried with the second.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +27,10 @@ from recloop.records import ITEM_ID, Item
 MIN_STALE_ROWS: Final = 1_024
 STALE_SHARE: Final = 8
 """A column is read again if more than 1 in this many rows and `MIN_STALE_ROWS` changed since."""
+PREVALENT_SHARE: Final = 0.9
+"""A type of at least this share of a field's values is the only type of the field."""
+MAX_TYPED_ROWS: Final = 100_000
+"""Items of a bundle that decide about the types of its fields."""
 
 
 class ValueType(IntEnum):
@@ -95,6 +100,10 @@ class FieldTypes:
     def __contains__(self, name: object) -> bool:
         return name in self._counts
 
+    def has_value(self, name: str) -> bool:
+        """True if a field has a value that is not null."""
+        return any(self._counts[name][: ValueType.MISSING])
+
     def replace(self, previous: Mapping[str, Any], row: Mapping[str, Any]) -> None:
         """Count the values of a new version of an item instead of its previous ones."""
         for name, value in row.items():
@@ -109,8 +118,15 @@ class FieldTypes:
                 del self._counts[name]
 
     def column(self, name: str) -> ColumnTypes:
-        """Types of a column: list before text, and text for values of several types."""
-        n_list, n_boolean, n_number, n_text, _ = self._counts[name]
+        """Types of a column: the prevalent one.
+
+        For mixed values list before text before others.
+        """
+        counts = self._counts[name][: ValueType.MISSING]
+        prevalent = ValueType(max(range(len(counts)), key=counts.__getitem__))
+        if counts[prevalent] and counts[prevalent] >= PREVALENT_SHARE * sum(counts):
+            return ColumnTypes(prevalent, prevalent)
+        n_list, n_boolean, n_number, n_text = counts
         if n_list:
             first = ValueType.LIST
         elif not n_number and not n_text:
@@ -122,6 +138,27 @@ class FieldTypes:
         if first in {ValueType.BOOLEAN, ValueType.NUMBER} or not (n_boolean or n_number):
             return ColumnTypes(first, first)
         return ColumnTypes(first, ValueType.NUMBER if n_number >= n_boolean else ValueType.BOOLEAN)
+
+
+def fixed_types(rows: Iterable[Mapping[str, Any]]) -> dict[str, ColumnTypes]:
+    """Types of the fields of a bundle's items; fields without a value are left out."""
+    types = FieldTypes(islice(rows, MAX_TYPED_ROWS))
+    return {name: types.column(name) for name in types.names if types.has_value(name)}
+
+
+def mistyped(attributes: Mapping[str, Any], types: Mapping[str, ColumnTypes]) -> str:
+    """Name the attributes that conditions read as missing; empty without any."""
+    parts = []
+    for name, value in attributes.items():
+        pair, found = types.get(name), _value_type(type(value))
+        if pair is not None and found is not ValueType.MISSING and not _is_read(found, pair):
+            parts.append(f"{name}: {found.name.lower()}, the live bundle has {pair.first.name.lower()}")
+    return f"{'; '.join(parts)}; filters read it as missing" if parts else ""
+
+
+def _is_read(found: ValueType, pair: ColumnTypes) -> bool:
+    """True if a column of these types has a value of a type; lists and texts have all."""
+    return found in (pair.first, pair.second) or pair.first in (ValueType.LIST, ValueType.TEXT)
 
 
 ITEM_ID_TYPES: Final = ColumnTypes(ValueType.TEXT, ValueType.TEXT)
@@ -142,6 +179,7 @@ class AttributeColumns:
         self._items = items
         self._journal = journal
         self._types: FieldTypes | None = None
+        self.fixed: Mapping[str, ColumnTypes] = {}  # by the bundle
         self._columns: dict[tuple[str, ValueType], tuple[int, pl.Series]] = {}  # end of the journal, values
         self.n_reads = 0  # columns read from all items
 
@@ -155,7 +193,7 @@ class AttributeColumns:
     @property
     def names(self) -> list[str]:
         """Fields that a condition may name: item_id and all attributes."""
-        return [ITEM_ID, *(name for name in self.types.names if name != ITEM_ID)]
+        return [ITEM_ID, *sorted({*self.types.names, *self.fixed} - {ITEM_ID})]
 
     def replace(self, previous: Item | None, item: Item) -> None:
         """Update the types for a new version of an item."""
@@ -199,7 +237,7 @@ class AttributeColumns:
         """True if the types of the condition's columns did not change."""
         known = self.types
         return all(
-            (name == ITEM_ID or name in known) and self._column_types(name) == types
+            (name == ITEM_ID or name in self.fixed or name in known) and self._column_types(name) == types
             for name, types in condition.types.items()
         )
 
@@ -232,7 +270,9 @@ class AttributeColumns:
         return passes
 
     def _column_types(self, name: str) -> ColumnTypes:
-        return ITEM_ID_TYPES if name == ITEM_ID else self.types.column(name)
+        if name == ITEM_ID:
+            return ITEM_ID_TYPES
+        return self.fixed.get(name) or self.types.column(name)
 
     def _column(self, name: str, value_type: ValueType) -> tuple[int, pl.Series]:
         """Return the end of the journal when a column was read, and its values then."""

@@ -13,8 +13,9 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from recloop.errors import UserError
 from recloop.features.vocabulary import Vocabulary
-from recloop.recommend.attribute_columns import AttributeColumns, Condition
+from recloop.recommend.attribute_columns import AttributeColumns, ColumnTypes, Condition
 from recloop.recommend.cache import ENTRY_BYTES, ByteCache
 from recloop.recommend.journal import Journal
 from recloop.recommend.table_mask import TableMask
@@ -48,7 +49,9 @@ class Catalog:
         self._sum: int | None = None  # sum of all items' weights; None: not computed yet
         self._journal = Journal()
         self._columns = AttributeColumns(self._items, self._journal)
-        self._conditions: ByteCache[str, tuple[Condition, int]] = ByteCache(CONDITION_CACHE_BYTES)  # checked at
+        self._conditions: ByteCache[str, tuple[Condition | UserError, int]] = ByteCache(
+            CONDITION_CACHE_BYTES
+        )  # checked at
         self._passing: ByteCache[str, PassingRows] = ByteCache(FILTER_CACHE_BYTES)
         self._views: WeakKeyDictionary[Vocabulary, TableView] = WeakKeyDictionary()  # dropped with its bundle
 
@@ -101,6 +104,7 @@ class Catalog:
         catalog._last_unordered, catalog._out = self._last_unordered, self._out.copy()
         catalog._journal = self._journal.copy()
         catalog._columns = AttributeColumns(catalog._items, catalog._journal)
+        catalog._columns.fixed = self._columns.fixed
         return catalog
 
     def adopt(self, snapshot: Catalog) -> None:
@@ -180,6 +184,15 @@ class Catalog:
         """Return the fields that a condition may name: item_id and all attributes."""
         return self._columns.names
 
+    def use_types(self, types: Mapping[str, ColumnTypes]) -> None:
+        """Read the fields of a bundle's items in these types from now on."""
+        if types is self._columns.fixed:
+            return
+        if types != self._columns.fixed:
+            self._conditions.clear()
+            self._passing.clear()
+        self._columns.fixed = types
+
     def check(self, text: str, key: str) -> None:
         """Raise UserError if a condition does not parse or names an unknown field."""
         if text.strip():
@@ -232,15 +245,21 @@ class Catalog:
         return self._view(vocabulary).outside_version
 
     def _condition(self, text: str, key: str = "filter") -> Condition:
-        checked = self._conditions.get(text)
         end = self._journal.end
-        if checked is not None and checked[1] == end:
-            return checked[0]
-        if checked is not None and self._columns.is_current(checked[0]):
-            condition = checked[0]
+        earlier, checked_at = self._conditions.get(text) or (None, end)
+        condition: Condition | UserError
+        if (earlier is not None and checked_at == end) or (
+            isinstance(earlier, Condition) and self._columns.is_current(earlier)
+        ):
+            condition = earlier
         else:
-            condition = self._columns.compile(text, key)
+            try:
+                condition = self._columns.compile(text, key)
+            except UserError as error:
+                condition = error
         self._conditions.put(text, (condition, end), CONDITION_BYTES + 20 * len(text))
+        if isinstance(condition, UserError):
+            raise condition.with_traceback(None)
         return condition
 
     def _passing_rows(self, text: str) -> PassingRows:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 import numpy as np
+import polars as pl
 
+from recloop.errors import UserError
 from recloop.features.encode import EncodedBatch, digest
 from recloop.features.state import StateBatch
 from recloop.features.vocabulary import Vocabulary
@@ -15,6 +18,8 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.table_mask import TableMask
 from recloop.records import Query
 
+FILTER: Final = "filter"
+"""Name of a placement's condition in ``degraded``."""
 NO_ITEMS = np.zeros(0, dtype=np.int32)
 NO_IDS: frozenset[str] = frozenset()
 
@@ -24,13 +29,15 @@ class CandidateMask:
     """Filters of B queries: a shared table mask and the banned items of each query.
 
     Query b must not show the table items ``banned[b]`` (ascending item_ix) or the raw ids ``banned_ids[b]``. ``text`` is
-    the whole condition, for items outside the table.
+    the whole condition, for items outside the table. ``degraded`` holds `FILTER` if the condition of the placement cannot
+    be evaluated; the list then ignores it.
     """
 
     table: TableMask
     banned: list[np.ndarray]
     banned_ids: list[frozenset[str]]
     text: str
+    degraded: tuple[str, ...] = ()
 
     @property
     def mask(self) -> np.ndarray:
@@ -83,11 +90,22 @@ def candidate_mask(
     Args:
         filters: The conditions of the placement and of the query; an item must pass both.
         filter_seen: Exclude every item of the history that was a target.
+
+    Raises:
+        UserError: the condition of the query is not valid.
     """
     text = joined(filters)
+    degraded: tuple[str, ...] = ()
+    try:
+        table = catalog.mask(text, vocabulary)
+    except (UserError, pl.exceptions.PolarsError):
+        if not filters[0].strip():
+            raise
+        text, degraded = joined(filters[1:]), (FILTER,)
+        table = catalog.mask(text, vocabulary)
     banned = [_banned(vocabulary, encoded, b, query, filter_seen) for b, query in enumerate(queries)]
     banned_ids = [_banned_ids(encoded, vocabulary, b, query, filter_seen) for b, query in enumerate(queries)]
-    return CandidateMask(catalog.mask(text, vocabulary), banned, banned_ids, text)
+    return CandidateMask(table, banned, banned_ids, text, degraded)
 
 
 def _banned(vocabulary: Vocabulary, encoded: EncodedBatch, b: int, query: Query, filter_seen: bool) -> np.ndarray:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import polars as pl
 
 from recloop.bundle import Bundle, GoldenCase
 from recloop.errors import BundleError, UserError
@@ -21,6 +22,7 @@ from recloop.features.encode import EncodedBatch, digest, encode
 from recloop.features.state import StateBatch, StoredState
 from recloop.policy import Placement
 from recloop.recommend import similar_items
+from recloop.recommend.attribute_columns import ColumnTypes, fixed_types
 from recloop.recommend.attribute_lists import AttributeLists
 from recloop.recommend.attribute_towers import AttributeTowers
 from recloop.recommend.catalog import Catalog
@@ -56,7 +58,7 @@ class RankedList:
     positives: int
     n: int = 0  # maximum length, from the query or the placement
     empty_reason: str = ""  # cause of a list without slots
-    degraded: tuple[str, ...] = ()  # parts that failed: ``ranker``
+    degraded: tuple[str, ...] = ()  # parts that failed: ``filter``, ``ranker``
 
     @property
     def items(self) -> list[str]:
@@ -121,8 +123,8 @@ class Recommender:
     ) -> list[RankedList]:
         """Recommend a list for each query from the state at the same index of ``states``.
 
-        Queries that share placement, n, filter and filter_seen are processed together. If the ranker fails, the lists are those of the
-        fusion and name it in ``degraded``.
+        Queries that share placement, n, filter and filter_seen are processed together. If the ranker fails, the lists are
+        those of the fusion and name it in ``degraded``; so is a placement's own filter that cannot be evaluated.
         """
         if len(queries) == 1 or len({_group(query) for query in queries}) == 1:
             return self._recommend_batch(states, queries, with_inputs, with_ranker)
@@ -138,14 +140,14 @@ class Recommender:
         encoded = self.encode(states, [query.now for query in queries])
         allowed = self.candidate_mask(encoded, queries, placement)
         k = queries[0].n or placement.n
-        degraded: tuple[str, ...] = ()
+        degraded = allowed.degraded
         fused: FusedTopK | None = None
         if self.is_ranked(placement) and with_ranker:
             try:
                 fused = self.rank_sources(encoded, allowed, placement, k)
             except Exception as error:  # noqa: BLE001 - the fusion answers instead of a failing ranker
                 LOGGER.warning("the ranker of bundle %s failed: %s", self.bundle.id, type(error).__name__)
-                degraded = (RANKER,)
+                degraded = (*degraded, RANKER)
         if fused is None:
             fused = self.fuse_sources(encoded, allowed, queries, placement, k, with_ranker=False)
         answers = self.assemble(encoded, allowed, fused, queries, placement)
@@ -159,6 +161,24 @@ class Recommender:
             for b, answer in enumerate(answers)
         ]  # fmt: skip
 
+    @property
+    def field_types(self) -> Mapping[str, ColumnTypes]:
+        """Types in which conditions read the fields of the bundle's items."""
+        types: Mapping[str, ColumnTypes] = self.bundle.shared(
+            "field_types", lambda: fixed_types(self.bundle.items.attributes)
+        )
+        return types
+
+    def check_filter(self, text: str) -> None:
+        """Check the condition of a query.
+
+        Raises:
+            UserError: it does not parse, or names an unknown field.
+        """
+        if text.strip():
+            self.catalog.use_types(self.field_types)
+            self.catalog.check(text, "filter")
+
     def warm_up(self, states: StateBatch, query: Query, snapshot: Catalog) -> None:
         """Make the mask of each placement and one list with it, before the first answer.
 
@@ -166,12 +186,13 @@ class Recommender:
         """
         encoded = self.encode(states, [query.now])
         self._similar.warm_up()
+        snapshot.use_types(self.field_types)
         for placement in self.bundle.policy.placements.values():
             text = joined((placement.filter, ""))
             try:
                 mask = snapshot.mask(text, self.bundle.items.ids)
-            except UserError as error:  # the first answer names it
-                LOGGER.warning("bundle %s: %s", self.bundle.id, error)
+            except (UserError, pl.exceptions.PolarsError) as error:  # the lists name it in `degraded`
+                LOGGER.warning("bundle %s answers without a filter: %s", self.bundle.id, error)
                 continue
             if placement.list != similar_items.LIST_KIND:
                 allowed = CandidateMask(mask, [NO_ITEMS], [NO_IDS], text)
@@ -184,6 +205,8 @@ class Recommender:
     def candidate_mask(self, encoded: EncodedBatch, queries: Sequence[Query], placement: Placement) -> CandidateMask:
         """Return the allowed items of queries with this placement and one filter."""
         conditions = (placement.filter, queries[0].filter)
+        if any(map(str.strip, conditions)):
+            self.catalog.use_types(self.field_types)
         filter_seen = self.bundle.policy.filters_seen(placement, queries[0].filter_seen)
         if placement.list == similar_items.LIST_KIND:  # never recommend the query item itself
             queries = [msgspec.structs.replace(query, exclude=(*query.exclude, query.item_id)) for query in queries]

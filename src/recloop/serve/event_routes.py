@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from starlette.responses import Response
 
 from recloop.ingest import parse
 from recloop.ingest.parse import Rejected
+from recloop.recommend.attribute_columns import mistyped
 from recloop.records import ITEM_ID, USER_ID, Event
 from recloop.serve import request as request_parts
 from recloop.serve.middleware import Reply, json_reply, json_response
@@ -64,7 +66,10 @@ class WriteRoutes:
         checked = [parse.check_item(row, now, config.data, config.features.item) for row in rows]
         if items := [item for item in checked if not isinstance(item, Rejected)]:
             await self._service.write(items=items)
-        return _upserted(ItemsResponse, ItemResult, checked, ITEM_ID)
+        types = self._service.recommender.field_types
+        notes = ["" if isinstance(item, Rejected) else mistyped(item.attributes, types) for item in checked]
+        self._service.counts.mistyped_items += sum(map(bool, notes))
+        return _upserted(ItemsResponse, ItemResult, checked, ITEM_ID, notes)
 
     async def post_users(self, request: Request) -> Response:
         now, rows = await self._rows(request)
@@ -104,13 +109,19 @@ def events_response(checked: Sequence[Event | Rejected], receipts: Sequence[Rece
     return json_reply(msgspec.json.encode(EventsResponse(**counts, rows=results)), 207 if partial else 200)
 
 
-def _upserted(response_type: type[Any], result_type: type[Any], checked: Sequence[Any], key: str) -> Response:
-    """Build the response to item or user rows; 207 if a row was rejected."""
+def _upserted(
+    response_type: type[Any], result_type: type[Any], checked: Sequence[Any], key: str, notes: Iterable[str] = ()
+) -> Response:
+    """Build the response to item or user rows; 207 if a row was rejected.
+
+    Args:
+        notes: Reason for each row that was accepted; may be empty.
+    """
     results = [
         result_type(row.ids.get(key), "rejected", row.reason)
         if isinstance(row, Rejected)
-        else result_type(getattr(row, key), "accepted")
-        for row in checked
+        else result_type(getattr(row, key), "accepted", note or None)
+        for row, note in zip_longest(checked, notes, fillvalue="")
     ]
     rejected = sum(isinstance(row, Rejected) for row in checked)
     return json_response(response_type(len(checked) - rejected, rejected, results), 207 if rejected else 200)

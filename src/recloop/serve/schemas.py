@@ -122,7 +122,9 @@ class VerificationSummary(msgspec.Struct):
 class StatusResponse(msgspec.Struct):
     """Status of the service.
 
-    ``shadow_skipped`` counts requests not scored in shadow, and ``workers`` the processes that answer.
+    ``degraded_answers`` counts answers without a part, and ``mistyped_items`` posted items with a value of another type
+    than the live bundle has, both since the start. ``shadow_skipped`` counts requests not scored in shadow, and ``workers``
+    the processes that answer.
     """
 
     live: str | None
@@ -133,6 +135,8 @@ class StatusResponse(msgspec.Struct):
     last_seq: int
     watermark: int
     degraded: list[str]
+    degraded_answers: int
+    mistyped_items: int
     shadow_skipped: int
     workers: int
     health: dict[str, dict[str, dict[str, JsonTree]]]

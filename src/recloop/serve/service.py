@@ -30,6 +30,7 @@ from recloop.recommend.recommender import RankedList, Recommender
 from recloop.recommend.user_states import LabelledRows, StateRegistry, StateSource
 from recloop.records import ITEM_ID, USER_ID, Decision, Event, Item, Query, User, is_guest, now
 from recloop.release import assignment
+from recloop.serve.answer_counts import AnswerCounts
 from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
 from recloop.serve.reload import Reloader
 from recloop.serve.response import build_decision, build_response
@@ -92,6 +93,7 @@ class Service:
         self.as_of = self.log.last_seq()
         self.uncommitted_since: int | None = None
         self.workers: WorkerPool | None = None
+        self.counts = AnswerCounts()
         self.catalog = Catalog.from_frames([self.archive.items(), self.log.items()])
         loader = DeploymentLoader(project, self.control, self.catalog, self.clock)
         self.deployments = loader.load_initial()
@@ -160,8 +162,7 @@ class Service:
         """
         assigned = self._assign(query.user_id)
         self.recommender.placement(query.placement)
-        if query.filter:
-            self.catalog.check(query.filter, "filter")
+        assigned.recommender.check_filter(query.filter)
         degraded = set(self.degraded)
         deployment, ranked, as_of_seq = self._answer(assigned, query, degraded)
         decision = build_decision(
@@ -177,6 +178,7 @@ class Service:
             client_request_id=client_request_id,
         )
         self.decisions.put(decision)
+        self.counts.add(decision.degraded)
         if not degraded and self._is_shadowed(query.user_id, deployment.arm):
             self._add_to_shadow(query, decision)
         return ranked, decision
@@ -217,6 +219,8 @@ class Service:
             last_item_seq: Seq of the last commit with items.
         """
         self.decisions.put_many(decisions)
+        for decision in decisions:
+            self.counts.add(decision.degraded)
         for decision in decisions if self.deployments.shadows else ():
             self._shadow_of_worker(decision, last_item_seq)
 
@@ -289,6 +293,8 @@ class Service:
             "last_seq": last_seq,
             "watermark": watermark,
             "degraded": self.degraded,
+            "degraded_answers": self.counts.degraded_answers,
+            "mistyped_items": self.counts.mistyped_items,
             "shadow_skipped": self.shadow.skipped,
             "workers": 1 + (0 if self.workers is None else self.workers.n_started),
             **self.health(),
@@ -321,6 +327,8 @@ class Service:
             "generation": self.deployments.generation,
             "last_seq": self.as_of,
             "degraded": len(self.degraded),
+            "degraded_answers_total": self.counts.degraded_answers,
+            "mistyped_items_total": self.counts.mistyped_items,
             "decisions_dropped_total": self.decisions.dropped,
             "decisions_lost_total": self.decisions.lost,
             "decisions_repeated_total": self.decisions.repeated,
