@@ -232,6 +232,8 @@ def check_item(raw: Any, received_at: int, data: Data, fields: Mapping[str, Fiel
     row = _convert_row(_with_id(raw, "item_id"), ItemIn)
     if isinstance(row, Rejected):
         return row
+    if reason := attribute_excess(row.attributes):
+        return Rejected(_ids(raw), reason)
     item_id = form_id(row.item_id, data.id_form)
     attributes = with_categories(row.attributes, fields)
     return Item(item_id=item_id, attributes=attributes, hidden=row.hidden, received_at=received_at)
@@ -245,6 +247,8 @@ def check_user(raw: Any, received_at: int, data: Data, fields: Mapping[str, Fiel
     row = _convert_row(_with_id(raw, "user_id"), UserIn)
     if isinstance(row, Rejected):
         return row
+    if reason := attribute_excess(row.attributes):
+        return Rejected(_ids(raw), reason)
     attributes = with_categories(row.attributes, fields)
     return User(user_id=form_id(row.user_id, data.id_form), attributes=attributes, received_at=received_at)
 
@@ -268,8 +272,6 @@ def _convert_row(raw: Any, shape: type[Row]) -> Row | Rejected:
         return Rejected(_ids(raw), _reason(str(error)))
     except OverflowError:
         return Rejected(_ids(raw), "a number is too large")
-    if not isinstance(row, EventIn) and (reason := attribute_excess(row.attributes)):
-        return Rejected(_ids(raw), reason)
     if not _storable(raw.get("context", raw.get("attributes"))):
         return Rejected(_ids(raw), f"expected whole numbers of at most 64 bits and at most {MAX_DEPTH} levels")
     return row
