@@ -20,8 +20,10 @@ import recloop
 from recloop import bundle as bundles
 from recloop.bundle import Bundle, GoldenCase
 from recloop.errors import BundleError
+from recloop.features.served_arrays import DTYPES, map_arrays
 from recloop.features.state import StoredState
 from recloop.features.undo import Kind
+from recloop.graphs import has_external_tensors
 from recloop.policy import FALLBACK, Policy, ScorerSpec, custom_scorers
 from recloop.recommend.recommender import check_golden
 from recloop.simulation.shop import SimulatedShop
@@ -61,7 +63,7 @@ def test_bundle_round_trips(bundle_folder: Path, fitted_bundle: Bundle) -> None:
     assert loaded.arrays.keys() == fitted_bundle.arrays.keys()
 
 
-@pytest.mark.parametrize("dtype", list(bundles.DTYPES.values()))
+@pytest.mark.parametrize("dtype", list(DTYPES.values()))
 def test_bundle_arrays_equal_those_read_by_safetensors(tmp_path: Path, dtype: type) -> None:
     rng = np.random.default_rng(0)
     arrays = {
@@ -69,7 +71,7 @@ def test_bundle_arrays_equal_those_read_by_safetensors(tmp_path: Path, dtype: ty
         "row": rng.integers(0, 2, 7).astype(dtype), "one": np.array(1).astype(dtype),
     }  # fmt: skip
     safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors", metadata={"of": "a test"})
-    read = bundles._arrays(tmp_path / "a.safetensors")
+    read = map_arrays(tmp_path / "a.safetensors")
     expected = safetensors.numpy.load_file(tmp_path / "a.safetensors")
     assert read.keys() == expected.keys()
     for name, array in expected.items():
@@ -78,7 +80,7 @@ def test_bundle_arrays_equal_those_read_by_safetensors(tmp_path: Path, dtype: ty
     whole = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "a.safetensors").write_bytes(whole[:-1])
     with pytest.raises(BundleError, match="a complete file"):
-        bundles._arrays(tmp_path / "a.safetensors")
+        map_arrays(tmp_path / "a.safetensors")
 
 
 def test_bundle_of_equal_content_has_equal_bytes(bundle_folder: Path, fitted_bundle: Bundle, tmp_path: Path) -> None:
@@ -310,3 +312,112 @@ def test_default_placement_is_home_in_any_order() -> None:
     placements = {name: {"list": "for_you", "weights": {}, "filter": "", "n": 3} for name in ("discover", "home")}
     policy = Policy.from_json({"placements": placements, "filter_seen": False, "fallback": list(FALLBACK)})
     assert policy.default_placement == "home"
+
+
+def damaged_arrays(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays that index outside their tables, or have another shape or type."""
+    arrays = bundle.arrays
+    n_items = len(bundle.items)
+    ids, indptr, popular = (arrays[name].copy() for name in ("neighbours.ids", "neighbours.indptr", "popular"))
+    ids[3] = 2**31 - 1
+    indptr[5] = indptr[4] - 1
+    popular[0] = n_items + 1
+    return {
+        "neighbours.ids": {"neighbours.ids": ids},
+        "neighbours.ids is negative": {"neighbours.ids": -arrays["neighbours.ids"]},
+        "neighbours.ids is short": {"neighbours.ids": arrays["neighbours.ids"][:-1]},
+        "neighbours.weights": {"neighbours.weights": np.full_like(arrays["neighbours.weights"], np.nan)},
+        "neighbours.indptr": {"neighbours.indptr": indptr},
+        "neighbours.indptr is short": {"neighbours.indptr": arrays["neighbours.indptr"][:-1]},
+        "neighbours.indptr are floats": {"neighbours.indptr": arrays["neighbours.indptr"].astype(np.float32)},
+        "popular": {"popular": popular},
+        "popular has two axes": {"popular": popular[None]},
+        "segment.18-29": {"segment.18-29": np.array([0], dtype=np.int32)},
+        "item_vectors": {"item_vectors": np.zeros((n_items, 4), dtype=np.float32)},
+        "user_vectors": {"user_vectors": np.zeros((9, 4), dtype=np.float32)},
+        "attributes.prior": {
+            "attributes.affinity": np.zeros((1, 1), dtype=np.float32), "attributes.prior": np.zeros(2, dtype=np.float32),
+            "attributes.value_prior": np.zeros(1, dtype=np.float32), "attributes.strengths": np.zeros(2, dtype=np.float32),
+        },
+        "ranking.values": {"ranking.values": np.zeros((n_items, 10), dtype=np.float32)},
+    }  # fmt: skip
+
+
+def test_bundle_with_an_array_outside_its_tables_is_refused_by_name(fitted_bundle: Bundle, tmp_path: Path) -> None:
+    for number, (case, arrays) in enumerate(damaged_arrays(fitted_bundle).items()):
+        damaged = replace(fitted_bundle, arrays={**fitted_bundle.arrays, **arrays})
+        written = bundles.write(damaged, tmp_path / str(number), STARTED)
+        with pytest.raises(BundleError, match=f"{re.escape(case.split(' ')[0])} of serve.safetensors"):
+            bundles.load(tmp_path / str(number) / written.id)
+
+
+def header(**facts: Any) -> Callable[[bytes], bytes]:
+    """A change of the header of a safetensors file."""
+
+    def change(content: bytes) -> bytes:
+        size = int.from_bytes(content[:8], "little")
+        tree = json.loads(content[8 : 8 + size])
+        tree["popular"] |= facts
+        text = json.dumps(tree).encode()
+        return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("serve.safetensors", header(dtype="BF16"), "popular of serve.safetensors=BF16"),
+        ("serve.safetensors", header(shape=[10**12]), "popular of serve.safetensors"),
+        ("serve.safetensors", header(data_offsets=[8, 4]), "popular of serve.safetensors"),
+        ("serve.safetensors", lambda content: (2**40).to_bytes(8, "little") + content[8:], "a header of"),
+        ("serve.safetensors", lambda _: b"", "serve.safetensors=a header of"),
+        ("items.parquet", lambda content: content[:-20], "items.parquet"),
+        ("spec.json", lambda _: b"[" * 100_000, "spec.json"),
+        ("spec.json", lambda _: b"{}", "spec.json"),
+        ("policy.json", lambda _: b"\xff", "policy.json"),
+        ("golden.json", lambda _: b'[{"n": "x"}]', "golden.json"),
+    ],
+)
+def test_bundle_of_any_content_is_refused_by_a_bundle_error(
+    bundle_folder: Path, name: str, change: Callable[[bytes], bytes], message: str
+) -> None:
+    changed = change((bundle_folder / name).read_bytes())
+    manifest = json.loads((bundle_folder / "manifest.json").read_text())
+    (bundle_folder / name).write_bytes(changed)
+    manifest["files"][name] = {"sha256": hashlib.sha256(changed).hexdigest(), "bytes": len(changed)}
+    manifest["bundle"] = f"counts-20250102T030405Z-{bundles.content_hash(manifest)}"
+    (bundle_folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=re.escape(message)):
+        bundles.load(bundle_folder)
+
+
+def test_bundle_files_that_are_too_large_for_their_content_are_refused(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "MAX_JSON_BYTES", 10)
+    with pytest.raises(BundleError, match=r"\.json=.*at most 10"):
+        bundles.load(bundle_folder)
+    monkeypatch.undo()
+    monkeypatch.setattr(bundles, "MIN_TABLE_ROWS", 1)
+    monkeypatch.setattr(bundles, "MAX_ROWS_PER_BYTE", 0)
+    with pytest.raises(BundleError, match=r"items\.parquet=.*distinct ids"):
+        bundles.load(bundle_folder)
+
+
+@pytest.mark.parametrize("place", ["initializer", "attribute", "subgraph"])
+def test_graph_with_an_external_tensor_at_any_place_is_found(place: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+
+    inner = onnx.helper.make_graph([], "inner", [], [], [tensor])
+    nodes = {
+        "initializer": [],
+        "attribute": [onnx.helper.make_node("Constant", [], ["w"], value=tensor)],
+        "subgraph": [onnx.helper.make_node("If", ["c"], ["o"], then_branch=inner, else_branch=inner)],
+    }[place]
+    graph = onnx.helper.make_graph(nodes, "g", [], [], [tensor] if place == "initializer" else [])
+    assert has_external_tensors(onnx.helper.make_model(graph).SerializeToString())
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    plain = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["w"], value=tensor)], "g", [], [], [tensor])
+    assert not has_external_tensors(onnx.helper.make_model(plain).SerializeToString())

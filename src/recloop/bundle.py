@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,16 +21,18 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import safetensors.numpy
 
 from recloop.errors import BundleError
 from recloop.features.attribute_rows import AttributeRows
 from recloop.features.learned_range import LearnedRange
+from recloop.features.served_arrays import check_arrays, map_arrays
 from recloop.features.spec import ENCODE_VERSION, FeatureSpec
 from recloop.features.state import StoredState
 from recloop.features.vocabulary import FieldCodes, Vocabulary
-from recloop.files import AttributeValues, JsonTree, sync_folder, write_file
-from recloop.graphs import TREE_DOMAIN, TREE_OPERATOR, operators
+from recloop.files import AttributeValues, JsonTree, readable, sync_folder, write_file
+from recloop.graphs import TREE_DOMAIN, TREE_OPERATOR, has_external_tensors, operators
 from recloop.manifest import Manifest
 from recloop.policy import Policy, ScorerSpec
 from recloop.records import FUSED_SOURCES, FileFacts
@@ -42,12 +43,15 @@ MANIFEST = "manifest.json"
 RANKER_GRAPH = "ranker.onnx"
 GRAPHS = ("user.onnx", "item.onnx", "rank.onnx", RANKER_GRAPH)
 """Graphs of a bundle; `rank.onnx` is a network that reorders the items of other sources."""
-DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
-    "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+MAX_JSON_BYTES = 64 * 2**20
+MIN_TABLE_ROWS = 10_000
+MAX_ROWS_PER_BYTE = 4
+"""Rows of a table of distinct ids that a byte of its file can hold; checked above `MIN_TABLE_ROWS`."""
+ITEM_COLUMNS: Mapping[str, pl.DataType] = {
+    "item_ix": pl.Int32(), "item_id": pl.String(), "count": pl.Int64(), "tail": pl.Boolean(), "fields": pl.String(),
+    "first_seq": pl.Int64(),
 }  # fmt: skip
-"""Safetensors types that serving reads."""
-_EXTERNAL = b"\x0a\x08location"  # protobuf: a StringStringEntry whose key is "location", which marks external tensors
+USER_COLUMNS: Mapping[str, pl.DataType] = {"user_ix": pl.Int32(), "user_id": pl.String(), "count": pl.Int64()}
 
 
 @dataclass(frozen=True)
@@ -232,9 +236,15 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
         BundleError: a wrong hash, a missing or extra file, a link, a graph with external data, an unknown format or
             encode_version.
     """
-    manifest = check(path, sha256)
-    spec = FeatureSpec.from_json(_read_json(path / "spec.json"))
-    table = pl.read_parquet(path / "items.parquet")
+    with readable(path):
+        return _loaded(path, check(path, sha256))
+
+
+def _loaded(path: Path, manifest: Manifest) -> Bundle:
+    """Load the checked files of a bundle."""
+    check_sizes(path, manifest)
+    with readable(path / "spec.json"):
+        spec = FeatureSpec.from_json(_read_json(path / "spec.json"))
     graphs = {name: (path / name).read_bytes() for name in GRAPHS if name in manifest.files}
     for name, data in graphs.items():
         _check_graph(name, data, path)
@@ -242,6 +252,11 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
     if (policy.ranker is None) != (RANKER_GRAPH not in graphs):
         part = "policy.json" if policy.ranker is None else RANKER_GRAPH
         raise BundleError(part, path, "the ranker of the bundle: its graph and its settings", "recloop update --full")
+    table = _read_table(path / "items.parquet", ITEM_COLUMNS)
+    users = _users(path / "users.parquet") if "users.parquet" in manifest.files else None
+    with readable(path / "serve.safetensors"):
+        arrays = map_arrays(path / "serve.safetensors")
+    check_arrays(arrays, len(table), None if users is None else len(users.ids))
     return Bundle(
         manifest=manifest,
         spec=spec,
@@ -254,12 +269,47 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
             first_seq=table["first_seq"].to_numpy(),
             attributes=AttributeRows(table["fields"]),
         ),
-        arrays=_arrays(path / "serve.safetensors"),
+        arrays=arrays,
         graphs=graphs,
         metrics=_read_json(path / "metrics.json"),
         golden=GoldenCase.read_all(path / "golden.json"),
-        users=_users(path / "users.parquet") if "users.parquet" in manifest.files else None,
+        users=users,
     )
+
+
+def check_sizes(path: Path, manifest: Manifest) -> None:
+    """Check the sizes of a bundle's files before they are read.
+
+    Raises:
+        BundleError: a JSON file is too large, or a table has too many rows for its bytes.
+    """
+    for name in manifest.files:
+        size = (path / name).stat().st_size
+        if name.endswith(".json") and size > MAX_JSON_BYTES:
+            raise BundleError(name, f"{size:,} bytes", f"at most {MAX_JSON_BYTES:,}", "recloop update --full")
+        if name in ("items.parquet", "users.parquet"):
+            with readable(path / name):
+                rows = pq.read_metadata(path / name).num_rows
+            if rows > max(MIN_TABLE_ROWS, MAX_ROWS_PER_BYTE * size):
+                raise BundleError(name, f"{rows:,} rows in {size:,} bytes", "distinct ids", "recloop update --full")
+
+
+def _read_table(file: Path, columns: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """Read the item or user table: rows numbered from 1 with distinct ids.
+
+    Raises:
+        BundleError: a column is missing, has another type or has nulls, or an id repeats.
+    """
+    table = pl.read_parquet(file, columns=list(columns))
+    number, id_name = list(columns)[:2]
+    expected = ""
+    if any(table.schema[name] != dtype for name, dtype in columns.items()) or sum(table.null_count().row(0)):
+        expected = ", ".join(f"{name} {dtype}" for name, dtype in columns.items()) + " without nulls"
+    elif table[number].to_list() != list(range(1, len(table) + 1)) or table[id_name].n_unique() != len(table):
+        expected = f"{number} from 1 and distinct {id_name}"
+    if expected:
+        raise BundleError(file.name, f"{len(table):,} rows", expected, "recloop update --full")
+    return table
 
 
 def _check_graph(name: str, data: bytes, path: Path) -> None:
@@ -269,12 +319,13 @@ def _check_graph(name: str, data: bytes, path: Path) -> None:
         BundleError: it has external tensors or no readable nodes, or an operator of a domain that it may not use.
     """
     fix = "recloop update --full"
-    if _EXTERNAL in data:
-        raise BundleError(name, path, "a graph without external tensors", fix)
     try:
+        has_external = has_external_tensors(data)
         found = operators(data)
     except ValueError as error:
         raise BundleError(name, path, f"an ONNX graph ({error})", fix) from None
+    if has_external:
+        raise BundleError(name, path, "a graph without external tensors", fix)
     if name == RANKER_GRAPH and found != {(TREE_DOMAIN, TREE_OPERATOR)}:
         foreign = ", ".join(sorted(f"{domain}.{operator}" for domain, operator in found))
         raise BundleError(name, foreign or "no operator", f"{TREE_DOMAIN}.{TREE_OPERATOR} alone", fix)
@@ -282,30 +333,8 @@ def _check_graph(name: str, data: bytes, path: Path) -> None:
         raise BundleError(name, TREE_DOMAIN, "operators of the standard domain", fix)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Map the arrays of a safetensors file, read-only.
-
-    Processes and bundles that map one file share its memory, and the system can drop pages that are not used. A file
-    stays readable after its folder is removed.
-    """
-    size = path.stat().st_size
-    arrays: dict[str, np.ndarray] = {}
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = msgspec.json.decode(file.read(start - 8))
-        mapped = np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), dtype=np.uint8)
-    for name, facts in header.items():
-        if name == "__metadata__":
-            continue
-        low, high = facts["data_offsets"]
-        if start + high > size:
-            raise BundleError("bundle file", path, "a complete file (it ends early)", "recloop update --full")
-        arrays[name] = mapped[start + low : start + high].view(DTYPES[facts["dtype"]]).reshape(facts["shape"])
-    return arrays
-
-
 def _users(path: Path) -> UserTable:
-    table = pl.read_parquet(path)
+    table = _read_table(path, USER_COLUMNS)
     return UserTable(Vocabulary(table["user_id"]), table["count"].to_numpy())
 
 
@@ -412,7 +441,8 @@ def _json(tree: Any) -> bytes:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8"))
+    with readable(path):
+        return json.loads(path.read_text("utf-8"))
 
 
 def _sha256(path: Path) -> str:

@@ -86,6 +86,18 @@ def write_file(path: Path, content: Any) -> None:
         os.fsync(file.fileno())
 
 
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Raise a `BundleError` that names the file for any error of its content."""
+    try:
+        yield
+    except (BundleError, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a parser may raise anything
+        cause = f"{type(error).__name__}: {error}"[:300]
+        raise BundleError(file.name, file, f"a readable file ({cause})", "recloop update --full") from None
+
+
 def sync_folder(folder: Path) -> None:
     """Fsync a folder, so that its new and renamed files survive a crash."""
     handle = os.open(folder, os.O_RDONLY)

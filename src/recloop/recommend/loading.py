@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 
 import msgspec
-import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
@@ -26,6 +25,8 @@ REMOVED_FILE = "removed.json"
 """File in ``store/`` with the time at which `[retention]` removed each bundle."""
 RESTART_FILE = "restart.json"
 """File in ``store/`` that marks a committed but incomplete restart (`recloop.pipeline.restart`)."""
+MIN_GOLDEN_CASES = 2
+"""Cases of a bundle with the fewest users: one user and the anonymous one."""
 
 
 def check_complete(project: Project) -> None:
@@ -133,15 +134,12 @@ def verify_hash(project: Project, row: ReleaseRow) -> None:
 
 
 def open_bundle(project: Project, row: ReleaseRow) -> Bundle:
-    """Load a bundle and check its bytes, finite numbers and golden lists.
+    """Load a bundle and check its bytes, arrays and golden lists.
 
     Raises:
         BundleError: a check failed; the bundle must not be served.
     """
     bundle = bundles.load(project.bundles / row.bundle, row.sha256)
-    for name, array in bundle.arrays.items():
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise BundleError(f"{name} of serve.safetensors", "NaN or infinite", "finite numbers", "recloop update")
     try:
         check_golden(bundle)
     except BundleError:
@@ -166,6 +164,10 @@ def check_servable(project: Project, bundle: Bundle, live: Bundle | None) -> Jso
         BundleError: a check failed; the bundle must not be served.
     """
     ids = bundle.items.ids.ids
+    n_golden = sum(case.placement == bundle.default_placement for case in bundle.golden)
+    if n_golden < MIN_GOLDEN_CASES:
+        expected = f"at least {MIN_GOLDEN_CASES} cases of the placement {bundle.default_placement}"
+        raise BundleError("golden.json", f"{n_golden} cases", expected, "recloop update")
     if live is not None and list(ids[: len(live.items)]) != list(live.items.ids.ids):
         raise BundleError(
             "item table",
