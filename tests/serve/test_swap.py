@@ -166,7 +166,9 @@ def test_rollback_reuses_the_loaded_bundle_and_promote_checks_the_files(
     live = releases.live(control_of(project)).bundle
     opened: list[str] = []
     right = deployments.open_bundle
-    monkeypatch.setattr(deployments, "open_bundle", lambda owner, row: opened.append(row.bundle) or right(owner, row))
+    monkeypatch.setattr(
+        deployments, "open_bundle", lambda owner, row, *more: opened.append(row.bundle) or right(owner, row, *more)
+    )
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         opened.clear()
@@ -318,7 +320,19 @@ def other_golden(live: Bundle) -> dict[str, Any]:
     return {"golden": [replace(case, ids=case.ids[::-1]) for case in live.golden]}
 
 
+def no_golden(live: Bundle) -> dict[str, Any]:
+    return {"golden": []}
+
+
+def neighbour_outside(live: Bundle) -> dict[str, Any]:
+    ids = live.arrays["neighbours.ids"].copy()
+    ids[0] = 2**31 - 1
+    return {"arrays": {**live.arrays, "neighbours.ids": ids}, "golden": live.golden}
+
+
 BAD = [
+    (no_golden, "golden.json=0 cases"),
+    (neighbour_outside, "neighbours.ids of serve.safetensors"),
     (shorter, "item table="),
     (broken_weights, "neighbours.weights of serve.safetensors=NaN or infinite"),
     (unknown_field, "features.item.brand.from=label: expected a field of the catalog (category, name, price)"),

@@ -8,6 +8,7 @@ bundles keep serving.
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from recloop.recommend.loading import check_servable, open_bundle, verify_hash
 from recloop.recommend.recommender import Recommender
 from recloop.records import Query
 from recloop.release.assignment import CANDIDATE, LIVE, Arm
+from recloop.serve.bundle_check import check_in_child
 from recloop.storage import ControlStore, releases
 from recloop.storage.control import ReleaseRow
 
@@ -158,10 +160,19 @@ class DeploymentLoader:
 
     def _check(self, row: ReleaseRow, live: Bundle) -> None:
         try:
-            recommender = self._open(row)
+            check_in_child(self._project, row)
+            recommender = self._open(row, with_golden=False)
             evidence = check_servable(self._project, recommender.bundle, live)
-        except BundleError as error:
+        except UserError as error:
             self._reject(row.bundle, error)
+            return
+        except (OSError, sqlite3.Error):  # of a store, not of the bundle; the next poll tries again
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a bundle causes, the next move must still work
+            cause = f"{type(error).__name__}: {error}"[:300]
+            self._reject(
+                row.bundle, BundleError("bundle", row.bundle, f"a servable bundle ({cause})", "recloop update")
+            )
             return
         try:
             releases.checked(
@@ -223,8 +234,19 @@ class DeploymentLoader:
             return Deployment(recommender, arm)
         return Deployment(self._open(row), arm)
 
-    def _open(self, row: ReleaseRow) -> Recommender:
-        return Recommender(open_bundle(self._project, row), self._catalog)
+    def _open(self, row: ReleaseRow, with_golden: bool = True) -> Recommender:
+        """Load a bundle.
+
+        Raises:
+            BundleError: for any error.
+        """
+        try:
+            return Recommender(open_bundle(self._project, row, with_golden), self._catalog)
+        except BundleError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bundle is data; whatever it causes, the others serve on
+            cause = f"{type(error).__name__}: {error}"[:300]
+            raise BundleError("bundle", row.bundle, f"a bundle that loads ({cause})", "recloop update") from None
 
     def _keep_in_memory(self, recommender: Recommender) -> None:
         """Keep a bundle in memory: one just checked, or the target of a rollback."""
@@ -233,7 +255,7 @@ class DeploymentLoader:
         while len(self._spare) > MAX_SPARE_BUNDLES:
             self._spare.pop(next(iter(self._spare)))
 
-    def _reject(self, bundle: str, error: BundleError) -> None:
+    def _reject(self, bundle: str, error: UserError) -> None:
         LOGGER.warning("bundle %s is refused: %s", bundle, error)
         try:
             releases.reject(self._control, bundle, by=RELEASE_ORIGIN, reason=str(error), at=self._clock())
