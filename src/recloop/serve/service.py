@@ -71,6 +71,7 @@ class Service:
     def __init__(self, project: Project, clock: Clock = now, locked: bool = False) -> None:
         self.project = project
         self.clock = clock
+        self.counts = AnswerCounts()
         self._stack = ExitStack()
         if not locked:
             self._stack.enter_context(locks.writer_lock(project.root))
@@ -93,7 +94,6 @@ class Service:
         self.as_of = self.log.last_seq()
         self.uncommitted_since: int | None = None
         self.workers: WorkerPool | None = None
-        self.counts = AnswerCounts()
         self.catalog = Catalog.from_frames([self.archive.items(), self.log.items()])
         loader = DeploymentLoader(project, self.control, self.catalog, self.clock)
         self.deployments = loader.load_initial()
