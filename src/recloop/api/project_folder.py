@@ -68,6 +68,7 @@ class ProjectFolder:
         """
         live = self.project.live_bundle_id()
         if live is None:
+            loading.check_unused(self.project)
             return loop.first_run(self.project, self._progress).bundle.id
         return loop.update(self.project, self._progress, full, reset_optimizer, restart).bundle or live
 

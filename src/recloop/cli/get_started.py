@@ -86,6 +86,7 @@ def update(
     passes the gates.
     """
     from recloop import loop
+    from recloop.recommend.loading import check_unused
 
     here = project()
     if every and restart:
@@ -95,6 +96,7 @@ def update(
         _repeat(here, ["update", *(word for word, asked in words.items() if asked)], every)
         return
     if here.live_bundle_id() is None:
+        check_unused(here)
         _first(loop.first_run(here, ConsoleProgress()), as_json)
         return
     made = loop.update(here, ConsoleProgress(), full, reset, restart)
@@ -167,6 +169,7 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="override serve.port; 0 selects a free port")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="override serve.workers, the number of processes")] = None,
+    force: Annotated[bool, typer.Option(help="serve a log that ends before rows that decisions name")] = False,
     as_json: Json = False,
 ) -> None:
     """Serve recommendations over HTTP."""
@@ -174,7 +177,7 @@ def serve(
 
     here = project()
     host, port = host or here.config.serve.host, here.config.serve.port if port is None else port
-    service.run(here, host, port, as_json, workers, mount=_mount_console)
+    service.run(here, host, port, as_json, workers, force, mount=_mount_console)
 
 
 def _mount_console(app: Starlette, service: Service) -> None:

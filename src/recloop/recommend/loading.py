@@ -17,9 +17,10 @@ from recloop.models.base import model_class
 from recloop.project import Project
 from recloop.recommend.recommender import check_golden
 from recloop.records import RULE
-from recloop.storage import releases
+from recloop.storage import EventLog, releases
 from recloop.storage.control import ReleaseRow
 from recloop.storage.data_manifest import DataManifest
+from recloop.storage.sqlite import check_pages, locate
 
 REMOVED_FILE = "removed.json"
 """File in ``store/`` with the time at which `[retention]` removed each bundle."""
@@ -38,6 +39,48 @@ def check_complete(project: Project) -> None:
     mark = project.store / RESTART_FILE
     if mark.exists():
         raise UserError("store", mark, "a completed restart", "recloop update")
+
+
+def check_stores(project: Project) -> None:
+    """Check the pages of the stores.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    for name in ("log", "decisions", "control"):
+        check_pages(locate(f"stores.{name}", getattr(project.config.stores, name), project.root))
+
+
+def known_seq(project: Project) -> int:
+    """Return the largest seq that the decisions or pending retractions name.
+
+    Decisions answered before a new first run do not count, because its log has numbers of its own.
+    """
+    control = project.open_control()
+    pending = [entry.retracted_seq for entry in control.pending()]
+    with project.open_decisions() as decisions:
+        newest = decisions.newest_seq(releases.data_since(control))
+    return max([newest, *pending])
+
+
+def check_log_end(project: Project, log: EventLog, force: bool) -> None:
+    """Check that the log does not end before rows that were acknowledged.
+
+    Args:
+        log: Opened for writing.
+        force: Continue after the largest seq that is known instead of raising.
+
+    Raises:
+        UserError: decisions or retractions name a later row.
+    """
+    known, last_seq = known_seq(project), log.last_seq()
+    if known <= last_seq:
+        return
+    if not force:
+        expected = f"at least {known}, the seq that decisions or retractions name; rows are missing"
+        fix = f"restore {log.file} with its -wal file from a backup, or recloop serve --force to continue after {known}"
+        raise UserError(log.file.name, f"ends at {last_seq}", expected, fix)
+    log.continue_after(known)
 
 
 def log_range(project: Project) -> tuple[int, int]:
@@ -59,6 +102,19 @@ def has_log_rows(project: Project) -> bool:
         if not log.is_empty() or has_decisions(project):
             return True
     return (project.data / "manifest.json").exists() and bool(manifest(project).updates)
+
+
+def check_unused(project: Project) -> None:
+    """Check before a first run that an empty release table is not a lost one.
+
+    Raises:
+        UserError: the project has answered requests or stored rows.
+    """
+    control = project.open_control()
+    if not control.releases() and has_log_rows(project):
+        expected = "the release rows of the bundles whose decisions or events are stored"
+        fix = f"restore {control.file} from a backup, or move store/ away and run recloop update"
+        raise UserError(control.file.name, "no release row", expected, fix)
 
 
 def removal_times(project: Project) -> dict[str, int]:

@@ -54,6 +54,7 @@ def run(
     port: int | None = None,
     json: bool = False,
     workers: int | None = None,
+    force: bool = False,
     before_start: Callable[[Service], None] | None = None,
     mount: Callable[[Starlette, Service], None] | None = None,
 ) -> None:
@@ -64,6 +65,7 @@ def run(
     Args:
         host, port, workers: Override the configuration; port 0 selects a free port.
         json: Print the first line as a JSON object.
+        force: See `Service`.
         before_start: Changes the opened service before it serves; tests use it to inject a skew.
         mount: Adds routes at ``/``, such as the console.
 
@@ -80,7 +82,7 @@ def run(
         lock = stack.enter_context(locks.writer_lock(project.root))
         listening = stack.enter_context(server.listen(host, port))
         with reload.gc_paused():  # up to the last import: a full collection visits everything that is not frozen
-            service = Service(project, locked=True)
+            service = Service(project, locked=True, force=force)
             stack.callback(service.close)
             if before_start is not None:
                 before_start(service)

@@ -16,6 +16,7 @@ from recloop.features import state_store
 from recloop.records import Item
 from recloop.serve.deployments import DeploymentLoader
 from recloop.storage.archive import Archive
+from recloop.storage.store_watch import StoreWatch
 from recloop.storage.trim import trim
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ async def poll_forever(service: Service) -> None:
     while True:
         try:
             await service.reload()
+            service.is_release_followed = True
         except Exception as error:  # noqa: BLE001 - an unreadable store must not stop the service
-            LOGGER.warning("reload failed: %s: %s", type(error).__name__, error)
+            if service.is_release_followed:  # once, not every second
+                LOGGER.warning("reload failed: %s: %s", type(error).__name__, error)
+            service.is_release_followed = False
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -61,15 +65,34 @@ class Reloader:
         self._loader = loader
         self._lock = asyncio.Lock()
         self._manifest = self._manifest_identity()
+        self._watches = {"log": StoreWatch(service.log.file), "decisions": StoreWatch(service.decisions.file)}
 
     async def apply_changes(self) -> bool:
         """Apply all pending changes; return True if the deployments changed."""
         async with self._lock:
-            switched = await self._apply_releases()
+            await self._find_moved_stores()
+            switched = False
+            if "control" not in self._service.moved:
+                switched = await self._apply_releases()
             await self._apply_publication()
-            await self._apply_retractions()
+            if not self._service.moved & {"control", "log"}:
+                await self._apply_retractions()
             await self._rebuild_caches()
         return switched
+
+    async def _find_moved_stores(self) -> None:
+        """Compare the stores with their files when they were opened.
+
+        An open file stays writable after it is moved away, and its rows are lost with the process.
+        """
+        service = self._service
+        moved = {name for name, watch in self._watches.items() if watch.is_moved()}
+        generation = await run_in_threadpool(service.control.generation)
+        if generation < service.deployments.generation:
+            moved.add("control")
+        if moved != service.moved:
+            LOGGER.warning("files moved away, replaced or emptied: %s", ", ".join(sorted(moved)) or "none")
+        service.moved = frozenset(moved)
 
     async def _apply_releases(self) -> bool:
         """Load, warm up and switch deployments; running requests finish on the old ones."""

@@ -20,7 +20,7 @@ from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.state import StateBatch
 from recloop.files import JsonTree
-from recloop.ingest.writer import Writer, WriteRequest
+from recloop.ingest.writer import LogUnavailableError, Writer, WriteRequest
 from recloop.monitoring.summary import HealthCache, HealthSummary, Windows, exposition
 from recloop.monitoring.verify import query_of
 from recloop.project import Project
@@ -54,11 +54,14 @@ class Service:
 
     Args:
         locked: True if the caller holds the writer lock; otherwise the service holds it until it is closed.
+        force: Serve a log that ends before rows that decisions or retractions name.
 
     Attributes:
         as_of: Newest seq that responses include.
         deployments: Current deployments.
         uncommitted_since: Seq after which committed rows may be missing from the caches; None if none are.
+        moved: Stores whose files were moved away, replaced or emptied while this process serves.
+        is_release_followed: False if the last poll of the releases failed.
         token: Admin token of admin routes and console.
         workers: Further processes that answer; None if this is the only one.
 
@@ -68,8 +71,11 @@ class Service:
         BundleError: neither the live bundle nor an earlier one can be loaded.
     """
 
-    def __init__(self, project: Project, clock: Clock = now, locked: bool = False) -> None:
+    def __init__(self, project: Project, clock: Clock = now, locked: bool = False, force: bool = False) -> None:
         self.project = project
+        self._force = force
+        self.moved: frozenset[str] = frozenset()
+        self.is_release_followed = True
         self.clock = clock
         self.counts = AnswerCounts()
         self._stack = ExitStack()
@@ -84,12 +90,14 @@ class Service:
     def _open(self) -> None:
         project = self.project
         loading.check_complete(project)
+        loading.check_stores(project)
         self.archive = project.open_archive()
         self.archive.load_ids()
         self.token = admin_token.ensure(project.root)
         self.control = project.open_control()
         self.log = self._stack.enter_context(project.open_log(write=True))
         self.log.start_at(self.archive.watermark)
+        loading.check_log_end(project, self.log, self._force)
         inbox.apply_inbox(self.control, self.log)
         self.as_of = self.log.last_seq()
         self.uncommitted_since: int | None = None
@@ -100,8 +108,8 @@ class Service:
         self.user_states = StateRegistry(project, self.archive, self.log)
         self._stack.callback(lambda: self.user_states.close())  # noqa: PLW0108 the one in use by then
         self.user_states.activate(self.user_states.open(deployment.bundle.spec for deployment in self.deployments.all))
-        self._reloader = Reloader(self, loader)
         self.decisions = self._stack.enter_context(project.open_decisions(write=True))
+        self._reloader = Reloader(self, loader)
         self.health_cache = HealthCache(project, self.decisions)
         self.shadow = ShadowScorer(self.decisions)
         self._stack.callback(self.shadow.close)
@@ -134,7 +142,9 @@ class Service:
     @property
     def degraded(self) -> list[str]:
         """Sorted names of the parts that are missing from responses."""
-        missing = {"bundle"} if self.deployments.failed else set()
+        missing = set(self.moved) | ({"bundle"} if self.deployments.failed else set())
+        if not self.is_release_followed:
+            missing.add("release")
         if self.writer.failing or self.uncommitted_since is not None:
             missing.add("log")
         if self.decisions.failing or self.decisions.full:
@@ -246,6 +256,8 @@ class Service:
         Raises:
             LogBusyError, LogUnavailableError, LogUncertainError: see `Writer.write`.
         """
+        if "log" in self.moved:
+            raise LogUnavailableError
         written = await self.writer.write(events, items, users)
         if self.workers is not None:
             await self.workers.confirm_commits()

@@ -8,13 +8,13 @@ The writer thread also counts the committed answers by period (`recloop.storage.
 
 from __future__ import annotations
 
-import mmap
 import os
 import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from recloop.storage import decision_counts, decision_periods
 from recloop.storage.decision_counts import AnswerCounter
 from recloop.storage.decision_periods import Group, GroupCounts, Key, Window, WindowReader
 from recloop.storage.decision_schema import COLUMNS, MIGRATIONS, PRAGMAS, SCHEMA, SCRIPT, VIEWS
-from recloop.storage.sqlite import ReaderPool, Store, insert_rows, open_writer, release_space, transaction
+from recloop.storage.sqlite import ReaderPool, Store, close_writer, insert_rows, open_writer, release_space, transaction
 
 COMMIT_SECONDS = 0.2
 COUNT_SECONDS = 5.0
@@ -67,7 +67,7 @@ class DecisionLog(Store):
         self._thread: threading.Thread | None = None
         if write:
             writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
-            self._taken = _MappedCounter(file.with_suffix(".taken"))
+            self._taken = _TakenCounter(file.with_suffix(".taken"))
             self._count_lost(writer)
             counter = AnswerCounter(writer)
             counter.count_all()  # answers that a crash or a migration left uncounted
@@ -200,6 +200,16 @@ class DecisionLog(Store):
         first = connection.execute("SELECT min(served_at) FROM decisions WHERE served_at > ?", (start,)).fetchone()[0]
         return count, int(first), last
 
+    def newest_seq(self, generation: int = 0) -> int:
+        """Largest ``as_of_seq`` of the last `MAX_BATCH_ROWS` rows; 0 without rows.
+
+        Args:
+            generation: Rows of earlier generations do not count.
+        """
+        statement = f"""SELECT max(as_of_seq) FROM (SELECT as_of_seq, generation FROM decisions
+            ORDER BY id DESC LIMIT {MAX_BATCH_ROWS}) WHERE generation >= ?"""
+        return int(self._readers.get().execute(statement, (generation,)).fetchone()[0] or 0)
+
     def shadow_requests(self, bundle: str) -> int:
         """Count the requests that a bundle has scored in shadow."""
         statement = f"SELECT count(*) FROM decisions WHERE {SHADOWED} AND bundle = ?"
@@ -327,7 +337,7 @@ class DecisionLog(Store):
                     self._urgent = False
                 self._wake.notify_all()
                 if is_closing and (self.failing or not self._buffer):
-                    writer.close()
+                    close_writer(writer)
                     return
                 if self.failing:
                     self._wake.wait(COMMIT_SECONDS)  # pause before the retry on a full disk
@@ -373,28 +383,31 @@ def remove_before(file: Path, stamp: int) -> int:
     return removed
 
 
-class _MappedCounter:
-    """Counter in a memory-mapped file that survives the end of the process."""
+class _TakenCounter:
+    """Counter in a file that survives the end of the process.
+
+    The file is written, not mapped: a mapped file on a full disk ends the process.
+    """
 
     def __init__(self, file: Path) -> None:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        self._handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.value = int.from_bytes(os.pread(self._handle, 8, 0), "little")
         try:
-            if os.fstat(handle).st_size != 8:
-                os.ftruncate(handle, 8)
-            self._bytes = mmap.mmap(handle, 8)
-        finally:
-            os.close(handle)
-        self.value = int.from_bytes(self._bytes[:8], "little")
+            os.posix_fallocate(self._handle, 0, 8)
+        except OSError:
+            os.close(self._handle)
+            raise
 
     def add(self, n: int) -> None:
         self.set(self.value + n)
 
     def set(self, value: int) -> None:
         self.value = value
-        self._bytes[:8] = value.to_bytes(8, "little")
+        with suppress(OSError):  # another process cut the file, and the disk is full
+            os.pwrite(self._handle, value.to_bytes(8, "little"), 0)
 
     def close(self) -> None:
-        self._bytes.close()
+        os.close(self._handle)
 
 
 def _in_time(since: int | None, until: int | None) -> tuple[str, list[int]]:

@@ -33,7 +33,7 @@ from recloop.storage.event_rows import (
 from recloop.storage.event_schema import MIGRATIONS, PRAGMAS, SCHEMA, SCRIPT, VIEWS
 from recloop.storage.logged_items import LoggedItems
 from recloop.storage.retractions import RESTORED, Retraction
-from recloop.storage.sqlite import ReaderPool, Store, open_writer, release_space, transaction
+from recloop.storage.sqlite import ReaderPool, Store, close_writer, open_writer, release_space, transaction
 
 MAX_SLICE_ROWS = 100_000  # rows per read; a longer read would keep the write-ahead log from shrinking
 INSERT_EVENT: Final = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
@@ -73,7 +73,7 @@ class EventLog(Store):
     def close(self) -> None:
         self._readers.close()
         if self._writer is not None:
-            self._writer.close()
+            close_writer(self._writer)
             self._writer = None
 
     # -- writing
@@ -200,6 +200,11 @@ class EventLog(Store):
                 )
 
     # -- reading
+
+    def continue_after(self, seq: int) -> None:
+        """Number the next row ``seq`` + 1 or higher."""
+        with self.commit() as writer:
+            self._set_counter(writer, max(seq, self._counter(writer)))
 
     def last_seq(self) -> int:
         """Newest seq; the last seq of the import if the log is empty."""

@@ -6,7 +6,7 @@ import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -185,6 +185,38 @@ def insert_rows(connection: sqlite3.Connection, insert: str, rows: Sequence[tupl
             inserted += max(0, connection.execute(statement, flat).rowcount)
             start += n_rows
     return inserted
+
+
+def check_pages(file: Path) -> None:
+    """Check the pages of a SQLite file; a missing file passes.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not file.exists():
+        return
+    address = f"file:{quote(str(file.absolute()))}?mode=ro"
+    connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+    try:
+        (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError:  # without access; the store's own connection reports it
+        return
+    except sqlite3.DatabaseError as error:
+        result = str(error)
+    finally:
+        connection.close()
+    if result != "ok":
+        raise UserError(file.name, file, f"a SQLite file without damage ({result})", f"restore {file} from a backup")
+
+
+def close_writer(connection: sqlite3.Connection) -> None:
+    """Copy the write-ahead log into the file and close its writing connection.
+
+    Open readers do not prevent it, so that the file alone is complete after a clean stop.
+    """
+    with suppress(sqlite3.Error):  # a full disk: the rows stay in the write-ahead log
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    connection.close()
 
 
 def release_space(connection: sqlite3.Connection) -> None:
