@@ -76,6 +76,9 @@ def test_condition_columns_are_the_used_fields() -> None:
         (" OR ".join(["value = 1"] * 600), "500 levels of nesting"),
         (" OR ".join(["value = 1"] * 201), "at most 200 comparisons, found 201"),
         ("value = 1" + " " * 10_000, "at most 10,000"),
+        (".".join(["value"] * 400), "nested too deeply"),
+        ("value" + "::int" * 400, "nested too deeply"),
+        ("value" + "->value" * 200, "nested too deeply"),
     ],
 )
 def test_condition_invalid_is_refused_with_key_and_text(text: str, said: str) -> None:
@@ -96,3 +99,22 @@ def test_condition_of_mixed_types_is_refused_at_the_frame_without_a_schema() -> 
     rule = conditions.parse("class > 3", FRAME.columns, "filter")
     with pytest.raises(UserError, match="numbers compared with numbers"):
         rule.mask(FRAME)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (" OR ".join(["value = 1"] * 51), "at most 50 comparisons, found 51"),
+        ("value IN (" + ",".join(["1"] * 600) + ")", "at most 1,000 words, values and signs"),
+        ("value = 1" + " " * 10_000, "at most 10,000"),
+    ],
+)
+def test_request_condition_above_a_limit_is_refused_without_parsing(text: str, said: str) -> None:
+    with pytest.raises(UserError, match="filter") as caught:
+        conditions.check_size(text, "filter")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [" OR ".join(["value = 1"] * 50), "value IN (" + ",".join(["1"] * 400) + ")", "'"])
+def test_request_condition_within_the_limits_is_left_to_the_parser(text: str) -> None:
+    conditions.check_size(text, "filter")

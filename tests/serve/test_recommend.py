@@ -103,7 +103,16 @@ def test_recommend_with_an_unknown_placement_is_422_and_lists_the_known(client: 
 
 @pytest.mark.parametrize(
     "text",
-    ["category =", "category = 'tea' AND", "colour = 'red'", "1; DROP TABLE items", "price > 'cheap'", "read('x')"],
+    [
+        " OR ".join(["price > 1"] * 51),
+        "a.a",
+        "category =",
+        "category = 'tea' AND",
+        "colour = 'red'",
+        "1; DROP TABLE items",
+        "price > 'cheap'",
+        "read('x')",
+    ],
 )
 def test_recommend_with_a_bad_filter_is_422(client: httpx.Client, text: str) -> None:
     answer = client.get("/v1/recommend/u14", params={"filter": text})
@@ -176,6 +185,15 @@ def test_recommend_by_path_and_by_query_are_equal_for_any_user_id(client: httpx.
     assert len(ids(answer.json())) == 4
     path = httpx.URL(f"/v1/recommend/{httpx.QueryParams({'': user_id})}".replace("/=", "/").replace("+", "%20"))
     assert ids(client.get(path, params={"n": 4}).json()) == ids(answer.json())
+
+
+def test_recommend_with_more_than_50_properties_is_422_and_names_the_limit(client: httpx.Client) -> None:
+    names = [f"a{number}" for number in range(51)]
+    assert client.get("/v1/recommend/u14", params={"properties": ",".join(names[:50])}).status_code == 200
+    for path in ("/v1/recommend/u14", "/v1/items/i01/similar"):
+        answer = client.get(path, params={"properties": ",".join(names)})
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, "properties")
+        assert answer.json()["error"]["expected"] == "at most 50 names"
 
 
 def test_recommend_without_a_user_is_422(client: httpx.Client) -> None:

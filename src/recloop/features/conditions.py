@@ -19,14 +19,21 @@ from typing import Any, Final
 import polars as pl
 import sqlglot
 from sqlglot import exp
+from sqlglot.tokens import TokenType
 
 from recloop.errors import UserError
 
 MAX_CHARACTERS: Final = 10_000  # characters; a request may contain a condition
 MIN_NAME_SIMILARITY: Final = 0.6  # by difflib; a less similar field is not suggested
 MAX_TERMS: Final = 200  # comparisons; each costs time for every item or event
+MAX_REQUEST_TERMS: Final = 50  # comparisons of a condition in a request
+MAX_REQUEST_TOKENS: Final = 1_000  # words, values and signs of a condition in a request
 MAX_DEPTH: Final = 500  # nodes from the root; use IN instead of a longer chain of OR
 
+TERM_TOKENS: Final = frozenset((
+    TokenType.EQ, TokenType.NEQ, TokenType.GT, TokenType.GTE, TokenType.LT, TokenType.LTE, TokenType.IS, TokenType.IN,
+    TokenType.BETWEEN, TokenType.LIKE, TokenType.ILIKE,
+))  # fmt: skip
 COMPARISONS: Final = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE)
 PREDICATES: Final = (*COMPARISONS, exp.Is, exp.In, exp.Between, exp.Like, exp.ILike, exp.Boolean)
 CONNECTIVES: Final = (exp.And, exp.Or, exp.Not, exp.Paren)
@@ -75,8 +82,39 @@ def parse(text: str, columns: Collection[str], key: str) -> Rule:
     Raises:
         UserError: the text does not parse, contains a forbidden construct, or uses an unknown field.
     """
+    _check_characters(text, key)
+    try:
+        return _parse(text, columns, key)
+    except RecursionError:
+        raise UserError(key, text, f"a condition ({GRAMMAR}); nested too deeply", FIX) from None
+
+
+def check_size(text: str, key: str) -> None:
+    """Check the size of a condition in a request, without parsing it.
+
+    Raises:
+        UserError: more than `MAX_REQUEST_TERMS` comparisons or `MAX_REQUEST_TOKENS` words, values and signs.
+    """
+    _check_characters(text, key)
+    try:
+        tokens = sqlglot.tokenize(text)
+    except sqlglot.errors.SqlglotError:
+        return  # refused by `parse`
+    n_terms = sum(token.token_type in TERM_TOKENS for token in tokens)
+    if n_terms > MAX_REQUEST_TERMS:
+        expected = f"at most {MAX_REQUEST_TERMS} comparisons, found {n_terms}"
+        raise UserError(key, text, expected, "field IN (value, value, ...) instead of many OR")
+    if len(tokens) > MAX_REQUEST_TOKENS:
+        expected = f"at most {MAX_REQUEST_TOKENS:,} words, values and signs, found {len(tokens):,}"
+        raise UserError(key, text, expected, "a placement with this filter in recloop.toml")
+
+
+def _check_characters(text: str, key: str) -> None:
     if len(text) > MAX_CHARACTERS:
         raise UserError(key, text, f"a condition of at most {MAX_CHARACTERS:,} characters", "a shorter condition")
+
+
+def _parse(text: str, columns: Collection[str], key: str) -> Rule:
     tree = _parsed(text, key)
     names = _check(tree, text, columns, key)
     if isinstance(columns, Mapping):

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from recloop.errors import UserError
+from recloop.features import conditions
 from recloop.features.vocabulary import Vocabulary
 from recloop.recommend.attribute_columns import AttributeColumns, ColumnTypes, Condition
 from recloop.recommend.cache import ENTRY_BYTES, ByteCache
@@ -194,8 +195,14 @@ class Catalog:
         self._columns.fixed = types
 
     def check(self, text: str, key: str) -> None:
-        """Raise UserError if a condition does not parse or names an unknown field."""
+        """Check a condition of a request.
+
+        Raises:
+            UserError: it is too large, does not parse or names an unknown field.
+        """
         if text.strip():
+            if text not in self._conditions:
+                conditions.check_size(text, key)
             self._condition(text, key)
 
     @property

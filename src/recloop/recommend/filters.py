@@ -73,8 +73,12 @@ class CandidateMask:
 
 @lru_cache(maxsize=1_000)
 def joined(filters: tuple[str, ...]) -> str:
-    """Return one condition that holds if all do; empty conditions hold."""
-    return " AND ".join(f"({condition})" for condition in filters if condition.strip())
+    """Return one condition that holds if all do; empty conditions hold.
+
+    A single one is returned as it is, so that it is parsed once.
+    """
+    given = [condition for condition in filters if condition.strip()]
+    return given[0] if len(given) == 1 else " AND ".join(f"({condition})" for condition in given)
 
 
 def candidate_mask(

@@ -12,7 +12,7 @@ MAX_HEAD_BYTES: Final = 64 * 1024  # request line and headers
 HEAD_SECONDS: Final = 10.0  # time to send a head
 BODY_SECONDS: Final = 30.0  # time to send a body
 ANSWER_SECONDS: Final = 30.0  # time without progress after which an unread answer is dropped
-MAX_REQUESTS_IN_FLIGHT: Final = 128
+MAX_REQUESTS_IN_FLIGHT: Final = 256
 """Waiting lists, and other requests under way, of one process; each kind has its own count."""
 MAX_BODY_BYTES_IN_FLIGHT: Final = 64 * 2**20
 """Bytes of incomplete bodies of one process, without the first `FREE_BODY_BYTES` of each."""

@@ -19,6 +19,7 @@ from recloop.serve.schemas import HttpError, ItemResponse, PastEvent, Temperatur
 from recloop.serve.service import Service
 
 MAX_LAST_EVENTS = 20
+MAX_PROPERTIES = 50  # names in ?properties=; a list has up to 1,000 slots
 SIMILAR_SUFFIX = b"/similar"
 ENCODER = msgspec.json.Encoder()
 
@@ -139,7 +140,14 @@ class RecommendRoutes:
         placement: str,
         item_id: str,
     ) -> Query:
-        """Build the query of a request; ``placement`` is the default placement."""
+        """Build the query of a request; ``placement`` is the default placement.
+
+        Raises:
+            HttpError: 422 for an invalid length or time, or too many properties.
+        """
+        if len(parameters.properties) > MAX_PROPERTIES:
+            names = ",".join(parameters.properties)
+            raise unprocessable("properties", names, f"at most {MAX_PROPERTIES} names")
         return Query(
             user_id=user_id,
             n=parameters.length(),
