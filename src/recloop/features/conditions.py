@@ -19,7 +19,6 @@ from typing import Any, Final
 import polars as pl
 import sqlglot
 from sqlglot import exp
-from sqlglot.tokens import TokenType
 
 from recloop.errors import UserError
 
@@ -31,8 +30,8 @@ MAX_REQUEST_TOKENS: Final = 1_000  # words, values and signs of a condition in a
 MAX_DEPTH: Final = 500  # nodes from the root; use IN instead of a longer chain of OR
 
 TERM_TOKENS: Final = frozenset((
-    TokenType.EQ, TokenType.NEQ, TokenType.GT, TokenType.GTE, TokenType.LT, TokenType.LTE, TokenType.IS, TokenType.IN,
-    TokenType.BETWEEN, TokenType.LIKE, TokenType.ILIKE,
+    sqlglot.TokenType.EQ, sqlglot.TokenType.NEQ, sqlglot.TokenType.GT, sqlglot.TokenType.GTE, sqlglot.TokenType.LT, sqlglot.TokenType.LTE, sqlglot.TokenType.IS, sqlglot.TokenType.IN,
+    sqlglot.TokenType.BETWEEN, sqlglot.TokenType.LIKE, sqlglot.TokenType.ILIKE,
 ))  # fmt: skip
 COMPARISONS: Final = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE)
 PREDICATES: Final = (*COMPARISONS, exp.Is, exp.In, exp.Between, exp.Like, exp.ILike, exp.Boolean)
