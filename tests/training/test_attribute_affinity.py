@@ -226,8 +226,8 @@ def test_bundle_round_trips_and_a_refit_keeps_the_strengths(shop: Shop, tmp_path
     bundle = shop.with_strengths(0.5, 0.0)
     loaded = bundles.load(tmp_path / bundles.write(bundle, tmp_path, datetime(2025, 1, 2, tzinfo=UTC)).id)
     assert answer(loaded, {"age": "old"}) == answer(bundle, {"age": "old"})
-    assert affinities.strengths_of(refit_baselines(loaded, shop.data, shop.tables)) == (0.5, 0.0)
-    assert affinities.strengths_of(refit_baselines(shop.bundle, shop.data, shop.tables)) is None
+    assert affinities.strengths_of(refit_baselines(loaded, shop.data, shop.tables, shop.config)) == (0.5, 0.0)
+    assert affinities.strengths_of(refit_baselines(shop.bundle, shop.data, shop.tables, shop.config)) is None
 
 
 def test_one_item_and_no_user_field_fit() -> None:
