@@ -29,10 +29,10 @@ MAX_REQUEST_TERMS: Final = 50  # comparisons of a condition in a request
 MAX_REQUEST_TOKENS: Final = 1_000  # words, values and signs of a condition in a request
 MAX_DEPTH: Final = 500  # nodes from the root; use IN instead of a longer chain of OR
 
-TERM_TOKENS: Final = frozenset((
-    sqlglot.TokenType.EQ, sqlglot.TokenType.NEQ, sqlglot.TokenType.GT, sqlglot.TokenType.GTE, sqlglot.TokenType.LT, sqlglot.TokenType.LTE, sqlglot.TokenType.IS, sqlglot.TokenType.IN,
-    sqlglot.TokenType.BETWEEN, sqlglot.TokenType.LIKE, sqlglot.TokenType.ILIKE,
-))  # fmt: skip
+TERM_TOKENS: Final = frozenset(
+    sqlglot.TokenType[name] for name in ("EQ", "NEQ", "GT", "GTE", "LT", "LTE", "IS", "IN", "BETWEEN", "LIKE", "ILIKE")
+)
+"""Tokens of which each comparison has one."""
 COMPARISONS: Final = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE)
 PREDICATES: Final = (*COMPARISONS, exp.Is, exp.In, exp.Between, exp.Like, exp.ILike, exp.Boolean)
 CONNECTIVES: Final = (exp.And, exp.Or, exp.Not, exp.Paren)
