@@ -18,15 +18,17 @@ ERROR_DESCRIPTIONS = {
     "401": "the admin token is missing or wrong",
     "403": "the request is from a page of another origin",
     "404": "not found",
+    "408": "the head or the body did not arrive in time",
     "409": "refused; the message names the gate and its threshold",
     "413": "the body is too large",
     "415": "the content type is not JSON",
     "421": "the Host is not allowed",
     "422": "a parameter or the body is invalid",
+    "431": "the request line and headers are larger than 64 KiB",
     "500": "internal error",
-    "503": "temporarily unavailable; send the request again",
+    "503": "busy or temporarily unavailable; send the request again after Retry-After seconds",
 }
-COMMON_STATUSES = ("400", "403", "421", "422", "500")
+COMMON_STATUSES = ("400", "403", "408", "421", "422", "431", "500", "503")
 """Error statuses of every operation."""
 TOKEN_SCHEME = "admin_token"  # noqa: S105 - the name of a scheme
 VERB_SUMMARIES = {
@@ -154,7 +156,7 @@ def _rows(name: str, summary: str, row: str, response: str) -> JsonTree:
             "responses": {
                 "200": _response(summary, response),
                 "207": _response("as 200, with at least one row not accepted", response),
-                **_errors("413", "415", "503"),
+                **_errors("413", "415"),
             },
         }
     }
@@ -169,7 +171,7 @@ def _move(verb: str, summary: str) -> JsonTree:
             "requestBody": {"required": True, "content": _content("ReleaseRequest")},
             "responses": {
                 "200": _response(summary, "ReleaseResponse"),
-                **_errors("401", "404", "409", "413", "415", "503"),
+                **_errors("401", "404", "409", "413", "415"),
             },
         }
     }
