@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recloop.models.base import TrainData
 from recloop.models.layers import SequenceModel
-from recloop.models.search_space import Choice, Range, SearchSpace
+from recloop.models.search_space import SEQUENCE_SPACE, Range, SearchSpace
 
 
 class GRU4Rec(SequenceModel):
@@ -38,10 +38,7 @@ class GRU4Rec(SequenceModel):
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
 
     search_space: ClassVar[SearchSpace] = {
-        "train.lr": Range(3e-4, 1e-2, log=True),
-        "train.schedule": Choice(("constant", "cosine")),
-        "features.dim": Choice((32, 64, 96, 128)),
-        "features.max_history": Choice((20, 50, 100, 200)),
+        **SEQUENCE_SPACE,
         "model.hidden": Range(50, 250, step=50),
         "model.dropout": Range(0.0, 0.5, step=0.1),
     }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recloop.errors import UserError
 from recloop.models.base import TrainData
 from recloop.models.layers import Dropout, SequenceModel, embedding
-from recloop.models.search_space import Choice, Range, SearchSpace
+from recloop.models.search_space import SEQUENCE_SPACE, Choice, Range, SearchSpace
 
 
 class SASRec(SequenceModel):
@@ -46,10 +46,7 @@ class SASRec(SequenceModel):
         attention_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
 
     search_space: ClassVar[SearchSpace] = {
-        "train.lr": Range(3e-4, 1e-2, log=True),
-        "train.schedule": Choice(("constant", "cosine")),
-        "features.dim": Choice((32, 64, 96, 128)),
-        "features.max_history": Choice((20, 50, 100, 200)),
+        **SEQUENCE_SPACE,
         "model.block": Choice(("vanilla", "ligr")),
         "model.blocks": Range(1, 3),
         "model.heads": Choice((1, 2, 4)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,11 @@ class Choice:
 
 SearchSpace = Mapping[str, Range | Choice]
 """Key of `recloop.toml` (``train.lr``, ``model.dropout``) -> values to try."""
+
+SEQUENCE_SPACE: Final[SearchSpace] = {
+    "train.lr": Range(3e-4, 1e-2, log=True),
+    "train.schedule": Choice(("constant", "cosine")),
+    "features.dim": Choice((32, 64, 96, 128)),
+    "features.max_history": Choice((20, 50, 100, 200)),
+}
+"""Settings that the built-in networks over a user's history share."""

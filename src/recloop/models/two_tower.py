@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recloop.models.base import TrainData
 from recloop.models.layers import SequenceModel
 from recloop.models.pooling import TimeDecayPooling
-from recloop.models.search_space import Choice, Range, SearchSpace
+from recloop.models.search_space import SEQUENCE_SPACE, Choice, Range, SearchSpace
 
 MIN_TEMPERATURE = 0.01
 """Lower bound of the learned temperature."""
@@ -48,10 +48,7 @@ class TwoTower(SequenceModel):
     default_loss: ClassVar[str] = "ss_logq"
 
     search_space: ClassVar[SearchSpace] = {
-        "train.lr": Range(3e-4, 1e-2, log=True),
-        "train.schedule": Choice(("constant", "cosine")),
-        "features.dim": Choice((32, 64, 96, 128)),
-        "features.max_history": Choice((20, 50, 100, 200)),
+        **SEQUENCE_SPACE,
         "model.hidden": Range(64, 256, step=64),
         "model.uniform": Choice((256, 512, 1024, 2048)),
         "model.dropout": Range(0.0, 0.5, step=0.1),

@@ -181,8 +181,9 @@ def with_settings(config: Config, model: str, params: Mapping[str, Any]) -> Conf
 
 def _configured(config: Config, model: str, space: SearchSpace) -> dict[str, Any]:
     """Return the configured value of each setting of a search space."""
-    configured = with_settings(config, model, {}).model_dump()
-    configured["model"] = load_model(model, with_settings(config, model, {}).model.options).config.model_dump()
+    base = with_settings(config, model, {})
+    configured = base.model_dump()
+    configured["model"] = load_model(model, base.model.options).config.model_dump()
     values = {}
     for key in space:
         section, name = key.split(".")
