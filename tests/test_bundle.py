@@ -18,9 +18,9 @@ import safetensors.numpy
 
 import recloop
 from recloop import bundle as bundles
-from recloop.bundle import Bundle, GoldenCase
+from recloop.bundle import Bundle, GoldenCase, checks
+from recloop.bundle.arrays import DTYPES, map_arrays
 from recloop.errors import BundleError
-from recloop.features.served_arrays import DTYPES, map_arrays
 from recloop.features.state import StoredState
 from recloop.features.undo import Kind
 from recloop.graphs import has_external_tensors
@@ -395,12 +395,12 @@ def test_bundle_of_any_content_is_refused_by_a_bundle_error(
 def test_bundle_files_that_are_too_large_for_their_content_are_refused(
     bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundles, "MAX_JSON_BYTES", 10)
+    monkeypatch.setattr(checks, "MAX_JSON_BYTES", 10)
     with pytest.raises(BundleError, match=r"\.json=.*at most 10"):
         bundles.load(bundle_folder)
     monkeypatch.undo()
-    monkeypatch.setattr(bundles, "MIN_TABLE_ROWS", 1)
-    monkeypatch.setattr(bundles, "MAX_ROWS_PER_BYTE", 0)
+    monkeypatch.setattr(checks, "MIN_TABLE_ROWS", 1)
+    monkeypatch.setattr(checks, "MAX_ROWS_PER_BYTE", 0)
     with pytest.raises(BundleError, match=r"items\.parquet=.*distinct ids"):
         bundles.load(bundle_folder)
 

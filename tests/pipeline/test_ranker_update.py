@@ -11,7 +11,7 @@ import pytest
 from arriving import post
 
 from recloop import loop
-from recloop.bundle import RANKER_GRAPH
+from recloop.bundle.checks import RANKER_GRAPH
 from recloop.project import Project, open_project
 from recloop.recommend.recommender import check_golden
 from recloop.simulation.shop import SimulatedShop

@@ -13,7 +13,8 @@ import pytest
 import recloop
 from recloop import bundle as bundles
 from recloop.api.fitted_recommender import FittedData, FittedRecommender
-from recloop.bundle import RANKER_GRAPH, Bundle
+from recloop.bundle import Bundle
+from recloop.bundle.checks import RANKER_GRAPH
 from recloop.config import Config, Placement, Ranker
 from recloop.errors import BundleError, UserError
 from recloop.evaluation.evaluate import evaluate

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from recloop.bundle import RANKER_GRAPH, Bundle
+from recloop.bundle import Bundle
+from recloop.bundle.checks import RANKER_GRAPH
 from recloop.errors import BundleError
 from recloop.features.encode import EncodedBatch
 from recloop.features.item_statistics import ItemStatistics

@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from recloop.bundle import RANKER_GRAPH, Bundle
+from recloop.bundle import Bundle
+from recloop.bundle.checks import RANKER_GRAPH
 from recloop.config import Config
 from recloop.errors import UserError
 from recloop.evaluation import bootstrap, metrics

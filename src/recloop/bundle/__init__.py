@@ -21,18 +21,17 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 import safetensors.numpy
 
+from recloop.bundle.arrays import check_arrays, map_arrays
+from recloop.bundle.checks import ITEM_COLUMNS, RANKER_GRAPH, USER_COLUMNS, check_graph, check_sizes, read_table
 from recloop.errors import BundleError
 from recloop.features.attribute_rows import AttributeRows
 from recloop.features.learned_range import LearnedRange
-from recloop.features.served_arrays import check_arrays, map_arrays
 from recloop.features.spec import ENCODE_VERSION, FeatureSpec
 from recloop.features.state import StoredState
 from recloop.features.vocabulary import FieldCodes, Vocabulary
 from recloop.files import AttributeValues, JsonTree, readable, sync_folder, write_file
-from recloop.graphs import TREE_DOMAIN, TREE_OPERATOR, has_external_tensors, operators
 from recloop.manifest import Manifest
 from recloop.policy import Policy, ScorerSpec
 from recloop.records import FUSED_SOURCES, FileFacts
@@ -40,18 +39,8 @@ from recloop.records import FUSED_SOURCES, FileFacts
 FORMAT = 1
 """Version of the bundle format. It changes with the files or their meaning; other versions are rejected."""
 MANIFEST = "manifest.json"
-RANKER_GRAPH = "ranker.onnx"
 GRAPHS = ("user.onnx", "item.onnx", "rank.onnx", RANKER_GRAPH)
 """Graphs of a bundle; `rank.onnx` is a network that reorders the items of other sources."""
-MAX_JSON_BYTES = 64 * 2**20
-MIN_TABLE_ROWS = 10_000
-MAX_ROWS_PER_BYTE = 4
-"""Rows of a table of distinct ids that a byte of its file can hold; checked above `MIN_TABLE_ROWS`."""
-ITEM_COLUMNS: Mapping[str, pl.DataType] = {
-    "item_ix": pl.Int32(), "item_id": pl.String(), "count": pl.Int64(), "tail": pl.Boolean(), "fields": pl.String(),
-    "first_seq": pl.Int64(),
-}  # fmt: skip
-USER_COLUMNS: Mapping[str, pl.DataType] = {"user_ix": pl.Int32(), "user_id": pl.String(), "count": pl.Int64()}
 
 
 @dataclass(frozen=True)
@@ -247,12 +236,12 @@ def _loaded(path: Path, manifest: Manifest) -> Bundle:
         spec = FeatureSpec.from_json(_read_json(path / "spec.json"))
     graphs = {name: (path / name).read_bytes() for name in GRAPHS if name in manifest.files}
     for name, data in graphs.items():
-        _check_graph(name, data, path)
+        check_graph(name, data, path)
     policy = Policy.from_json(_read_json(path / "policy.json"), manifest.scorers)
     if (policy.ranker is None) != (RANKER_GRAPH not in graphs):
         part = "policy.json" if policy.ranker is None else RANKER_GRAPH
         raise BundleError(part, path, "the ranker of the bundle: its graph and its settings", "recloop update --full")
-    table = _read_table(path / "items.parquet", ITEM_COLUMNS)
+    table = read_table(path / "items.parquet", ITEM_COLUMNS)
     users = _users(path / "users.parquet") if "users.parquet" in manifest.files else None
     with readable(path / "serve.safetensors"):
         arrays = map_arrays(path / "serve.safetensors")
@@ -277,64 +266,8 @@ def _loaded(path: Path, manifest: Manifest) -> Bundle:
     )
 
 
-def check_sizes(path: Path, manifest: Manifest) -> None:
-    """Check the sizes of a bundle's files before they are read.
-
-    Raises:
-        BundleError: a JSON file is too large, or a table has too many rows for its bytes.
-    """
-    for name in manifest.files:
-        size = (path / name).stat().st_size
-        if name.endswith(".json") and size > MAX_JSON_BYTES:
-            raise BundleError(name, f"{size:,} bytes", f"at most {MAX_JSON_BYTES:,}", "recloop update --full")
-        if name in ("items.parquet", "users.parquet"):
-            with readable(path / name):
-                rows = pq.read_metadata(path / name).num_rows
-            if rows > max(MIN_TABLE_ROWS, MAX_ROWS_PER_BYTE * size):
-                raise BundleError(name, f"{rows:,} rows in {size:,} bytes", "distinct ids", "recloop update --full")
-
-
-def _read_table(file: Path, columns: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """Read the item or user table: rows numbered from 1 with distinct ids.
-
-    Raises:
-        BundleError: a column is missing, has another type or has nulls, or an id repeats.
-    """
-    table = pl.read_parquet(file, columns=list(columns))
-    number, id_name = list(columns)[:2]
-    expected = ""
-    if any(table.schema[name] != dtype for name, dtype in columns.items()) or sum(table.null_count().row(0)):
-        expected = ", ".join(f"{name} {dtype}" for name, dtype in columns.items()) + " without nulls"
-    elif table[number].to_list() != list(range(1, len(table) + 1)) or table[id_name].n_unique() != len(table):
-        expected = f"{number} from 1 and distinct {id_name}"
-    if expected:
-        raise BundleError(file.name, f"{len(table):,} rows", expected, "recloop update --full")
-    return table
-
-
-def _check_graph(name: str, data: bytes, path: Path) -> None:
-    """Check the operators of a graph.
-
-    Raises:
-        BundleError: it has external tensors or no readable nodes, or an operator of a domain that it may not use.
-    """
-    fix = "recloop update --full"
-    try:
-        has_external = has_external_tensors(data)
-        found = operators(data)
-    except ValueError as error:
-        raise BundleError(name, path, f"an ONNX graph ({error})", fix) from None
-    if has_external:
-        raise BundleError(name, path, "a graph without external tensors", fix)
-    if name == RANKER_GRAPH and found != {(TREE_DOMAIN, TREE_OPERATOR)}:
-        foreign = ", ".join(sorted(f"{domain}.{operator}" for domain, operator in found))
-        raise BundleError(name, foreign or "no operator", f"{TREE_DOMAIN}.{TREE_OPERATOR} alone", fix)
-    if name != RANKER_GRAPH and any(domain == TREE_DOMAIN for domain, _ in found):
-        raise BundleError(name, TREE_DOMAIN, "operators of the standard domain", fix)
-
-
 def _users(path: Path) -> UserTable:
-    table = _read_table(path, USER_COLUMNS)
+    table = read_table(path, USER_COLUMNS)
     return UserTable(Vocabulary(table["user_id"]), table["count"].to_numpy())
 
 
