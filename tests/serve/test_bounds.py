@@ -126,7 +126,7 @@ def bounded() -> Iterator[Bounded]:
         exception_handlers={HttpError: failed},
     )
     app.add_middleware(RequestMiddleware)
-    app.state.draining = False
+    app.state.draining, app.state.on_drain = False, []
     app.lists = lists = SlowLists()
     listening = server.listen("127.0.0.1", 0)
     process = server._Server(server.configuration(app), app, "", "", None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import servers
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -36,6 +39,8 @@ MIXES = {
     "shadowed": {"history": 0.0, "neighbours": 0.25, "popular": 1.0},
     "seed": {"history": 1.0, "neighbours": 0.5, "popular": 0.5},
 }
+ENGINE_CLOSE = "1"
+"""Packet of engine.io that ends a session."""
 PICTURE = "RECLOOP_PICTURES"
 """Environment variable that names the folder for the screenshots of `make pictures`."""
 
@@ -359,3 +364,23 @@ def test_console_login_with_the_token_opens_the_page(served_project: ServedProje
     expect(page.get_by_test_id("live")).to_be_visible(timeout=WAIT)
     assert page.url == f"{served_project.server.url}/"
     context.close()
+
+
+def test_open_console_does_not_hold_up_a_stop(trained_folder: Path, tmp_path: Path) -> None:
+    """An open page waits in a request of up to 8 s for news of the server."""
+    server = servers.start(shutil.copytree(trained_folder, tmp_path / "shop"), program=("-m", "recloop"))
+    socket = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"
+    answers: list[httpx.Response] = []
+    try:
+        opened = json.loads(server.client.get(socket).text[1:])
+        with httpx.Client(base_url=server.url, timeout=60, headers=server.client.headers) as page:
+            waiting = threading.Thread(target=lambda: answers.append(page.get(f"{socket}&sid={opened['sid']}")))
+            waiting.start()
+            waiting.join(1)
+            assert waiting.is_alive()
+            assert server.stop() == 0
+            waiting.join(10)
+        assert [(answer.status_code, answer.text) for answer in answers] == [(200, ENGINE_CLOSE)]
+    finally:
+        server.close()
+    assert server.errors.read_text().count("\n") == 1

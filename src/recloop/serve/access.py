@@ -140,6 +140,8 @@ class AccessMiddleware:
 
     async def _console(self, scope: Scope, receive: Receive, send: Send, head: Head) -> None:
         """Serve the console to a client with the cookie or the token, else the login form."""
+        if scope["app"].state.draining:
+            raise HttpError(503, "draining", "the process is shutting down")
         if scope["path"] in ROOT_PATHS or scope["path"] == LOGIN_PATH:
             response = await self._login.answer(Request(scope, receive))
             if response is None and not self._login.is_known(head.cookies) and not head.authorization:

@@ -162,6 +162,7 @@ def build(
     app.state.service = service
     app.state.draining = False
     app.state.console = False  # set to True by `console.mount`
+    app.state.on_drain = []  # coroutine functions that end long polls before the process waits for its requests
     app.lists = ListEndpoint(reads, rules)
     app.events = EventEndpoint(writes, rules)
     return app

@@ -73,7 +73,14 @@ def mount(app: Starlette, backend: ConsoleBackend) -> None:
     ui.run_with(app, root=page, title="recloop", dark=None, reconnect_timeout=10, show_welcome_message=False)  # type: ignore[arg-type]
     core.app.config.socket_io_js_transports = ["polling"]  # the service does not accept web sockets
     app.state.console = True  # `AccessMiddleware` then requires the admin token
+    app.state.on_drain.append(_end_polls)
     app.router.routes[-1] = _FallthroughMount("/", app=core.app)
+
+
+async def _end_polls() -> None:
+    """End the sessions of open pages; each one waits in a request of up to 8 seconds."""
+    for session in list(core.sio.eio.sockets.values()):
+        await session.close(wait=False)  # a page that is gone would be awaited for ever
 
 
 class _Page:

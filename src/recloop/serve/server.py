@@ -193,8 +193,11 @@ class _Server(uvicorn.Server):
                     connection.expire(now, self._app.state.draining)
         if self._app.state.draining and not self.should_exit:
             self._ticks += 1
-            if self._ticks == 1 and self._workers is not None:
-                self._workers.stop()
+            if self._ticks == 1:
+                if self._workers is not None:
+                    self._workers.stop()
+                for end in self._app.state.on_drain:
+                    await end()
             if self._ticks == 2:
                 for server in self.servers:
                     server.close()
