@@ -200,6 +200,8 @@ class ScorerSpec:
         half_life: Days; None: every moment counts the same.
         recent: Weights of the newest moments, for ``neighbours``; None: all items of the history count the same.
         of: Sources that supply the items which a ``rank`` model orders.
+        rows: Rows of items and moments that a closed-form model was fitted on; None for a baseline or a network.
+        until: End of those rows, int64 microseconds.
     """
 
     source: str
@@ -209,6 +211,8 @@ class ScorerSpec:
     half_life: float | None = None
     recent: tuple[float, ...] | None = None
     of: tuple[str, ...] | None = None
+    rows: int | None = None
+    until: int | None = None
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -226,6 +230,8 @@ class ScorerSpec:
             half_life=tree.nullable("half_life", float),
             recent=tree.optional("recent", tuple[int | float, ...]),
             of=tree.optional("of", tuple[str, ...]),
+            rows=tree.optional("rows", int),
+            until=tree.optional("until", int),
             other_keys=tree.unread,
         )
 
@@ -235,7 +241,8 @@ class ScorerSpec:
             known["half_life"] = self.half_life
         config = None if self.config is None else dict(self.config)
         recent, of = (None if values is None else [*values] for values in (self.recent, self.of))
-        return {**self.other_keys, **known, **without_none(config=config, recent=recent, of=of)}
+        fit = {"rows": self.rows, "until": self.until}
+        return {**self.other_keys, **known, **without_none(config=config, recent=recent, of=of, **fit)}
 
 
 def custom_scorers(scorers: Mapping[str, ScorerSpec]) -> Sequence[ScorerSpec]:

@@ -332,6 +332,8 @@ class Update(Section):
     """Old training positions per new position in an update."""
     mode: Literal["warm", "full"] = "warm"
     """Initial weights of an update: those of the live bundle (`warm`) or random ones (`full`)."""
+    refit_share: float = pydantic.Field(0.05, ge=0, le=1)
+    """Share of new rows from which an update fits EASE, ItemKNN and MF again; 0: always."""
     input_check: bool = True
     """Stop the update if the live bundle does unusually badly on the new rows."""
 

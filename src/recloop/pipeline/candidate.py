@@ -21,7 +21,7 @@ from recloop.features.state_history import StateHistory
 from recloop.models.base import TrainData, is_closed_form
 from recloop.pipeline import training_steps
 from recloop.pipeline.served_slots import kept_slots
-from recloop.pipeline.update_run import UpdateRun
+from recloop.pipeline.update_run import RETROSPECTIVE_RULES, UpdateRun
 from recloop.policy import Policy, ScorerSpec
 from recloop.records import STAMP
 from recloop.training import baselines, ranker
@@ -29,6 +29,7 @@ from recloop.training.attribute_affinity import strengths_of
 from recloop.training.closed_form import closed_form
 from recloop.training.dataset import ItemUserTables, make_tables, train_data
 from recloop.training.fit import TrainedNetwork, fit_network
+from recloop.training.kept_models import changed_share, keepable, kept_arrays, refit_reason, with_fits
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, select_targets
 
 
@@ -60,10 +61,12 @@ def build_child(
     data = run.data
     tables = make_tables(run.spec, rows, cut, data.items, data.users, parent.items.ids.ids, parent.fields)
     arrays = train_data(tables, rows, None, kept_slots(run.project, data.events, run.until))
-    scorers = _closed_form_scorers(parent)
-    counts = _fit_counts(run.config, arrays, tables, parent)
+    kept = _kept_models(run, parent, arrays)
+    counts, scorers = _fit_counts(run.config, arrays, tables, parent, kept)
     manifest = training_steps.base_manifest(run.config, tables, data.manifest.fingerprint, rows, held_seq)
     child = baselines.draft_bundle(run.config, tables, arrays, counts, scorers, manifest)
+    if kept:
+        child = replace(child, users=parent.users)
     if has_network(parent):
         plan = _TrainPlan.for_child(run, parent, arrays, counts, warm_start)
         child = training_steps.with_network(child, _fit_network(run, parent, arrays, plan, folder, started))
@@ -86,8 +89,10 @@ def _with_new_trees(
     start = ranker.period_start(arrays)
     data = train_data(tables, rows.filter(pl.col(STAMP) < start), None)
     data = replace(data, cut=start, history=arrays)
-    counts = _fit_counts(run.config, data, tables, child)
-    early = baselines.draft_bundle(run.config, tables, data, counts, child.scorers, child.manifest)
+    recalled = replace(child.manifest, scorers={name: child.scorers[name] for name in spec.depths})
+    child_of_recalled = replace(child, manifest=recalled)
+    counts, scorers = _fit_counts(run.config, data, tables, child_of_recalled)
+    early = baselines.draft_bundle(run.config, tables, data, counts, scorers, recalled)
     past = StateHistory(rows, run.data.users)
     return ranker.refit_trees(child, early, run.config, data, tables, past)
 
@@ -134,13 +139,59 @@ def _closed_form_scorers(parent: Bundle) -> dict[str, ScorerSpec]:
     return {source: spec for source, spec in parent.scorers.items() if source != "model" or not network}
 
 
-def _fit_counts(config: Config, arrays: TrainData, tables: ItemUserTables, parent: Bundle) -> dict[str, np.ndarray]:
-    """Fit the closed-form models with the parent's half-lives, strengths and options."""
+def _kept_models(run: UpdateRun, parent: Bundle, arrays: TrainData) -> dict[str, ScorerSpec]:
+    """Return the parent's models whose arrays the child keeps; report why."""
+    models = keepable(_closed_form_scorers(parent))
+    if not models:
+        return {}
+    share = run.config.update.refit_share
+    reason = "a full retrain" if run.full else refit_reason(models, arrays, share)
+    if not reason and _has_quarantine(run):
+        reason = "rows were quarantined or restored"
+    names = ", ".join(spec.model for spec in models.values())
+    if reason:
+        run.progress.say("learn", f"{names} fitted on {len(arrays.items):,} rows: {reason}")
+        return {}
+    if parent is run.live:
+        changed = max(changed_share(spec, arrays) for spec in models.values())
+        run.progress.say(
+            "learn", f"{names} kept: {changed:.1%} new rows since the fit (update.refit_share {share:.1%})"
+        )
+    return models
+
+
+def _has_quarantine(run: UpdateRun) -> bool:
+    """Return whether rows were quarantined or restored since live's rows.
+
+    A kept model would still contain a quarantined row.
+    """
+    with run.project.open_log() as log:
+        retractions = log.retractions(after=run.watermark)
+    pending = [entry.retraction for entry in run.project.open_control().pending()]
+    return any(row.rule not in RETROSPECTIVE_RULES for row in (*retractions, *pending))
+
+
+def _fit_counts(
+    config: Config,
+    arrays: TrainData,
+    tables: ItemUserTables,
+    parent: Bundle,
+    kept: Mapping[str, ScorerSpec] | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, ScorerSpec]]:
+    """Fit the closed-form models with the parent's half-lives, strengths and options.
+
+    Args:
+        kept: Models whose arrays are those of the parent.
+
+    Returns:
+        Arrays, and scorers with the records of the fits.
+    """
     scorers = _closed_form_scorers(parent)
-    half_lives = baselines.half_lives_of(scorers)
-    strengths = strengths_of(parent)
-    counts, _ = baselines.fit_counts(arrays, tables, closed_form(scorers, config), half_lives, strengths)
-    return counts
+    kept = kept or {}
+    options = closed_form({source: spec for source, spec in scorers.items() if source not in kept}, config)
+    half_lives, strengths = baselines.half_lives_of(scorers), strengths_of(parent)
+    counts, fitted = baselines.fit_counts(arrays, tables, options, half_lives, strengths)
+    return {**counts, **kept_arrays(parent, kept, arrays.n_items)}, with_fits(scorers, fitted)
 
 
 def _fit_network(

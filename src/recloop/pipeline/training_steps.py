@@ -45,6 +45,7 @@ from recloop.training.attribute_affinity import strengths_of
 from recloop.training.closed_form import closed_form, further_models, memory_line
 from recloop.training.dataset import ItemUserTables, make_tables, train_data, validation_data
 from recloop.training.fit import TrainedNetwork, fit_network, has_sequences
+from recloop.training.kept_models import with_fits
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, with_replay
 
 COUNTS_BUNDLE = "counts"
@@ -292,7 +293,8 @@ def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, 
     arrays = train_data(tables, data.events, None)
     scorers = learned.bundle.scorers
     half_lives, strengths = baselines.half_lives_of(scorers), strengths_of(learned.bundle)
-    counts, _ = baselines.fit_counts(arrays, tables, closed_form(scorers, config), half_lives, strengths)
+    counts, fitted = baselines.fit_counts(arrays, tables, closed_form(scorers, config), half_lives, strengths)
+    scorers = with_fits(scorers, fitted)
     manifest = base_manifest(config, tables, data.manifest.fingerprint, data.events, nothing_held(data.events))
     manifest = replace(manifest, recipe=learned.bundle.manifest.recipe, train=replace(manifest.train, refit=True))
     bundle = baselines.draft_bundle(config, tables, arrays, counts, scorers, manifest)

@@ -119,10 +119,11 @@ class FactorSource:
 
     def __init__(self, bundle: Bundle, source: str, l2: float, unseen: float) -> None:
         assert bundle.users is not None
+        until = bundle.scorers[source].until
         self._items = bundle.arrays[array_name(source, "item_vectors")]
         self._users = bundle.arrays[array_name(source, "user_vectors")]
         self._known = bundle.users
-        self._cut = bundle.cut
+        self._cut = bundle.cut if until is None else until
         self._l2 = l2
         self._unseen = unseen
         self._gram = base_gram(self._items, unseen)

@@ -23,6 +23,7 @@ from recloop.training.attribute_affinity import choose_strengths, refit_affinity
 from recloop.training.closed_form import checked_source, closed_form, recent_weights
 from recloop.training.dataset import ItemUserTables
 from recloop.training.fusion_weights import FusionChoice, choose_weights, fusion_or_single
+from recloop.training.kept_models import with_fit, with_fits
 from recloop.training.validation_recall import ValidationRecall
 
 HALF_LIFE_DAYS: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
@@ -96,7 +97,10 @@ def fit_counts(
     arrays = {name: array for _, model in models.values() for name, array in _named(model, model.fit(data)).items()}
     arrays |= _segments(data, tables, days["popular"])
     arrays |= refit_affinity(data, strengths, days["popular"])
-    scorers = {source: _scorer(name, model, days.get(source)) for source, (name, model) in sorted(models.items())}
+    scorers = {
+        source: with_fit(_scorer(name, model, days.get(source)), data)
+        for source, (name, model) in sorted(models.items())
+    }
     return arrays, scorers
 
 
@@ -238,9 +242,13 @@ def refit_baselines(bundle: Bundle, data: TrainData, tables: ItemUserTables, con
         data: All rows before the cut, including validation moments.
     """
     half_lives, strengths = half_lives_of(bundle.scorers), strengths_of(bundle)
-    arrays, _ = fit_counts(data, tables, closed_form(bundle.scorers, config), half_lives, strengths)
+    arrays, fitted = fit_counts(data, tables, closed_form(bundle.scorers, config), half_lives, strengths)
+    manifest = replace(bundle.manifest, scorers=with_fits(bundle.scorers, fitted))
     items = replace(bundle.items, count=data.counts[1:])
-    return replace(bundle, arrays={**bundle.arrays, **arrays}, items=items, users=_user_table(tables, data, arrays))
+    return replace(
+        bundle, manifest=manifest, arrays={**bundle.arrays, **arrays}, items=items,
+        users=_user_table(tables, data, arrays),
+    )  # fmt: skip
 
 
 def half_lives_of(scorers: Mapping[str, ScorerSpec]) -> dict[str, float | None]:
