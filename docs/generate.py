@@ -52,12 +52,21 @@ NOT_IN_JSON: Final = {"other_keys", "source"}
 
 
 def commands() -> dict[str, Any]:
-    """All commands by name.
+    """All commands by name, those of a group as ``GROUP COMMAND``.
 
     They have no public type, because typer contains a copy of click.
     """
-    group: Any = typer.main.get_command(app)
-    return {name: command for name, command in group.commands.items() if not command.hidden}
+    return dict(_commands(typer.main.get_command(app)))
+
+
+def _commands(group: Any, prefix: str = "", panel: str = "") -> Iterator[tuple[str, Any]]:
+    for name in group.list_commands(None):
+        command = group.commands[name]
+        command.rich_help_panel = panel or command.rich_help_panel
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix}{name} ", command.rich_help_panel)
+        elif not command.hidden:
+            yield prefix + name, command
 
 
 def exit_codes() -> list[tuple[str, str]]:
@@ -118,7 +127,7 @@ def rest_page() -> str:
     document = openapi.document()
     lines = [
         "JSON over HTTP, generated from the OpenAPI document at `/openapi.json`.",
-        "Limits, hosts and tokens: [stability](../stability.md#rest).",
+        "Limits, hosts and keys: [stability](../stability.md#rest).",
         "",
     ]
     for path, operations in document["paths"].items():
@@ -132,8 +141,8 @@ def rest_page() -> str:
 
 def _operation(title: str, operation: Mapping[str, Any]) -> list[str]:
     lines = [f"## `{title}`", "", f"{operation['summary']}.", ""]
-    if operation.get("security"):
-        lines += ["Needs the admin token (`Authorization: Bearer TOKEN`).", ""]
+    for requirement in operation["security"]:
+        lines += [f"Scope of the key: `{requirement['api_key'][0]}`.", ""]
     parameters = [
         (f"`{one['name']}`", one["in"], _schema_type(one["schema"]), "yes" if one.get("required") else "", one.get("description", ""))
         for one in operation.get("parameters", [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import stat
 import subprocess
@@ -11,69 +10,27 @@ from typing import Any
 
 import httpx
 import pytest
+from access import TOKEN, Browser, application, status_and_code
 from servers import PATIENCE, Server, command
-from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from recloop.errors import UserError
-from recloop.project import Project
 from recloop.serve.access import CONSOLE_PREFIX, Head, host_name, name_of
-from recloop.serve.app import build
 from recloop.settings import build as config_of
 from recloop.storage import admin_token
 
 EVENT = {"user_id": "guard", "item_id": "i01", "event_type": "purchase"}
-TOKEN = "t" * 43
-
-
-class Bare:
-    """A service with only the project and the token that the access checks read."""
-
-    def __init__(self) -> None:
-        self.project = Project(Path(), config_of({"serve": {"hosts": ["shop.example"]}}, environment={}))
-        self.token = TOKEN
-
-
-class Browser:
-    """Requests to an application of this process, with the cookies that it set."""
-
-    def __init__(self, app: Starlette) -> None:
-        self._app, self.cookies = app, httpx.Cookies()
-
-    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
-        async def one() -> httpx.Response:
-            transport = httpx.ASGITransport(self._app)
-            async with httpx.AsyncClient(
-                transport=transport, base_url="http://localhost:8088", cookies=self.cookies
-            ) as client:
-                answer = await client.request(method, path, **more)
-                self.cookies = client.cookies
-                return answer
-
-        return asyncio.run(one())
-
-    def get(self, path: str, **more: Any) -> httpx.Response:
-        return self.request("GET", path, **more)
-
-    def post(self, path: str, **more: Any) -> httpx.Response:
-        return self.request("POST", path, **more)
 
 
 @pytest.fixture(scope="module")
 def bare() -> Browser:
     """The access checks before a console of one word, without a service."""
-    app = build(Bare(), "127.0.0.2")  # type: ignore[arg-type]
+    app = application(Path(), "127.0.0.2")
     word = lambda _: PlainTextResponse("console")  # noqa: E731
     app.router.routes += [Route("/", word, methods=["GET"]), Route("/_nicegui/x", word, methods=["GET", "POST"])]
     app.state.console = True
     return Browser(app)
-
-
-def status_and_code(client: Any, path: str = "/v1/health/live", method: str = "GET", **headers: str) -> tuple[int, str]:
-    answer = client.request(method, path, headers={name.replace("_", "-"): text for name, text in headers.items()})
-    code = answer.json()["error"]["code"] if answer.status_code >= 400 else ""
-    return answer.status_code, code
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def start(root: Path, *words: str, program: Sequence[str] = WITHOUT_CONSOLE) -> 
         )  # fmt: skip
     assert process.stdout is not None
     line = process.stdout.readline()
-    ready = re.fullmatch(r"ready (http://127\.0\.0\.1:\d+) bundle=(\S+)\n", line)
+    ready = re.fullmatch(r"ready (http://[\d.]+:\d+) bundle=(\S+)\n", line)
     if not ready:
         process.kill()
         process.wait()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,11 @@ from recloop.pipeline.tune import BUDGET, N_TRIALS, TuneResult, tune
 from recloop.progress import ConsoleProgress, NullProgress, Progress
 from recloop.project import Project, open_project
 from recloop.recommend import loading
-from recloop.records import now
+from recloop.records import SECOND, now
 from recloop.release import transitions
 from recloop.release.transitions import MIN_SHADOW_REQUESTS
 from recloop.serve import offline
-from recloop.storage import admin_token, locks
+from recloop.storage import admin_token, api_keys, locks
 
 
 @python_errors("project")
@@ -218,6 +220,38 @@ class ProjectFolder:
     def token(self, new: bool = False) -> str:
         """Return the project's admin token; ``new`` replaces it."""
         return admin_token.renew(self.project.root) if new else admin_token.ensure(self.project.root)
+
+    @python_errors("project")
+    def keys(self) -> list[JsonTree]:
+        """Return the API keys with scopes, expiry and last use, without their secrets."""
+        root = self.project.root
+        return [api_keys.to_json(root, key) for key in api_keys.read(root) or ()]
+
+    @python_errors("project")
+    def add_key(
+        self, name: str, scopes: Iterable[str], expires: datetime | None = None, rate: float | None = None
+    ) -> str:
+        """Add an API key and return its secret, which is not stored.
+
+        Args:
+            scopes: One or more of ``read``, ``ingest`` and ``admin``.
+            expires: Time with zone from which the key is refused; None: never.
+            rate: Largest number of requests per second and serving process.
+
+        Raises:
+            UserError: the name is in use or invalid, a scope is unknown, or the file of keys is damaged.
+        """
+        stamp = None if expires is None else round(expires.timestamp() * SECOND)
+        return api_keys.add(self.project.root, name, scopes, stamp, rate)[1]
+
+    @python_errors("project")
+    def revoke_key(self, name: str) -> None:
+        """Revoke an API key; a running service refuses it within a second.
+
+        Raises:
+            UserError: the key does not exist.
+        """
+        api_keys.revoke(self.project.root, name)
 
     @python_errors("project")
     def serve(self, host: str = "", port: int | None = None) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from recloop import __version__
-from recloop.cli import get_started, inspect, pipeline_steps, release, terminal
+from recloop.cli import access, get_started, inspect, pipeline_steps, release, terminal
 
-PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
+PANELS: tuple[tuple[str, tuple[Callable[..., None] | typer.Typer, ...]], ...] = (
     ("Get started", (get_started.init, get_started.update, get_started.serve, get_started.demo)),
     (
         "Inspect",
@@ -25,11 +26,11 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
             inspect.evaluate,
             inspect.recommend,
             inspect.status,
-            inspect.token,
             inspect.report,
             inspect.verify,
         ),
     ),
+    ("Access", (access.token, access.keys)),
     ("Release", (release.promote, release.rollback, release.reject)),
     (
         "Pipeline steps",
@@ -44,13 +45,26 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None], ...]], ...] = (
         ),
     ),
 )
-"""Panels of --help and their verbs, in display order."""
+"""Panels of --help with their verbs and groups of verbs, in display order."""
+
+
+class _InOrderOfPanels(TyperGroup):
+    """Group that lists its commands as in `PANELS`; typer lists groups of verbs first."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is click's
+        return [_name(verb) for _, verbs in PANELS for verb in verbs]
+
 
 app = typer.Typer(
+    cls=_InOrderOfPanels,
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
     help="Turn a raw interaction log into a served, monitored and retrained recommender.",
 )  # fmt: skip
+
+
+def _name(verb: Callable[..., None] | typer.Typer) -> str:
+    return str(verb.info.name) if isinstance(verb, typer.Typer) else verb.__name__
 
 
 def _print_version(wanted: bool) -> None:
@@ -75,7 +89,10 @@ def _options(
 
 for _panel, _verbs in PANELS:
     for _verb in _verbs:
-        app.command(rich_help_panel=_panel)(_verb)
+        if isinstance(_verb, typer.Typer):
+            app.add_typer(_verb, rich_help_panel=_panel)
+        else:
+            app.command(rich_help_panel=_panel)(_verb)
 
 
 def main() -> NoReturn:

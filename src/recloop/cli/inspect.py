@@ -1,4 +1,4 @@
-"""Verbs doctor, evaluate, recommend, status, token, report and verify."""
+"""Verbs doctor, evaluate, recommend, status, report and verify."""
 
 from __future__ import annotations
 
@@ -126,21 +126,6 @@ def status(as_json: Json = False) -> None:
         plain(f"shadow: {need}")
     for line in tried.lines() if tried else filter(None, [problem]):
         plain(line)
-
-
-def token(
-    new: Annotated[bool, typer.Option("--new", help="replace the token; a running serve keeps the old one")] = False,
-    as_json: Json = False,
-) -> None:
-    """Show the project's admin token."""
-    from recloop.storage import admin_token
-
-    root = project().root
-    found = admin_token.renew(root) if new else admin_token.ensure(root)
-    if as_json:
-        print_json({"token": found})
-    else:
-        plain(found)
 
 
 def report(

@@ -37,9 +37,10 @@ from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.records import DEFAULT_EVENT_TYPE, RECEIVED_AT, RULE, SEQ, Event, now
-from recloop.storage import locks
+from recloop.storage import admin_token, locks
 
 STDIN: Final = "-"
+KEY_VARIABLE: Final = "RECLOOP_KEY"  # environment variable with the key for ``--url``
 STATUSES: Final = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
 MAX_BATCH_ROWS: Final = 50_000  # rows per commit
 MAX_CHUNK_BYTES: Final = 1 << 22  # most bytes of stdin per batch
@@ -103,7 +104,7 @@ def ingest(project: Project, file: str, url: str, teller: Progress) -> IngestRes
     an event_id can be sent again and count as duplicates.
 
     Args:
-        url: Running service to post to; empty to write this folder's log.
+        url: Running service to post to, with the key in ``RECLOOP_KEY``; empty to write this folder's log.
 
     Raises:
         UserError: missing file or column, no live bundle, or no service at ``url``.
@@ -112,7 +113,7 @@ def ingest(project: Project, file: str, url: str, teller: Progress) -> IngestRes
     started = time.monotonic()
     result = IngestResult()
     with ExitStack() as stack:
-        store = into_service(url, stack) if url else into_log(project, file, stack)
+        store = into_service(url, stack, _key(project, url)) if url else into_log(project, file, stack)
         for batch in _lines(project) if file == STDIN else _file(project, file):
             outcomes = store(batch.events) if batch.events else ()
             rejected = list(batch.wrong)
@@ -289,10 +290,14 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
     return store
 
 
-def into_service(url: str, stack: ExitStack) -> Sink:
-    """Open a sink that posts to a running service in bodies of allowed size."""
+def into_service(url: str, stack: ExitStack, key: str) -> Sink:
+    """Open a sink that posts to a running service in bodies of allowed size.
+
+    Args:
+        key: API key or admin token; empty for none.
+    """
     try:
-        client = stack.enter_context(closing(Client(url.rstrip("/"))))
+        client = stack.enter_context(closing(Client(url.rstrip("/"), token=key)))
     except ValueError as error:
         raise UserError("--url", url, f"the address of a service ({error})", "recloop serve") from None
 
@@ -304,6 +309,12 @@ def into_service(url: str, stack: ExitStack) -> Sink:
         return outcomes
 
     return store
+
+
+def _key(project: Project, url: str) -> str:
+    """Return ``RECLOOP_KEY``, or the admin token for the service of this folder."""
+    own = url.rstrip("/") == locks.server_url(project.root)
+    return os.environ.get(KEY_VARIABLE, "") or (admin_token.read(project.root) if own else "")
 
 
 def _bodies(rows: Sequence[JsonTree]) -> Iterator[list[JsonTree]]:

@@ -29,7 +29,7 @@ class Client:
 
     Args:
         url: URL of the service.
-        token: The admin token, for admin routes.
+        token: API key or admin token; empty for none.
 
     Attributes:
         now: int64 microseconds; the time sent with requests, 0: none.

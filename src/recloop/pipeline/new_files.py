@@ -14,7 +14,7 @@ from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.records import RECEIVED_AT, TIMESTAMP, Event, now
-from recloop.storage import locks
+from recloop.storage import admin_token, locks
 from recloop.storage.data_manifest import FileRecord
 
 
@@ -86,7 +86,7 @@ def _keep(project: Project, rows: pl.DataFrame, stack: ExitStack) -> int:
         url = locks.server_url(project.root)
         if not url:
             raise
-        keep = bulk.into_service(url, stack)
+        keep = bulk.into_service(url, stack, admin_token.read(project.root))
     stored = 0
     received_at = now()
     for start in range(0, len(rows), bulk.MAX_BATCH_ROWS):

@@ -1,23 +1,28 @@
-"""Access checks on Host, Origin, content type and admin token.
+"""Access checks on Host, Origin, content type and key.
 
 A loopback address is not authentication. Any page in a browser on this machine can send requests to it, and after DNS
 rebinding the page can also read the answers. Therefore a request must name a known Host and must not come from a page
-of another origin. Writes need a content type that a plain form cannot send. Admin routes and the console need the
-admin token. ``X-Forwarded-*`` and ``Forwarded`` headers are ignored.
+of another origin. Writes need a content type that a plain form cannot send. Each route names the scope that a key
+needs for it (`ScopedRoute`); the console needs the admin token. ``X-Forwarded-*`` and ``Forwarded`` headers are ignored.
 """
 
 from __future__ import annotations
 
-import hmac
+import ipaddress
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from recloop.ingest.parse import NDJSON
+from recloop.serve.key_ring import KeyRing
 from recloop.serve.login import LOGIN_PATH, Login, login_page, private
+from recloop.serve.request import Handler
 from recloop.serve.schemas import HttpError
+from recloop.storage.api_keys import KeyScope
 
 if TYPE_CHECKING:
     from recloop.serve.service import Service
@@ -29,7 +34,7 @@ WRITE_CONTENT_TYPES = frozenset(name.encode() for name in ("application/json", *
 
 A page of another origin cannot send them without a preflight, which is refused.
 """
-API_PREFIX, ADMIN_PREFIX = "/v1/", "/v1/admin/"
+API_PREFIX = "/v1/"
 ROOT_PATHS = ("", "/")
 CONSOLE_PREFIX = "/_nicegui"
 """Path prefix of the console's scripts and socket."""
@@ -39,15 +44,20 @@ class AccessRules:
     """Checks of request heads.
 
     Args:
-        service: Source of ``serve.hosts`` and the admin token.
-        host: Listening address, accepted in addition to `LOCAL_HOSTS` and ``serve.hosts``.
+        service: Source of ``serve.hosts``, the API keys and the admin token.
+        host: Listening address, accepted in addition to `LOCAL_HOSTS` and ``serve.hosts``. Unless it is a loopback
+            address, any IP address is accepted too: every request needs a key, and rebinding needs a DNS name.
+
+    Raises:
+        UserError: the file of keys is damaged or readable by other users.
     """
 
     def __init__(self, service: Service, host: str = "") -> None:
         self._configured = frozenset(host_name(name).encode() for name in service.project.config.serve.hosts)
         local_hosts = [host_name(name).encode() for name in (*LOCAL_HOSTS, host) if name]
         self._hosts = self._configured.union(local_hosts)
-        self._token = service.token.encode()
+        self._is_remote = bool(host) and not is_loopback(host)
+        self._keys = KeyRing(service.project.root, service.token)
 
     def check(self, head: Head) -> None:
         """Check host and origin of any request.
@@ -68,26 +78,21 @@ class AccessRules:
         if head.content_type not in WRITE_CONTENT_TYPES:
             raise _not_a_write(head)
 
-    def check_token(self, head: Head) -> None:
-        """Check the admin token.
+    def authorize(self, head: Head, scope: KeyScope) -> None:
+        """Check that the key of a request has a scope.
 
         Raises:
-            HttpError: 401.
+            HttpError: as `KeyRing.authorize`.
         """
-        kind, _, token = head.authorization.partition(b" ")
-        if kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token):
-            return
-        message = "the admin token is missing or wrong; to show it: recloop token"
-        error = HttpError(401, "unauthorized", message, "Authorization", "Authorization: Bearer TOKEN")
-        error.headers["WWW-Authenticate"] = "Bearer"
-        raise error
+        self._keys.authorize(head.authorization, scope)
 
     def _check_host(self, head: Head) -> None:
         if len(head.hosts) != 1:
             raise HttpError(
                 400, "bad_host", f"the request has {len(head.hosts)} Host headers; expected 1", "Host", "one Host header"
             )  # fmt: skip
-        if name_of(head.hosts[0]) not in self._hosts:
+        name = name_of(head.hosts[0])
+        if name not in self._hosts and not (self._is_remote and is_ip_address(name)):
             host = _shown(head.hosts[0])
             allowed = ", ".join(sorted(name.decode() for name in self._hosts))
             message = f"Host {host} is not allowed; add it to serve.hosts in recloop.toml"
@@ -129,8 +134,6 @@ class AccessMiddleware:
         if path.startswith(API_PREFIX):
             if scope["method"] == "POST" and head.content_type not in WRITE_CONTENT_TYPES:
                 raise _not_a_write(head)
-            if path.startswith(ADMIN_PREFIX):
-                self._rules.check_token(head)
         elif scope["app"].state.console and (
             path in ROOT_PATHS or path == LOGIN_PATH or path.startswith(CONSOLE_PREFIX)
         ):
@@ -150,8 +153,33 @@ class AccessMiddleware:
                 await response(scope, receive, send)
                 return
         if not self._login.is_known(head.cookies):
-            self._rules.check_token(head)
+            self._rules.authorize(head, KeyScope.ADMIN)
         await self._app(scope, receive, send)
+
+
+class ScopedRoute(Route):
+    """Route that answers only requests whose key has its scope.
+
+    Attributes:
+        key_scope: The scope, which every route names where it is defined.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        handler: Handler,
+        key_scope: KeyScope,
+        rules: AccessRules,
+        methods: list[str],
+        include_in_schema: bool = True,
+    ) -> None:
+        self.key_scope = key_scope
+
+        async def authorized(request: Request) -> Response:
+            rules.authorize(Head(request.scope["headers"]), key_scope)
+            return await handler(request)
+
+        super().__init__(path, authorized, methods=methods, include_in_schema=include_in_schema)
 
 
 class Head:
@@ -205,6 +233,23 @@ class Head:
                 self.request_id = value if self.request_id is None else self.request_id
             elif name == b"x-recloop-now":
                 self.time = value if self.time is None else self.time
+
+
+def is_loopback(host: str) -> bool:
+    """Return True for the addresses and the name of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_ip_address(name: bytes) -> bool:
+    """Return True for ``192.0.2.1`` and ``[2001:db8::1]``."""
+    try:
+        ipaddress.ip_address(name.decode("latin-1").removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def host_name(host: str) -> str:

@@ -17,16 +17,21 @@ from recloop.ingest import parse
 from recloop.release import transitions
 from recloop.serve import comparisons
 from recloop.serve import request as request_parts
+from recloop.serve.access import AccessRules, ScopedRoute
 from recloop.serve.request import only
 from recloop.serve.schemas import HttpError, ReleaseRequest, ReleaseResponse
 from recloop.serve.service import Service
+from recloop.storage.api_keys import KeyScope
 
 
-def admin_routes(service: Service) -> list[Route]:
+def admin_routes(service: Service, rules: AccessRules) -> list[Route]:
     """Build the routes ``/v1/admin/promote``, ``rollback`` and ``reject``."""
     verbs = ("promote", "rollback", "reject")
-    routes = [Route(f"/v1/admin/{verb}", only(AdminRoutes(service, verb).move), methods=["POST"]) for verb in verbs]
-    return [*routes, Route("/v1/admin/refuse", _renamed, methods=["POST"], include_in_schema=False)]
+    admin, post = KeyScope.ADMIN, ["POST"]
+    routes = [
+        ScopedRoute(f"/v1/admin/{verb}", only(AdminRoutes(service, verb).move), admin, rules, post) for verb in verbs
+    ]
+    return [*routes, ScopedRoute("/v1/admin/refuse", _renamed, admin, rules, post, include_in_schema=False)]
 
 
 class AdminRoutes:
@@ -37,10 +42,7 @@ class AdminRoutes:
         self._verb = verb
 
     async def move(self, request: Request) -> Response:
-        """Make one release move and deploy it before the response.
-
-        `AccessMiddleware` has already checked the admin token.
-        """
+        """Make one release move and deploy it before the response."""
         release_request = await _parse_release_request(request)
         try:
             result = await run_in_threadpool(self._move, release_request, self._at(request))

@@ -24,17 +24,25 @@ from recloop.ingest.parse import BadRequest
 from recloop.project import Project
 from recloop.records import now
 from recloop.serve import admin_routes, openapi, reload, server
-from recloop.serve import request as request_parts
-from recloop.serve.access import AccessMiddleware, AccessRules
+from recloop.serve.access import AccessMiddleware, AccessRules, ScopedRoute
 from recloop.serve.event_endpoint import EventEndpoint
 from recloop.serve.event_routes import WriteRoutes
 from recloop.serve.list_endpoint import ListApplication, ListEndpoint
 from recloop.serve.middleware import RequestMiddleware, json_response, problem_response
 from recloop.serve.recommend_routes import RecommendRoutes
-from recloop.serve.request import only
+from recloop.serve.request import (
+    NO_PARAMETERS,
+    RECOMMEND_BY_QUERY_PARAMETERS,
+    RECOMMEND_PARAMETERS,
+    SIMILAR_PARAMETERS,
+    Handler,
+    Parameter,
+    only,
+)
 from recloop.serve.schemas import HealthResponse, HttpError, StatusResponse
 from recloop.serve.service import Clock, Service
-from recloop.storage import locks
+from recloop.storage import api_keys, locks
+from recloop.storage.api_keys import KeyScope
 
 
 def create(project: Project, clock: Clock = now) -> Starlette:
@@ -71,13 +79,13 @@ def run(
 
     Raises:
         Locked: another server uses this folder.
-        UserError: the port is in use, the host is not loopback, or no bundle is live.
+        UserError: the port is in use, the host is not loopback and the project has no API key, or no bundle is live.
     """
     serve = project.config.serve
     host = serve.host if host is None else host
     port = serve.port if port is None else port
     workers = server.check_workers(serve.workers if workers is None else workers)
-    server.check_host(host)
+    server.check_host(host, has_keys=api_keys.read(project.root) is not None)
     with ExitStack() as stack:
         lock = stack.enter_context(locks.writer_lock(project.root))
         listening = stack.enter_context(server.listen(host, port))
@@ -129,34 +137,36 @@ def build(
     reads = RecommendRoutes(service)
     writes = WriteRoutes(service)
     status = StatusRoutes(service)
-    get = ["GET"]
-    post = ["POST"]
+    rules = AccessRules(service, host)
+    read, ingest = KeyScope.READ, KeyScope.INGEST
+
+    def get(path: str, handler: Handler, scope: KeyScope, parameters: tuple[Parameter, ...] = NO_PARAMETERS) -> Route:
+        return ScopedRoute(path, only(handler, parameters), scope, rules, ["GET"])
+
+    def post(path: str, handler: Handler, scope: KeyScope) -> Route:
+        return ScopedRoute(path, only(handler), scope, rules, ["POST"])
+
     app = application(
         routes=[
-            Route("/v1/recommend", only(reads.recommend, request_parts.RECOMMEND_BY_QUERY_PARAMETERS), methods=get),
-            Route(
-                "/v1/recommend/{user_id:path}", only(reads.recommend, request_parts.RECOMMEND_PARAMETERS), methods=get
-            ),
-            Route("/v1/events", only(writes.post_events), methods=post),
-            Route("/v1/items", only(writes.post_items), methods=post),
-            Route("/v1/users", only(writes.post_users), methods=post),
-            Route(
-                "/v1/items/{item_id:path}/similar", only(reads.similar, request_parts.SIMILAR_PARAMETERS), methods=get
-            ),
-            Route("/v1/items/{item_id:path}", only(reads.get_item), methods=get),
-            Route("/v1/users/{user_id:path}", only(reads.get_user), methods=get),
-            Route("/v1/health/live", only(status.live), methods=get),
-            Route("/v1/health/ready", only(status.ready), methods=get),
-            Route("/v1/status", only(status.status), methods=get),
-            Route("/metrics", only(status.metrics), methods=get),
-            Route("/openapi.json", only(status.openapi), methods=get),
-            *admin_routes.admin_routes(service),
+            get("/v1/recommend", reads.recommend, read, RECOMMEND_BY_QUERY_PARAMETERS),
+            get("/v1/recommend/{user_id:path}", reads.recommend, read, RECOMMEND_PARAMETERS),
+            post("/v1/events", writes.post_events, ingest),
+            post("/v1/items", writes.post_items, ingest),
+            post("/v1/users", writes.post_users, ingest),
+            get("/v1/items/{item_id:path}/similar", reads.similar, read, SIMILAR_PARAMETERS),
+            get("/v1/items/{item_id:path}", reads.get_item, read),
+            get("/v1/users/{user_id:path}", reads.get_user, read),
+            get("/v1/health/live", status.live, KeyScope.PUBLIC),
+            get("/v1/health/ready", status.ready, KeyScope.PUBLIC),
+            get("/v1/status", status.status, read),
+            get("/metrics", status.metrics, read),
+            get("/openapi.json", status.openapi, KeyScope.PUBLIC),
+            *admin_routes.admin_routes(service, rules),
         ],
         exception_handlers={HTTPException: _http_exception, HttpError: _http_error, BadRequest: _bad_request},
         lifespan=lifespan or poll,
     )
     app.router.redirect_slashes = False
-    rules = AccessRules(service, host)
     app.add_middleware(AccessMiddleware, service=service, rules=rules)
     app.add_middleware(RequestMiddleware)
     app.state.service = service

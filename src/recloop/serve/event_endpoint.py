@@ -17,6 +17,7 @@ from recloop.serve.event_routes import WriteRoutes
 from recloop.serve.middleware import REQUEST_IDS, Reply, client_id, error_reply
 from recloop.serve.request import check_names, read_messages
 from recloop.serve.schemas import HttpError
+from recloop.storage.api_keys import KeyScope
 
 EVENTS_PATH: Final = "/v1/events"
 
@@ -38,6 +39,7 @@ class EventEndpoint:
         request_id = REQUEST_IDS.next()
         try:
             self._rules.check_write(head)
+            self._rules.authorize(head, KeyScope.INGEST)
             if scope["query_string"]:
                 check_names(QueryParams(scope["query_string"]), ())
             body = await read_messages(receive, head.content_length)

@@ -24,6 +24,7 @@ from recloop.serve.middleware import REQUEST_IDS, Reply, client_id, error_reply,
 from recloop.serve.recommend_routes import RecommendRoutes, RequestKeys
 from recloop.serve.request import RECOMMEND_PARAMETERS, check_names, list_parameters, names_of
 from recloop.serve.schemas import HttpError
+from recloop.storage.api_keys import KeyScope
 
 LIST_PREFIX: Final = "/v1/recommend/"
 LIST_PREFIX_BYTES: Final = LIST_PREFIX.encode()
@@ -53,6 +54,7 @@ class ListEndpoint:
         ids = RequestKeys(REQUEST_IDS.next(), client_id(head.request_id))
         try:
             self._rules.check(head)
+            self._rules.authorize(head, KeyScope.READ)
             parameters = list_parameters(query_string)
             check_names(parameters.names, ALLOWED_NAMES)
             time_header = None if head.time is None else head.time.decode("latin-1")

@@ -11,12 +11,13 @@ from recloop.ingest.parse import NDJSON
 from recloop.serve import request as request_parts
 from recloop.serve import schemas as messages
 from recloop.serve.request import Parameter
+from recloop.storage.api_keys import KeyScope
 
 ID_SCHEMA = {"type": "string", "minLength": 1}
 ERROR_DESCRIPTIONS = {
     "400": "the body is not JSON, or the request does not have exactly one Host header",
-    "401": "the admin token is missing or wrong",
-    "403": "the request is from a page of another origin",
+    "401": "the key is missing, unknown, revoked or expired",
+    "403": "the key does not have the scope, or the request is from a page of another origin",
     "404": "not found",
     "408": "the head or the body did not arrive in time",
     "409": "refused; the message names the gate and its threshold",
@@ -24,13 +25,19 @@ ERROR_DESCRIPTIONS = {
     "415": "the content type is not JSON",
     "421": "the Host is not allowed",
     "422": "a parameter or the body is invalid",
+    "429": "the key is above its rate; send the request again after Retry-After seconds",
     "431": "the request line and headers are larger than 64 KiB",
     "500": "internal error",
     "503": "busy or temporarily unavailable; send the request again after Retry-After seconds",
 }
 COMMON_STATUSES = ("400", "403", "408", "421", "422", "431", "500", "503")
 """Error statuses of every operation."""
-TOKEN_SCHEME = "admin_token"  # noqa: S105 - the name of a scheme
+KEY_STATUSES = ("401", "429")
+"""Error statuses of every operation that needs a key."""
+KEY_SCHEME = "api_key"
+KEY_DESCRIPTION = (
+    "A key of `recloop keys add`, or the admin token. Without any key in the project, only admin routes need one."
+)
 VERB_SUMMARIES = {
     "promote": "Promote a bundle to a step, or to live if both steps are earned",
     "rollback": "Restore the previous live bundle",
@@ -60,9 +67,7 @@ def document() -> JsonTree:
         "paths": _paths(),
         "components": {
             "schemas": schemas,
-            "securitySchemes": {
-                TOKEN_SCHEME: {"type": "http", "scheme": "bearer", "description": "Admin token; shown by recloop token"}
-            },
+            "securitySchemes": {KEY_SCHEME: {"type": "http", "scheme": "bearer", "description": KEY_DESCRIPTION}},
         },
     }
 
@@ -93,7 +98,7 @@ def _paths() -> dict[str, JsonTree]:
         "/v1/users/{user_id}": _get(
             "get_user", "Get a user's current state", "UserResponse", path="user_id", errors=("404",)
         ),
-        "/v1/health/live": _get("health_live", "Check that the process runs", "HealthResponse"),
+        "/v1/health/live": _get("health_live", "Check that the process runs", "HealthResponse", scope=KeyScope.PUBLIC),
         "/v1/health/ready": _ready(),
         "/v1/status": _get("status", "Get the deployed bundles and list health", "StatusResponse"),
         "/metrics": _metrics(),
@@ -108,6 +113,7 @@ def _get(
     query: tuple[Parameter, ...] = request_parts.NO_PARAMETERS,
     path: str = "",
     errors: tuple[str, ...] = (),
+    scope: KeyScope = KeyScope.READ,
 ) -> JsonTree:
     in_path = [{"name": path, "in": "path", "required": True, "schema": ID_SCHEMA}] if path else []
     in_query = [
@@ -117,11 +123,12 @@ def _get(
         }
         for parameter in query
     ]  # fmt: skip
-    responses = {"200": _response(summary, response), **_errors(*errors)}
+    responses = {"200": _response(summary, response), **_errors(*errors, *_key_statuses(scope))}
     return {
         "get": {
             "operationId": name,
             "summary": summary,
+            "security": _security(scope),
             "parameters": [*in_path, *in_query],
             "responses": responses,
         }
@@ -129,7 +136,7 @@ def _get(
 
 
 def _ready() -> JsonTree:
-    path = _get("health_ready", "Check that the service can answer", "HealthResponse")
+    path = _get("health_ready", "Check that the service can answer", "HealthResponse", scope=KeyScope.PUBLIC)
     path["get"]["responses"]["503"] = _response("not ready, with the reason", "HealthResponse")
     return path
 
@@ -152,11 +159,12 @@ def _rows(name: str, summary: str, row: str, response: str) -> JsonTree:
         "post": {
             "operationId": name,
             "summary": summary,
+            "security": _security(KeyScope.INGEST),
             "requestBody": {"required": True, "content": content},
             "responses": {
                 "200": _response(summary, response),
                 "207": _response("as 200, with at least one row not accepted", response),
-                **_errors("413", "415"),
+                **_errors("413", "415", *KEY_STATUSES),
             },
         }
     }
@@ -167,14 +175,23 @@ def _move(verb: str, summary: str) -> JsonTree:
         "post": {
             "operationId": verb,
             "summary": summary,
-            "security": [{TOKEN_SCHEME: []}],
+            "security": _security(KeyScope.ADMIN),
             "requestBody": {"required": True, "content": _content("ReleaseRequest")},
             "responses": {
                 "200": _response(summary, "ReleaseResponse"),
-                **_errors("401", "404", "409", "413", "415"),
+                **_errors("404", "409", "413", "415", *KEY_STATUSES),
             },
         }
     }
+
+
+def _security(scope: KeyScope) -> list[JsonTree]:
+    """Build the requirement of a scope; an empty list: no key."""
+    return [] if scope is KeyScope.PUBLIC else [{KEY_SCHEME: [scope.value]}]
+
+
+def _key_statuses(scope: KeyScope) -> tuple[str, ...]:
+    return () if scope is KeyScope.PUBLIC else KEY_STATUSES
 
 
 def _errors(*statuses: str) -> JsonTree:

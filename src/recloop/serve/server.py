@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import ipaddress
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from recloop.errors import UserError
+from recloop.serve.access import is_loopback
 from recloop.serve.limits import max_connections
 from recloop.serve.list_endpoint import ListProtocol
 from recloop.serve.listener import Listener
@@ -37,19 +37,15 @@ GC_THRESHOLDS = (5_000, 10, 1_000)
 DRAIN_SECONDS = KEEP_ALIVE_SECONDS + 1  # seconds for clients to receive `Connection: close`
 
 
-def check_host(host: str) -> None:
-    """Check that the host is a loopback address; API keys are not supported.
+def check_host(host: str, has_keys: bool) -> None:
+    """Check that only a project with API keys is served to other machines.
 
     Raises:
-        UserError: the host is not a loopback address.
+        UserError: the host is not a loopback address, and the project has no key.
     """
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback:
-        expected = "a loopback address (API keys are not supported)"
-        raise UserError("serve.host", host, expected, "recloop serve --host 127.0.0.1, behind a proxy")
+    if not has_keys and not is_loopback(host):
+        fix = "recloop keys add NAME --scope read,ingest"
+        raise UserError("serve.host", host, "a loopback address, or a project with an API key", fix)
 
 
 def check_workers(workers: int) -> int:

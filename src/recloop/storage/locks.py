@@ -36,6 +36,11 @@ def tune_lock(root: Path) -> _Lock:
     return _Lock(root / "store" / "tune.lock", "tune")
 
 
+def keys_lock(root: Path) -> _Lock:
+    """Lock ``store/keys.lock`` for changing the API keys."""
+    return _Lock(root / "store" / "keys.lock", "keys")
+
+
 class _Lock:
     """Context manager of a flock on a file that records its holder.
 
