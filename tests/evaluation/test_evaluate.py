@@ -20,8 +20,7 @@ from recloop.bundle import Bundle
 from recloop.config import Config
 from recloop.data.split import split
 from recloop.errors import UserError
-from recloop.evaluation import evaluate as module
-from recloop.evaluation import paired
+from recloop.evaluation import paired, parallel
 from recloop.evaluation.evaluate import evaluate
 from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.metrics import RANKING
@@ -287,12 +286,13 @@ def test_list_recommender_equals_recommend(data: Data, bundle: Bundle) -> None:
     assert recommender.numbers(["new-1", "unknown"]).tolist() == [len(bundle.items) + 1, 0]
 
 
-def test_answer_each_equals_single_answers(data: Data, bundle: Bundle) -> None:
+def test_answer_each_equals_single_answers(data: Data, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "CHUNK_QUERIES", 6)
     other = fitted(data, {"popular": 1.0})
     queries = paired.subsample(make_queries(data.test, "successive"), 20)
     timeline, catalogue = StateHistory(data.events), Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
     for found, single in zip(
-        paired.answer_each([bundle, other], queries, timeline, catalogue),
+        paired.answer_each([bundle, other], queries, timeline, catalogue, threads=2),
         [paired.answer(one, queries, timeline, catalogue) for one in (bundle, other)],
         strict=True,
     ):
@@ -323,8 +323,17 @@ def test_evaluate_is_independent_of_the_order_within_moments(data: Data, table: 
 def test_evaluate_is_independent_of_the_chunk_size(
     data: Data, bundle: Bundle, table: EvaluationTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_QUERIES", 7)
+    monkeypatch.setattr(parallel, "CHUNK_QUERIES", 7)
     assert numbers(tabled(data, bundle)) == numbers(table)
+
+
+def test_evaluate_is_independent_of_the_number_of_threads(
+    data: Data, bundle: Bundle, table: EvaluationTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "CHUNK_QUERIES", 5)
+    catalogue = Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
+    threaded = evaluate([bundle], data, catalogue, CONFIG, FACTS, threads=3)
+    assert numbers(threaded) == numbers(table)
 
 
 def test_evaluate_reports_progress(data: Data, bundle: Bundle) -> None:

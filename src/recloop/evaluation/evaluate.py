@@ -2,11 +2,13 @@
 
 A query is just before a test moment. Its state holds the rows that had arrived and happened before. ``now`` is the
 moment's stamp, and the targets are its distinct positive items. Bundles stay fixed while states grow. All rows of the
-table share one recall; the lists are those of serving.
+table share one recall; the lists are those of serving. Threads answer batches of queries; the table does not depend on them.
 """
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from recloop.errors import UserError
 from recloop.evaluation import metrics
 from recloop.evaluation.leave_one_out import TargetRanks
 from recloop.evaluation.lists import ListRecommender
+from recloop.evaluation.parallel import each_span
 from recloop.evaluation.placements import PlacementEvaluation, further_placements
 from recloop.evaluation.queries import Queries, codes_of_targets, is_repeat, make_queries, states_of
 from recloop.evaluation.table import EvaluationTable, make_table
@@ -38,8 +41,6 @@ from recloop.recommend.ranker import Ranker
 from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import FUSED_SOURCES, Query
 
-CHUNK_QUERIES = 256
-"""Queries per batch, which bounds the memory for any test size."""
 EXAMPLE_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Quantiles of history length for the example users of the report."""
 LEAVE_ONE_OUT = "leave-one-out"
@@ -80,7 +81,7 @@ def evaluate(
         catalog: The catalog for the placements' filters.
         config: ``split``, ``evaluate`` and ``train.seed`` are read.
         facts: Entries of the table's protocol: ``split_hash``, ``fingerprint``.
-        threads: Threads of the user graph.
+        threads: Threads that answer queries; each needs the memory of a batch and of the sources' buffers.
         progress: Callback with (finished queries, all queries).
         timeline: States of all events of ``data``; None: computed from them.
 
@@ -94,11 +95,11 @@ def evaluate(
         _unseen(bundle, queries, config.split.protocol)
     timeline = StateHistory(data.events, data.users) if timeline is None else timeline
     evaluations = [
-        _BundleEvaluation(bundle, catalog, config, queries, with_baselines=number == 0, threads=threads)
+        _BundleEvaluation(bundle, catalog, config, queries, with_baselines=number == 0)
         for number, bundle in enumerate(bundles)
     ]
     placements = [
-        PlacementEvaluation(evaluation.bundle, catalog, name, queries, config.evaluate.k[0], threads)
+        PlacementEvaluation(evaluation.bundle, catalog.copy(), name, queries, config.evaluate.k[0])
         for evaluation in evaluations
         for name in further_placements(evaluation.bundle, evaluation.placement)
         if config.split.protocol != LEAVE_ONE_OUT
@@ -106,16 +107,21 @@ def evaluate(
     target_codes = codes_of_targets(timeline, queries)
     repeat = np.zeros(len(target_codes), dtype=bool)
     positives = np.zeros(len(queries), dtype=np.int64)
-    for start in range(0, len(queries), CHUNK_QUERIES):
-        span = slice(start, min(start + CHUNK_QUERIES, len(queries)))
+    placement_lock = threading.Lock()
+
+    def answer(evaluations: Sequence[_BundleEvaluation], span: slice) -> None:
         states = states_of(timeline, queries, span)
         flat = slice(queries.offsets[span.start], queries.offsets[span.stop])
         repeat[flat] = is_repeat(states, target_codes[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
         positives[span] = states.positives
         for evaluation in evaluations:
             evaluation.ask(states, span)
-        for placement in placements:
-            placement.ask(states, span)
+        with placement_lock:
+            for placement in placements:
+                placement.ask(states, span)
+
+    workers = [evaluations, *([one.for_thread() for one in evaluations] for _ in range(threads - 1))]
+    for span in each_span(workers, len(queries), answer):
         if progress is not None:
             progress(span.stop, len(queries))
     examples = _examples(evaluations[0], queries, positives, timeline)
@@ -162,7 +168,7 @@ class _EvaluatedRow:
         lists: (Q, K) item_ix; items outside the table have numbers after its end.
         ranks: Ranks of the targets under leave-one-out; None under another protocol.
         ranker: Ranker that orders the lists; None for the fusion.
-        seconds: Time spent on the lists.
+        seconds: Time spent on the lists by one thread.
     """
 
     name: str
@@ -195,7 +201,7 @@ class _BundleEvaluation:
     """Bundle under test and its rows."""
 
     def __init__(
-        self, bundle: Bundle, catalog: Catalog, config: Config, queries: Queries, with_baselines: bool, threads: int
+        self, bundle: Bundle, catalog: Catalog, config: Config, queries: Queries, with_baselines: bool
     ) -> None:
         _finite(bundle)
         self.bundle = bundle
@@ -203,7 +209,7 @@ class _BundleEvaluation:
         self.ks = list(config.evaluate.k)
         placement = bundle.default_placement
         self.placement = placement
-        self.lists = ListRecommender(bundle, catalog, placement, max(self.ks), threads)
+        self.lists = ListRecommender(bundle, catalog, placement, max(self.ks))
         self.recommender = self.lists.recommender
         network = {"model": bundle.manifest.model.name} if "model" in self.recommender.scorers else {}
         sources = [SOURCE_OF[model] for model in config.evaluate.baselines] if with_baselines else []
@@ -225,6 +231,16 @@ class _BundleEvaluation:
         if ranker is not None:
             self.evaluated.append(self._row("fusion", "served", served, None, settings.fusion_constant))
         self.evaluated.append(self._row("served", "served", served, None, settings.fusion_constant, ranker))
+        self._threads = [self.evaluated]  # the rows of each thread, which share their lists
+
+    def for_thread(self) -> _BundleEvaluation:
+        """Return an evaluation for another thread that writes into the same lists."""
+        other = copy.copy(self)
+        other.lists = self.lists.for_thread()
+        other.recommender = other.lists.recommender
+        other.evaluated = [replace(row, seconds=0.0) for row in self.evaluated]
+        self._threads.append(other.evaluated)
+        return other
 
     def _row(
         self,
@@ -272,8 +288,8 @@ class _BundleEvaluation:
         masks = {"all": everything, "warm": is_warm, "cold": ~is_warm, "repeat": repeat, "explore": ~repeat}
         slices = {name: metrics.keep_targets(numbers, self.queries.offsets, masks[name]) for name in SLICES}
         tail = np.concatenate([[False], self.bundle.items.tail, np.ones(self.lists.n_beyond, dtype=bool)])
-        rows = []
-        for row in self.evaluated:
+        table_rows = []
+        for number, row in enumerate(self.evaluated):
             values = {
                 (slice_name, f"{metric}@{k}"): value
                 for slice_name, (targets, offsets) in slices.items()
@@ -282,7 +298,7 @@ class _BundleEvaluation:
             }
             counts = np.bincount(row.lists[:, : self.ks[0]].ravel(), minlength=len(tail))
             counts[0] = 0
-            rows.append(
+            table_rows.append(
                 QueryMetrics(
                     model=row.name,
                     bundle=self.bundle.id,
@@ -291,11 +307,11 @@ class _BundleEvaluation:
                     coverage=metrics.coverage(counts, len(self.bundle.items)),
                     entropy=metrics.entropy(counts, len(self.bundle.items)),
                     long_tail_share=metrics.long_tail_share(counts, tail),
-                    seconds=row.seconds,
+                    seconds=sum(rows[number].seconds for rows in self._threads),
                     trained=self._trained(row),
                 )
             )
-        return rows
+        return table_rows
 
     def _trained(self, row: _EvaluatedRow) -> TrainingNote | None:
         """Training of the network behind a row; None for other rows."""

@@ -5,6 +5,8 @@ The lists are those of `Recommender.recommend`; slots are not built as objects.
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,13 +50,20 @@ class ListRecommender:
     The number of an item is its item_ix; items outside the table get numbers after its end when a list first holds them.
     """
 
-    def __init__(self, bundle: Bundle, catalog: Catalog, placement: str, k: int, threads: int = 1) -> None:
-        self.recommender = Recommender(bundle, catalog, threads)
+    def __init__(self, bundle: Bundle, catalog: Catalog, placement: str, k: int) -> None:
+        self.recommender = Recommender(bundle, catalog)
         self.k = k
         self.settings: Placement = self.recommender.placement(placement)
         self._table = bundle.items.ids
         self.query = Query(user_id="", now=0, n=k, placement=placement)
         self._beyond: dict[str, int] = {}
+        self._lock = threading.Lock()  # of `_beyond`
+
+    def for_thread(self) -> ListRecommender:
+        """Return a recommender of the same lists and numbers for another thread."""
+        other = copy.copy(self)  # with the same numbers of items outside the table
+        other.recommender = Recommender(self.recommender.bundle, self.recommender.catalog.copy())
+        return other
 
     @property
     def n_beyond(self) -> int:
@@ -102,7 +111,11 @@ class ListRecommender:
         return ItemLists(items, covering)
 
     def _number(self, item_id: str) -> int:
-        return self._table.index(item_id) or self._beyond.setdefault(item_id, len(self._table) + 1 + len(self._beyond))
+        number = self._table.index(item_id)
+        if number:
+            return number
+        with self._lock:
+            return self._beyond.setdefault(item_id, len(self._table) + 1 + len(self._beyond))
 
     def numbers(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         """(n,) numbers of items; 0 for an item outside the table that no list holds."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recloop.bundle import Bundle
 from recloop.evaluation import metrics
 from recloop.evaluation.lists import ListRecommender
+from recloop.evaluation.parallel import each_span
 from recloop.evaluation.queries import Queries, codes_of_targets, is_repeat, states_of
 from recloop.features.state_history import StateHistory
 from recloop.recommend.catalog import Catalog
@@ -42,7 +43,6 @@ class LossEstimate(NamedTuple):
 
 
 LIST_LENGTH = 10
-CHUNK_QUERIES = 256
 MAX_QUERIES = 4_000
 """Maximum queries of a comparison, spread evenly over all of them."""
 MIN_WINDOWS = 10
@@ -108,14 +108,14 @@ def answer_each(
     bundles: Sequence[Bundle], queries: Queries, timeline: StateHistory, catalog: Catalog, threads: int = 1
 ) -> list[QueryResults]:
     """Answer the queries with each bundle as `answer` does; all use the same states."""
-    recommenders = [ListRecommender(bundle, catalog, _placement(bundle), LIST_LENGTH, threads) for bundle in bundles]
+    recommenders = [ListRecommender(bundle, catalog, _placement(bundle), LIST_LENGTH) for bundle in bundles]
     lists = [np.zeros((len(queries), LIST_LENGTH), dtype=np.int64) for _ in bundles]
     covering = np.zeros((len(bundles), len(queries)))
     cold = np.zeros(len(queries), dtype=bool)
     target_codes = codes_of_targets(timeline, queries)
     repeat = np.zeros(len(target_codes), dtype=bool)
-    for start in range(0, len(queries), CHUNK_QUERIES):
-        span = slice(start, min(start + CHUNK_QUERIES, len(queries)))
+
+    def ask(recommenders: Sequence[ListRecommender], span: slice) -> None:
         states = states_of(timeline, queries, span)
         cold[span] = states.positives < COLD_POSITIVES
         flat = slice(queries.offsets[span.start], queries.offsets[span.stop])
@@ -124,6 +124,10 @@ def answer_each(
             answers = recommender.recommend(states, queries.now[span])
             lists[number][span] = answers.items
             covering[number, span] = answers.covering_share
+
+    workers = [recommenders, *([one.for_thread() for one in recommenders] for _ in range(threads - 1))]
+    for _ in each_span(workers, len(queries), ask):
+        pass
     return [
         _results(recommender, queries, lists[number], repeat, cold, covering[number])
         for number, recommender in enumerate(recommenders)

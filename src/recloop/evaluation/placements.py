@@ -54,10 +54,8 @@ class PlacementResult:
 class PlacementEvaluation:
     """Lists of one placement of a bundle while they are collected."""
 
-    def __init__(
-        self, bundle: Bundle, catalog: Catalog, placement: str, queries: Queries, k: int, threads: int
-    ) -> None:
-        self._lists = ListRecommender(bundle, catalog, placement, k, threads)
+    def __init__(self, bundle: Bundle, catalog: Catalog, placement: str, queries: Queries, k: int) -> None:
+        self._lists = ListRecommender(bundle, catalog, placement, k)
         self._bundle, self._placement, self._queries, self._k = bundle, placement, queries, k
         self._items = np.zeros((len(queries), k), dtype=np.int64)
         self._popular = np.zeros((len(queries), k), dtype=np.int64)

@@ -1,0 +1,36 @@
+"""Answers to batches of queries in threads; numpy and onnxruntime release the GIL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import TypeVar
+
+CHUNK_QUERIES = 256
+"""Queries per batch, which bounds the memory for any number of queries."""
+
+Worker = TypeVar("Worker")
+
+
+def each_span(workers: Sequence[Worker], n_queries: int, answer: Callable[[Worker, slice], None]) -> Iterator[slice]:
+    """Answer the queries in one thread per worker; yield the finished spans in order.
+
+    A worker answers one span at a time. Which one answers a span depends on the load, so results must not depend on it.
+    """
+    free: SimpleQueue[Worker] = SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+
+    def run(span: slice) -> slice:
+        worker = free.get()
+        try:
+            answer(worker, span)
+        finally:
+            free.put(worker)
+        return span
+
+    starts = range(0, n_queries, CHUNK_QUERIES)
+    spans = [slice(start, min(start + CHUNK_QUERIES, n_queries)) for start in starts]
+    with ThreadPoolExecutor(len(workers)) as pool:
+        yield from pool.map(run, spans)
