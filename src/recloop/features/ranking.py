@@ -66,6 +66,16 @@ class Candidates:
         """(C,) query of each candidate, from 0."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    def are_targets(self, targets: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """(C,) bool: the candidate is a target of its query.
+
+        Args:
+            targets: item_ix; query b owns ``targets[offsets[b]:offsets[b + 1]]``.
+        """
+        wanted = keys_of(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), targets)
+        is_target: np.ndarray = np.isin(keys_of(self.queries, self.items), wanted)
+        return is_target
+
     def take(self, columns: np.ndarray) -> Candidates:
         """Return some of the candidates, in ascending order of ``columns``."""
         offsets = np.searchsorted(columns, self.offsets)

@@ -22,7 +22,7 @@ from recloop.records import DAY, FUSED_SOURCES, source_names
 from recloop.training.attribute_affinity import choose_strengths, refit_affinity, strengths_of
 from recloop.training.closed_form import checked_source, closed_form, recent_weights
 from recloop.training.dataset import ItemUserTables
-from recloop.training.fusion_weights import FusionChoice, choose_weights, fusion_or_single
+from recloop.training.fusion_weights import FusionChoice, fusion_or_single, ndcg
 from recloop.training.kept_models import with_fit, with_fits
 from recloop.training.validation_recall import ValidationRecall
 
@@ -201,7 +201,7 @@ def choose_half_life_and_weights(
         filters_seen = bundle.policy.filters_seen(placements[name])
         if filters_seen not in fusions:
             moments = ValidationRecall(bundle, validation, data, past, name)
-            lists = {source: top.items for source, top in moments.recall(bundle, [*bundle.scorers], threads).items()}
+            lists = moments.recall(bundle, [*bundle.scorers], threads)
             items, offsets = (
                 moments.new_targets() if filters_seen and not main else (validation.items, validation.offsets)
             )
@@ -283,9 +283,9 @@ def _choose_half_life(
     for half_life in half_lives if len(half_lives) > 1 else []:
         candidate = _with_half_life(bundle, source, half_life, data, tables)
         top_k = recall.recall(candidate, [source])[source]
-        _, ndcg = choose_weights({source: top_k.items}, data.held.items, data.held.offsets)
-        if best is None or ndcg > best[0]:
-            best = (ndcg, candidate)
+        value = float(np.nanmean(ndcg(top_k.items, data.held.items, data.held.offsets)))
+        if best is None or value > best[0]:
+            best = (value, candidate)
     return bundle if best is None else best[1]
 
 
@@ -353,7 +353,7 @@ class ModelValidation:
             users=_user_table(self._tables, self._data, arrays),
         )
         top_k = self._recall.recall(bundle, [model.source])[model.source]
-        return choose_weights({model.source: top_k.items}, self._held.items, self._held.offsets)[1]
+        return float(np.nanmean(ndcg(top_k.items, self._held.items, self._held.offsets)))
 
 
 def _choose_weights(config: Config, name: str) -> bool:

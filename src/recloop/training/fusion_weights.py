@@ -1,60 +1,41 @@
-"""Choose fusion weights by grid search on the validation moments.
+"""Fit fusion weights on the validation moments.
 
 Fusion is weighted reciprocal rank fusion, score(i) = sum over sources of w_s / (constant + rank_s(i))
-(docs/definitions/fusion.md). Scaling all weights does not change lists, so only grid points with a largest weight of
-1 are scored.
+(docs/definitions/fusion.md). A listwise softmax regression fits the weights. Moments that did not fit them judge them.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recloop.evaluation import bootstrap, metrics
 from recloop.evaluation.bootstrap import Estimate
+from recloop.features.ranking import Candidates
+from recloop.features.user_profile import MISSING
 from recloop.policy import RRF
+from recloop.recommend.fusion import fuse
+from recloop.recommend.ranker import candidates_of
+from recloop.recommend.top_k import TopK
 from recloop.records import source_names
 
-WEIGHT_GRID = (0.0, 0.25, 0.5, 1.0)
-MAX_SOURCES = 4
-"""Sources in the grid: those with the best lists alone; a further source has weight 0."""
-CHUNK_QUERIES = 128  # queries per pass: about 100 MiB with four sources of 200
-FUSION_CONSTANTS = (60, 20, 5, 1)
+FUSION_CONSTANTS: Final = (60, 20, 5, 1)
 """Fusion constants to try; the first one wins a tie."""
-NDCG_TOLERANCE = 1e-12  # two NDCG values closer than this are a tie
-
-
-def choose_weights(
-    recalled: Mapping[str, NDArray[Any]],
-    targets: NDArray[Any],
-    offsets: NDArray[Any],
-    k: int = 10,
-    constant: float = RRF,
-) -> tuple[dict[str, float], float]:
-    """Return the weights with the best NDCG@k over the queries, and that NDCG.
-
-    The grid is {0, 0.25, 0.5, 1} for each source. Ties prefer fewer sources, then larger weights in the order of
-    `source_names`. Without queries with a target the weights are 1 and the NDCG is NaN.
-
-    Args:
-        recalled: source -> (Q, R) item_ix, best first, 0 after the end of a list; the same queries for all.
-        targets: flat distinct item_ix, 0 for items outside the table (they count in the ideal).
-        offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
-        k: Number of evaluated ranks. constant: Fusion constant.
-    """
-    sources = [source for source in source_names(recalled) if source in recalled]
-    with_target = np.flatnonzero(np.diff(offsets) > 0)
-    if not len(with_target) or not sources:
-        return dict.fromkeys(sources, 1.0), float("nan")
-    points = grid(len(sources))
-    means = _ndcg([recalled[source] for source in sources], targets, offsets, points, k, constant).mean(axis=1)
-    best = int(np.flatnonzero(means >= means.max() - NDCG_TOLERANCE)[0])  # the grid's order breaks ties
-    return dict(zip(sources, points[best].tolist(), strict=True)), float(means[best])
+MINOR_FACTORS: Final = (1.0, 0.5)
+"""Factors of all weights but the largest to try; with a large constant the likelihood makes the weights too equal."""
+N_FOLDS: Final = 5
+"""Parts of the validation moments; each part is judged by weights of the others."""
+FIT_DEPTH: Final = 50
+"""First items of each source that the regression reads."""
+L2: Final = 1e-3
+"""L2 of the regression, whose loss is a mean over moments."""
+MIN_WEIGHT: Final = 0.05
+"""Smallest weight relative to the largest; a source below it is not worth its recall."""
+LIST_LENGTH: Final = 10
 
 
 @dataclass(frozen=True)
@@ -62,9 +43,10 @@ class FusionChoice:
     """Chosen fusion weights and the numbers of the choice.
 
     Attributes:
-        weights: Weight of every source. constant: Fusion constant. ndcg: Their NDCG on validation.
-        best: Weights with the best NDCG of the grid. alone: NDCG of each source. single: The best source.
-        gain: NDCG of ``best`` minus that of ``single``, paired over users; None if ``best`` has one source.
+        weights: Weight of every source. constant: Fusion constant.
+        ndcg: NDCG@10 of the choice on validation; for a fusion, of moments that did not fit its weights.
+        best: Weights of the best fusion. alone: NDCG@10 of each source. single: The best source.
+        gain: NDCG@10 of the best fusion minus that of ``single``, paired over users; None without a fusion.
     """
 
     weights: dict[str, float]
@@ -77,130 +59,129 @@ class FusionChoice:
 
 
 def fusion_or_single(
-    recalled: Mapping[str, NDArray[Any]],
+    recalled: Mapping[str, TopK],
     targets: NDArray[Any],
     offsets: NDArray[Any],
     seed: int,
     sample: NDArray[np.int64] | None = None,
-    k: int = 10,
 ) -> FusionChoice:
     """Return the best fusion if it is significantly better than the best source.
 
-    Otherwise the best source is returned. Significant means that the lower end of the paired 95 % CI over users is above 0. Each user has one query.
+    Otherwise the best source is returned. Significant means that the lower end of the paired 95 % CI over users is above 0.
+    Each user has one query. Without queries with a target all weights are 1.
 
     Args:
-        recalled, targets, offsets, k: As in `choose_weights`. seed: Seed of the interval.
-        sample: Queries of the grid search; None means all. The interval always covers all queries.
+        recalled: Lists of Q queries by source.
+        targets: flat distinct item_ix, 0 for items outside the table (they count in the ideal).
+        offsets: (Q+1,) query q owns ``targets[offsets[q]:offsets[q + 1]]``.
+        seed: Seed of the interval.
+        sample: Queries that fit weights; None means all. The interval covers all queries.
     """
-    rows = np.arange(len(offsets) - 1) if sample is None else sample
-    sampled_lists = {source: items[rows] for source, items in recalled.items()}
-    query_targets = [targets[offsets[q] : offsets[q + 1]] for q in rows]
-    sampled_targets = np.concatenate(query_targets) if query_targets else targets[:0]
-    sampled_offsets = np.concatenate([[0], np.cumsum([len(entry) for entry in query_targets], dtype=np.int64)])
-    alone = {
-        source: choose_weights({source: sampled_lists[source]}, sampled_targets, sampled_offsets, k)[1]
-        for source in source_names(sampled_lists)
-        if source in sampled_lists
-    }
-    by_value = sorted(alone, key=lambda source: -alone[source])  # the first of `source_names` wins a tie
-    sampled_lists = {source: sampled_lists[source] for source in by_value[:MAX_SOURCES]}
-    results = [
-        (*choose_weights(sampled_lists, sampled_targets, sampled_offsets, k, constant), constant)
-        for constant in FUSION_CONSTANTS
-    ]
-    best, ndcg, constant = max(results, key=lambda entry: entry[1])  # the first one wins a tie; NaN without a query
-    best = dict.fromkeys(alone, 0.0) | best
-    if not alone or np.isnan(ndcg):
-        return FusionChoice(best, RRF, ndcg, best, alone, "", None)
-    single = by_value[0]
-    single_weights = {source: float(source == single) for source in best}
-    if sum(weight > 0 for weight in best.values()) == 1:
-        return FusionChoice(best, RRF, ndcg, best, alone, single, None)
-    points = np.array([list(best.values()), list(single_weights.values())])
-    values = _ndcg([recalled[source] for source in best], targets, offsets, points, k, constant)  # (2, Q)
-    gain = bootstrap.difference(values[0], values[1], seed).absolute
+    recalled = {source: recalled[source] for source in source_names(recalled) if source in recalled}
+    values = {source: ndcg(top.items, targets, offsets) for source, top in recalled.items()}
+    if not recalled or not (np.diff(offsets) > 0).any():
+        equal = dict.fromkeys(recalled, 1.0)
+        return FusionChoice(equal, RRF, float("nan"), equal, dict.fromkeys(recalled, float("nan")), "", None)
+    alone = {source: float(np.nanmean(value)) for source, value in values.items()}
+    single = max(alone, key=lambda source: alone[source])  # the first of `source_names` wins a tie
+    single_weights = {source: float(source == single) for source in recalled}
+    learner = _Learner(recalled, targets, offsets, sample)
+    held_out = {}
+    for constant in FUSION_CONSTANTS:
+        by_fold = [learner.weights(constant, fold) for fold in range(N_FOLDS)]
+        for factor in MINOR_FACTORS:
+            held_out[constant, factor] = learner.held_out_ndcg(constant, [_scaled(one, factor) for one in by_fold])
+    constant, factor = max(held_out, key=lambda key: float(np.nanmean(held_out[key])))  # the first one wins a tie
+    fused = held_out[constant, factor]
+    best = _scaled(learner.weights(constant), factor)
+    if sum(weight > 0 for weight in best.values()) < 2:
+        return FusionChoice(single_weights, RRF, alone[single], single_weights, alone, single, None)
+    gain = bootstrap.difference(fused, values[single], seed).absolute
     if gain.low > 0:
-        return FusionChoice(best, constant, ndcg, best, alone, single, gain)
+        return FusionChoice(best, constant, float(np.nanmean(fused)), best, alone, single, gain)
     return FusionChoice(single_weights, RRF, alone[single], best, alone, single, gain)
 
 
-def grid(sources: int) -> NDArray[np.float64]:
-    """Return (G, sources) weights with a largest weight of 1, in tie-breaking order."""
-    points = [
-        point for point in itertools.product(sorted(WEIGHT_GRID, reverse=True), repeat=sources) if max(point) == 1.0
-    ]
-    points.sort(key=lambda point: (sum(w > 0 for w in point), [-w for w in point]))
-    return np.array(points)
+def ndcg(items: NDArray[Any], targets: NDArray[Any], offsets: NDArray[Any]) -> NDArray[np.float64]:
+    """Return (Q,) NDCG@10 of lists; NaN for a query without a target."""
+    return metrics.ranking(items, targets, offsets, LIST_LENGTH)["NDCG"]
 
 
-def _ndcg(
-    lists: Sequence[NDArray[Any]],
-    targets: NDArray[Any],
-    offsets: NDArray[Any],
-    points: NDArray[np.float64],
-    k: int,
-    constant: float,
-) -> NDArray[np.float64]:
-    """Return (G, Q) NDCG@k at each grid point, for the queries with a target."""
-    with_target = np.flatnonzero(np.diff(offsets) > 0)
-    chunks = []
-    for start in range(0, len(with_target), CHUNK_QUERIES):
-        rows = with_target[start : start + CHUNK_QUERIES]
-        query_targets = [targets[offsets[q] : offsets[q + 1]] for q in rows]
-        chunks.append(_ndcg_of([source_lists[rows] for source_lists in lists], query_targets, points, k, constant))
-    return np.concatenate(chunks, axis=1)
+class _Learner:
+    """Weights of sources, fitted on some queries and judged on others."""
+
+    def __init__(
+        self,
+        recalled: Mapping[str, TopK],
+        targets: NDArray[Any],
+        offsets: NDArray[Any],
+        sample: NDArray[np.int64] | None,
+    ) -> None:
+        self._recalled, self._targets, self._offsets = recalled, targets, offsets
+        self._n_queries = len(offsets) - 1
+        self._fold = np.arange(self._n_queries) % N_FOLDS
+        self._may_fit = np.ones(self._n_queries, dtype=bool)
+        if sample is not None:
+            self._may_fit[:] = False
+            self._may_fit[sample] = True
+        self._candidates = candidates_of(recalled, dict.fromkeys(recalled, FIT_DEPTH), slice(0, self._n_queries))
+        self._is_target = self._candidates.are_targets(targets, offsets)
+
+    def weights(self, constant: float, without: int | None = None) -> dict[str, float]:
+        """Fit the weights, at most 1, on the queries outside a fold."""
+        may_fit = self._may_fit & (self._fold != without)
+        columns = np.flatnonzero(may_fit[self._candidates.queries])
+        fitted = fit_weights(self._candidates.take(columns), self._is_target[columns], constant)
+        largest = fitted.max(initial=0.0)
+        relative = np.round(fitted / largest, 2) if largest > 0 else fitted
+        relative[relative < MIN_WEIGHT] = 0.0
+        return dict(zip(self._recalled, relative.tolist(), strict=True))
+
+    def held_out_ndcg(self, constant: float, by_fold: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
+        """Return (Q,) NDCG@10, each query with the weights for its fold."""
+        lists = np.zeros((self._n_queries, LIST_LENGTH), dtype=np.int64)
+        for fold, weights in enumerate(by_fold):
+            rows = self._fold == fold
+            part = {source: TopK(top.items[rows], top.scores[rows]) for source, top in self._recalled.items()}
+            lists[rows] = fuse(part, weights, LIST_LENGTH, constant).items
+        return ndcg(lists, self._targets, self._offsets)
 
 
-def _ndcg_of(
-    lists: Sequence[NDArray[Any]],
-    targets: Sequence[NDArray[Any]],
-    points: NDArray[np.float64],
-    k: int,
-    constant: float,
-) -> NDArray[np.float64]:
-    """Return (G, Q) NDCG@k of one chunk of queries at each grid point."""
-    candidates, shares = _union(lists, constant)  # (Q, C) ascending, (S, Q, C)
-    owner = np.repeat(np.arange(len(targets)), [len(query_targets) for query_targets in targets])
-    target_items = np.concatenate(targets)
-    target_slot = (candidates[owner] < target_items[:, None]).sum(axis=1)
-    is_recalled = (target_items > 0) & (
-        candidates[owner, np.minimum(target_slot, candidates.shape[1] - 1)] == target_items
-    )
-    # targets that no source recalled count only in the ideal
-    rows, target_slot = owner[is_recalled], target_slot[is_recalled]
-    earlier = np.arange(candidates.shape[1]) < target_slot[:, None]  # (T, C) a smaller index wins a tie
-    ideal = metrics.ideal_gain(np.array([len(query_targets) for query_targets in targets]), k)
-    values = np.empty((len(points), len(targets)))
-    for number, weights in enumerate(points):
-        total = sum(weight * share for weight, share in zip(weights, shares, strict=True) if weight)
-        # (Q, C) float32, so that ties equal those of `recloop.recommend.fusion.fuse`
-        score = np.asarray(total, dtype=np.float32)
-        rivals = score[rows]  # (T, C)
-        target_score = rivals[np.arange(len(rows)), target_slot][:, None]
-        above = (rivals > target_score).sum(axis=1) + ((rivals == target_score) & earlier).sum(axis=1)
-        is_hit = (above < k) & (target_score[:, 0] > 0)  # a source of weight 0 recalls nothing
-        gain = is_hit / np.log2(above + 2.0) / ideal[rows]
-        values[number] = np.bincount(rows, weights=gain, minlength=len(targets))
-    return values
+def _scaled(weights: Mapping[str, float], factor: float) -> dict[str, float]:
+    """Multiply all weights but the largest, which are 1."""
+    return {source: weight if weight == 1.0 else round(weight * factor, 3) for source, weight in weights.items()}
 
 
-def _union(lists: Sequence[NDArray[Any]], constant: float) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Merge each query's lists and return 1 / (constant + rank) of each item per list.
+def fit_weights(candidates: Candidates, is_target: NDArray[np.bool_], constant: float) -> NDArray[np.float64]:
+    """Return the weights (S,), at least 0, with the largest likelihood of the targets.
 
-    Returns:
-        (Q, C) items ascending, padded with the largest integer; (S, Q, C) shares, 0 outside a list.
+    The probability of a candidate is the softmax, over the candidates of its query, of its weighted reciprocal ranks
+    (constant + 1) / (constant + rank). A query counts once, whatever the number of its targets.
     """
-    stacked = np.concatenate(lists, axis=1).astype(np.int64)  # (Q, S * R)
-    order = np.argsort(stacked, axis=1, kind="stable")
-    ascending = np.take_along_axis(stacked, order, axis=1)
-    is_new = np.ones_like(ascending, dtype=bool)
-    is_new[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
-    slot = np.cumsum(is_new, axis=1) - 1  # (Q, S * R) candidate index of each entry
-    row = np.arange(len(stacked))[:, None]
-    candidates = np.full((len(stacked), int(slot.max(initial=0)) + 1), np.iinfo(np.int64).max)
-    candidates[row, slot] = ascending
-    starts = np.cumsum([0, *(source_lists.shape[1] for source_lists in lists)])
-    source = np.searchsorted(starts, order, side="right") - 1
-    shares = np.zeros((len(lists), *candidates.shape))
-    shares[source, row, slot] = np.where(ascending > 0, 1.0 / (constant + 1 + order - starts[source]), 0.0)
-    return candidates, shares
+    from scipy.optimize import minimize
+
+    n_sources = len(candidates.ranks)
+    has_target = np.bincount(candidates.queries, weights=is_target, minlength=len(candidates.offsets) - 1) > 0
+    columns = np.flatnonzero(has_target[candidates.queries])
+    if not len(columns):
+        return np.zeros(n_sources)
+    ranks = candidates.ranks[:, columns].astype(np.float64)  # (S, C), from 0
+    shares = np.where(ranks == MISSING, 0.0, (constant + 1) / (constant + 1 + ranks))
+    lengths = np.diff(candidates.offsets)[has_target]
+    starts = np.cumsum(lengths) - lengths
+    n_targets = np.add.reduceat(is_target[columns].astype(np.float64), starts)
+    wanted = is_target[columns] / np.repeat(n_targets, lengths)  # (C,) sums to 1 for each query
+
+    def loss_and_gradient(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        scores = weights @ shares
+        scores -= np.repeat(np.maximum.reduceat(scores, starts), lengths)
+        powers = np.exp(scores)
+        totals = np.add.reduceat(powers, starts)
+        loss = (np.log(totals).sum() - wanted @ scores) / len(starts) + L2 / 2 * (weights @ weights)
+        gradient = shares @ (powers / np.repeat(totals, lengths) - wanted) / len(starts) + L2 * weights
+        return float(loss), gradient
+
+    result = minimize(
+        loss_and_gradient, np.ones(n_sources), jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * n_sources
+    )
+    return np.asarray(result.x)

@@ -20,9 +20,8 @@ from recloop.errors import UserError
 from recloop.evaluation import bootstrap, metrics
 from recloop.evaluation.bootstrap import Estimate
 from recloop.features.encode import EncodedBatch
-from recloop.features.ranking import Candidates
 from recloop.features.state_history import StateHistory
-from recloop.features.user_profile import MAX_QUERIES, keys_of
+from recloop.features.user_profile import MAX_QUERIES
 from recloop.files import JsonTree
 from recloop.models.base import TrainData, ValidationQueries
 from recloop.policy import RankerSpec
@@ -348,7 +347,7 @@ class _Learner:
                 some = slice(start, min(start + MAX_QUERIES, len(encoded)))
                 asked = queries.at(np.arange(span.start + some.start, span.start + some.stop))
                 candidates = candidates_of(recalled, self._spec.depths, some)
-                is_target = targets_of(candidates, asked)
+                is_target = candidates.are_targets(asked.items, asked.offsets)
                 n_recalled += int(is_target.sum())
                 columns = sampled_columns(is_target, candidates.offsets, random)
                 taken = candidates.take(columns)
@@ -369,13 +368,6 @@ class _Learner:
 def _is_ranked(config: Config, name: str, kind: str) -> bool:
     """Personal lists are ranked unless the configuration weighs the sources itself."""
     return kind == "for_you" and (name not in config.placement or config.placement[name].weights == "auto")
-
-
-def targets_of(candidates: Candidates, queries: ValidationQueries) -> np.ndarray:
-    """(C,) bool: the candidate is a target of its query."""
-    wanted = keys_of(np.repeat(np.arange(len(queries)), np.diff(queries.offsets)), queries.items)
-    is_target: np.ndarray = np.isin(keys_of(candidates.queries, candidates.items), wanted)
-    return is_target
 
 
 def sampled_columns(is_target: np.ndarray, offsets: np.ndarray, random: np.random.Generator) -> np.ndarray:
