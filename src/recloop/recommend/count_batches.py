@@ -33,6 +33,15 @@ def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return positions
 
 
+def distinct(keys: np.ndarray) -> np.ndarray:
+    """Return the distinct integers, ascending; sorting is faster than the hash table of `numpy.unique`."""
+    ascending = np.sort(keys)
+    is_first = np.ones(len(keys), dtype=bool)
+    np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])
+    first: np.ndarray = ascending[is_first]
+    return first
+
+
 def totals(offsets: np.ndarray, items: np.ndarray, values: np.ndarray, n_rows: int) -> sp.csr_array:
     """Sum the values of each query's items: (B, n_rows) float64.
 

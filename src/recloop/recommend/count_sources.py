@@ -142,6 +142,7 @@ class NeighbourSource:
 
     def __init__(self, bundle: Bundle, source: str, recent: tuple[float, ...] | None, workspace: Workspace) -> None:
         arrays = bundle.arrays
+        self._bundle = bundle
         self._rank = popularity_rank(bundle)
         self._order = arrays["popular"]
         self._key = (source, bundle.items.ids.serial, recent)
@@ -190,7 +191,7 @@ class NeighbourSource:
         if self._oldest_first is None:
             offsets = encoded.row_offsets[span.start : span.stop + 1]
             query = np.repeat(np.arange(n_queries), np.diff(offsets))
-            pairs = np.unique(query * n_rows + encoded.items[offsets[0] : offsets[-1]])
+            pairs = count_batches.distinct(query * n_rows + encoded.items[offsets[0] : offsets[-1]])
             return pairs % n_rows, np.ones(len(pairs)), np.searchsorted(pairs, np.arange(n_queries + 1) * n_rows)
         stops = encoded.moment_offsets[span.start + 1 : span.stop + 1]
         n_moments = np.minimum(stops - encoded.moment_offsets[span], len(self._oldest_first))
@@ -205,19 +206,20 @@ class NeighbourSource:
 
     def _summed_rows_of_batch(self, items: np.ndarray, weights: np.ndarray, offsets: np.ndarray) -> sp.csr_array:
         """Return the scores (B, N+1), summed in float64 in the order of ``items``."""
-        if self._oldest_first is None:
-            shape = (len(offsets) - 1, len(self._rank))
-            return sp.csr_array(sp.csr_array((weights, items, offsets), shape=shape) @ self._rows)
-        starts = self._indptr[items]
-        lengths = self._indptr[items + 1] - starts
-        entries = count_batches.spread(starts, lengths)
-        values = self._weights[entries] * np.repeat(weights, lengths)
-        entry_offsets = np.concatenate([[0], np.cumsum(lengths)])[offsets]
-        return count_batches.totals(entry_offsets, self._ids[entries], values, len(self._rank))
+        rows = self._rows
+        integer = rows.indices.dtype  # equal types, or scipy copies all rows
+        history = sp.csr_array(
+            (weights, items.astype(integer), offsets.astype(integer)), shape=(len(offsets) - 1, len(self._rank))
+        )
+        return sp.csr_array(history @ rows)
 
     @cached_property
     def _rows(self) -> sp.csr_array:
-        """All rows, (N+1, N+1) float64, for the long histories of a batch."""
+        """All rows, (N+1, N+1) float64, for batches; the recommenders of a bundle share them."""
+        rows: sp.csr_array = self._bundle.shared(f"rows of {self._key[0]}", self._all_rows)
+        return rows
+
+    def _all_rows(self) -> sp.csr_array:
         size = len(self._rank)
         return sp.csr_array((self._weights.astype(np.float64), self._ids, self._indptr), shape=(size, size))
 
