@@ -13,18 +13,26 @@ import torch
 
 from recloop.models.base import TrainData, load_model
 from recloop.models.sasrec import SASRec
-from recloop.training.export import INPUT_NAMES, OUTPUT_NAME, TEMPLATES, item_vectors, user_graph
+from recloop.training.export import (
+    INPUT_NAMES,
+    OUTPUT_NAME,
+    TEMPLATES,
+    USER_GRAPH,
+    EarlierGraphs,
+    item_vectors,
+    user_graph,
+)
 from recloop.training.graph_template import GraphTemplate
 
 D, HISTORY = 16, 200
 Arrays = Callable[..., TrainData]
 
 
-def built(arrays: Arrays, context: int) -> SASRec:
+def built(arrays: Arrays, context: int, n_items: int = 500) -> SASRec:
     torch.manual_seed(1)
     codes = np.full((1, context), 3, np.int32)
     network: SASRec = load_model("sasrec", {})
-    network.build(arrays([[[1]]], 500, user_codes=codes), D, HISTORY)
+    network.build(arrays([[[1]]], n_items, user_codes=codes), D, HISTORY)
     return network.eval()
 
 
@@ -143,9 +151,9 @@ def test_user_graph_with_several_categories_equals_torch(arrays: Arrays) -> None
     assert len(network.context.tables) == 2
 
 
-def trained(arrays: Arrays, seed: int) -> SASRec:
+def trained(arrays: Arrays, seed: int, n_items: int = 500) -> SASRec:
     """Network whose weights all differ, as after training."""
-    network = built(arrays, context=2)
+    network = built(arrays, 2, n_items)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in network.parameters():
@@ -163,6 +171,25 @@ def test_filled_template_equals_an_export(arrays: Arrays, monkeypatch: pytest.Mo
         filled = user_graph(trained(arrays, 1), D, 2)
     TEMPLATES.clear()
     assert filled == user_graph(trained(arrays, 1), D, 2)
+
+
+@pytest.mark.slow
+def test_graph_of_a_parent_with_new_weights_equals_an_export(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    TEMPLATES.clear()
+    parent = trained(arrays, 0)
+    weights = {f"network.{name}": tensor.numpy() for name, tensor in parent.state_dict().items()}
+    earlier = EarlierGraphs({USER_GRAPH: user_graph(parent, D, 2)}, weights)
+    TEMPLATES.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", None)  # not called
+        filled = user_graph(trained(arrays, 1, n_items=510), D, 2, earlier)
+    assert filled == user_graph(trained(arrays, 1, n_items=510), D, 2)
+    TEMPLATES.clear()
+    other_weights = EarlierGraphs(earlier.graphs, {name: weight + 1 for name, weight in weights.items()})
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.onnx, "export", None)
+        with pytest.raises(TypeError):  # an export, because the weights are not those of the graph
+            user_graph(trained(arrays, 1), D, 2, other_weights)
 
 
 def tensors(**values: np.ndarray) -> onnx.ModelProto:

@@ -129,7 +129,7 @@ class _TrainPlan:
         return cls(
             1,
             run.config.train.time_budget_seconds,
-            WarmStartState(warm_start.state, chosen, LEARNING_RATE_SHARE, counts),
+            WarmStartState(warm_start.state, chosen, LEARNING_RATE_SHARE, counts, parent.graphs),
         )
 
 

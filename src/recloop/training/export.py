@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,26 @@ from recloop.training.graph_template import GraphTemplate
 
 INPUT_NAMES = ("history", "moments", "mask", "context")
 OUTPUT_NAME = "vectors"
+USER_GRAPH, RANK_GRAPH, ITEM_GRAPH = "user.onnx", "rank.onnx", "item.onnx"
 TEMPLATES: dict[str, GraphTemplate] = {}
 """Graphs that this process has exported, by the structure of their module."""
+
+
+@dataclass(frozen=True)
+class EarlierGraphs:
+    """Graphs of a parent by file name, and the weights with which they were exported."""
+
+    graphs: Mapping[str, bytes]
+    weights: Mapping[str, np.ndarray]  # by ``network.NAME``
+
+    def template(self, name: str, module: nn.Module) -> GraphTemplate | None:
+        """Return the template of a graph; None without it or if a tensor is ambiguous."""
+        import onnx
+
+        if name not in self.graphs:
+            return None
+        weights = _with_projections(module, self.weights)
+        return None if weights is None else GraphTemplate.of(onnx.load_model_from_string(self.graphs[name]), weights)
 
 
 class _UserVectors(nn.Module):
@@ -42,14 +61,17 @@ def item_vectors(network: Any, codes: Tensor) -> np.ndarray:
     return vectors
 
 
-def user_graph(network: Any, dim: int, n_context: int) -> bytes:
+def user_graph(network: Any, dim: int, n_context: int, earlier: EarlierGraphs | None = None) -> bytes:
     """Export ``user.onnx``, the graph from a history to user vectors.
 
     Inputs: history (B, T, D) f32, moments (B, T) i64, mask (B, T) bool, context (B, C) i64. Output: vectors (B, D).
     B and T are dynamic. The file contains all weights except the item table.
+
+    Args:
+        earlier: Graphs of the parent; if its structure is the same, its graph gets the new weights.
     """
     example, shapes = _example(dim, n_context)
-    return _export(_UserVectors(network), example, shapes, list(INPUT_NAMES))
+    return _export(USER_GRAPH, _UserVectors(network), example, shapes, list(INPUT_NAMES), earlier)
 
 
 def _example(dim: int, n_context: int) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
@@ -76,15 +98,17 @@ class _CandidateScores(nn.Module):
         return scores
 
 
-def rank_graph(network: Any, dim: int, n_context: int) -> bytes:
+def rank_graph(network: Any, dim: int, n_context: int, earlier: EarlierGraphs | None = None) -> bytes:
     """Export ``rank.onnx``: user.onnx inputs, candidates (B, K, D) -> scores (B, K)."""
     example, shapes = _example(dim, n_context)
     candidates = {0: torch.export.Dim("B"), 1: torch.export.Dim("K")}
     return _export(
+        RANK_GRAPH,
         _CandidateScores(network),
         (*example, torch.zeros(2, 4, dim)),
         (*shapes, candidates),
         [*INPUT_NAMES, "candidates"],
+        earlier,
     )
 
 
@@ -100,20 +124,29 @@ class _ColdItems(nn.Module):
         return vectors
 
 
-def item_graph(network: Any, n_fields: int) -> bytes:
+def item_graph(network: Any, n_fields: int, earlier: EarlierGraphs | None = None) -> bytes:
     """Export ``item.onnx``: codes (n, Ci) -> vectors (n, D) of items without a row."""
-    return _export(
-        _ColdItems(network), (torch.zeros(2, n_fields, dtype=torch.int64),), ({0: torch.export.Dim("n")},), ["codes"]
-    )
+    example = (torch.zeros(2, n_fields, dtype=torch.int64),)
+    return _export(ITEM_GRAPH, _ColdItems(network), example, ({0: torch.export.Dim("n")},), ["codes"], earlier)
 
 
-def _export(module: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...], inputs: list[str]) -> bytes:
+def _export(
+    name: str,
+    module: nn.Module,
+    example: tuple[Any, ...],
+    shapes: tuple[Any, ...],
+    inputs: list[str],
+    earlier: EarlierGraphs | None,
+) -> bytes:
     """Export a module, or fill the template of an earlier one with the same structure."""
     module = module.eval().cpu()
-    weights = _weights(module)
+    weights = _with_projections(module, {name: tensor.numpy() for name, tensor in module.state_dict().items()})
+    assert weights is not None
     key = _structure(module, weights, example)
     template = TEMPLATES.get(key)
-    if template is not None:
+    if template is None and earlier is not None:
+        template = earlier.template(name, module)
+    if template is not None and template.fits(weights):
         graph = template.filled(weights)
         if _answers_alike(graph, module, example, inputs):
             return graph
@@ -138,20 +171,21 @@ def _export(module: nn.Module, example: tuple[Any, ...], shapes: tuple[Any, ...]
     return exported
 
 
-def _weights(module: nn.Module) -> dict[str, np.ndarray]:
-    """Return the weights and the projected tables of fields.
+def _with_projections(module: nn.Module, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """Return weights with the projected tables of fields; None if a table is missing.
 
     The exporter computes these products with numpy, so that the bytes are equal.
     """
-    weights = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    projections = {}
     for name, part in module.named_modules():
         if isinstance(part, FieldEmbedding) and len(part.tables):
-            pairs = [
-                (weights[f"{name}.tables.{n}.weight"], weights[f"{name}.projections.{n}.weight"])
-                for n in range(len(part.tables))
-            ]
-            weights[f"{name}.rows"] = np.concatenate([table @ projection.T for table, projection in pairs])
-    return weights
+            tables = [f"{name}.tables.{n}.weight" for n in range(len(part.tables))]
+            projectors = [f"{name}.projections.{n}.weight" for n in range(len(part.tables))]
+            if not weights.keys() >= {*tables, *projectors}:
+                return None
+            pairs = zip(tables, projectors, strict=True)
+            projections[f"{name}.rows"] = np.concatenate([weights[table] @ weights[other].T for table, other in pairs])
+    return {**weights, **projections}
 
 
 def _structure(module: nn.Module, weights: Mapping[str, np.ndarray], example: tuple[Any, ...]) -> str:

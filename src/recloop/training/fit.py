@@ -165,7 +165,7 @@ def fit_network(
     if not has_sequences(data):
         raise UserError("model.name", name, "a log with a user who has two moments", "recloop train popular")
     # torch takes seconds to import and is missing without the extra `train`.
-    from recloop.training.export import item_graph, item_vectors, rank_graph, user_graph
+    from recloop.training.export import EarlierGraphs, item_graph, item_vectors, rank_graph, user_graph
     from recloop.training.trainer import train
     from recloop.training.validation import train_state
 
@@ -178,7 +178,8 @@ def fit_network(
     n_context = len(data.user_fields) + len(data.context_fields)
     members = OptionalMembers.from_network(network)
     has_item_graph = members.cold_item_vectors is not None and bool(data.item_fields)
-    graph = (rank_graph if members.kind == "rank" else user_graph)(network, config.features.dim, n_context)
+    earlier = None if warm is None else EarlierGraphs(warm.graphs, warm.network_weights)
+    graph = (rank_graph if members.kind == "rank" else user_graph)(network, config.features.dim, n_context, earlier)
     metrics = FitMetrics(
         loss=learner.criterion.name,
         ndcg=best.ndcg if callback.examination else None,
@@ -198,7 +199,7 @@ def fit_network(
         arrays={"item_vectors": vectors},
         graph=graph,
         kind=members.kind,
-        item_graph=item_graph(network, len(data.item_fields)) if has_item_graph else b"",
+        item_graph=item_graph(network, len(data.item_fields), earlier) if has_item_graph else b"",
         train_state={key: tensor.numpy() for key, tensor in train_state(best).items()},
         epochs=best.epoch,
         steps=best.step,

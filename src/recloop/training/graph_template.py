@@ -60,6 +60,14 @@ class GraphTemplate:
                 sources[tensor.name] = found[0]
         return cls(model, sources)
 
+    def fits(self, weights: Mapping[str, np.ndarray]) -> bool:
+        """Return whether these weights give each tensor its shape."""
+        shapes = {tensor.name: tuple(tensor.dims) for tensor in self.model.graph.initializer}
+        return all(
+            source.weight in weights and source.of(weights).shape == shapes[name]
+            for name, source in self.sources.items()
+        )
+
     def filled(self, weights: Mapping[str, np.ndarray]) -> bytes:
         """Return the graph with other weights."""
         model = type(self.model)()
@@ -78,8 +86,9 @@ def _sources(name: str, weight: np.ndarray, values: np.ndarray) -> list[_Source]
         part = values.T if is_transposed else values
         if part.ndim != weight.ndim or part.shape[1:] != weight.shape[1:]:
             continue
-        for start in range(len(weight) - len(part) + 1):
+        n_starts = len(weight) - len(part) + 1
+        for start in np.flatnonzero(weight.reshape(len(weight), -1)[: max(0, n_starts), 0] == part.flat[0]).tolist():
             rows = slice(start, start + len(part))
-            if weight[start].tobytes() == part[0].tobytes() and np.array_equal(weight[rows], part):
+            if np.array_equal(weight[rows], part):
                 found.append(_Source(name, rows, is_transposed))
     return found

@@ -8,7 +8,7 @@ it is from the newest 30 days and half is uniform over all older positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,12 +34,19 @@ class WarmStartState:
         chosen: (M,) bool, the moments that are targets; the others are context.
         rate: Share of the configured learning rate.
         counted: Co-visitation rows of the child, which give a new item its initial row.
+        graphs: The parent's ONNX graphs by file name, which get the child's weights.
     """
 
     state: Mapping[str, np.ndarray]
     chosen: np.ndarray
     rate: float
     counted: Mapping[str, np.ndarray]
+    graphs: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def network_weights(self) -> dict[str, np.ndarray]:
+        """The parent's weights by ``network.NAME``."""
+        return {name: array for name, array in self.state.items() if name.startswith("network.")}
 
 
 def select_targets(data: TrainData, learned: LearnedRange, replay: float, seed: int) -> np.ndarray:
