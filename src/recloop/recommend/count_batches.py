@@ -34,7 +34,10 @@ def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def distinct(keys: np.ndarray) -> np.ndarray:
-    """Return the distinct integers, ascending; sorting is faster than the hash table of `numpy.unique`."""
+    """Return the distinct integers, ascending.
+
+    Sorting is faster than the hash table of `numpy.unique`.
+    """
     ascending = np.sort(keys)
     is_first = np.ones(len(keys), dtype=bool)
     np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])

@@ -215,7 +215,7 @@ class NeighbourSource:
 
     @cached_property
     def _rows(self) -> sp.csr_array:
-        """All rows, (N+1, N+1) float64, for batches; the recommenders of a bundle share them."""
+        """All rows, (N+1, N+1) float64, shared by the recommenders of a bundle."""
         rows: sp.csr_array = self._bundle.shared(f"rows of {self._key[0]}", self._all_rows)
         return rows
 
