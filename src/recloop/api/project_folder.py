@@ -229,20 +229,29 @@ class ProjectFolder:
 
     @python_errors("project")
     def add_key(
-        self, name: str, scopes: Iterable[str], expires: datetime | None = None, rate: float | None = None
+        self,
+        name: str,
+        scopes: Iterable[str],
+        expires: datetime | None = None,
+        rate: float | None = None,
+        origins: Iterable[str] = (),
+        placements: Iterable[str] = (),
+        event_types: Iterable[str] = (),
     ) -> str:
         """Add an API key and return its secret, which is not stored.
 
         Args:
-            scopes: One or more of ``read``, ``ingest`` and ``admin``.
+            scopes: One or more of ``read``, ``ingest`` and ``admin``, or ``page`` alone.
             expires: Time with zone from which the key is refused; None: never.
-            rate: Largest number of requests per second and serving process.
+            rate: Largest number of requests per second and serving process, of a page key for each user.
+            origins, placements, event_types: Limits of a page key; empty: the service's own origin, all, all.
 
         Raises:
             UserError: the name is in use or invalid, a scope is unknown, or the file of keys is damaged.
         """
         stamp = None if expires is None else round(expires.timestamp() * SECOND)
-        return api_keys.add(self.project.root, name, scopes, stamp, rate)[1]
+        page = api_keys.PageLimits(tuple(origins), tuple(placements), tuple(event_types))
+        return api_keys.add(self.project.root, name, scopes, stamp, rate, page)[1]
 
     @python_errors("project")
     def revoke_key(self, name: str) -> None:

@@ -33,9 +33,12 @@ def token(
 @keys.command("add")
 def add_key(
     name: KeyName,
-    scope: Annotated[list[str], typer.Option(help="read, ingest or admin; a list with commas")],
+    scope: Annotated[list[str], typer.Option(help="read, ingest, admin, or page alone; a list with commas")],
     expires: Annotated[str, typer.Option(metavar="TIME", help="expire after a time such as 90d")] = "",
     rate: Annotated[float | None, typer.Option(help="allow this many requests per second and process")] = None,
+    origin: Annotated[list[str] | None, typer.Option(help="page key: origin of pages; may be repeated")] = None,
+    placement: Annotated[list[str] | None, typer.Option(help="page key: only this placement; may be repeated")] = None,
+    event_type: Annotated[list[str] | None, typer.Option(help="page key: only this type; may be repeated")] = None,
     as_json: Json = False,
 ) -> None:
     """Add a key and print it once.
@@ -46,7 +49,8 @@ def add_key(
 
     scopes = [name for names in scope for name in names.split(",")]
     expires_at = now() + round(seconds("--expires", expires) * SECOND) if expires else None
-    key, secret = api_keys.add(project().root, name, scopes, expires_at, rate)
+    page = api_keys.PageLimits(tuple(origin or ()), tuple(placement or ()), tuple(event_type or ()))
+    key, secret = api_keys.add(project().root, name, scopes, expires_at, rate, page)
     if as_json:
         print_json({**api_keys.to_json(project().root, key), "key": secret})
     else:
@@ -68,7 +72,8 @@ def list_keys(as_json: Json = False) -> None:
         expires = "never" if key.expires is None else utc_minute(key.expires)
         rate = "" if key.rate is None else f"  rate {key.rate:g}/s"
         last = "never" if used is None else utc_minute(used)
-        plain(f"{key.name}  {','.join(key.scopes)}  expires {expires}  last used {last}{rate}")
+        limits = "".join(f"  {value}" for value in (*key.origins, *key.placements, *key.event_types))
+        plain(f"{key.name}  {','.join(key.scopes)}  expires {expires}  last used {last}{rate}{limits}")
     if stored is None:
         plain("no keys: requests from this machine need none. To add one: recloop keys add NAME --scope read,ingest")
     elif not stored:

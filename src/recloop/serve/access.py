@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from recloop.ingest.parse import NDJSON
 from recloop.serve.key_ring import KeyRing
 from recloop.serve.login import LOGIN_PATH, Login, login_page, private
+from recloop.serve.page_token import PageAccess
 from recloop.serve.request import Handler
 from recloop.serve.schemas import HttpError
 from recloop.storage.api_keys import KeyScope
@@ -35,6 +36,13 @@ WRITE_CONTENT_TYPES = frozenset(name.encode() for name in ("application/json", *
 A page of another origin cannot send them without a preflight, which is refused.
 """
 API_PREFIX = "/v1/"
+VARY = (b"vary", b"Origin")
+EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after")
+PREFLIGHT_HEADERS = [
+    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
+    (b"access-control-max-age", b"600"),
+]
 ROOT_PATHS = ("", "/")
 CONSOLE_PREFIX = "/_nicegui"
 """Path prefix of the console's scripts and socket."""
@@ -59,32 +67,54 @@ class AccessRules:
         self._is_remote = bool(host) and not is_loopback(host)
         self._keys = KeyRing(service.project.root, service.token)
 
-    def check(self, head: Head) -> None:
+    def check(self, head: Head, for_page: bool = False) -> None:
         """Check host and origin of any request.
+
+        Args:
+            for_page: The route accepts page tokens, so pages of the origins of page keys may send it.
 
         Raises:
             HttpError: 400 or 421 for the host, 403 for the origin.
         """
         self._check_host(head)
-        self._check_origin(head)
+        if not (for_page and head.origin is not None and head.origin in self._keys.page_origins):
+            self._check_origin(head)
 
-    def check_write(self, head: Head) -> None:
+    def check_write(self, head: Head, for_page: bool = False) -> None:
         """Check host, origin and content type of a write.
 
         Raises:
             HttpError: as `check`; 415 for the content type.
         """
-        self.check(head)
+        self.check(head, for_page)
         if head.content_type not in WRITE_CONTENT_TYPES:
             raise _not_a_write(head)
 
-    def authorize(self, head: Head, scope: KeyScope) -> None:
-        """Check that the key of a request has a scope.
+    def authorize(self, head: Head, scope: KeyScope, for_page: bool = False) -> PageAccess | None:
+        """Check that the key of a request has a scope; see `KeyRing.authorize`.
 
         Raises:
             HttpError: as `KeyRing.authorize`.
         """
-        self._keys.authorize(head.authorization, scope)
+        origin = None if head.origin is None or self._is_own(head.origin, head) else head.origin
+        return self._keys.authorize(head.authorization, scope, for_page, origin)
+
+    def cors_headers(self, head: Head) -> list[tuple[bytes, bytes]]:
+        """Build the CORS headers of an answer.
+
+        They name the origin exactly, and only one of a page key. Without such keys there are none.
+        """
+        origins = self._keys.page_origins
+        if not origins:
+            return []
+        if head.origin is None or head.origin not in origins:
+            return [VARY]
+        return [VARY, (b"access-control-allow-origin", head.origin), EXPOSED]
+
+    def preflight(self, head: Head) -> list[tuple[bytes, bytes]]:
+        """Build the CORS headers of a preflight answer; empty for an unknown origin."""
+        headers = self.cors_headers(head)
+        return [*headers, *PREFLIGHT_HEADERS] if len(headers) > 1 else []
 
     def _check_host(self, head: Head) -> None:
         if len(head.hosts) != 1:
@@ -108,9 +138,13 @@ class AccessRules:
             if head.site in {b"cross-site", b"same-site"} and head.destination != b"document":
                 raise _foreign("Sec-Fetch-Site", head.site)
             return
-        authority = head.origin.partition(b"://")[2]
-        if authority != head.hosts[0].lower() and name_of(authority) not in self._configured:
+        if not self._is_own(head.origin, head):
             raise _foreign("Origin", head.origin)
+
+    def _is_own(self, origin: bytes, head: Head) -> bool:
+        """Return True for the origins of the service and of ``serve.hosts``."""
+        authority = origin.partition(b"://")[2]
+        return authority == head.hosts[0].lower() or name_of(authority) in self._configured
 
 
 class AccessMiddleware:

@@ -38,13 +38,13 @@ class EventEndpoint:
         head = Head(scope["headers"])
         request_id = REQUEST_IDS.next()
         try:
-            self._rules.check_write(head)
-            self._rules.authorize(head, KeyScope.INGEST)
+            self._rules.check_write(head, for_page=True)
+            page = self._rules.authorize(head, KeyScope.INGEST, for_page=True)
             if scope["query_string"]:
                 check_names(QueryParams(scope["query_string"]), ())
             body = await read_messages(receive, head.content_length)
             time_header = None if head.time is None else head.time.decode("latin-1")
-            reply = await self._routes.events_reply(body, head.content_type.decode("latin-1"), time_header)
+            reply = await self._routes.events_reply(body, head.content_type.decode("latin-1"), time_header, page)
         except ClientDisconnect:
             raise
         except BadRequest as error:
@@ -52,4 +52,5 @@ class EventEndpoint:
         except Exception as error:  # noqa: BLE001 - the client gets a JSON error for every failure
             reply = error_reply(error)
         reply.headers.append((b"x-request-id", (client_id(head.request_id) or request_id).encode()))
+        reply.headers.extend(self._rules.cors_headers(head))
         return reply

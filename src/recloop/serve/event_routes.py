@@ -16,6 +16,7 @@ from recloop.recommend.attribute_columns import mistyped
 from recloop.records import ITEM_ID, USER_ID, Event
 from recloop.serve import request as request_parts
 from recloop.serve.middleware import Reply, json_reply, json_response
+from recloop.serve.page_token import PageAccess
 from recloop.serve.request import request_time
 from recloop.serve.schemas import EventResult, EventsResponse, ItemResult, ItemsResponse, UserResult, UsersResponse
 from recloop.serve.service import Service
@@ -46,8 +47,13 @@ class WriteRoutes:
         reply = await self.events_reply(body, headers.get("content-type", ""), headers.get("x-recloop-now"))
         return Response(reply.body, reply.status, media_type="application/json")
 
-    async def events_reply(self, body: bytes, content_type: str, time_header: str | None) -> Reply:
+    async def events_reply(
+        self, body: bytes, content_type: str, time_header: str | None, page: PageAccess | None = None
+    ) -> Reply:
         """Store the events of a body and build the reply.
+
+        Args:
+            page: Access of a page token, whose limits hold for every event.
 
         Raises:
             BadRequest, HttpError: the body or the time is refused.
@@ -57,6 +63,8 @@ class WriteRoutes:
         now = request_time(time_header, project, self._service.clock)
         checked = parse.parse_events(body, content_type, now, project.config.data)
         events = [event for event in checked if not isinstance(event, Rejected)]
+        if page is not None:
+            page.check_events(events, project.config.data.id_form)
         receipts = (await self._service.write(events=events)).receipts if events else []
         return events_response(checked, receipts)
 

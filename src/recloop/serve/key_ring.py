@@ -1,4 +1,4 @@
-"""Check of the bearer token of a request against the API keys and the admin token."""
+"""Check of a bearer token: an API key, a page token or the admin token."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import hmac
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from recloop.errors import UserError
 from recloop.records import SECOND
+from recloop.serve import page_token
+from recloop.serve.page_token import InvalidTokenError, PageAccess
 from recloop.serve.schemas import HttpError
 from recloop.storage import api_keys
 from recloop.storage.api_keys import ApiKey, KeyScope
@@ -21,6 +23,30 @@ CHECK_SECONDS: Final = 0.5
 """Time after which the file of keys is looked at again."""
 USE_SECONDS: Final = 60.0
 """Resolution of the time of the last use."""
+MAX_PAGES: Final = 10_000
+"""Page tokens and budgets of users that are kept."""
+T = TypeVar("T")
+
+
+@dataclass
+class _Budget:
+    """Token bucket that holds one second's requests, at least one."""
+
+    rate: float
+    left: float = field(init=False)
+    filled_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.left = max(1.0, self.rate)
+
+    def take(self, seconds: float) -> float:
+        """Take one request and return 0, or return the seconds to wait."""
+        self.left = min(max(1.0, self.rate), self.left + self.rate * (seconds - self.filled_at))
+        self.filled_at = seconds
+        if self.left < 1.0:
+            return (1.0 - self.left) / self.rate
+        self.left -= 1.0
+        return 0.0
 
 
 @dataclass
@@ -28,31 +54,12 @@ class _KeyInUse:
     """A key with its budget of requests.
 
     Attributes:
-        recorded_at: Monotonic time at which its use was last recorded.
+        budget: None without a rate. recorded_at: Monotonic time at which its use was last recorded.
     """
 
     key: ApiKey
-    budget: float = math.nan
-    filled_at: float = 0.0
+    budget: _Budget | None
     recorded_at: float = -math.inf
-
-    def take(self, seconds: float) -> float:
-        """Take one request and return 0, or return the seconds to wait.
-
-        The budget is a token bucket that holds one second's requests, at least one.
-        """
-        rate = self.key.rate
-        if rate is None:
-            return 0.0
-        capacity = max(1.0, rate)
-        if math.isnan(self.budget):
-            self.budget = capacity
-        self.budget = min(capacity, self.budget + rate * (seconds - self.filled_at))
-        self.filled_at = seconds
-        if self.budget < 1.0:
-            return (1.0 - self.budget) / rate
-        self.budget -= 1.0
-        return 0.0
 
 
 class KeyRing:
@@ -71,60 +78,111 @@ class KeyRing:
     def __init__(self, root: Path, admin_token: str) -> None:
         self._root = root
         self._admin_token = admin_token.encode()
-        self._keys: dict[str, _KeyInUse] | None = None
+        self._keys: dict[str, _KeyInUse] | None = None  # by hash
+        self._by_name: dict[str, ApiKey] = {}
+        self._pages: dict[bytes, PageAccess] = {}
+        self._budgets: dict[tuple[str, str], _Budget] = {}  # by page key and user
+        self._page_origins: frozenset[bytes] = frozenset()
         self._identity = self._file_identity()
         keys = api_keys.read(root)
         if keys is not None:
             self._use(keys)
         self._checked_at = time.monotonic()
 
-    def authorize(self, authorization: bytes, scope: KeyScope) -> None:
+    def authorize(
+        self, authorization: bytes, scope: KeyScope, for_page: bool = False, origin: bytes | None = None
+    ) -> PageAccess | None:
         """Check that the ``Authorization`` header of a request has a scope.
+
+        Args:
+            for_page: The route accepts page tokens; the caller checks the limits of the returned access.
+            origin: Origin of the page that sent the request, if it is another one than the service's.
+
+        Returns:
+            Access of a page token; None for a key, for the admin token, and where no key is needed.
 
         Raises:
             HttpError: 401 without a valid key, 403 without the scope, 429 above the rate of the key.
         """
         if scope is KeyScope.PUBLIC:
-            return
-        seconds = time.monotonic()
-        if seconds - self._checked_at > CHECK_SECONDS:
-            self._checked_at = seconds
-            self._follow_file()
+            return None
+        seconds = self._follow_file()
         if self._keys is None and scope is not KeyScope.ADMIN:
-            return
+            return None
         kind, _, token = authorization.partition(b" ")
         token = token.strip()
         if kind.lower() != b"bearer" or not token:
             raise _unauthorized("the request has no key", scope)
         if hmac.compare_digest(token, self._admin_token):
-            return
+            return None
+        if token.startswith(page_token.TOKEN_PREFIX):
+            return self._check_page(token, scope, for_page, origin, seconds)
         found = (self._keys or {}).get(api_keys.sha256(token))
-        self._check_key(found, scope, seconds)  # a hash tells nothing by its time
-
-    def _check_key(self, found: _KeyInUse | None, scope: KeyScope, seconds: float) -> None:
         if found is None:
             raise _unauthorized("the key is unknown or revoked", scope)
+        self._check_key(found, scope, seconds)
+        return None
+
+    def _check_key(self, found: _KeyInUse, scope: KeyScope, seconds: float) -> None:
         key = found.key
         if key.is_expired(int(time.time() * SECOND)):
             raise _unauthorized(f"the key {key.name} has expired", scope)
         if not key.allows(scope):
-            message = f"the key {key.name} does not have the scope {scope}"
-            raise HttpError(403, "missing_scope", message, "Authorization", f"a key with the scope {scope}")
-        wait = found.take(seconds)
-        if wait > 0:
-            expected = f"at most {key.rate:g} requests per second"
-            error = HttpError(429, "rate_limit", f"the key {key.name} is above its rate", "Authorization", expected)
-            error.headers["Retry-After"] = str(math.ceil(wait))
-            raise error
-        if seconds - found.recorded_at > USE_SECONDS:
-            found.recorded_at = seconds
-            api_keys.record_use(self._root, key.name)
+            raise _missing_scope(f"the key {key.name}", scope)
+        _take(found.budget, key, seconds)
+        self._record_use(found, seconds)
 
-    def _follow_file(self) -> None:
-        identity = self._file_identity()
-        if identity == self._identity:
-            return
-        self._identity = identity
+    def _check_page(
+        self, token: bytes, scope: KeyScope, for_page: bool, origin: bytes | None, seconds: float
+    ) -> PageAccess:
+        access = self._pages.get(token)
+        try:
+            if access is None:
+                access = page_token.verify(token, self._by_name)
+                _keep(self._pages, token, access)
+        except InvalidTokenError as error:
+            raise _unauthorized(str(error), scope) from None
+        key = access.key
+        if access.expires + page_token.LEEWAY_SECONDS < time.time():
+            raise _unauthorized("the page token has expired", scope)
+        if key.is_expired(int(time.time() * SECOND)):
+            raise _unauthorized(f"the key {key.name} has expired", scope)
+        if not for_page:
+            raise _missing_scope("a page token", scope)
+        if origin is not None and origin.decode("latin-1") not in key.origins:
+            message = f"the page key {key.name} does not name the origin of this page"
+            raise HttpError(403, "foreign_origin", message, "Origin", ", ".join(key.origins) or "the service's own")
+        if key.rate is not None:
+            budget = self._budgets.get((key.name, access.user_id))
+            if budget is None:
+                budget = _keep(self._budgets, (key.name, access.user_id), _Budget(key.rate))
+            _take(budget, key, seconds)
+        self._record_use((self._keys or {})[key.sha256], seconds)
+        return access
+
+    def _record_use(self, used: _KeyInUse, seconds: float) -> None:
+        if seconds - used.recorded_at > USE_SECONDS:
+            used.recorded_at = seconds
+            api_keys.record_use(self._root, used.key.name)
+
+    @property
+    def page_origins(self) -> frozenset[bytes]:
+        """Origins of all page keys, in lower case."""
+        self._follow_file()
+        return self._page_origins
+
+    def _follow_file(self) -> float:
+        """Read a changed file, at most every `CHECK_SECONDS`; return the monotonic time."""
+        seconds = time.monotonic()
+        if seconds - self._checked_at > CHECK_SECONDS:
+            self._checked_at = seconds
+            identity = self._file_identity()
+            if identity != self._identity:
+                self._identity = identity
+                self._read_again()
+        return seconds
+
+    def _read_again(self) -> None:
         try:
             keys = api_keys.read(self._root)
         except (UserError, OSError) as error:
@@ -138,12 +196,15 @@ class KeyRing:
     def _use(self, keys: tuple[ApiKey, ...]) -> None:
         """Use these keys; an unchanged key keeps its budget."""
         present = self._keys or {}
-        self._keys = {
-            key.sha256: present[key.sha256]
-            if key.sha256 in present and present[key.sha256].key == key
-            else _KeyInUse(key)
-            for key in keys
-        }
+        in_use = {}
+        for key in keys:
+            known = present.get(key.sha256)
+            budget = None if key.rate is None else _Budget(key.rate)
+            in_use[key.sha256] = known if known is not None and known.key == key else _KeyInUse(key, budget)
+        self._keys = in_use
+        self._by_name = {key.name: key for key in keys}
+        self._pages.clear()
+        self._page_origins = frozenset(origin.encode() for key in keys for origin in key.origins)
 
     def _file_identity(self) -> tuple[int, int, int] | None:
         try:
@@ -151,6 +212,36 @@ class KeyRing:
         except OSError:
             return None
         return status.st_ino, status.st_mtime_ns, status.st_mode
+
+
+K = TypeVar("K")
+
+
+def _keep(entries: dict[K, T], key: K, value: T) -> T:
+    """Add an entry; the oldest one leaves above `MAX_PAGES`."""
+    entries[key] = value
+    if len(entries) > MAX_PAGES:
+        del entries[next(iter(entries))]
+    return value
+
+
+def _take(budget: _Budget | None, key: ApiKey, seconds: float) -> None:
+    """Take one request of a budget.
+
+    Raises:
+        HttpError: 429.
+    """
+    wait = 0.0 if budget is None else budget.take(seconds)
+    if wait > 0:
+        expected = f"at most {key.rate:g} requests per second"
+        error = HttpError(429, "rate_limit", f"the key {key.name} is above its rate", "Authorization", expected)
+        error.headers["Retry-After"] = str(math.ceil(wait))
+        raise error
+
+
+def _missing_scope(holder: str, scope: KeyScope) -> HttpError:
+    expected = f"a key with the scope {scope}"
+    return HttpError(403, "missing_scope", f"{holder} does not have the scope {scope}", "Authorization", expected)
 
 
 def _unauthorized(problem: str, scope: KeyScope) -> HttpError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from functools import cached_property
+from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -27,6 +28,8 @@ from recloop.serve.schemas import HttpError
 from recloop.storage.api_keys import KeyScope
 
 LIST_PREFIX: Final = "/v1/recommend/"
+PAGE_PATHS: Final = (LIST_PREFIX, EVENTS_PATH)
+"""Paths that accept page tokens."""
 LIST_PREFIX_BYTES: Final = LIST_PREFIX.encode()
 ALLOWED_NAMES: Final = names_of(RECOMMEND_PARAMETERS)
 SLICE_SECONDS: Final = 0.005
@@ -53,17 +56,23 @@ class ListEndpoint:
         head = Head(headers)
         ids = RequestKeys(REQUEST_IDS.next(), client_id(head.request_id))
         try:
-            self._rules.check(head)
-            self._rules.authorize(head, KeyScope.READ)
+            self._rules.check(head, for_page=True)
+            page = self._rules.authorize(head, KeyScope.READ, for_page=True)
             parameters = list_parameters(query_string)
             check_names(parameters.names, ALLOWED_NAMES)
             time_header = None if head.time is None else head.time.decode("latin-1")
-            body = self._routes.recommend_body(path[len(LIST_PREFIX) :], parameters, ids, time_header)
+            body = self._routes.recommend_body(path[len(LIST_PREFIX) :], parameters, ids, time_header, page)
             reply = json_reply(body)
         except Exception as error:  # noqa: BLE001 - the client gets a JSON error for every failure
             reply = error_reply(error)
         reply.headers.append((b"x-request-id", (ids.client_request_id or ids.request_id).encode()))
+        reply.headers.extend(self._rules.cors_headers(head))
         return reply
+
+    def preflight(self, headers: list[tuple[bytes, bytes]]) -> Reply | None:
+        """Answer the preflight request of a page; None for an unknown origin."""
+        allowed = self._rules.preflight(Head(headers))
+        return Reply(HTTPStatus.NO_CONTENT, allowed, b"") if allowed else None
 
 
 class ListApplication(Starlette):
@@ -88,6 +97,8 @@ class ListApplication(Starlette):
             path = scope["path"]
             if self.lists is not None and scope["method"] == "GET" and path.startswith(LIST_PREFIX):
                 reply = self.lists.reply(path, scope["query_string"], scope["headers"])
+            elif self.lists is not None and scope["method"] == "OPTIONS" and path.startswith(PAGE_PATHS):
+                reply = self.lists.preflight(scope["headers"])
             elif self.events is not None and scope["method"] == "POST" and path == EVENTS_PATH:
                 try:
                     reply = await self.events.reply(scope, receive)

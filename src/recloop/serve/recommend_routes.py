@@ -14,6 +14,7 @@ from recloop.errors import UserError
 from recloop.recommend import similar_items
 from recloop.records import Query, iso
 from recloop.serve.middleware import json_response
+from recloop.serve.page_token import PageAccess
 from recloop.serve.request import ListParameters, list_parameters, request_time
 from recloop.serve.schemas import HttpError, ItemResponse, PastEvent, Temperature, UserResponse, unprocessable
 from recloop.serve.service import Service
@@ -44,16 +45,27 @@ class RecommendRoutes:
         return Response(body, media_type="application/json")
 
     def recommend_body(
-        self, user_id: str, parameters: ListParameters, ids: RequestKeys, time_header: str | None
+        self,
+        user_id: str,
+        parameters: ListParameters,
+        ids: RequestKeys,
+        time_header: str | None,
+        page: PageAccess | None = None,
     ) -> bytes:
         """Recommend a list to a user; return the JSON body.
 
+        Args:
+            page: Access of a page token, whose limits hold for the list.
+
         Raises:
-            HttpError: 422 for an invalid parameter.
+            HttpError: 422 for an invalid parameter, 403 for a limit of the page token.
         """
         if not user_id:
             raise unprocessable("user_id", "", "a user id, in the path or as ?user_id=")
-        return self._body(self._query(user_id, parameters, ids, time_header, "home", parameters.item), parameters, ids)
+        query = self._query(user_id, parameters, ids, time_header, "home", parameters.item)
+        if page is not None:
+            page.check_list(query.user_id, query.placement)
+        return self._body(query, parameters, ids)
 
     async def similar(self, request: Request) -> Response:
         """Recommend items similar to an item; ``?user_id=`` is optional.

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,7 @@ KEY_PREFIX: Final = "recloop_"
 """Start of every key, so that a scan for secrets finds one in a repository."""
 KEY_BYTES: Final = 32
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ORIGIN_PATTERN: Final = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 HASH_PATTERN: Final = re.compile(r"[0-9a-f]{64}")
 ADD_FIX: Final = "recloop keys add NAME --scope read,ingest"
 
@@ -39,9 +40,12 @@ class KeyScope(StrEnum):
     READ = "read"
     INGEST = "ingest"
     ADMIN = "admin"
+    PAGE = "page"
+    """The key signs page tokens and opens no route itself."""
 
 
-KEY_SCOPES: Final = (KeyScope.READ, KeyScope.INGEST, KeyScope.ADMIN)
+ROUTE_SCOPES: Final = (KeyScope.READ, KeyScope.INGEST, KeyScope.ADMIN)
+KEY_SCOPES: Final = (*ROUTE_SCOPES, KeyScope.PAGE)
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +54,9 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         sha256: Hash of the secret, in hex.
         created, expires: Microseconds since 1970 UTC; ``expires`` None: never.
-        rate: Largest number of requests per second and process; None: no limit.
+        rate: Largest number of requests per second and process, of a page key for each user; None: no limit.
+        origins: Origins of pages that may use tokens of a page key, such as ``https://shop.example``.
+        placements, event_types: What tokens of a page key may request and post; empty: all.
     """
 
     name: str
@@ -59,6 +65,9 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     expires: int | None = None
     rate: float | None = None
+    origins: tuple[str, ...] = ()
+    placements: tuple[str, ...] = ()
+    event_types: tuple[str, ...] = ()
 
     def allows(self, scope: KeyScope) -> bool:
         """Return True if the key has a scope."""
@@ -67,6 +76,17 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     def is_expired(self, stamp: int) -> bool:
         """Return True from ``expires`` on."""
         return self.expires is not None and stamp >= self.expires
+
+
+class PageLimits(NamedTuple):
+    """Limits of a page key; see `ApiKey`."""
+
+    origins: tuple[str, ...] = ()
+    placements: tuple[str, ...] = ()
+    event_types: tuple[str, ...] = ()
+
+
+NO_PAGE: Final = PageLimits()
 
 
 class _File(msgspec.Struct):
@@ -108,15 +128,21 @@ def read(root: Path) -> tuple[ApiKey, ...] | None:
 
 
 def add(
-    root: Path, name: str, scopes: Iterable[str], expires: int | None = None, rate: float | None = None
+    root: Path,
+    name: str,
+    scopes: Iterable[str],
+    expires: int | None = None,
+    rate: float | None = None,
+    page: PageLimits = NO_PAGE,
 ) -> tuple[ApiKey, str]:
     """Add a key and return it with its secret, which is not stored.
 
     Args:
         expires: Microseconds since 1970 UTC. rate: See `ApiKey`.
+        page: Limits of a page key.
 
     Raises:
-        UserError: the name is in use or invalid, a scope is unknown, or the file is damaged.
+        UserError: the name is in use, an argument is invalid, or the file is damaged.
         Locked: another process changes the keys.
     """
     if not NAME_PATTERN.fullmatch(name):
@@ -127,9 +153,12 @@ def add(
     created = now()
     if expires is not None and expires <= created:
         raise UserError("--expires", expires, "a time in the future", "--expires 90d")
+    chosen = _scopes(scopes)
+    _check_page(chosen, page)
     key = ApiKey(
-        name=name, sha256=sha256(secret.encode()), scopes=_scopes(scopes), created=created, expires=expires, rate=rate
-    )
+        name=name, sha256=sha256(secret.encode()), scopes=chosen, created=created, expires=expires, rate=rate,
+        origins=page.origins, placements=page.placements, event_types=page.event_types,
+    )  # fmt: skip
     with locks.keys_lock(root):
         keys = read(root) or ()
         if any(present.name == name for present in keys):
@@ -163,6 +192,9 @@ def to_json(root: Path, key: ApiKey) -> JsonTree:
         "created": iso(key.created),
         "expires": None if key.expires is None else iso(key.expires),
         "rate": key.rate,
+        "origins": list(key.origins),
+        "placements": list(key.placements),
+        "event_types": list(key.event_types),
         "last_used": None if (used := last_used(root, key.name)) is None else iso(used),
     }
 
@@ -195,6 +227,19 @@ def _scopes(names: Iterable[str]) -> tuple[KeyScope, ...]:
     if unknown is not None or not chosen:
         raise UserError("--scope", unknown or "", f"one or more of {', '.join(known)}", "--scope read,ingest")
     return tuple(scope for scope in KEY_SCOPES if scope.value in chosen)
+
+
+def _check_page(scopes: tuple[KeyScope, ...], page: PageLimits) -> None:
+    if KeyScope.PAGE not in scopes:
+        if page != NO_PAGE:
+            raise UserError("--scope", ",".join(scopes), "page, for origins, placements or events", "--scope page")
+        return
+    if len(scopes) > 1:
+        raise UserError("--scope", ",".join(scopes), "page alone, because the key signs for others", "--scope page")
+    for origin in page.origins:
+        if not ORIGIN_PATTERN.fullmatch(origin):
+            expected = "scheme and host in lower case, without a path"
+            raise UserError("--origin", origin, expected, "--origin https://shop.example")
 
 
 def _check(keys: tuple[ApiKey, ...]) -> None:
