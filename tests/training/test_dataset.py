@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
+import pytest
 
 from recloop.config import Config
 from recloop.features.labels import EventLabeler
 from recloop.features.spec import FeatureSpec
-from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, STAMP, TIMESTAMP, USER_ID
-from recloop.training.dataset import make_tables, train_data, validation_data
+from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, STAMP, TIMESTAMP, USE, USER_ID, WEIGHT
+from recloop.training.dataset import make_tables, train_data, validation_data, without_repeats
 
 CONFIG = Config.model_validate(
     {"data": {"events": "e.csv"}, "events": {"positive": ["purchase"], "undo": {"refund": "purchase"}}}
@@ -57,3 +59,23 @@ def test_train_data_excludes_a_validation_moment_returned_later() -> None:
     arrays = train_data(tables, rows.filter(pl.col(STAMP) == 20), rows.filter(pl.col(STAMP) == 30))
     assert arrays.held is None or not len(arrays.held.user_ix)
     assert arrays.user_offsets.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("rows", "users"), [(0, 1), (1, 1), (60, 3), (60, 1_000)])
+def test_without_repeats_equals_the_grouped_rows(rows: int, users: int) -> None:
+    random = np.random.default_rng(rows + users)
+    numbered = pl.DataFrame(
+        {
+            "user_ix": random.integers(1, users + 1, rows),
+            "rank": random.integers(0, 3, rows),
+            STAMP: random.integers(0, 3, rows),
+            SEQ: random.permutation(rows),
+            WEIGHT: pl.Series(random.random(rows), dtype=pl.Float32),
+            USE: random.random(rows) < 0.4,
+        }
+    )
+    key = ["user_ix", STAMP, "rank"]
+    grouped = numbered.group_by(key).agg(pl.col(SEQ).min(), pl.col(WEIGHT).max(), pl.col(USE).any()).sort(key)
+    joined = without_repeats(numbered.sort(key))
+    assert joined.select(grouped.columns).equals(grouped)
+    assert joined.schema == numbered.schema

@@ -241,9 +241,27 @@ def _rows_by_user(tables: ItemUserTables, inputs: pl.DataFrame) -> tuple[pl.Data
         pl.Series("rank", rank[tables.items.lookup(inputs[ITEM_ID], len(inputs))]),
         STAMP, SEQ, WEIGHT, (pl.col(USE) == Use.TARGET).alias(USE),
     )  # fmt: skip
-    key = ["user_ix", STAMP, "rank"]
-    rows = numbered.group_by(key).agg(pl.col(SEQ).min(), pl.col(WEIGHT).max(), pl.col(USE).any()).sort(key)
+    rows = without_repeats(numbered.sort("user_ix", STAMP, "rank"))
     return rows, (by_id[rows["rank"].to_numpy()] + 1).astype(np.int32)
+
+
+def without_repeats(ordered: pl.DataFrame) -> pl.DataFrame:
+    """Join the rows of an item in one moment.
+
+    The joined row has the smallest seq and the largest weight, and is a target if one of them is.
+
+    Args:
+        ordered: Rows by ``user_ix``, stamp and ``rank``.
+    """
+    is_first = ordered.select(
+        pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift()) for name in ("user_ix", STAMP, "rank"))
+    ).to_series()
+    starts = np.flatnonzero(is_first.to_numpy())
+    if len(starts) == len(ordered):
+        return ordered
+    columns = {SEQ: np.minimum, WEIGHT: np.maximum, USE: np.logical_or}
+    joined = {name: join.reduceat(ordered[name].to_numpy(), starts) for name, join in columns.items()}
+    return ordered.filter(is_first).with_columns(**{name: pl.Series(values) for name, values in joined.items()})
 
 
 def _guest_baskets(tables: ItemUserTables, rows: pl.DataFrame) -> GuestBaskets | None:
