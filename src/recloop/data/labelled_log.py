@@ -117,12 +117,12 @@ class LabelledLog:
     def rows(self, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
         """All rows in seq order; the checksum of every page is verified."""
         frames = [self.table(name, columns) for name in self.row_files]
-        return self._without_dropped(pl.concat(frames)).sort(SEQ)
+        return _in_seq_order(self._without_dropped(pl.concat(frames)))
 
     def where(self, condition: pl.Expr, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
         """Rows that meet a condition, in seq order; only these are decoded completely."""
         scans = [pl.scan_parquet(self._path(name)).select(columns).filter(condition) for name in self.row_files]
-        return self._without_dropped(pl.concat(scans).collect()).sort(SEQ)
+        return _in_seq_order(self._without_dropped(pl.concat(scans).collect()))
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Read a file of ``data/``; the checksum of every page is verified."""
@@ -142,6 +142,11 @@ class LabelledLog:
     def _path(self, name: str) -> Path:
         paths = [folder / name for folder in self._folders]
         return next((path for path in paths if path.exists()), paths[-1])
+
+
+def _in_seq_order(rows: pl.DataFrame) -> pl.DataFrame:
+    """Sort rows by seq; the files of updates are in order already."""
+    return rows if rows[SEQ].is_sorted() else rows.sort(SEQ)
 
 
 def split_at(labelled: pl.DataFrame, window: NewWindow, max_validation_users: int) -> SplitFrames:
