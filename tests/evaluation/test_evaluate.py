@@ -301,6 +301,39 @@ def test_answer_each_equals_single_answers(data: Data, bundle: Bundle, monkeypat
         assert np.array_equal(found.covering, single.covering)
 
 
+def test_results_of_a_sample_and_the_rest_are_those_of_all_queries(data: Data, bundle: Bundle) -> None:
+    queries = make_queries(data.test, "successive")
+    sample, rest = paired.split_sample(queries, 20)
+    assert (len(sample), len(rest)) == (20, len(queries) - 20)
+    timeline, catalogue = StateHistory(data.events), Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
+    first, later, every = (paired.answer(bundle, part, timeline, catalogue) for part in (sample, rest, queries))
+    joined = first + later
+    moments = [*zip(sample.users, sample.now.tolist(), strict=True), *zip(rest.users, rest.now.tolist(), strict=True)]
+    order = [moments.index(moment) for moment in zip(queries.users, queries.now.tolist(), strict=True)]
+    assert [joined.lists[n] for n in order] == every.lists
+    for name in ("users", "ndcg", "repeat", "explore", "cold", "covering"):
+        values, expected = getattr(joined, name)[order], getattr(every, name)
+        assert (
+            values.tolist() == expected.tolist()
+            if name == "users"
+            else np.array_equal(values, expected, equal_nan=True)
+        )
+    assert paired.split_sample(queries, len(queries))[0] is queries
+
+
+def test_latency_of_a_fast_bundle_stops_at_an_even_part_of_the_queries(
+    data: Data, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paired, "FIRST_TIMED_QUERIES", 5)
+    queries = make_queries(data.test, "successive")
+    timeline, catalogue = StateHistory(data.events), Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
+    counts = [
+        len(paired.latency((bundle, bundle), queries, timeline, catalogue, fast_seconds)[0])
+        for fast_seconds in (0.0, 9.0)
+    ]
+    assert counts == [paired.TIMED_QUERIES, 5]
+
+
 def test_evaluate_unseen_targets_are_misses_in_all_and_excluded_in_warm(
     data: Data, bundle: Bundle, table: EvaluationTable
 ) -> None:

@@ -206,7 +206,7 @@ def two_updates(first: tuple[Path, pl.DataFrame], tmp_path_factory: pytest.TempP
         one = loop.update(project)
         transitions.promote(project, one.bundle or "", "live", "tried")
         post(project, first[1][half : half + few])
-        narrow = "release.gates.max_ndcg_loss=0.0001"  # so narrow that the window stays inconclusive
+        narrow = "release.gates.max_ndcg_loss=0.001"  # so narrow that the window stays inconclusive
         project = open_project(project.root, [*COUNTS, narrow])
         two = loop.update(project)
         assert two.verdict == "registered", two.reason

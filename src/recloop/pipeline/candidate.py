@@ -237,11 +237,15 @@ def _policy(config: Config, parent: Bundle, drafted: Bundle) -> Policy:
 
 
 def write(run: UpdateRun, bundle: Bundle, folder: Path) -> Bundle:
-    """Add golden lists and write the bundle into a folder of the run."""
+    """Write a bundle into a folder of the run."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    rows = run.data.events.filter(pl.col(STAMP) < bundle.cut)
-    return bundles.write(training_steps.with_golden(bundle, rows), folder, run.journal.started)
+    return bundles.write(bundle, folder, run.journal.started)
+
+
+def with_golden(run: UpdateRun, bundle: Bundle) -> Bundle:
+    """Add golden lists over the rows before the bundle's cut."""
+    return training_steps.with_golden(bundle, run.data.events.filter(pl.col(STAMP) < bundle.cut))
 
 
 def load_candidate(run: UpdateRun) -> Bundle:

@@ -31,8 +31,10 @@ from recloop.release.gate import PairedScores
 from recloop.release.gate_result import GateResult
 
 HOLDOUT_DAYS = 90
-MAX_OVERLAP_QUERIES = 200
+MAX_OVERLAP_QUERIES = 100
 """Queries whose lists are compared before and after the last quarter."""
+MAX_TABLE_QUERIES = 1_000
+"""Test moments of the table of an update; `recloop evaluate` uses all."""
 
 
 WINDOW_SCHEMA: Final = {
@@ -108,7 +110,7 @@ def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
     The child has learned these rows, so its numbers on them would be training numbers.
     """
     data = run.data
-    queries = paired.subsample(run.test_queries)
+    queries = paired.subsample(run.test_queries, MAX_TABLE_QUERIES)
     if not len(queries):
         return {}
     keys = pl.DataFrame({USER_ID: queries.users, STAMP: queries.now}, schema={USER_ID: pl.String, STAMP: pl.Int64})
@@ -129,8 +131,9 @@ def holdout_queries(run: UpdateRun) -> Queries:
     the candidate has counted them.
     """
     span = pl.col(STAMP).is_between(run.live.cut - HOLDOUT_DAYS * DAY, run.live.cut, closed="left")
-    rows = run.data.events.filter(holdout_rows(run.data.events))
-    return paired.subsample(make_queries(rows.filter(span & run.live_range.rows), "successive"))
+    rows = run.data.events.filter(span)
+    rows = rows.filter(holdout_rows(rows))
+    return paired.subsample(make_queries(rows.filter(run.live_range.rows), "successive"))
 
 
 def holdout_rows(events: pl.DataFrame) -> pl.Expr:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from recloop.bundle import Bundle
 from recloop.data.append import append
 from recloop.data.labelled_log import TRAINING_COLUMNS
 from recloop.data.prepare import split_log
@@ -21,7 +22,15 @@ from recloop.features.log_end import end_of
 from recloop.features.state_history import StateHistory
 from recloop.monitoring import verify
 from recloop.pipeline import training_steps
-from recloop.pipeline.candidate import WarmStart, build_child, load_candidate, load_train_state, tag_child, write
+from recloop.pipeline.candidate import (
+    WarmStart,
+    build_child,
+    load_candidate,
+    load_train_state,
+    tag_child,
+    with_golden,
+    write,
+)
 from recloop.pipeline.evidence import (
     candidate_table,
     final_evidence,
@@ -33,11 +42,12 @@ from recloop.pipeline.evidence import (
     save_window,
     window_scores,
 )
+from recloop.pipeline.looks import Look, looks
 from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend import loading
 from recloop.records import SEQ, STAMP
 from recloop.release import gate, gate_result, input_check
-from recloop.release.gate import GateInputs
+from recloop.release.gate import GateInputs, PairedScores
 from recloop.release.gate_result import GateResult
 from recloop.storage.data_manifest import WindowLoss
 from recloop.storage.retractions import retracted_at
@@ -204,36 +214,14 @@ def run_gates(run: UpdateRun) -> None:
     window = run.window
     recipe = str(candidate.manifest.recipe)
     all_queries = run.test_queries
-    queries = paired.subsample(all_queries)
-    timeline, catalog = run.states_of(queries.users), run.catalog
-    sides = (candidate, run.live)
-    candidate_results, live_results = paired.answer_each(sides, queries, timeline, catalog, training_steps.THREADS)
-    pairs = pair_scores(candidate_results, live_results)
-    holdout = holdout_queries(run)
-    holdout_pairs = None
-    if len(holdout):
-        holdout_timeline = run.states_of(holdout.users)
-        candidate_holdout, live_holdout = paired.answer_each(
-            sides, holdout, holdout_timeline, catalog, training_steps.THREADS
-        )
-        holdout_pairs = pair_scores(candidate_holdout, live_holdout)
+    queries, holdout = paired.subsample(all_queries), holdout_queries(run)
     windows = inherited_windows(run)
-    has_decisions = loading.has_decisions(run.project)
-    evidence = GateInputs(
-        new_rows=pairs,
-        earlier=window_scores(windows, recipe),
-        holdout_users=holdout_pairs,
-        slices={
-            "cold": pairs.select(candidate_results.cold),
-            "repeat": pair_scores(candidate_results, live_results, "repeat"),
-            "explore": pair_scores(candidate_results, live_results, "explore"),
-        },
-        unexplained=verify.verify(run.project)["unexplained"] if has_decisions else None,
-        latency=paired.latency((candidate, run.live), queries, timeline, catalog) if len(queries) else None,
-        cold_coverage=(candidate_results.cold_coverage, live_results.cold_coverage),
-        cold_users=len(np.unique(candidate_results.users[candidate_results.cold])),
-    )
-    results = gate.evaluate_gates(evidence, run.config.release.gates, run.seed)
+    known = replace(_without_answers(run, candidate, queries), earlier=window_scores(windows, recipe))
+    for look in looks(run, candidate, queries, holdout):
+        evidence = _with_answers(known, look)
+        results = gate.evaluate_gates(evidence, run.config.release.gates, run.seed)
+        if gate.is_clear(results):
+            break
     if not run.refreshes:
         results = gate.gates_before_trial(results)
     if not len(queries):
@@ -241,14 +229,46 @@ def run_gates(run: UpdateRun) -> None:
             replace(result, note=NO_NEW_MOMENTS_NOTE) if result.name == gate_result.NEW_ROWS else result
             for result in results
         ]
-    save_window(run, pairs, windows, recipe)
+    save_window(run, evidence.new_rows, windows, recipe)
     facts = {
         "cut": window.cut, "window_queries": len(all_queries),
-        "new_queries": len(queries), "holdout_queries": len(holdout),
+        "new_queries": len(look.new_rows), "holdout_queries": len(look.holdout),
     }  # fmt: skip
     run.journal.record("judge", gates=gate_result.gates_to_json(results), **facts)
     for result in results:
         run.progress.say("gate", result.line())
+
+
+def _without_answers(run: UpdateRun, candidate: Bundle, queries: Queries) -> GateInputs:
+    """Return the evidence that is the same in every look."""
+    timed = paired.subsample(queries, paired.TIMED_QUERIES)
+    timeline = run.states_of(timed.users)
+    no_scores = np.zeros(0)
+    return GateInputs(
+        new_rows=PairedScores(no_scores, no_scores, no_scores),
+        unexplained=verify.verify(run.project)["unexplained"] if loading.has_decisions(run.project) else None,
+        latency=paired.latency((candidate, run.live), timed, timeline, run.catalog, gate.FAST_SECONDS / 2)
+        if len(timed)
+        else None,
+    )
+
+
+def _with_answers(evidence: GateInputs, look: Look) -> GateInputs:
+    """Add the scores of a look."""
+    candidate, live = look.new_rows.candidate, look.new_rows.live
+    pairs = pair_scores(candidate, live)
+    return replace(
+        evidence,
+        new_rows=pairs,
+        holdout_users=pair_scores(look.holdout.candidate, look.holdout.live) if len(look.holdout) else None,
+        slices={
+            "cold": pairs.select(candidate.cold),
+            "repeat": pair_scores(candidate, live, "repeat"),
+            "explore": pair_scores(candidate, live, "explore"),
+        },
+        cold_coverage=(candidate.cold_coverage, live.cold_coverage),
+        cold_users=len(np.unique(candidate.users[candidate.cold])),
+    )
 
 
 def train_final(run: UpdateRun) -> None:
@@ -263,7 +283,7 @@ def train_final(run: UpdateRun) -> None:
     )
     child = build_child(run, candidate, data.events, cut, nothing_held(data.events), warm_start, run.folder / "rest")
     child = replace(child, metrics=candidate_table(run, candidate), window=load_window(run))
-    final = write(run, child, run.folder / "bundles")
+    final = write(run, with_golden(run, child), run.folder / "bundles")
     results = final_evidence(run, candidate, final)
     run.journal.record("finish", bundle=final.id, gates=gate_result.gates_to_json(results))
     for result in results:

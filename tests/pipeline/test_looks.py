@@ -1,0 +1,65 @@
+"""Looks at the moments of a gate: a sample first, then the rest."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from recloop.bundle import Bundle
+from recloop.evaluation import paired
+from recloop.evaluation.paired import QueryResults
+from recloop.evaluation.queries import Queries
+from recloop.features.state import offsets_of
+from recloop.pipeline import looks as module
+from recloop.pipeline.looks import looks
+from recloop.pipeline.update_run import UpdateRun
+
+
+def queries(count: int) -> Queries:
+    now = np.arange(count, dtype=np.int64)
+    return Queries([f"u{n}" for n in range(count)], now, now, offsets_of(np.ones(count, dtype=np.int64)), ["i"] * count)
+
+
+def results(asked: Queries, value: float) -> QueryResults:
+    """Results whose values name their query."""
+    values = asked.now * 10 + value
+    users = np.array(asked.users, dtype=object)
+    return QueryResults(users, [["i"]] * len(asked), values, values, values, values > 5, values)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the answered sets."""
+    sizes: list[int] = []
+
+    def answer_each(sides: Any, part: Queries, *_: Any) -> list[QueryResults]:
+        sizes.append(len(part))
+        return [results(part, number) for number in range(len(sides))]
+
+    monkeypatch.setattr(paired, "answer_each", answer_each)
+    monkeypatch.setattr(module, "FIRST_QUERIES", 4)
+    return sizes
+
+
+RUN = cast("UpdateRun", SimpleNamespace(states_of=lambda _: None, live=None, catalog=None))
+NONE = cast("Bundle", None)
+
+
+def test_first_look_answers_a_sample_and_the_second_the_rest(asked: list[int]) -> None:
+    all_looks = looks(RUN, NONE, queries(10), queries(3))
+    first = next(all_looks)
+    assert asked == [7]
+    assert first.new_rows.candidate.ndcg.tolist() == [0, 30, 60, 90]
+    second = next(all_looks)
+    assert asked == [7, 6]
+    assert sorted(second.new_rows.live.ndcg.tolist()) == [n * 10 + 1 for n in range(10)]
+    assert len(second.holdout) == 3
+    assert list(all_looks) == []
+
+
+def test_few_queries_have_one_look(asked: list[int]) -> None:
+    assert len(list(looks(RUN, NONE, queries(4), queries(0)))) == 1
+    assert asked == [4]
