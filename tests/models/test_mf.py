@@ -15,6 +15,7 @@ from recloop.errors import UserError
 from recloop.features.state import StateBatch, offsets_of
 from recloop.models.als import base_gram, confidence, solve_rows
 from recloop.models.base import Negatives, TrainData, load_model
+from recloop.models.conjugate_gradient import RowBlocks
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.sources import FactorSource
 from recloop.records import DAY, Use
@@ -179,3 +180,26 @@ def test_mf_bundle_round_trips_with_its_users(fitted_mf: Fitted) -> None:
     assert fitted_mf.bundle.users is not None
     assert again.users.ids.ids == fitted_mf.bundle.users.ids.ids
     np.testing.assert_array_equal(again.users.count, fitted_mf.bundle.users.count)
+
+
+def test_conjugate_gradients_come_close_to_the_exact_rows() -> None:
+    """Rows of many lengths, an empty one, and one with refusals only."""
+    rng = np.random.default_rng(1)
+    table = rng.normal(size=(40, 6)).astype(np.float32)
+    table[0] = 0
+    shares = np.linspace(0, 0.9, 30)[:, None]
+    positives = np.where(rng.random((30, 40)) < shares, rng.random((30, 40)) + 1, 0)
+    rejected = np.where(rng.random((30, 40)) < 0.1, 1.0, 0)
+    positives[:, 0] = rejected[:, 0] = 0
+    rejected[0], positives[1] = 0, 0
+    taken, refused = sp.csr_array(positives), sp.csr_array(rejected)
+    exact = solve_rows(table, base_gram(table, 0.3), taken, 0.05, 0.3, refused)
+    blocks = RowBlocks(taken, refused, 6)
+    vectors = np.zeros((30, 6), dtype=np.float32)
+    distances = []
+    for _ in range(6):
+        vectors = blocks.improve(vectors, table, 0.05, 0.3)
+        distances.append(float(np.abs(vectors - exact).max()))
+    assert distances[0] > distances[-1]
+    np.testing.assert_allclose(vectors, exact, atol=1e-4)
+    np.testing.assert_array_equal(blocks.improve(vectors, table, 0.05, 0.3)[0], np.zeros(6))

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from recloop.models.als import base_gram, confidence, solve_rows
 from recloop.models.base import ModelConfig, TrainData
+from recloop.models.conjugate_gradient import RowBlocks
 from recloop.models.search_space import Choice, Range, SearchSpace
 
 
@@ -22,9 +23,9 @@ class MF:
 
     The squared loss is over all (user, item) pairs. The target is 1 for an item that the user took, with the weight
     1 + ln(sum of its weights). It is 0 for all others, with the weight ``unseen`` plus the weight of refusals
-    (`recloop.models.als.solve_rows`). Each half-step is exact. The last one makes the user table from the facts that a
-    state holds: counts of items, and suppressed items (each with weight 1). The same step folds in users that are
-    outside the table or have events after the cut.
+    (`recloop.models.als.solve_rows`). A sweep improves users, then items, by conjugate gradients. The last step is exact. It
+    makes the user table from the facts that a state holds: counts of items, and suppressed items (each with weight 1). The
+    same step folds in users that are outside the table or have events after the cut.
 
     Shapes: U users, N items, D = ``dim``.
     """
@@ -69,19 +70,19 @@ class MF:
         positives.data, counts.data = confidence(positives.data), confidence(counts.data)
         rejected, disliked = _refused(data)
         training_positives, training_rejected = _rows(positives, is_training_user), _rows(rejected, is_training_user)
-        positives_by_item, rejected_by_item = sp.csr_array(training_positives.T), sp.csr_array(training_rejected.T)
+        by_user = RowBlocks(training_positives, training_rejected, config.dim)
+        by_item = RowBlocks(sp.csr_array(training_positives.T), sp.csr_array(training_rejected.T), config.dim)
         rng = np.random.default_rng(config.seed)
         items = rng.normal(scale=0.1 / np.sqrt(config.dim), size=(data.n_items + 1, config.dim)).astype(np.float32)
         items[0] = 0
+        users = np.zeros((data.n_users + 1, config.dim), dtype=np.float32)
         with threadpool_limits(1, "blas"):  # threads cost more than a system of this size
             for _ in range(config.sweeps):
-                users = self._solve(items, training_positives, training_rejected)
-                items = self._solve(users, positives_by_item, rejected_by_item)
-            return {"item_vectors": items, "user_vectors": self._solve(items, counts, disliked)}
-
-    def _solve(self, table: np.ndarray, positives: sp.csr_array, rejected: sp.csr_array) -> np.ndarray:
-        gram = base_gram(table, self.config.unseen)
-        return solve_rows(table, gram, positives, self.config.l2, self.config.unseen, rejected)
+                users = by_user.improve(users, items, config.l2, config.unseen)
+                items = by_item.improve(items, users, config.l2, config.unseen)
+            gram = base_gram(items, config.unseen)
+            user_vectors = solve_rows(items, gram, counts, config.l2, config.unseen, disliked)
+        return {"item_vectors": items, "user_vectors": user_vectors}
 
 
 def _pairs(data: TrainData, users: np.ndarray, items: np.ndarray, weights: np.ndarray) -> sp.csr_array:
