@@ -25,7 +25,8 @@ from quality import RESULTS, git
 
 from recloop import loop
 from recloop.monitoring import summary
-from recloop.monitoring.summary import HealthCache, exposition
+from recloop.monitoring.exposition import exposition
+from recloop.monitoring.summary import HealthCache
 from recloop.project import open_project
 from recloop.records import DAY, SOURCES, Decision
 from recloop.simulation.shop import SimulatedShop

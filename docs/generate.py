@@ -21,7 +21,7 @@ from reference_page import COMMAND, DESCRIPTIONS, DOCS, described, first_sentenc
 from recloop import errors
 from recloop.cli import app, terminal
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
-from recloop.monitoring import summary
+from recloop.monitoring import exposition
 from recloop.policy import Placement, Policy, RankerSpec, ScorerSpec
 from recloop.serve import openapi
 from recloop.storage import control, decisions, event_log
@@ -262,15 +262,15 @@ def metric_families() -> list[tuple[str, str, str, str]]:
 
     They are read from an exposition with one sample each.
     """
-    numbers: dict[str, Any] = dict.fromkeys(summary.GAUGES, 1.0)
+    numbers: dict[str, Any] = dict.fromkeys(exposition.GAUGES, 1.0)
     numbers |= {"sources": {"model": 1.0}, "latency_ms": {"p50": 1.0, "p99": 1.0}}
     seen = types.SimpleNamespace(
         windows={"day": {"live": {"home": numbers}}},
         totals={("live", "home"): 1},
         received={"day": 1},
-        proven=dict.fromkeys(summary.VERIFY_METRICS, 1),
+        proven=dict.fromkeys(exposition.VERIFY_METRICS, 1),
     )
-    text = summary.exposition(seen, dict.fromkeys(summary.PROCESS_METRICS, 0.0)).decode()  # type: ignore[arg-type]
+    text = exposition.exposition(seen, dict.fromkeys(exposition.PROCESS_METRICS, 0.0)).decode()  # type: ignore[arg-type]
     rows = []
     for family in text_string_to_metric_families(text):
         name = f"{family.name}_total" if family.type == "counter" else family.name

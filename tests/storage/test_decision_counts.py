@@ -15,10 +15,19 @@ import msgspec
 import numpy as np
 import pytest
 
+from recloop.evaluation import metrics
 from recloop.monitoring.health import Exposures, HealthReference, exposure_health, stored_health
 from recloop.records import DAY, SECOND, SOURCES, Decision
-from recloop.storage import DecisionLog, decision_counts, decisions, open_decisions
-from recloop.storage.decision_periods import WINDOWS, WindowReader, latency_buckets, latency_quantile, period_of
+from recloop.storage import DecisionLog, decision_counts, decision_periods, decision_schema, decisions, open_decisions
+from recloop.storage.decision_periods import (
+    WINDOWS,
+    GroupCounts,
+    PeriodContent,
+    WindowReader,
+    latency_buckets,
+    latency_quantile,
+    period_of,
+)
 from recloop.testing.store import some_decision
 
 URL = "sqlite:///store/decisions.db"
@@ -156,6 +165,24 @@ def test_migration_counts_the_rows_of_an_old_file(tmp_path: Path) -> None:
         assert (week.answers, week.users["users"]) == (3, len({row.user_id for row in store.rows()}))
 
 
+def test_counts_of_schema_5_read_the_same_before_and_after_their_migration(tmp_path: Path) -> None:
+    with open_decisions(URL, tmp_path, write=True) as store:
+        store.put_many(random_decisions(8))
+        store.flush()
+        before = stored(store, NOW)
+    with sqlite3.connect(tmp_path / "store" / "decisions.db") as connection:
+        connection.executescript("""DROP INDEX periods_answers; ALTER TABLE users_by_period RENAME TO newer;
+            CREATE TABLE users_by_period (unit, period, variant, placement, kind, users,
+                PRIMARY KEY (unit, period, variant, placement, kind)) WITHOUT ROWID;
+            INSERT INTO users_by_period SELECT * FROM newer; DROP TABLE newer; PRAGMA user_version = 5""")
+    for write in (False, True):
+        with open_decisions(URL, tmp_path, write=write) as store:
+            assert stored(store, NOW) == before
+    with sqlite3.connect(tmp_path / "store" / "decisions.db") as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == decision_schema.SCHEMA
+        assert connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'periods_answers'").fetchone()
+
+
 def test_window_reader_keeps_closed_periods_until_they_change(tmp_path: Path) -> None:
     rows = random_decisions(5, 200)
     readers = {name: WindowReader(window) for name, window in WINDOWS.items()}
@@ -171,14 +198,14 @@ def test_window_reader_keeps_closed_periods_until_they_change(tmp_path: Path) ->
 
 
 def test_window_reader_moves_the_kept_sums_with_the_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kept sums equal a reading from the start, and a window that moves reads each closed period once."""
+    """The kept sums equal a reading from the start; only periods that leave or change are read."""
     rows = sorted(random_decisions(6, 200), key=lambda row: row.served_at)
     readers = {name: WindowReader(window) for name, window in WINDOWS.items()}
     periods: list[int] = []
     contents = WindowReader._contents
 
     def record(reader: WindowReader, connection: Any, first: int, last: int) -> Any:
-        periods.append(last + 1 - first)
+        periods.extend(range(first, last + 1))
         return contents(reader, connection, first, last)
 
     with open_decisions(URL, tmp_path, write=True) as store:
@@ -196,7 +223,27 @@ def test_window_reader_moves_the_kept_sums_with_the_window(tmp_path: Path, monke
         monkeypatch.setattr(WindowReader, "_contents", record)
         for hour in range(3):
             store.window(readers["week"], rows[-1].served_at + hour * DAY // 24)
-    assert periods[-6:] == 2 * [1, 1, 2]  # each hour, one leaves and one closes; the two newest are read
+        assert len(periods) == 2  # in each later hour, one leaves
+        store.put(some_decision("newest", served_at=rows[-1].served_at + DAY // 12))
+        store.flush()
+        store.window(readers["week"], rows[-1].served_at + DAY // 12)
+        assert len(periods[2:]) == 1
+
+
+@pytest.mark.parametrize("n_tabled", [1, 3, 4_096])
+def test_count_repeats_of_sums_equals_the_definition(monkeypatch: pytest.MonkeyPatch, n_tabled: int) -> None:
+    monkeypatch.setattr(decision_periods, "N_TABLED_COUNTS", n_tabled)
+    draw = np.random.default_rng(0)
+    counts, contents = GroupCounts(), []
+    for step in range(12):
+        slots = draw.integers(0, 3, 20).astype(np.int32)
+        codes = np.flatnonzero(slots).astype("<i4")
+        contents.append(PeriodContent(codes=codes.tobytes(), slots=slots[codes].tobytes()))
+        counts.add(contents[-1])
+        if step % 3 == 2:
+            counts.add(contents.pop(0), sign=-1)
+        for repeats, defined in zip(counts.count_repeats(), metrics.count_repeats(counts.slots), strict=True):
+            assert repeats.tolist() == defined.tolist()
 
 
 def test_windows_begin_at_a_whole_period(tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ class HealthCounts:
     bundles: Mapping[str, int]
     latency: NDArray[np.int64]  # (buckets,) responses by latency bucket
     items: NDArray[np.integer[Any]]  # (items,) slots in the order of `HealthReference.tail`
+    repeats: tuple[NDArray[Any], NDArray[Any]]  # `metrics.count_repeats` of ``items``
     sources: NDArray[np.int64]  # (WARM + 1, len(SOURCES)) slots by history range and source
 
     @classmethod
@@ -188,6 +189,7 @@ class HealthCounts:
         cold = exposures.ranges < WARM
         slots = np.zeros((WARM + 1, len(SOURCES)), dtype=np.int64)
         np.add.at(slots, (np.repeat(exposures.ranges, lengths), exposures.sources), 1)
+        items = np.bincount(exposures.items)
         return cls(
             requests=len(exposures),
             empty=int((lengths == 0).sum()),
@@ -197,7 +199,8 @@ class HealthCounts:
             covered_users=len(np.unique(exposures.users[cold & exposures.personal])),
             bundles=Counter(exposures.bundles.tolist()),
             latency=np.bincount(exposures.latency),
-            items=np.bincount(exposures.items),
+            items=items,
+            repeats=metrics.count_repeats(items),
             sources=slots,
         )
 
@@ -214,6 +217,7 @@ class HealthCounts:
             bundles=counts.bundles,
             latency=counts.latency,
             items=counts.slots,
+            repeats=counts.count_repeats(),
             sources=np.array([_by_source(sources) for sources in counts.sources], dtype=np.int64),
         )
 
@@ -239,7 +243,7 @@ def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, A
     ``bundles`` {bundle: requests that it answered}; ``empty`` and ``degraded`` requests.
     """
     counts = group.items
-    distinct, repeats = metrics.count_repeats(counts)
+    distinct, repeats = group.repeats
     bits = metrics.entropy_bits(distinct, repeats)
     slots = int((distinct * repeats).sum())
     tail_share = metrics.long_tail_share(counts, _flags(against.tail, len(counts)), slots)
@@ -289,8 +293,9 @@ def _padded(counts: NDArray[Any], width: int) -> NDArray[Any]:
 
 def source_shares(slots: NDArray[np.int64]) -> dict[str, float]:
     """Share of slots by source; sources without a slot are omitted."""
-    total = max(1, int(slots.sum()))
-    return {source: round(int(count) / total, 6) for source, count in zip(SOURCES, slots, strict=True) if count}
+    counts = slots.tolist()
+    total = max(1, sum(counts))
+    return {source: round(count / total, 6) for source, count in zip(SOURCES, counts, strict=True) if count}
 
 
 def stored_health(

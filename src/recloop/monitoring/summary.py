@@ -12,22 +12,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from recloop.bundle import Bundle
 from recloop.monitoring.health import COLUMNS, Exposures, HealthReference, exposure_health, reference, stored_health
 from recloop.monitoring.verify import last_result
 from recloop.project import Project
 from recloop.recommend.catalog import Catalog
-from recloop.records import DAY, ITEM_ID, RECEIVED_AT, SECOND, SEQ
+from recloop.records import DAY, ITEM_ID, RECEIVED_AT, SEQ
 from recloop.storage import DecisionLog, EventLog
 from recloop.storage.decision_periods import WINDOWS, Group, WindowReader, period_of
 
@@ -41,45 +38,6 @@ WEEK: Final = 7 * DAY
 HOUR: Final = DAY // 24
 
 Windows = dict[str, dict[str, dict[str, dict[str, Any]]]]
-
-GAUGES: Final = {
-    "entropy": "Evenness of the slots over the available items: H / log2 N",
-    "effective_items": "Number of equally frequent items with the same entropy: 2^H",
-    "coverage": "Share of the available items that were shown",
-    "gini": "Concentration of the slots: 0 if all items are shown equally often, 1 if only one is",
-    "long_tail_share": "Share of slots with an item outside the most popular fifth",
-    "new_item_share": "Share of slots with an item that had no positive event before the cut",
-    "cold_coverage": "Share of users with fewer than 5 positives who had a personal list",
-    "requests": "Answered requests in the window",
-    "empty": "Answered requests of the window without a slot",
-    "degraded": "Answered requests of the window that name a missing part",
-    "users": "Distinct users in the window",
-    "events": "Events received in the window that name a response of this variant and placement",
-}
-"""Gauges by window, variant and placement; formulas in `recloop.evaluation.metrics`."""
-
-METRIC_NAMES: Final = {
-    "requests": "window_requests", "users": "window_users", "events": "window_events", "empty": "window_empty_lists",
-    "degraded": "window_degraded_requests",
-}  # fmt: skip
-"""Metric names that differ from their key; ``recloop_requests_total`` counts all requests ever answered."""
-VERIFY_METRICS: Final = {
-    "at": "Time of the last `recloop verify`, in seconds since 1970",
-    "checked": "Decisions recomputed by the last `recloop verify`",
-    "unexplained": "Decisions with an unexplained difference in the last `recloop verify`",
-}  # fmt: skip
-PROCESS_METRICS: Final = {
-    "generation": "Release generation that this process serves",
-    "last_seq": "Last seq that this process has read",
-    "degraded": "Number of parts that are missing from responses",
-    "degraded_answers_total": "Answers without a part, such as a source of data or a filter",
-    "mistyped_items_total": "Posted items with a value of another type than the live bundle has",
-    "decisions_dropped_total": "Decisions dropped because the buffer was full",
-    "decisions_lost_total": "Decisions that earlier processes accepted but did not write",
-    "decisions_repeated_total": "Decisions not written because their key existed",
-    "shadow_skipped_total": "Requests not scored in shadow because too many were waiting",
-}
-"""Numbers of the process itself, without labels."""
 
 
 @dataclass(frozen=True)
@@ -258,72 +216,3 @@ class HealthCache:
             {name: sum(groups.values()) for name, groups in events.items()},
             last_result(self._project),
         )
-
-
-def exposition(summary: HealthSummary | None, process: Mapping[str, float]) -> bytes:
-    """Format metrics as Prometheus text.
-
-    Labels are windows, variants, placements and sources, never users or items.
-
-    Args:
-        summary: Health summary; None if the decisions cannot be read.
-        process: Further metrics of the process by name; a name ending in ``_total`` is a counter.
-    """
-    registry = CollectorRegistry()
-    registry.register(_Families([*_process_metrics(process), *([] if summary is None else _families(summary))]))
-    return generate_latest(registry)
-
-
-class _Families:
-    """Prometheus collector of prepared metric families."""
-
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> list[Metric]:
-        return self._families
-
-
-def _families(summary: HealthSummary) -> Iterable[Metric]:
-    groups = [
-        ((window, variant, placement), numbers)
-        for window, variants in summary.windows.items()
-        for variant, placements in variants.items()
-        for placement, numbers in placements.items()
-    ]
-    labels = ("window", "variant", "placement")
-    for name, description in GAUGES.items():
-        family = GaugeMetricFamily(f"recloop_{METRIC_NAMES.get(name, name)}", description, labels=labels)
-        for group, numbers in groups:
-            if numbers[name] is not None:  # an unknown value is omitted, not 0
-                family.add_metric(group, numbers[name])
-        yield family
-    shares = GaugeMetricFamily("recloop_source_share", "Share of slots by source", labels=(*labels, "source"))
-    latency = GaugeMetricFamily(
-        "recloop_latency_seconds", "Seconds from request to response", labels=(*labels, "quantile")
-    )
-    for group, numbers in groups:
-        for source, share in numbers["sources"].items():
-            shares.add_metric((*group, source), share)
-        for quantile, name in (("0.5", "p50"), ("0.99", "p99")):
-            if numbers["latency_ms"][name] is not None:
-                latency.add_metric((*group, quantile), numbers["latency_ms"][name] / 1_000)
-    yield shares
-    yield latency
-    answered = CounterMetricFamily("recloop_requests", "Answered requests", labels=labels[1:])
-    for pair, count in sorted(summary.totals.items()):
-        answered.add_metric(pair, count)
-    yield answered
-    events = GaugeMetricFamily("recloop_events", "Valid events received in the window", labels=labels[:1])
-    for window, count in summary.received.items():
-        events.add_metric((window,), count)
-    yield events
-    for name, value in (summary.proven or {}).items():
-        scale, unit = (SECOND, "_seconds") if name == "at" else (1, "")
-        yield GaugeMetricFamily(f"recloop_verify_{name}{unit}", VERIFY_METRICS[name], value=value / scale)
-
-
-def _process_metrics(process: Mapping[str, float]) -> Iterable[Metric]:
-    for name, value in process.items():
-        family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-        yield family(f"recloop_{name.removesuffix('_total')}", PROCESS_METRICS.get(name, name), value=value)

@@ -21,7 +21,8 @@ from recloop.features.labels import EventLabeler
 from recloop.features.state import StateBatch
 from recloop.files import JsonTree
 from recloop.ingest.writer import LogUnavailableError, Writer, WriteRequest
-from recloop.monitoring.summary import HealthCache, HealthSummary, Windows, exposition
+from recloop.monitoring.exposition import exposition
+from recloop.monitoring.summary import HealthCache, HealthSummary, Windows
 from recloop.monitoring.verify import query_of
 from recloop.project import Project
 from recloop.recommend import loading

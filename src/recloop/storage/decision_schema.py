@@ -6,19 +6,23 @@ from collections.abc import Mapping
 
 from recloop.records import Decision
 
-SCHEMA = 5
+SCHEMA = 6
 
-COUNT_TABLES = """
+PERIODS_INDEX = "CREATE INDEX IF NOT EXISTS periods_answers ON periods (unit, variant, placement, period, answers)"
+USERS_TABLE = """
+CREATE TABLE users_by_period (
+    unit INTEGER NOT NULL, period INTEGER NOT NULL, variant TEXT NOT NULL, placement TEXT NOT NULL, kind TEXT NOT NULL,
+    users INTEGER NOT NULL, PRIMARY KEY (unit, variant, placement, kind, period)) WITHOUT ROWID"""
+COUNT_TABLES = f"""
 CREATE TABLE periods (
     unit INTEGER NOT NULL, period INTEGER NOT NULL, variant TEXT NOT NULL, placement TEXT NOT NULL,
     answers INTEGER NOT NULL, content BLOB NOT NULL, PRIMARY KEY (unit, period, variant, placement));
+{PERIODS_INDEX};
+{USERS_TABLE};
 CREATE TABLE item_codes (code INTEGER PRIMARY KEY, item_id TEXT NOT NULL UNIQUE);
 CREATE TABLE last_seen (
     user_id TEXT NOT NULL, variant TEXT NOT NULL, placement TEXT NOT NULL, kind TEXT NOT NULL, minute INTEGER NOT NULL,
     PRIMARY KEY (user_id, variant, placement, kind)) WITHOUT ROWID;
-CREATE TABLE users_by_period (
-    unit INTEGER NOT NULL, period INTEGER NOT NULL, variant TEXT NOT NULL, placement TEXT NOT NULL, kind TEXT NOT NULL,
-    users INTEGER NOT NULL, PRIMARY KEY (unit, period, variant, placement, kind)) WITHOUT ROWID;
 CREATE TABLE events_by_period (
     unit INTEGER NOT NULL, period INTEGER NOT NULL, variant TEXT NOT NULL, placement TEXT NOT NULL,
     events INTEGER NOT NULL, PRIMARY KEY (unit, period, variant, placement)) WITHOUT ROWID;
@@ -71,6 +75,12 @@ CREATE INDEX decisions_served_at ON decisions (served_at);
 UPDATE decisions SET role = 'replica', variant = 'replica' WHERE role = 'twin';
 UPDATE decisions SET inputs = {INPUTS_OF_SCHEMA_3}""",
     4: f"ALTER TABLE removed RENAME TO totals; {COUNT_TABLES}",
+    5: f"""
+ALTER TABLE users_by_period RENAME TO users_by_period_5;
+{USERS_TABLE};
+INSERT INTO users_by_period SELECT * FROM users_by_period_5;
+DROP TABLE users_by_period_5;
+{PERIODS_INDEX}""",
 }
 """Schema 1 does not record the assigned arm: a row keeps the arm that answered."""
 
