@@ -45,7 +45,7 @@ def test_covisitation_row_keeps_the_largest_and_divides_by_its_full_sum(monkeypa
     cut = rows_of(data, width=2)
     assert np.flatnonzero(cut[1]).tolist() == [2, 4]
     assert cut[1][[2, 4]] == pytest.approx(whole[1][[2, 4]])
-    monkeypatch.setattr(covisitation, "CHUNK_PRODUCTS", 1)  # one row per chunk gives equal rows
+    monkeypatch.setattr(neighbour_rows, "BLOCK_PRODUCTS", 1)  # one row per chunk gives equal rows
     assert np.array_equal(rows_of(data, width=2), cut)
 
 
@@ -93,7 +93,7 @@ def test_covisitation_counts_pairs_of_a_guest_basket_without_the_diagonal(monkey
     assert rows[1] == pytest.approx([0, 1 / 22.5, 0.5 / 22.5, 1 / 22.5])
     assert rows[3] == pytest.approx([0, 1 / 21.5, 0.5 / 21.5, 0])
     assert rows_of(data, guests=0)[3].sum() == 0
-    monkeypatch.setattr(covisitation, "CHUNK_PRODUCTS", 1)
+    monkeypatch.setattr(neighbour_rows, "BLOCK_PRODUCTS", 1)
     assert np.array_equal(rows, rows_of(data, guests=0.5))
 
 

@@ -9,7 +9,7 @@ import pydantic
 import scipy.sparse as sp
 
 from recloop.models.base import ModelConfig, TrainData, decay_at
-from recloop.models.neighbour_rows import CHUNK_PRODUCTS, largest, products, to_arrays
+from recloop.models.neighbour_rows import in_blocks, largest, narrow, products
 
 LAG_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 RECENT_WEIGHTS = (1.0, 0.6, 0.4, 0.25, 0.2)
@@ -60,27 +60,22 @@ class CoVisitation:
             (np.ones(len(data.items)), data.items, data.moment_offsets), shape=(len(data.stamps), size)
         )
         decayed = sp.csr_array(sp.diags_array(data.decay(self.config.half_life)) @ moment_items)
-        following = _following(decayed, data.moment_user, self.config.lags)
-        item_moments = sp.csr_array(moment_items.T)
+        following = narrow(_following(decayed, data.moment_user, self.config.lags))
+        item_moments = narrow(sp.csr_array(moment_items.T))
         guests = _together(data, self.config.half_life, self.config.guests)
-        n_products = products(item_moments, following)
-        if guests is not None:
-            n_products = n_products + products(*guests)
-        work = np.concatenate([[0], np.cumsum(n_products)])
-        blocks = []
-        start = 0
-        while start < size:
-            stop = max(start + 1, int(np.searchsorted(work, work[start] + CHUNK_PRODUCTS, side="right")) - 1)
-            block = sp.csr_array(item_moments[start:stop] @ following)
+
+        def neighbours(rows: slice) -> sp.csr_array:
+            block = sp.csr_array(item_moments[rows] @ following)
             if guests is not None:
-                pairs = sp.csr_array(guests[0][start:stop] @ guests[1])
-                pairs.setdiag(0.0, k=start)  # an item is not its own neighbour in a basket
+                pairs = sp.csr_array(guests[0][rows] @ guests[1])
+                pairs.setdiag(0.0, k=rows.start)  # an item is not its own neighbour in a basket
                 block = sp.csr_array(block + pairs)
                 block.eliminate_zeros()
             sums = np.asarray(block.sum(axis=1)).ravel() + self.config.shrink
-            blocks.append(largest(block, self.config.width, sums))
-            start = stop
-        return to_arrays(blocks)
+            return largest(block, self.config.width, sums)
+
+        n_products = products(item_moments, following)
+        return in_blocks(n_products if guests is None else n_products + products(*guests), neighbours)
 
 
 def _together(data: TrainData, half_life: float | None, weight: float) -> tuple[sp.csr_array, sp.csr_array] | None:

@@ -9,7 +9,7 @@ import pydantic
 import scipy.sparse as sp
 
 from recloop.models.base import ModelConfig, TrainData, user_items
-from recloop.models.neighbour_rows import CHUNK_PRODUCTS, largest, products, to_arrays
+from recloop.models.neighbour_rows import in_blocks, largest, narrow, products
 from recloop.models.search_space import Choice, Range, SearchSpace
 
 
@@ -43,19 +43,16 @@ class ItemKNN:
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
         """Fit the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1)."""
-        users = user_items(data)
-        items = sp.csr_array(users.T)
+        users = narrow(user_items(data))
+        items = narrow(sp.csr_array(users.T))
         n_users = np.sqrt(np.diff(items.indptr))  # (N+1,)
-        work = np.concatenate([[0], np.cumsum(products(items, users))])
-        blocks = []
-        start = 0
-        while start < items.shape[0]:
-            stop = max(start + 1, int(np.searchsorted(work, work[start] + CHUNK_PRODUCTS, side="right")) - 1)
-            block = sp.csr_array(items[start:stop] @ users)
-            row = np.repeat(np.arange(start, start + block.shape[0]), np.diff(block.indptr))
+
+        def neighbours(rows: slice) -> sp.csr_array:
+            block = sp.csr_array(items[rows] @ users)
+            row = np.repeat(np.arange(rows.start, rows.stop), np.diff(block.indptr))
             block.data /= n_users[row] * n_users[block.indices] + self.config.shrink
             block.data[row == block.indices] = 0  # an item is not its own neighbour
             block.eliminate_zeros()
-            blocks.append(largest(block, self.config.width, np.ones(block.shape[0])))
-            start = stop
-        return to_arrays(blocks)
+            return largest(block, self.config.width, np.ones(block.shape[0]))
+
+        return in_blocks(products(items, users), neighbours)

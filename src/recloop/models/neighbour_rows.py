@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.sparse as sp
 
-CHUNK_PRODUCTS = 60_000_000  # multiply-adds per chunk; bounds memory
+BLOCK_PRODUCTS = 30_000_000  # multiply-adds per block; bounds memory
+THREADS = 2
+"""Threads that compute blocks; scipy's products release the GIL."""
 STEP_ENTRIES = 2**20  # entries that are compared with their row's border at a time
+
+
+def in_blocks(
+    n_products: np.ndarray, rows_of: Callable[[slice], sp.csr_array], threads: int = THREADS
+) -> dict[str, np.ndarray]:
+    """Compute blocks of rows in threads; return the arrays of all rows.
+
+    Args:
+        n_products: (rows,) multiply-adds of each row, `products`.
+        rows_of: Function of the rows start to stop that returns them; a row must not depend on its block.
+    """
+    work = np.concatenate([[0], np.cumsum(n_products)])
+    spans: list[slice] = []
+    start = 0
+    while start < len(n_products):
+        end = int(np.searchsorted(work, work[start] + BLOCK_PRODUCTS, side="right"))
+        spans.append(slice(start, max(start + 1, end - 1)))
+        start = spans[-1].stop
+    with ThreadPoolExecutor(threads) as pool:
+        return to_arrays(list(pool.map(rows_of, spans)))
+
+
+def narrow(matrix: sp.csr_array) -> sp.csr_array:
+    """Return a matrix with int32 indices, if they suffice, for faster products."""
+    if matrix.nnz < 2**31 and max(matrix.shape) < 2**31:
+        matrix.indices, matrix.indptr = matrix.indices.astype(np.int32), matrix.indptr.astype(np.int32)
+    return matrix
 
 
 def to_arrays(blocks: Sequence[sp.csr_array]) -> dict[str, np.ndarray]:
