@@ -23,7 +23,7 @@ from recloop.records import DAY
 
 DAYS = 14
 """Days at the end of the log that are held out as the future."""
-WALL = {"first": 15.0, "shadow": 12.0, "experiment": 15.0}
+WALL = {"first": 10.0, "shadow": 8.0, "experiment": 10.0}
 """Wall-time limit in seconds of each group of days; later baskets are posted without requests."""
 HEALTH = ("entropy", "long_tail_share", "cold_coverage")
 
@@ -77,11 +77,14 @@ def run(stage: GroceryContext) -> None:
     """Run days 1-14: update, gate, poison, shadow, experiment, promote, roll back."""
     stage.live(0, 7, WALL["first"], "keep learning")
     root, tell = stage.project.root, partial(stage.progress.say, "gate")
-    with grocery_updates.copied(root, "poisoned") as poisoned, grocery_updates.copied(root, "reseeded") as reseeded:
-        candidate = keep_learning(stage)  # the copies include the week
-        with grocery_updates.another_seed(reseeded) as begun:
-            grocery_updates.poison(poisoned, tell)
-            other_seed = grocery_updates.take_in(stage.project, reseeded, begun, tell)
+    with (
+        grocery_updates.copied(root, "poisoned") as poisoned,
+        grocery_updates.copied(root, "reseeded") as reseeded,  # the copies include the week
+        grocery_updates.another_seed(reseeded) as begun,
+    ):
+        candidate = keep_learning(stage)
+        grocery_updates.poison(poisoned, tell)
+        other_seed = grocery_updates.take_in(stage.project, reseeded, begun, tell)
     if candidate is None:
         stage.progress.say("release", "no candidate passed its gate; live is unchanged, and nothing is tested")
     else:

@@ -23,7 +23,7 @@ from recloop.release.gate_result import GateResult
 from recloop.storage import releases
 from recloop.storage.data_manifest import DataManifest
 
-SHORT = ("--set", "train.time_budget=10s")
+SHORT = ("--set", "train.time_budget=5s")
 """Training limit of a demo update, once before its gate and once after."""
 SHORTEST = ("--set", "train.time_budget=2s")
 """Training limit of the poisoned update; the gates refuse it for its rows, not for its training."""
