@@ -239,6 +239,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     latency_us: int = 0
 
 
+HOLDOUT_SHARE: Final = 0.02
+"""Share of holdout users."""
+
+
 def hash_unit_interval(salt: str, raw_id: str) -> float:
     """Hash an id to [0, 1) under a salt.
 
@@ -266,7 +270,12 @@ def is_holdout_user(user_id: str) -> bool:
 
     Their events feed states and counts but never a network's loss.
     """
-    return hash_unit_interval("old", user_id) < 0.02
+    return hash_unit_interval("old", user_id) < HOLDOUT_SHARE
+
+
+def are_holdout_users(user_ids: Sequence[str]) -> NDArray[np.bool_]:
+    """(n,) `is_holdout_user` of each id."""
+    return hash_unit_intervals("old", user_ids) < HOLDOUT_SHARE
 
 
 def is_guest(user_id: str) -> bool:

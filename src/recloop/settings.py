@@ -13,6 +13,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from typing import Any, Final
 
 import pydantic
@@ -77,6 +78,7 @@ def dump(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", by_alias=True))
 
 
+@cache
 def new_key(key: str) -> str:
     """Return the present name of a dotted key.
 

@@ -14,7 +14,16 @@ from recloop.data.read import RAW_SCHEMA
 from recloop.data.repeats import repeat_share
 from recloop.data.split import HoldoutCandidates, holdout_rows, n_users
 from recloop.features.log_end import robust_end
-from recloop.records import DAY, STAMP, TIMESTAMP, USER_ID, hash_unit_interval, hash_unit_intervals
+from recloop.records import (
+    DAY,
+    STAMP,
+    TIMESTAMP,
+    USER_ID,
+    are_holdout_users,
+    hash_unit_interval,
+    hash_unit_intervals,
+    is_holdout_user,
+)
 
 
 def random_log(seed: int, size: int = 400) -> pl.DataFrame:
@@ -70,6 +79,13 @@ def test_log_counts_without_rows_are_zero() -> None:
 def test_hash_unit_intervals_equal_single_hashes() -> None:
     ids = ["u1", "", "ä", *(f"u{number}" for number in range(50))]
     assert hash_unit_intervals("valid", ids).tolist() == [hash_unit_interval("valid", raw_id) for raw_id in ids]
+
+
+def test_are_holdout_users_equals_single_decisions() -> None:
+    ids = [f"user-{n}" for n in range(300)]
+    assert are_holdout_users(ids).tolist() == [is_holdout_user(raw_id) for raw_id in ids]
+    assert are_holdout_users(ids).any()
+    assert are_holdout_users([]).tolist() == []
 
 
 def test_robust_end_does_not_depend_on_the_order_of_rows() -> None:

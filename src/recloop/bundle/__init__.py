@@ -331,7 +331,7 @@ def _files(bundle: Bundle) -> dict[str, bytes]:
             "item_id": pl.Series(list(bundle.items.ids.ids), dtype=pl.String),
             "count": pl.Series(bundle.items.count, dtype=pl.Int64),
             "tail": pl.Series(bundle.items.tail, dtype=pl.Boolean),
-            "fields": pl.Series([json.dumps(row, sort_keys=True) for row in bundle.items.attributes], dtype=pl.String),
+            "fields": pl.Series([_object_text(row) for row in bundle.items.attributes], dtype=pl.String),
             "first_seq": pl.Series(bundle.items.first_seq, dtype=pl.Int64),
         }
     )
@@ -347,6 +347,11 @@ def _files(bundle: Bundle) -> dict[str, bytes]:
         **({} if bundle.window is None else {"window.parquet": _parquet(bundle.window)}),
         **bundle.graphs,
     }
+
+
+def _object_text(row: AttributeValues) -> str:
+    """JSON of an item's attributes, sorted by name; many items have none."""
+    return json.dumps(row, sort_keys=True) if row else "{}"
 
 
 def _user_rows(users: UserTable) -> pl.DataFrame:

@@ -25,7 +25,7 @@ from recloop.pipeline import training_steps
 from recloop.pipeline.journal import Journal
 from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend.recommender import check_golden
-from recloop.records import DAY, STAMP, USER_ID, hash_unit_interval, is_guest, is_holdout_user
+from recloop.records import DAY, STAMP, USER_ID, are_holdout_users, hash_unit_interval, is_guest
 from recloop.release import gate
 from recloop.release.gate import PairedScores
 from recloop.release.gate_result import GateResult
@@ -143,8 +143,8 @@ def holdout_rows(events: pl.DataFrame) -> pl.Expr:
 
 def holdout_users(users: pl.Series) -> pl.Series:
     """Select the holdout users among distinct ids."""
-    selected = [user for user in users.to_list() if is_holdout_user(user) and not is_guest(user)]
-    return pl.Series(USER_ID, selected, dtype=pl.String)
+    selected = users.filter(pl.Series(are_holdout_users(users.to_list())))
+    return pl.Series(USER_ID, [user for user in selected.to_list() if not is_guest(user)], dtype=pl.String)
 
 
 def broken_golden(bundle: Bundle) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from recloop import __version__
@@ -37,7 +38,7 @@ from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender, make_golden
-from recloop.records import LABEL, SEQ, STAMP, USER_ID, guest_rows, hash_unit_interval, max_int, now
+from recloop.records import LABEL, SEQ, STAMP, USER_ID, guest_rows, hash_unit_intervals, max_int, now
 from recloop.settings import dump
 from recloop.storage import locks, releases
 from recloop.training import baselines, ranker
@@ -338,8 +339,9 @@ def save_and_register(
 
 def with_golden(bundle: Bundle, rows: pl.DataFrame) -> Bundle:
     """Add golden cases: states of four users over these rows, and an anonymous one."""
-    active_users = rows.filter((pl.col(LABEL) > 0) & ~guest_rows())[USER_ID].unique().to_list()
-    users = sorted(active_users, key=lambda user: hash_unit_interval("golden", user))[: GOLDEN_CASES - 1]
+    active_users = rows.filter((pl.col(LABEL) > 0) & ~guest_rows())[USER_ID].unique()
+    order = np.argsort(hash_unit_intervals("golden", active_users.to_list()), kind="stable")
+    users = active_users[order[: GOLDEN_CASES - 1]].to_list()
     own_rows = rows.filter(pl.col(USER_ID).is_in(users))
     users = [*users, "unknown"]
     states = StateHistory(own_rows).states(users, [max_int(rows[SEQ])] * len(users))

@@ -28,8 +28,8 @@ from recloop.records import (
     USER_ID,
     WEIGHT,
     Use,
+    are_holdout_users,
     guest_rows,
-    is_holdout_user,
     max_int,
 )
 from recloop.training.negatives import negatives
@@ -159,7 +159,7 @@ def train_data(
         items=items,
         seqs=rows[SEQ].to_numpy(),
         weights=rows[WEIGHT].to_numpy(),
-        old=np.array([is_holdout_user(user_id) for user_id in tables.users.ids], dtype=bool),
+        old=are_holdout_users(tables.users.ids),
         user_codes=user_codes,
         item_codes=item_codes,
         user_fields=user_fields,
