@@ -11,7 +11,7 @@ import recloop
 from recloop.errors import UserError
 from recloop.project import Project
 
-NEEDS_NO_PROJECT = {"init", "demo"}
+NEEDS_NO_PROJECT = {"init", "demo", "restore"}
 
 
 def test_every_verb_is_a_method() -> None:

@@ -22,7 +22,7 @@ from recloop.ingest import bulk
 from recloop.ingest.bulk import IngestResult
 from recloop.monitoring import experiment, report, verify
 from recloop.monitoring.shadow_requirement import shadow_requirement
-from recloop.pipeline import promotion, quarantine, retention, training_steps
+from recloop.pipeline import backup, promotion, quarantine, retention, training_steps
 from recloop.pipeline.quarantine import Quarantined
 from recloop.pipeline.retention import Collection
 from recloop.pipeline.tune import BUDGET, N_TRIALS, TuneResult, tune
@@ -220,6 +220,16 @@ class ProjectFolder:
     def token(self, new: bool = False) -> str:
         """Return the project's admin token; ``new`` replaces it."""
         return admin_token.renew(self.project.root) if new else admin_token.ensure(self.project.root)
+
+    @python_errors("project")
+    def backup(self, to: str | Path) -> JsonTree:
+        """Copy the project into a new folder while it is served and updated.
+
+        Raises:
+            UserError: the folder exists.
+            Refused: ``data/`` changed during each attempt.
+        """
+        return backup.backup(self.project, Path(to), self._progress).to_json()
 
     @python_errors("project")
     def keys(self) -> list[JsonTree]:

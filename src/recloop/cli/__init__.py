@@ -42,6 +42,8 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None] | typer.Typer, ...]], ...] = 
             pipeline_steps.export,
             pipeline_steps.quarantine,
             pipeline_steps.gc,
+            pipeline_steps.backup,
+            pipeline_steps.restore,
         ),
     ),
 )

@@ -1,7 +1,8 @@
-"""Single steps of an update: prepare, train, tune, ingest, quarantine and gc."""
+"""Single steps of an update, and work on the folder: backup, restore, gc."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -159,3 +160,34 @@ def ingest(
         plain(f"{counts} ({taken.seconds:.1f} s); next: recloop update")
     if not taken.whole:
         raise typer.Exit(1)
+
+
+def backup(
+    to: Annotated[str, typer.Argument(metavar="TO", help="write into this new folder")], as_json: Json = False
+) -> None:
+    """Copy the project while it is served and updated."""
+    from recloop.pipeline import backup as steps
+
+    done = steps.backup(project(), Path(to), ConsoleProgress())
+    if as_json:
+        print_json(done.to_json())
+    else:
+        plain(f"{done.files:,} files, {done.bytes / 1e6:,.1f} MB, log up to seq {done.last_seq}: {done.path}")
+
+
+def restore(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="folder of a backup")],
+    to: Annotated[str, typer.Option(help="write into this new folder")],
+    as_json: Json = False,
+) -> None:
+    """Copy a backup into a new project folder and verify it."""
+    from recloop.pipeline import backup as steps
+
+    done = steps.restore(Path(source), Path(to), ConsoleProgress())
+    if as_json:
+        print_json(done.to_json())
+        return
+    checked = done.verified or {}
+    plain(
+        f"{done.files:,} files with equal hashes, {checked['checked']} decisions rebuilt; next: recloop -C {to} serve"
+    )

@@ -133,11 +133,11 @@ def removable_bundles(project: Project) -> list[str]:
 
 def removable_runs(project: Project) -> list[str]:
     """Return finished runs except the newest ``retention.runs``, oldest first."""
-    runs = sorted(folder.name for folder in project.runs.glob("*") if folder.is_dir() and _finished(folder))
+    runs = sorted(folder.name for folder in project.runs.glob("*") if folder.is_dir() and is_finished(folder))
     return runs[: -project.config.retention.runs]
 
 
-def _finished(run: Path) -> bool:
+def is_finished(run: Path) -> bool:
     """Return whether a run is finished; a run without a journal cannot resume."""
     journal = run / JOURNAL
     return not journal.exists() or json.loads(journal.read_text("utf-8"))["verdict"] is not None

@@ -6,7 +6,7 @@ import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -207,6 +207,20 @@ def check_pages(file: Path) -> None:
         connection.close()
     if result != "ok":
         raise UserError(file.name, file, f"a SQLite file without damage ({result})", f"restore {file} from a backup")
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a SQLite file as of one commit into a private file.
+
+    Writers of the source go on.
+    """
+    private_file(target)
+    address = f"file:{quote(str(source.absolute()))}?mode=rw"  # a reader of a write-ahead log needs its index file
+    with (
+        closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as read,
+        closing(sqlite3.connect(target)) as written,
+    ):
+        read.backup(written)
 
 
 def close_writer(connection: sqlite3.Connection) -> None:
