@@ -49,6 +49,29 @@ def test_covisitation_row_keeps_the_largest_and_divides_by_its_full_sum(monkeypa
     assert np.array_equal(rows_of(data, width=2), cut)
 
 
+def test_covisitation_counts_512_rows_of_moments_of_5000_items() -> None:
+    first, second = np.arange(1, 5_001), np.arange(5_001, 10_001)
+    data = data_of([[first.tolist(), second.tolist()]], 10_000)
+    arrays = CoVisitation().fit(data)
+    per_row = np.diff(arrays["neighbours.indptr"])
+    rows = np.flatnonzero(per_row)
+    assert (len(rows), set(per_row[rows])) == (512, {200})
+    assert (rows[0], np.diff(rows).min(), np.diff(rows).max()) == (1, 9, 10)
+    counted = [[first[rows - 1].tolist(), second[rows - 1].tolist()]]
+    for name, values in CoVisitation().fit(data_of(counted, 10_000)).items():
+        assert np.array_equal(arrays[name], values)
+
+
+def test_covisitation_bound_does_not_change_smaller_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_of([[[1, 2, 3, 4, 5], [2, 3], [1]]], 5)
+    whole = rows_of(data)
+    monkeypatch.setattr(covisitation, "MAX_MOMENT_ITEMS", 3)
+    bounded = rows_of(data)
+    assert not bounded[4].any()  # rows 1, 3 and 5 of the first moment count
+    assert bounded[2] == pytest.approx([0, 1 / 21, 0, 0, 0, 0])  # of the second moment
+    assert np.array_equal(bounded[[1, 3, 5]], whole[[1, 3, 5]])
+
+
 def test_covisitation_of_single_moments_is_empty() -> None:
     assert not rows_of(data_of([[[1, 2]], [[3]]], 3)).any()
 

@@ -16,6 +16,8 @@ RECENT_WEIGHTS = (1.0, 0.6, 0.4, 0.25, 0.2)
 """Weights of the newest moments of a scored history, newest first."""
 GUEST_WEIGHT = 0.05
 """Weight of two items in one guest basket."""
+MAX_MOMENT_ITEMS = 512
+"""Most rows of one moment or basket that are counted: the pairs of two moments grow with the product of their rows."""
 
 
 class CoVisitation:
@@ -23,6 +25,8 @@ class CoVisitation:
 
     Lags are 1 to 8 (docs/definitions/baselines.md). With a half-life, each term has the weight
     0.5^(age of m+l at the cut / half-life).
+
+    Of a moment of more than `MAX_MOMENT_ITEMS` rows, that many rows count, spread evenly over it.
 
     Row a = c(a, .) / (its sum + shrink), cut to its ``width`` largest entries. The last five moments score a history:
     score(b) = sum of the rows of their items, weighted 1, 0.6, 0.4, 0.25, 0.2, newest first.
@@ -56,9 +60,7 @@ class CoVisitation:
         end of a row the smaller item index is kept.
         """
         size = data.n_items + 1
-        moment_items = sp.csr_array(
-            (np.ones(len(data.items)), data.items, data.moment_offsets), shape=(len(data.stamps), size)
-        )
+        moment_items = _moment_items(data.items, data.moment_offsets, size)
         decayed = sp.csr_array(sp.diags_array(data.decay(self.config.half_life)) @ moment_items)
         following = narrow(_following(decayed, data.moment_user, self.config.lags))
         item_moments = narrow(sp.csr_array(moment_items.T))
@@ -78,6 +80,22 @@ class CoVisitation:
         return in_blocks(n_products if guests is None else n_products + products(*guests), neighbours)
 
 
+def _moment_items(items: np.ndarray, offsets: np.ndarray, size: int) -> sp.csr_array:
+    """(M, size) items of each moment, from at most `MAX_MOMENT_ITEMS` rows of one.
+
+    Args:
+        items: (E,) item_ix; moment m has the rows ``offsets[m]:offsets[m + 1]``.
+    """
+    lengths = np.diff(offsets)
+    if lengths.max(initial=0) > MAX_MOMENT_ITEMS:
+        rank = np.arange(len(items)) - np.repeat(offsets[:-1], lengths)  # in the moment
+        length = np.repeat(np.maximum(lengths, MAX_MOMENT_ITEMS), lengths)
+        is_counted = rank * MAX_MOMENT_ITEMS // length != (rank - 1) * MAX_MOMENT_ITEMS // length
+        items = items[is_counted]
+        offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, MAX_MOMENT_ITEMS))])
+    return sp.csr_array((np.ones(len(items)), items, offsets), shape=(len(lengths), size))
+
+
 def _together(data: TrainData, half_life: float | None, weight: float) -> tuple[sp.csr_array, sp.csr_array] | None:
     """Factors of the pair counts of guest baskets; None without baskets.
 
@@ -85,8 +103,7 @@ def _together(data: TrainData, half_life: float | None, weight: float) -> tuple[
     """
     if data.guests is None or not weight:
         return None
-    shape = (len(data.guests.stamps), data.n_items + 1)
-    baskets = sp.csr_array((np.ones(len(data.guests.items)), data.guests.items, data.guests.offsets), shape=shape)
+    baskets = _moment_items(data.guests.items, data.guests.offsets, data.n_items + 1)
     decay = weight * decay_at(data.guests.stamps, data.cut, half_life)
     return sp.csr_array(baskets.T), sp.csr_array(sp.diags_array(decay) @ baskets)
 
