@@ -363,11 +363,13 @@ def _within(scores: np.ndarray, error: float, depth: int) -> np.ndarray:
     Args:
         scores: (P,) float32, P a multiple of `COLUMNS_PER_BLOCK`. error: Bound of their error.
     """
-    largest = scores[scores >= _lower_border(scores, depth)]
-    if len(largest) < depth:  # fewer than depth items are allowed
+    low = _lower_border(scores, depth)
+    items = np.flatnonzero(scores >= low)
+    if len(items) < depth:  # fewer than depth items are allowed
         return np.flatnonzero(scores > -np.inf)
-    border = float(np.partition(largest, len(largest) - depth)[len(largest) - depth])
-    return np.flatnonzero(scores >= border - 2 * error)
+    largest = scores[items]
+    border = float(np.partition(largest, len(largest) - depth)[len(largest) - depth]) - 2 * error
+    return items[largest >= border] if border >= low else np.flatnonzero(scores >= border)
 
 
 def _float_error(user: np.ndarray, max_norm: float) -> float:
