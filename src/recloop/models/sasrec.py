@@ -141,9 +141,10 @@ class SASRec(SequenceModel):
 
 
 def attention_bias(moments: Tensor, mask: Tensor) -> Tensor:
-    """(B, 1, T, T) bias of attention: 0 where token i attends to token j, else so low that its weight is 0.
+    """(B, 1, T, T) bias of the attention of a user graph.
 
-    A padded token attends to all tokens; its output is not used. Arithmetic is faster than a mask in onnxruntime.
+    It is 0 where token i attends to token j, else so low that the weight is 0. A padded token attends to all tokens; its
+    output is not used. In onnxruntime this arithmetic is faster than a mask.
     """
     age = torch.where(mask, moments, -1).to(torch.float32)  # (B, T)
     return (torch.clamp(age[:, None, :] - age[:, :, None], max=0) * HIDDEN_BIAS)[:, None]
