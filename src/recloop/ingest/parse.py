@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -28,6 +28,7 @@ TEXT_NAMES = (
     "user_id", "item_id", "event_type", "group_id", "event_id", "session_id", "anonymous_id", "placement", "request_id",
 )  # fmt: skip
 NUMBER_NAMES = "value", "quantity"
+UNKNOWN_ITEM = "unknown item: expected an id from the events or the catalog"
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES)]
 """An id or a name: a string of 1 to 256 bytes (UTF-8) that is never parsed."""
@@ -67,6 +68,22 @@ class ItemIn(msgspec.Struct, forbid_unknown_fields=True):
     hidden: bool = False
 
 
+class ItemChange(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Body of ``PATCH /v1/items/{item_id}``.
+
+    Null removes an attribute; attributes that are not named stay.
+    """
+
+    attributes: AttributeValues = {}
+    hidden: bool | None = None
+
+
+class ItemPatch(ItemChange, forbid_unknown_fields=True, kw_only=True):
+    """Row of ``PATCH /v1/items``, as `ItemChange`."""
+
+    item_id: Text
+
+
 class UserIn(msgspec.Struct, forbid_unknown_fields=True):
     """User of ``POST /v1/users``; replaces all attributes."""
 
@@ -74,7 +91,7 @@ class UserIn(msgspec.Struct, forbid_unknown_fields=True):
     attributes: AttributeValues = {}
 
 
-Row = TypeVar("Row", EventIn, ItemIn, UserIn)
+Row = TypeVar("Row", EventIn, ItemIn, ItemPatch, UserIn)
 
 
 class BadRequest(Exception):
@@ -237,6 +254,30 @@ def check_item(raw: Any, received_at: int, data: Data, fields: Mapping[str, Fiel
     item_id = form_id(row.item_id, data.id_form)
     attributes = with_categories(row.attributes, fields)
     return Item(item_id=item_id, attributes=attributes, hidden=row.hidden, received_at=received_at)
+
+
+def check_item_patch(
+    raw: Any, current: Callable[[str], Item | None], received_at: int, data: Data, fields: Mapping[str, Field]
+) -> Item | Rejected:
+    """Convert a row of a patch to the next version of its item, or reject it.
+
+    Args:
+        current: Present version of an item; None if the item is unknown.
+    """
+    row = _convert_row(_with_id(raw, "item_id"), ItemPatch)
+    if isinstance(row, Rejected):
+        return row
+    item_id = form_id(row.item_id, data.id_form)
+    item = current(item_id)
+    if item is None:
+        return Rejected(_ids(raw), UNKNOWN_ITEM)
+    kept = {name: value for name, value in item.attributes.items() if name not in row.attributes}
+    named = {name: value for name, value in row.attributes.items() if value is not None}
+    attributes = kept | with_categories(named, fields)
+    if reason := attribute_excess(attributes):
+        return Rejected(_ids(raw), reason)
+    hidden = item.hidden if row.hidden is None else row.hidden
+    return Item(item_id=item_id, attributes=attributes, hidden=hidden, received_at=received_at)
 
 
 def check_user(raw: Any, received_at: int, data: Data, fields: Mapping[str, Field]) -> User | Rejected:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 """Host names that are always accepted, with any port."""
 WRITE_CONTENT_TYPES = frozenset(name.encode() for name in ("application/json", *NDJSON))
-"""Allowed content types of a POST.
+"""Allowed content types of a POST or PATCH.
 
 A page of another origin cannot send them without a preflight, which is refused.
 """
@@ -166,7 +166,7 @@ class AccessMiddleware:
         head = Head(scope["headers"])
         self._rules.check(head)
         if path.startswith(API_PREFIX):
-            if scope["method"] == "POST" and head.content_type not in WRITE_CONTENT_TYPES:
+            if scope["method"] in {"POST", "PATCH"} and head.content_type not in WRITE_CONTENT_TYPES:
                 raise _not_a_write(head)
         elif scope["app"].state.console and (
             path in ROOT_PATHS or path == LOGIN_PATH or path.startswith(CONSOLE_PREFIX)

@@ -138,21 +138,24 @@ def build(
     writes = WriteRoutes(service)
     status = StatusRoutes(service)
     rules = AccessRules(service, host)
-    read, ingest = KeyScope.READ, KeyScope.INGEST
+    read = KeyScope.READ
 
     def get(path: str, handler: Handler, scope: KeyScope, parameters: tuple[Parameter, ...] = NO_PARAMETERS) -> Route:
         return ScopedRoute(path, only(handler, parameters), scope, rules, ["GET"])
 
-    def post(path: str, handler: Handler, scope: KeyScope) -> Route:
-        return ScopedRoute(path, only(handler), scope, rules, ["POST"])
+    def write(path: str, handler: Handler, method: str = "POST") -> Route:
+        return ScopedRoute(path, only(handler), KeyScope.INGEST, rules, [method])
 
     app = application(
         routes=[
             get("/v1/recommend", reads.recommend, read, RECOMMEND_BY_QUERY_PARAMETERS),
             get("/v1/recommend/{user_id:path}", reads.recommend, read, RECOMMEND_PARAMETERS),
-            post("/v1/events", writes.post_events, ingest),
-            post("/v1/items", writes.post_items, ingest),
-            post("/v1/users", writes.post_users, ingest),
+            write("/v1/events", writes.post_events),
+            write("/v1/items", writes.post_items),
+            write("/v1/items", writes.patch_items, "PATCH"),
+            write("/v1/items/{item_id:path}", writes.patch_item, "PATCH"),
+            write("/v1/items/{item_id:path}", writes.delete_item, "DELETE"),
+            write("/v1/users", writes.post_users),
             get("/v1/items/{item_id:path}/similar", reads.similar, read, SIMILAR_PARAMETERS),
             get("/v1/items/{item_id:path}", reads.get_item, read),
             get("/v1/users/{user_id:path}", reads.get_user, read),

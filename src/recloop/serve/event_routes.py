@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import msgspec
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from recloop.features.id_form import form_id, id_text
 from recloop.ingest import parse
 from recloop.ingest.parse import Rejected
 from recloop.recommend.attribute_columns import mistyped
-from recloop.records import ITEM_ID, USER_ID, Event
+from recloop.records import ITEM_ID, USER_ID, Event, Item
 from recloop.serve import request as request_parts
 from recloop.serve.middleware import Reply, json_reply, json_response
 from recloop.serve.page_token import PageAccess
 from recloop.serve.request import request_time
-from recloop.serve.schemas import EventResult, EventsResponse, ItemResult, ItemsResponse, UserResult, UsersResponse
+from recloop.serve.schemas import (
+    EventResult,
+    EventsResponse,
+    HttpError,
+    ItemResult,
+    ItemsResponse,
+    UserResult,
+    UsersResponse,
+)
 from recloop.serve.service import Service
 from recloop.storage.event_rows import Receipt
 
@@ -40,6 +51,7 @@ class WriteRoutes:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._changing_items = asyncio.Lock()  # a patch reads the version that it changes
 
     async def post_events(self, request: Request) -> Response:
         body = await request_parts.read_body(request)
@@ -72,6 +84,63 @@ class WriteRoutes:
         now, rows = await self._rows(request)
         config = self._service.project.config
         checked = [parse.check_item(row, now, config.data, config.features.item) for row in rows]
+        async with self._changing_items:
+            return await self._store_items(checked)
+
+    async def patch_items(self, request: Request) -> Response:
+        """Change the named attributes of items; the rest stays."""
+        now, rows = await self._rows(request)
+        async with self._changing_items:
+            return await self._store_items(await self._patched(rows, now))
+
+    async def patch_item(self, request: Request) -> Response:
+        """Change the named attributes of one item."""
+        now, rows = await self._rows(request)
+        if len(rows) != 1 or not isinstance(rows[0], dict):
+            raise HttpError(422, "bad_body", "the body is not one object", "body", "{attributes, hidden}")
+        return await self._change_one({**rows[0], ITEM_ID: request.path_params["item_id"]}, now)
+
+    async def delete_item(self, request: Request) -> Response:
+        """Hide an item from all lists; its history stays."""
+        now = request_time(request.headers.get("x-recloop-now"), self._service.project, self._service.clock)
+        return await self._change_one({ITEM_ID: request.path_params["item_id"], "hidden": True}, now)
+
+    async def _change_one(self, row: dict[str, Any], now: int) -> Response:
+        """Change one item.
+
+        Raises:
+            HttpError: 404 for an unknown item, 422 for an invalid change.
+        """
+        async with self._changing_items:
+            (item,) = await self._patched([row], now)
+            if isinstance(item, Rejected):
+                is_unknown = item.reason == parse.UNKNOWN_ITEM
+                raise HttpError(
+                    404 if is_unknown else 422, "not_found" if is_unknown else "bad_body", item.reason, ITEM_ID
+                )
+            return await self._store_items([item])
+
+    async def _patched(self, rows: Sequence[Any], now: int) -> list[Item | Rejected]:
+        """Build the next versions of items; later rows change earlier ones."""
+        service = self._service
+        config = service.project.config
+        texts = [id_text(row.get(ITEM_ID)) for row in rows if isinstance(row, dict)]
+        named = {form_id(text, config.data.id_form) for text in texts if isinstance(text, str)}
+        outside = [name for name in named if service.catalog.get(name) is None]
+        present = {name: Item(item_id=name) for name in outside if await run_in_threadpool(service.item_exists, name)}
+
+        def current(item_id: str) -> Item | None:
+            return present.get(item_id) or service.catalog.get(item_id)
+
+        checked = []
+        for row in rows:
+            item = parse.check_item_patch(row, current, now, config.data, config.features.item)
+            if not isinstance(item, Rejected):
+                present[item.item_id] = item
+            checked.append(item)
+        return checked
+
+    async def _store_items(self, checked: Sequence[Item | Rejected]) -> Response:
         if items := [item for item in checked if not isinstance(item, Rejected)]:
             await self._service.write(items=items)
         types = self._service.recommender.field_types

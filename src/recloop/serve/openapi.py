@@ -82,11 +82,16 @@ def _paths() -> dict[str, JsonTree]:
             "recommend_by_query", recommend_summary, "RecommendResponse", request_parts.RECOMMEND_BY_QUERY_PARAMETERS
         ),
         "/v1/events": _rows("post_events", "Add events; durable when answered", "EventIn", "EventsResponse"),
-        "/v1/items": _rows("post_items", "Add or update items; used from the next request", "ItemIn", "ItemsResponse"),
+        "/v1/items": {
+            **_rows("post_items", "Add or replace items; used from the next request", "ItemIn", "ItemsResponse"),
+            **_rows("patch_items", "Change named attributes of items", "ItemPatch", "ItemsResponse", "patch"),
+        },
         "/v1/users": _rows("post_users", "Add or update users; used from the next request", "UserIn", "UsersResponse"),
-        "/v1/items/{item_id}": _get(
-            "get_item", "Get an item's current attributes", "ItemResponse", path="item_id", errors=("404",)
-        ),
+        "/v1/items/{item_id}": {
+            **_get("get_item", "Get an item's current attributes", "ItemResponse", path="item_id", errors=("404",)),
+            "patch": _change("patch_item", "Change named attributes of an item", "ItemChange"),
+            "delete": _change("delete_item", "Hide an item from all lists", ""),
+        },
         "/v1/items/{item_id}/similar": _get(
             "similar",
             "Recommend items similar to an item",
@@ -147,7 +152,7 @@ def _metrics() -> JsonTree:
     return path
 
 
-def _rows(name: str, summary: str, row: str, response: str) -> JsonTree:
+def _rows(name: str, summary: str, row: str, response: str, method: str = "post") -> JsonTree:
     row_schema = {"$ref": f"#/components/schemas/{row}"}
     content = {
         "application/json": {
@@ -156,7 +161,7 @@ def _rows(name: str, summary: str, row: str, response: str) -> JsonTree:
         NDJSON[0]: {"schema": {"type": "string", "description": "one object per line"}},
     }
     return {
-        "post": {
+        method: {
             "operationId": name,
             "summary": summary,
             "security": _security(KeyScope.INGEST),
@@ -168,6 +173,21 @@ def _rows(name: str, summary: str, row: str, response: str) -> JsonTree:
             },
         }
     }
+
+
+def _change(name: str, summary: str, body: str) -> JsonTree:
+    """Operation on one item; ``body`` is the schema of its body, or empty."""
+    operation = {
+        "operationId": name,
+        "summary": summary,
+        "security": _security(KeyScope.INGEST),
+        "parameters": [{"name": "item_id", "in": "path", "required": True, "schema": ID_SCHEMA}],
+        "responses": {
+            "200": _response(summary, "ItemsResponse"),
+            **_errors("404", "413", "415", *KEY_STATUSES),
+        },
+    }
+    return {**operation, "requestBody": {"required": True, "content": _content(body)}} if body else operation
 
 
 def _move(verb: str, summary: str) -> JsonTree:
