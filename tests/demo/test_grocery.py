@@ -96,7 +96,7 @@ def test_demo_on_complete_journey_has_every_step_and_file(demo_run: dict[str, An
     [
         ("collect", r"1,411,279 rows read = 1,402,756 kept \+ keep 8,523 removed \+ 0 rejected"),
         ("serve", "the disliked item is gone"),
-        ("serve", "10 items from segment"),
+        ("serve", "10 items from attributes"),
         ("serve", "10 items from popular"),
         ("watch", "305 checked, 305 equal, 0 late, 0 unexplained"),
         ("watch", r"verify finds [1-9]\d* of 30 decisions, in context\.days_since_last"),
