@@ -22,11 +22,15 @@ chooses it on validation.
 """
 RANKERS: Final = ("gbdt",)
 """Models of the second stage."""
-LISTS: Final = ("for_you", "popular", "similar", "latest")
+LISTS: Final = ("for_you", "again", "popular", "similar", "latest")
 """Kinds of list that a placement serves."""
 HOME: Final = "home"
 """Placement that gates judge and that the rows of an evaluation show."""
-PERSONAL: Final = ("for_you",)
+AGAIN: Final = "again"
+"""List of the items that a user had before, the most due first; it has no fallback."""
+AGAIN_SOURCE: Final = "buy_again"
+"""Source of a list `AGAIN`."""
+PERSONAL: Final = ("for_you", AGAIN)
 """Kinds of list that depend on the history of the user."""
 FALLBACK: Final = ("attributes", "segment", "popular", "latest")
 """Sources of the fallback, in the order of a new bundle."""
@@ -76,7 +80,7 @@ class Placement:
     """Placement: the kind of its list, its sources and their weights.
 
     Attributes:
-        list: ``for_you``, ``popular``, ``similar`` or ``latest``.
+        list: ``for_you``, ``again``, ``popular``, ``similar`` or ``latest``.
         weights: Weight of each source in the fusion; a source with weight 0 or without a weight is not used.
         filter: Condition on every item of the list; empty: none.
         n: Length of a list if the query has none.
@@ -141,6 +145,8 @@ class Policy:
 
     def filters_seen(self, placement: Placement, asked: bool | None = None) -> bool:
         """Return True if lists leave out seen items: as asked, by placement or by policy."""
+        if placement.list == AGAIN:
+            return False
         settings = (asked, placement.filter_seen)
         return next((value for value in settings if value is not None), self.filter_seen)
 

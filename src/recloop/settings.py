@@ -212,7 +212,7 @@ def _check_lists(config: Config) -> None:
             )
         if about if name == "home" else (name == "similar" and not about):
             expected = (
-                "a list for a user: for_you, popular or latest"
+                "a list for a user: for_you, again, popular or latest"
                 if about
                 else "similar, because its requests name an item"
             )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import recloop
+from recloop.evaluation.placements import lines
 from recloop.simulation.shop import SimulatedShop
 
 
@@ -14,7 +15,7 @@ from recloop.simulation.shop import SimulatedShop
 def evaluated() -> Any:
     events = SimulatedShop(seed=0, users=60, items=40, days=60).events()
     config = {
-        "placement": {"home": {}, "discover": {"filter_seen": True}},
+        "placement": {"home": {}, "again": {"list": "again"}, "discover": {"filter_seen": True}},
         "split": {"filter_seen": False},
         "ranker": {"model": "off"},
     }
@@ -22,14 +23,23 @@ def evaluated() -> Any:
 
 
 def test_discover_is_judged_on_new_targets_and_lists_only_new_items(evaluated: Any) -> None:
-    (result,) = evaluated.placements
+    result = evaluated.placements[1]
     assert (result.placement, result.targets, result.new_share) == ("discover", "new", 1.0)
     assert 0 < result.moments <= evaluated.protocol.moments
     assert result.estimates["NDCG"].low <= result.estimates["NDCG"].value <= result.estimates["NDCG"].high
-    assert evaluated.to_json()["placements"][0]["placement"] == "discover"
+    assert evaluated.to_json()["placements"][1]["placement"] == "discover"
 
 
 def test_discover_finds_new_items_that_the_main_list_misses(evaluated: Any) -> None:
-    (result,) = evaluated.placements
+    result = evaluated.placements[1]
     served = next(row for row in evaluated.rows if row.row.model == "served")
     assert result.estimates["NDCG"].value > served.estimates["explore", "NDCG@10"].value
+
+
+def test_again_is_judged_on_targets_that_the_user_had_and_lists_only_these(evaluated: Any) -> None:
+    result = evaluated.placements[0]
+    assert (result.placement, result.targets, result.new_share) == ("again", "had", 0.0)
+    assert result.estimates["NDCG"].value > 0
+    gain = result.estimates["NDCG"].value - result.estimates["history"].value
+    assert result.estimates["gain"].value == pytest.approx(gain)
+    assert "Bought-before NDCG@10" in lines([result], 10)[0]

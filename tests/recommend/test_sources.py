@@ -11,10 +11,11 @@ import pytest
 import scipy.sparse as sp
 
 from recloop.bundle import Bundle
+from recloop.features.buy_again import OwnItems
 from recloop.features.encode import EncodedBatch, window
 from recloop.features.state import StateBatch, offsets_of
 from recloop.recommend import count_batches, count_sources
-from recloop.recommend.count_sources import HistorySource, NeighbourSource, PopularSource
+from recloop.recommend.count_sources import BuyAgainSource, HistorySource, NeighbourSource, PopularSource
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.sources import EmbeddingSource, newest_window
 from recloop.recommend.table_mask import TableMask
@@ -145,6 +146,28 @@ def test_history_equals_the_sum_of_decayed_acts(seed: int, half_life: float | No
         wanted = ranking(count_sources._in_24_bits(scores), allowed, b, bundle.arrays["popular"], 9)
         assert listed(top.items[b]) == wanted
         np.testing.assert_allclose(top.scores[b, : len(wanted)], scores[wanted], rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_buy_again_lists_own_targets_by_hazard_in_a_batch_and_alone(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    encoded, allowed, bundle = random_batch(generator), random_filters(generator), random_bundle(generator)
+    encoded = replace(encoded, now=np.full(len(encoded), 31 * DAY))
+    bundle.arrays["buy_again.log_gaps"] = generator.uniform(0, 3, N_ITEMS + 1).astype(np.float32)
+    source = BuyAgainSource(bundle, "buy_again", Workspace(N_ITEMS + 1))
+    top = source.best(encoded, allowed, 9)
+    for b in range(len(encoded)):
+        own = OwnItems.of(encoded, slice(b, b + 1))
+        scores = np.zeros(N_ITEMS + 1)
+        scores[own.items] = own.hazards(bundle.arrays["buy_again.log_gaps"].astype(np.float64), encoded.now[b : b + 1])
+        wanted = ranking(count_sources._in_24_bits(scores), allowed, b, bundle.arrays["popular"], 9)
+        assert listed(top.items[b]) == wanted
+        one = replace(one_query(encoded, b), now=encoded.now[b : b + 1])
+        of_one = replace(allowed, banned=[allowed.banned[b]], banned_ids=[frozenset()])
+        for _ in range(2):  # the second list is that of the kept items
+            alone = source.best(one, of_one, 9)
+            np.testing.assert_array_equal(alone.items[0], top.items[b])
+            np.testing.assert_array_equal(alone.scores[0], top.scores[b])
 
 
 @pytest.mark.parametrize("prefix", [1, 12, 800])

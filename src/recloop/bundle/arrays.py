@@ -76,6 +76,8 @@ def check_arrays(arrays: Mapping[str, np.ndarray], n_items: int, n_users: int | 
             _require(name, n_rows is not None, "a table of users")
             _require(name, array.ndim == 2 and len(array) == (n_rows or 0) + 1, f"{n_rows} + 1 rows of numbers")
             _require(name, array.dtype.kind == "f", "floating-point numbers")
+        elif name.endswith("log_gaps"):
+            _require(name, array.shape == (n_items + 1,) and array.dtype.kind == "f", f"{n_items} + 1 numbers")
     _require("popular", "popular" in arrays, "this array")
     _check_widths(arrays)
     if "attributes.affinity" in arrays:

@@ -224,8 +224,8 @@ class Train(Section):
 
 
 class Placement(Section):
-    list: Literal["for_you", "popular", "similar", "latest"] = "for_you"
-    """Kind of list that the placement shows."""
+    list: Literal["for_you", "again", "popular", "similar", "latest"] = "for_you"
+    """Kind of list that the placement shows; `again`: items that the user had, the most due first."""
     weights: Literal["auto"] | dict[str, float] = "auto"
     """Weight of each source in the fusion; `auto` chooses weights on validation."""
     filter: str = ""

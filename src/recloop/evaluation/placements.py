@@ -1,7 +1,7 @@
 """Evaluation of the placements, each by its own protocol.
 
 The main placement has the rows of the table. A further personal placement is judged on what it may show: if it leaves out
-seen items, on the targets that are new to the user.
+seen items, on the targets that are new to the user; a list `again`, on those that the user had.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from recloop.evaluation.queries import Queries
 from recloop.features.encode import EncodedBatch
 from recloop.features.state import StateBatch
 from recloop.files import JsonTree
-from recloop.policy import PERSONAL
+from recloop.policy import AGAIN, PERSONAL
 from recloop.recommend.catalog import Catalog
 
 MEASURES: Final = ("Recall", "NDCG", "HR")
 
-Targets = Literal["all", "new"]
+Targets = Literal["all", "new", "had"]
+REFERENCES: Final[Mapping[Targets, str]] = {"all": "popular", "new": "popular", "had": "history"}
+"""Source that lists are compared with, by the targets of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class PlacementResult:
     """Lists of one placement.
 
     Attributes:
-        targets: Targets that count: all, or those new to the user. moments: Queries with such a target.
-        estimates: Mean over users of each measure at the first k, and ``popular``: NDCG of Popular under the same filters.
+        targets: Targets that count: all, those new to the user, or those that the user had. moments: Queries with such a target.
+        estimates: Mean over users of each measure at the first k; of ``popular`` or ``history`` (Bought-before), the NDCG of
+            that source under the same filters; ``gain``: NDCG of the lists minus that of the source, paired.
         new_share: Share of the slots that are new to the user.
     """
 
@@ -58,11 +61,11 @@ class PlacementEvaluation:
         self._lists = ListRecommender(bundle, catalog, placement, k)
         self._bundle, self._placement, self._queries, self._k = bundle, placement, queries, k
         self._items = np.zeros((len(queries), k), dtype=np.int64)
-        self._popular = np.zeros((len(queries), k), dtype=np.int64)
+        self._reference = np.zeros((len(queries), k), dtype=np.int64)
         self._n_slots = self._n_new = 0
         settings = self._lists.settings
         is_new_only = bundle.policy.filters_seen(settings)
-        self.targets: Targets = "new" if is_new_only else "all"
+        self.targets: Targets = "had" if settings.list == AGAIN else "new" if is_new_only else "all"
 
     def ask(self, states: StateBatch, span: slice) -> None:
         """Answer these queries."""
@@ -71,25 +74,24 @@ class PlacementEvaluation:
         queries = [self._lists.query] * len(encoded)
         fused = recommender.fuse_sources(encoded, allowed, queries, settings, self._k)
         items = self._lists.lists(encoded, allowed, fused).items
-        popular = recommender.scorers["popular"].best(encoded, allowed, self._k).items
-        self._items[span], self._popular[span] = items, popular
+        reference = recommender.scorers[REFERENCES[self.targets]].best(encoded, allowed, self._k).items
+        self._items[span], self._reference[span] = items, reference
         self._n_slots += int(np.count_nonzero(items))
         self._n_new += int(np.count_nonzero((items > 0) & ~_is_seen(encoded, items)))
 
     def result(self, repeat: NDArray[np.bool_], seed: int) -> PlacementResult:
         """Return the estimates over the targets of the protocol."""
         numbers = self._lists.numbers(self._queries.targets)
-        keep = {"all": np.ones(len(repeat), dtype=bool), "new": ~repeat}[self.targets]
+        keep = {"all": np.ones(len(repeat), dtype=bool), "new": ~repeat, "had": repeat}[self.targets]
         targets, offsets = metrics.keep_targets(numbers, self._queries.offsets, keep)
         values = metrics.ranking(self._items, targets, offsets, self._k)
-        popular = metrics.ranking(self._popular, targets, offsets, self._k)["NDCG"]
+        reference = metrics.ranking(self._reference, targets, offsets, self._k)["NDCG"]
         names, user = np.unique(np.array(self._queries.users, dtype=object), return_inverse=True)
-        columns = np.column_stack([*(values[name] for name in MEASURES), popular])
+        columns = np.column_stack([*(values[name] for name in MEASURES), reference, values["NDCG"] - reference])
         by_user = bootstrap.user_means(columns, user, len(names))
         means, samples = bootstrap.mean_over_users(by_user), bootstrap.resample(by_user, seed)
-        estimates = {
-            name: bootstrap.estimate(float(means[c]), samples[:, c]) for c, name in enumerate([*MEASURES, "popular"])
-        }
+        measures = (*MEASURES, REFERENCES[self.targets], "gain")
+        estimates = {name: bootstrap.estimate(float(means[c]), samples[:, c]) for c, name in enumerate(measures)}
         new_share = self._n_new / self._n_slots if self._n_slots else float("nan")
         moments = int(np.count_nonzero(np.diff(offsets)))
         return PlacementResult(self._bundle.id, self._placement, self.targets, moments, estimates, new_share)
@@ -111,12 +113,18 @@ def further_placements(bundle: Bundle, main: str) -> Sequence[str]:
 
 def lines(results: Sequence[PlacementResult], k: int) -> list[str]:
     """Describe each placement in one line."""
-    texts = {"all": "all targets", "new": "targets new to the user"}
-    return [
-        f"placement {one.placement}, {texts[one.targets]} ({one.moments:,} moments): "
-        f"NDCG@{k} {one.estimates['NDCG'].value:.4f} "
-        f"(95 % CI {one.estimates['NDCG'].low:.4f}-{one.estimates['NDCG'].high:.4f}), "
-        f"Recall@{k} {one.estimates['Recall'].value:.4f}, HR@{k} {one.estimates['HR'].value:.4f}; "
-        f"Popular NDCG@{k} {one.estimates['popular'].value:.4f}; {one.new_share:.0%} of the slots are new to the user"
-        for one in results
-    ]
+    return [_line(result, k) for result in results]
+
+
+def _line(result: PlacementResult, k: int) -> str:
+    targets = {"all": "all targets", "new": "targets new to the user", "had": "targets that the user had"}
+    source = REFERENCES[result.targets]
+    name = {"popular": "Popular", "history": "Bought-before"}[source]
+    ndcg = result.estimates["NDCG"]
+    return (
+        f"placement {result.placement}, {targets[result.targets]} ({result.moments:,} moments): "
+        f"NDCG@{k} {ndcg.value:.4f} (95 % CI {ndcg.low:.4f}-{ndcg.high:.4f}), "
+        f"Recall@{k} {result.estimates['Recall'].value:.4f}, HR@{k} {result.estimates['HR'].value:.4f}; "
+        f"{name} NDCG@{k} {result.estimates[source].value:.4f} ({result.estimates['gain'].signed_text()}); "
+        f"{result.new_share:.0%} of the slots are new to the user"
+    )

@@ -85,11 +85,11 @@ name = "sasrec"                   # needs recloop[train]; without it only the ba
 time_budget = "10m"               # training seconds of the network
 
 [placement.home]
-list = "for_you"                  # for_you | popular
+list = "for_you"                  # for_you | again | popular | latest
 weights = "auto"                  # weights of the sources chosen on validation
 filter = ""                       # a condition over item fields
 n = 10                            # items of a list
-{discover}
+{further}
 [serve]
 host = "127.0.0.1"
 port = 8088
@@ -163,13 +163,19 @@ def config_text(
                 blocks[-1] += f"separator = {_text(field['separator'])}\n"
     blocks.append(
         TAIL_TEMPLATE.format(
-            scenario=scenario[0], reason=_line(scenario[1]), segment=_segment(segment), discover=_discover(repeats)
+            scenario=scenario[0],
+            reason=_line(scenario[1]),
+            segment=_segment(segment),
+            further=_further_placements(repeats),
         )
     )
     return "".join(blocks)
 
 
-DISCOVER: Final = """
+REPEAT_PLACEMENTS: Final = """
+[placement.again]                 # GET /v1/recommend/USER?placement=again
+list = "again"                    # items that the user had, the most due first
+
 [placement.discover]              # GET /v1/recommend/USER?placement=discover
 list = "for_you"
 filter_seen = true                # only items that are new to the user; weights chosen on such items
@@ -177,11 +183,14 @@ filter_seen = true                # only items that are new to the user; weights
 OPTIONAL_NOTES: Final = {"anonymous_id": "device or browser", "time_offset": "time of day"}
 
 
-def _discover(repeats: float) -> str:
-    """Placement of items that are new to the user; a comment where every list is one."""
+def _further_placements(repeats: float) -> str:
+    """Placements of items to buy again and of new items.
+
+    A comment where every list is new.
+    """
     if repeats < MIN_REPEAT_SHARE:
         return "# users rarely repeat an item, so home leaves out seen items and needs no placement `discover`\n"
-    return DISCOVER
+    return REPEAT_PLACEMENTS
 
 
 def _optional_columns(data: Data) -> dict[str, str]:

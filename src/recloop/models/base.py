@@ -27,6 +27,7 @@ MODELS: dict[str, str] = {
     "popular": "recloop.models.popular:Popular",
     "bought_before": "recloop.models.bought_before:BoughtBefore",
     "covisitation": "recloop.models.covisitation:CoVisitation",
+    "buy_again": "recloop.models.buy_again:BuyAgain",
     "ease": "recloop.models.ease:EASE",
     "item_knn": "recloop.models.item_knn:ItemKNN",
     "mf": "recloop.models.mf:MF",
@@ -39,7 +40,7 @@ MODELS: dict[str, str] = {
 
 SOURCE_OF: dict[str, str] = {"popular": "popular", "bought_before": "history", "covisitation": "neighbours"}
 """Source by baseline; every network and ``mf`` feed ``model``, others a source of their own name."""
-CLOSED_FORM_MODELS = frozenset({*SOURCE_OF, "ease", "item_knn", "mf"})
+CLOSED_FORM_MODELS = frozenset({*SOURCE_OF, "buy_again", "ease", "item_knn", "mf"})
 """Built-in closed-form models: ``fit`` without torch."""
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from recloop.bundle import Bundle, array_name
+from recloop.features.buy_again import OwnItems
 from recloop.features.encode import EncodedBatch
 from recloop.recommend import count_batches
 from recloop.recommend.filters import CandidateMask
@@ -132,6 +133,43 @@ class HistorySource:
         row_weights: np.ndarray = np.repeat(moment_weights, np.diff(encoded.item_offsets))
         row_weights *= np.where(encoded.targets, 1.0, INPUT_WEIGHT)
         return row_weights
+
+
+class BuyAgainSource:
+    """Source ``buy_again``: own items by their number and how due they are.
+
+    Scores are those of `recloop.features.buy_again`.
+    """
+
+    def __init__(self, bundle: Bundle, source: str, workspace: Workspace) -> None:
+        self._rank = popularity_rank(bundle)
+        self._order = bundle.arrays["popular"]
+        self._log_gaps = bundle.arrays[array_name(source, "log_gaps")].astype(np.float64)
+        self._key = (source, bundle.items.ids.serial)
+        self._workspace = workspace
+
+    def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
+        recalled = TopK.empty(len(encoded), depth)
+        if len(encoded) == 1:
+            own = self._own_items(encoded)
+            scores = _in_24_bits(own.hazards(self._log_gaps, encoded.now))
+            ranked = best_ranked(own.items, scores, self._rank, len(scores))
+            put_ranked(recalled, ranked, allowed, self._workspace)
+            return recalled
+        for span in count_batches.steps(len(encoded)):
+            own = OwnItems.of(encoded, span)
+            hazards = _in_24_bits(own.hazards(self._log_gaps, encoded.now[span]))
+            shape = (span.stop - span.start, len(self._rank))
+            scores_of_batch = sp.csr_array((hazards, (own.queries, own.items)), shape=shape)
+            count_batches.put_best(recalled, scores_of_batch, allowed, self._rank, self._order, span)
+        return recalled
+
+    def _own_items(self, encoded: EncodedBatch) -> OwnItems:
+        """Return the items of a batch of one, which its state keeps until the next event."""
+        own: OwnItems | None = encoded.states.derived.get(self._key)
+        if own is None:
+            own = encoded.states.derived[self._key] = OwnItems.of(encoded, slice(0, 1))
+        return own
 
 
 class NeighbourSource:

@@ -20,7 +20,7 @@ from recloop.errors import BundleError, UserError
 from recloop.features.attribute_affinity import AttributeAffinity
 from recloop.features.encode import EncodedBatch, digest, encode
 from recloop.features.state import StateBatch, StoredState
-from recloop.policy import Placement
+from recloop.policy import AGAIN, Placement
 from recloop.recommend import similar_items
 from recloop.recommend.attribute_columns import ColumnTypes, fixed_types
 from recloop.recommend.attribute_lists import AttributeLists
@@ -45,6 +45,8 @@ from recloop.records import Query, Slot
 LOGGER = logging.getLogger(__name__)
 RANKER = "ranker"
 """Name of the ranker in ``degraded`` and among the inputs."""
+LIST_STAGES: Mapping[str, tuple[str, ...]] = {"latest": ("latest",), AGAIN: ()}
+"""Stages that fill free slots by kind of list; others have those of the policy."""
 SCORE_TOLERANCE = 1e-5
 """Scores closer than this are equal; their items may change order."""
 
@@ -329,7 +331,7 @@ class Recommender:
         ``stage_names``: stages of the fallback; None: those of the placement.
         """
         if stage_names is None:
-            stage_names = ("latest",) if placement.list == "latest" else self.bundle.policy.fallback
+            stage_names = LIST_STAGES.get(placement.list, self.bundle.policy.fallback)
         stages = [(name, self._stages[name]) for name in stage_names]
         return fill_fallback(
             stages, FallbackQuery(encoded, allowed, b, query.item_id, placement.list), used_ids, n_free

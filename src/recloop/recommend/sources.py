@@ -20,7 +20,7 @@ from recloop.bundle import Bundle, array_name
 from recloop.errors import BundleError
 from recloop.features.encode import EncodedBatch, window
 from recloop.models.als import base_gram, confidence, solve_rows
-from recloop.recommend.count_sources import HistorySource, NeighbourSource, PopularSource
+from recloop.recommend.count_sources import BuyAgainSource, HistorySource, NeighbourSource, PopularSource
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.search import ScanTable, VectorSearch
 from recloop.recommend.top_k import DEPTH, TopK, Workspace
@@ -232,6 +232,8 @@ def make_sources(bundle: Bundle, threads: int = 1) -> dict[str, Source]:
             sources[source] = HistorySource(bundle, spec.half_life, workspace)
         elif spec.kind == "neighbours":
             sources[source] = NeighbourSource(bundle, source, spec.recent, workspace)
+        elif spec.kind == "due":
+            sources[source] = BuyAgainSource(bundle, source, workspace)
         elif array_name(source, "user_vectors") in bundle.arrays:
             options = spec.config or {}
             sources[source] = FactorSource(bundle, source, options["l2"], options["unseen"])

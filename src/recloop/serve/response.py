@@ -22,6 +22,7 @@ REASONS: Mapping[str, str] = {
     "segment": "popular with people like you",
     "popular": "popular with everybody",
     "latest": "new here",
+    "buy_again": "time to buy it again",
 }
 """Reason shown to users, per source of a slot."""
 OTHER_REASON = REASONS["model"]

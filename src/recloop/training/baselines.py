@@ -15,7 +15,7 @@ from recloop.features.vocabulary import as_text
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
 from recloop.models.base import SOURCE_OF, TrainData, load_model
-from recloop.policy import FADING, FALLBACK, Placement, Policy, ScorerSpec
+from recloop.policy import AGAIN, AGAIN_SOURCE, FADING, FALLBACK, Placement, Policy, ScorerSpec
 from recloop.recommend import similar_items
 from recloop.recommend.fallback import segment_lists
 from recloop.records import DAY, FUSED_SOURCES, source_names
@@ -365,6 +365,8 @@ def _start(kind: str, weights: Any, scorers: Mapping[str, ScorerSpec]) -> dict[s
         return {"popular": 1.0}
     if kind == "latest":
         return {}
+    if kind == AGAIN:
+        return {AGAIN_SOURCE: 1.0}
     if kind == similar_items.LIST_KIND and weights == "auto":
         return dict(similar_items.PLACEMENT.weights)
     if weights == "auto":

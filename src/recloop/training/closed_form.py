@@ -11,12 +11,12 @@ from recloop.errors import UserError
 from recloop.models import ease
 from recloop.models.base import SOURCE_OF, ClosedFormModel, is_closed_form
 from recloop.models.covisitation import RECENT_WEIGHTS
-from recloop.policy import ScorerSpec, custom_scorers
+from recloop.policy import AGAIN, AGAIN_SOURCE, ScorerSpec, custom_scorers
 from recloop.records import FUSED_SOURCES, SOURCES
 
 AUTO_EASE_ITEMS: Final = 6_000
 """Largest catalog for which ``baselines.extra = "auto"`` tries EASE; its time grows with the cube."""
-OWN_KINDS: Final = ("neighbours", "vectors")
+OWN_KINDS: Final = ("neighbours", "vectors", "due")
 """Kinds of a closed-form model that adds a source of its own name."""
 
 Options = Mapping[str, Any]
@@ -31,7 +31,10 @@ def further_models(config: Config, n_items: int, named: Mapping[str, Options]) -
     """
     extra = config.baselines.extra
     names = ("ease" if n_items <= AUTO_EASE_ITEMS else "item_knn",) if extra == "auto" else extra
-    return {**{name: {} for name in names if name not in SOURCE_OF}, **named}
+    again: dict[str, Options] = (
+        {AGAIN_SOURCE: {}} if any(one.list == AGAIN for one in config.placement.values()) else {}
+    )
+    return {**{name: {} for name in names if name not in SOURCE_OF}, **again, **named}
 
 
 def memory_line(models: Mapping[str, Options], n_items: int) -> str:

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from recloop.features.gaps import gaps_of, usual_log_gaps
 from recloop.features.item_statistics import UNKNOWN, ItemStatistics
 from recloop.features.vocabulary import as_number, values_of
 from recloop.models.base import TrainData
@@ -14,10 +15,6 @@ from recloop.training.dataset import ItemUserTables
 
 DAYS: Final = (7, 28, 90)
 """Days before the end of the rows whose targets count as popularity."""
-PRIOR_GAPS: Final = 3
-"""Gaps of usual length that each item has besides its own."""
-DEFAULT_GAP: Final = 30.0
-"""Usual days between two moments with an item in a log without repeats."""
 
 
 def fit_statistics(data: TrainData, tables: ItemUserTables) -> ItemStatistics:
@@ -31,8 +28,6 @@ def fit_statistics(data: TrainData, tables: ItemUserTables) -> ItemStatistics:
     week, month, quarter = (_popularity(data, days) for days in DAYS)
     gaps, gap_items, buyers, repeaters = gaps_of(users, data.items, stamps, size)
     n_gaps = _count(gap_items, size)
-    log_gap = float(np.log1p(gaps).mean()) if len(gaps) else float(np.log1p(DEFAULT_GAP))
-    log_gaps = np.bincount(gap_items, weights=np.log1p(gaps), minlength=size)
     n_rows = np.bincount(data.items, weights=data.target_rows, minlength=size)
     columns = [
         np.log1p(week),
@@ -41,7 +36,7 @@ def fit_statistics(data: TrainData, tables: ItemUserTables) -> ItemStatistics:
         np.log((DAYS[1] / DAYS[0] * week + 2) / (month + 2)),
         np.log1p(buyers),
         repeaters / (buyers + 2),
-        np.expm1((log_gaps + PRIOR_GAPS * log_gap) / (n_gaps + PRIOR_GAPS)),
+        np.expm1(usual_log_gaps(gaps, gap_items, size)),
         _ages(data, stamps),
         n_rows / (buyers + 1),
         n_gaps / (n_rows + 5),
@@ -62,29 +57,6 @@ def _popularity(data: TrainData, days: int) -> np.ndarray:
         late_guests = (data.guests.stamps >= start)[data.guests.row_basket] & data.guests.targets
         counts = counts + _count(data.guests.items[late_guests], data.n_items + 1)
     return counts
-
-
-def gaps_of(
-    users: np.ndarray, items: np.ndarray, stamps: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Gaps in days between the moments of a user with an item.
-
-    Returns:
-        (G,) gaps, (G,) their items, (N+1,) users of each item, (N+1,) users with a gap for each item.
-    """
-    pairs = users * size + items
-    order = np.lexsort((stamps, pairs))
-    pairs, stamps = pairs[order], stamps[order]
-    is_repeat = pairs[1:] == pairs[:-1]
-    gaps = (stamps[1:] - stamps[:-1])[is_repeat] / DAY
-    repeated = pairs[1:][is_repeat]
-    users_of, repeaters = (_count(_distinct(ordered) % size, size) for ordered in (pairs, repeated))
-    return gaps, repeated % size, users_of, repeaters
-
-
-def _distinct(ordered: np.ndarray) -> np.ndarray:
-    """Distinct values of ascending numbers; faster than ``np.unique``."""
-    return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
 
 
 def _ages(data: TrainData, stamps: np.ndarray) -> np.ndarray:
