@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import shutil
 import sqlite3
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.storage import DecisionLog
 
+DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
 NOW = 1_752_000_000 * SECOND
 
 
@@ -135,6 +139,25 @@ def test_metrics_contain_totals_and_the_verify_result(summaries: Summaries) -> N
     assert found["recloop_requests_total", home] == 51
     result = {name: found[f"recloop_verify_{name}", frozenset()] for name in ("at_seconds", "checked", "unexplained")}
     assert result == {"at_seconds": NOW / SECOND, "checked": 7, "unexplained": 1}
+
+
+def test_metrics_describe_the_process_and_the_bundle(summaries: Summaries) -> None:
+    found = {name: value for (name, labels), value in summaries.samples.items() if not labels}
+    assert found["recloop_bundle_cut_seconds"] == summaries.service.bundle.cut / SECOND
+    assert 0 < found["process_start_time_seconds"] < time.time()
+    for name in ("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"):
+        assert found[name] > 0
+
+
+def test_dashboard_reads_metrics_that_a_service_prints(summaries: Summaries) -> None:
+    dashboard = json.loads(DASHBOARD.read_text("utf-8"))
+    texts = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    named = {name for text in texts for name in re.findall(r"(?:recloop|process)_[a-z_]+", text)}
+    printed = {name for name, _ in summaries.samples}
+    assert len(named) > 10
+    assert named <= printed
+    labels = {label for _, pairs in summaries.samples for label, _ in pairs}
+    assert set(re.findall(r"(\w+)=", " ".join(texts))) <= labels
 
 
 def test_console_numbers_equal_those_of_status(summaries: Summaries) -> None:

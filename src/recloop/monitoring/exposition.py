@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
+from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
@@ -51,20 +52,24 @@ PROCESS_METRICS: Final = {
     "decisions_lost_total": "Decisions that earlier processes accepted but did not write",
     "decisions_repeated_total": "Decisions not written because their key existed",
     "shadow_skipped_total": "Requests not scored in shadow because too many were waiting",
+    "bundle_cut_seconds": "End of the rows that the live bundle was fitted on, in seconds since 1970; its age is time() less this",
 }
-"""Numbers of the process itself, without labels."""
+"""Numbers of the service itself, without labels."""
+PROCESS: Final = ProcessCollector(registry=None)
+"""CPU time, memory, open files and start of the process; it collects nothing on another system than Linux."""
 
 
 def exposition(summary: HealthSummary | None, process: Mapping[str, float]) -> bytes:
-    """Format metrics as Prometheus text.
+    """Format metrics of a service and its process as Prometheus text.
 
     Labels are windows, variants, placements and sources, never users or items.
 
     Args:
         summary: Health summary; None if the decisions cannot be read.
-        process: Further metrics of the process by name; a name ending in ``_total`` is a counter.
+        process: Numbers of the service by name of `PROCESS_METRICS`; a name ending in ``_total`` is a counter.
     """
-    return metrics_text([*_process_metrics(process), *([] if summary is None else _families(summary))])
+    families = [] if summary is None else _families(summary)
+    return metrics_text([*PROCESS.collect(), *_process_metrics(process), *families])
 
 
 def _families(summary: HealthSummary) -> Iterable[Metric]:

@@ -29,7 +29,7 @@ from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList, Recommender
 from recloop.recommend.user_states import LabelledRows, StateRegistry, StateSource
-from recloop.records import ITEM_ID, USER_ID, Decision, Event, Item, Query, User, is_guest, now
+from recloop.records import ITEM_ID, SECOND, USER_ID, Decision, Event, Item, Query, User, is_guest, now
 from recloop.release import assignment
 from recloop.serve.answer_counts import AnswerCounts
 from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
@@ -346,6 +346,7 @@ class Service:
             "decisions_lost_total": self.decisions.lost,
             "decisions_repeated_total": self.decisions.repeated,
             "shadow_skipped_total": self.shadow.skipped,
+            "bundle_cut_seconds": self.bundle.cut / SECOND,
         }
         return exposition(self._health_summary(), process)
 
