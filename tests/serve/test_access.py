@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from starlette.routing import Route
 
 from recloop.errors import UserError
 from recloop.serve.access import CONSOLE_PREFIX, Head, host_name, name_of
+from recloop.serve.server import address, listen, token_line
 from recloop.settings import build as config_of
 from recloop.storage import admin_token
 
@@ -198,12 +200,16 @@ def test_token_file_is_private_and_stable_until_renewed(tmp_path: Any) -> None:
     assert [one.name for one in file.parent.iterdir()] == ["admin-token"]
 
 
-def test_serve_and_token_command_print_the_same_token(server: Server) -> None:
-    (line,) = [line for line in server.errors.read_text().splitlines() if line.startswith("token ")]
+def test_token_is_printed_on_a_terminal_and_not_into_a_log(server: Server) -> None:
     words = command(server.root)[:-1]
     shown = subprocess.run([*words, "token"], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
     token = shown.strip()
-    assert line in {f"token {token}", f"token {token} console={server.url}/?token={token}"}
+    assert token == server.token
+    assert token not in server.errors.read_text()
+    with listen("127.0.0.1", 0) as listening:
+        url = address(listening)
+        lines = [token_line(listening, token, *flags) for flags in itertools.product([False, True], repeat=2)]
+    assert lines == ["", f"token {token}", f"console={url}/", f"token {token} console={url}/?token={token}"]
 
 
 @pytest.mark.parametrize("name", ["http://shop.example", "shop.example:80", "*", "a b", ""])

@@ -119,7 +119,7 @@ def served_project(trained_folder: Path, tmp_path_factory: pytest.TempPathFactor
         assert server.stop() == 0
     finally:
         server.close()
-    assert server.errors.read_text() == f"token {server.token} console={server.url}/?token={server.token}\n"
+    assert server.errors.read_text() == f"console={server.url}/\n"
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 
@@ -68,7 +69,7 @@ def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    The first line on stdout is `server.ready_line`; one line on stderr is `server.token_line`.
+    The first line on stdout is `server.ready_line`; the next one on stderr is `server.token_line`, if any.
 
     Args:
         host, port, workers: Override the configuration; port 0 selects a free port.
@@ -101,7 +102,7 @@ def run(
                 service.workers = WorkerPool(service, app, listening, host, workers - 1)
             if mount is not None:
                 mount(app, service)
-        note = server.token_line(listening, service.token, app.state.console)
+        note = server.token_line(listening, service.token, app.state.console, sys.stderr.isatty())
         lock.note(url=server.address(listening))
         server.serve(app, listening, server.ready_line(listening, service.arm.bundle, json), note, service.workers)
 

@@ -88,11 +88,14 @@ def ready_line(listening: socket.socket, bundle: str, as_json: bool) -> str:
     return json.dumps({"ready": url, "bundle": bundle}) if as_json else f"ready {url} bundle={bundle}"
 
 
-def token_line(listening: socket.socket, token: str, console: bool) -> str:
-    """Format the line for stderr: ``token TOKEN`` and the console's address, if any."""
-    if not console:
-        return f"token {token}"
-    return f"token {token} console={address(listening)}/?token={token}"
+def token_line(listening: socket.socket, token: str, console: bool, is_terminal: bool) -> str:
+    """Format the line for stderr: ``token TOKEN`` and the console's address, if any.
+
+    The token is shown on a terminal only; a log would keep it.
+    """
+    if not is_terminal:
+        return f"console={address(listening)}/" if console else ""
+    return f"token {token}" + (f" console={address(listening)}/?token={token}" if console else "")
 
 
 class Workers(Protocol):
