@@ -216,8 +216,9 @@ def choose_half_life_and_weights(
 
 
 def _without_unused(bundle: Bundle, named: Collection[str]) -> Bundle:
-    """Leave out the further models that no list uses, except those named."""
+    """Leave out the further models without a use, except those named."""
     used = {source for one in bundle.policy.placements.values() for source, weight in one.weights.items() if weight > 0}
+    used |= {source for spec in bundle.scorers.values() for source in spec.of or ()}
     unused = {
         source
         for source, spec in bundle.scorers.items()
