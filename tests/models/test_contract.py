@@ -28,6 +28,12 @@ class TestBoughtBefore(ModelContract):
     liked = 0.75
 
 
+class TestBuyAgain(ModelContract):
+    model = "buy_again"
+    better = 5.0
+    liked = 0.75
+
+
 class TestCoVisitation(ModelContract):
     model = "covisitation"
     better = 3.0

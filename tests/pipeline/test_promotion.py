@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+import numpy as np
 import polars as pl
 import pytest
 import servers
@@ -136,14 +137,13 @@ def test_promotion_gate_evaluates_rows_that_neither_bundle_learned(
         return right(self, queries)
 
     monkeypatch.setattr(promotion.BundleUnderTest, "ask", ask)
-    monkeypatch.setattr(evidence, "is_holdout_user", lambda user: user < "u2")
+    monkeypatch.setattr(evidence, "are_holdout_users", lambda users: np.array([user < "u2" for user in users]))
     found = {one.name: one for one in promotion.run_promotion_gates(project, candidate, live)}
     assert evaluated[0] == evaluated[1] == {(user, stamp) for user, stamp in test if user < "u2"}
     assert found["new_rows"].note == "weak: nothing to compare"
     assert found["forgetting"].value is not None
-    monkeypatch.setattr(
-        evidence, "is_holdout_user", lambda _: False
-    )  # no holdout users: the gate reports that it compared nothing
+    # without holdout users the gate reports that it compared nothing
+    monkeypatch.setattr(evidence, "are_holdout_users", lambda users: np.zeros(len(users), dtype=bool))
     found = {one.name: one for one in promotion.run_promotion_gates(project, candidate, live)}
     assert all(one.ok for one in found.values())
     assert list(found) == ["new_rows", "latency", "cold_coverage", "golden", "finite"]

@@ -151,7 +151,7 @@ def test_query_item_is_required_or_ignored_by_the_placement(make_bundle: Make, c
         ({"home": {"list": "similar"}}, "placement.home.list=similar"),
         ({"similar": {"list": "popular"}}, "placement.similar.list=popular"),
         ({"page": {"list": "similar", "weights": {"history": 1.0}}}, "placement.page.weights="),
-        ({"page": {"list": "trending"}}, "'for_you', 'popular'"),
+        ({"page": {"list": "trending"}}, "'for_you', 'again', 'popular'"),
     ],
 )
 def test_placement_of_an_invalid_kind_is_refused(placement: dict[str, object], said: str) -> None:
