@@ -39,9 +39,9 @@ bench-serve: $(VENV)/.test
 bench-ingest: $(VENV)/.test
 	$(BIN)/python benchmarks/ingest.py
 
-# The fast tests; docs, the command line, import contracts and the anchors run in `make check`.
+# The fast tests; docs, style, the command line, import contracts and the anchors run in `make check`.
 IN_CHECK := tests/test_docs.py tests/test_reference.py tests/test_interface.py tests/test_imports.py tests/test_cli.py \
-  tests/test_bad_input.py tests/evaluation/test_anchor.py
+  tests/test_bad_input.py tests/test_style.py tests/evaluation/test_anchor.py
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK))
