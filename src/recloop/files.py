@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -72,6 +73,12 @@ def replace_file(target: Path, content: str | bytes) -> None:
 def replace_json(target: Path, tree: Any) -> None:
     """Replace a JSON file atomically: sorted keys, one space of indent, UTF-8."""
     replace_file(target, json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_file(path: Path, content: Any) -> None:

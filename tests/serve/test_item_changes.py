@@ -40,17 +40,17 @@ def test_patch_changes_named_attributes_and_removes_null(project: Project) -> No
 
 def test_deleted_item_is_in_no_list_and_a_patch_shows_it_again(project: Project) -> None:
     async def work(client: httpx.AsyncClient, _: Any) -> None:
-        listed = (await client.get("/v1/recommend/nobody?n=1")).json()["items"][0]["item_id"]
+        listed = (await client.get("/v1/recommend/unknown?n=1")).json()["items"][0]["item_id"]
         before = await attributes(client, listed)
         assert (await client.delete(f"/v1/items/{listed}")).status_code == 200
         item = (await client.get(f"/v1/items/{listed}")).json()
         assert (item["hidden"], item["attributes"]) == (True, before)
-        later = (await client.get("/v1/recommend/nobody?n=100")).json()["items"]
+        later = (await client.get("/v1/recommend/unknown?n=100")).json()["items"]
         assert listed not in {slot["item_id"] for slot in later}
         assert (await client.patch(f"/v1/items/{listed}", json={"attributes": {"stock": 0}})).status_code == 200
         assert (await client.get(f"/v1/items/{listed}")).json()["hidden"] is True
         await client.patch(f"/v1/items/{listed}", json={"hidden": False})
-        assert (await client.get("/v1/recommend/nobody?n=1")).json()["items"][0]["item_id"] == listed
+        assert (await client.get("/v1/recommend/unknown?n=1")).json()["items"][0]["item_id"] == listed
 
     servers.inside(create(project), work)
 

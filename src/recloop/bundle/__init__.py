@@ -31,7 +31,7 @@ from recloop.features.learned_range import LearnedRange
 from recloop.features.spec import ENCODE_VERSION, FeatureSpec
 from recloop.features.state import StoredState
 from recloop.features.vocabulary import FieldCodes, Vocabulary
-from recloop.files import AttributeValues, JsonTree, readable, sync_folder, write_file
+from recloop.files import AttributeValues, JsonTree, file_sha256, readable, sync_folder, write_file
 from recloop.manifest import Manifest
 from recloop.policy import Policy, ScorerSpec
 from recloop.records import FUSED_SOURCES, FileFacts
@@ -180,7 +180,7 @@ def _stage(bundle: Bundle, stage: Path, started: datetime) -> Bundle:
         write_file(stage / name, data)
     if bundle.train:
         safetensors.numpy.save_file(_contiguous(bundle.train), stage / "train.safetensors")
-    files = {path.name: FileFacts(_sha256(path), path.stat().st_size) for path in sorted(stage.iterdir())}
+    files = {path.name: FileFacts(file_sha256(path), path.stat().st_size) for path in sorted(stage.iterdir())}
     manifest = replace(bundle.manifest, format=FORMAT, encode_version=ENCODE_VERSION, files=files)
     stamp = started.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
     name = f"{manifest.model.name.rpartition(':')[2].lower()}-{stamp}-{content_hash(manifest.to_json())}"
@@ -209,7 +209,7 @@ def manifest_hash(path: Path) -> str:
     Registration records it and serving checks it.
     """
     try:
-        return _sha256(path / MANIFEST)
+        return file_sha256(path / MANIFEST)
     except FileNotFoundError:
         raise BundleError("bundle", path, f"a bundle with {MANIFEST}", "recloop status") from None
 
@@ -282,7 +282,7 @@ def check(path: Path, sha256: str | None = None) -> Manifest:
             raise BundleError("bundle file", entry, "a regular file, not a link or a folder", fix)
     if MANIFEST not in found:
         raise BundleError("bundle file", path / MANIFEST, "an existing file", fix)
-    if sha256 is not None and _sha256(path / MANIFEST) != sha256:
+    if sha256 is not None and file_sha256(path / MANIFEST) != sha256:
         raise BundleError("bundle file", path / MANIFEST, f"SHA-256 {sha256} as registered", fix)
     tree = _read_json(path / MANIFEST)
     if tree.get("format") != FORMAT:
@@ -297,7 +297,7 @@ def check(path: Path, sha256: str | None = None) -> Manifest:
         raise BundleError("bundle file", path / name, "only files that the manifest lists", fix)
     for name in sorted(manifest.files):
         sha256 = manifest.files[name].sha256
-        if _sha256(found[name]) != sha256:
+        if file_sha256(found[name]) != sha256:
             raise BundleError("bundle file", path / name, f"SHA-256 {sha256}", fix)
     if not manifest.bundle.endswith(content_hash(tree)):
         raise BundleError("bundle", manifest.bundle, f"a name that ends in {content_hash(tree)}", fix)
@@ -381,8 +381,3 @@ def _json(tree: Any) -> bytes:
 def _read_json(path: Path) -> Any:
     with readable(path):
         return json.loads(path.read_text("utf-8"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,6 @@ Locks, states and caches are not copied; the service makes them again. Files of 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -25,7 +24,7 @@ import msgspec
 from recloop import __version__
 from recloop.config import FILE
 from recloop.errors import Refused, UserError
-from recloop.files import JsonTree, private_folder, replace_file, sync_folder
+from recloop.files import JsonTree, file_sha256, private_folder, replace_file, sync_folder
 from recloop.monitoring.verify import verify
 from recloop.pipeline.retention import is_finished
 from recloop.progress import NullProgress, Progress
@@ -215,8 +214,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _facts(file: Path) -> FileFacts:
-    with file.open("rb") as opened:
-        return FileFacts(hashlib.file_digest(opened, "sha256").hexdigest(), file.stat().st_size)
+    return FileFacts(file_sha256(file), file.stat().st_size)
 
 
 def _last_seq(staged: Path) -> int:

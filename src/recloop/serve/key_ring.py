@@ -25,6 +25,7 @@ USE_SECONDS: Final = 60.0
 """Resolution of the time of the last use."""
 MAX_PAGES: Final = 10_000
 """Page tokens and budgets of users that are kept."""
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -212,9 +213,6 @@ class KeyRing:
         except OSError:
             return None
         return status.st_ino, status.st_mtime_ns, status.st_mode
-
-
-K = TypeVar("K")
 
 
 def _keep(entries: dict[K, T], key: K, value: T) -> T:
