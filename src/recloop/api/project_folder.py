@@ -26,6 +26,7 @@ from recloop.pipeline import backup, promotion, quarantine, retention, training_
 from recloop.pipeline.quarantine import Quarantined
 from recloop.pipeline.retention import Collection
 from recloop.pipeline.tune import BUDGET, N_TRIALS, TuneResult, tune
+from recloop.privacy.person_export import export_person
 from recloop.progress import ConsoleProgress, NullProgress, Progress
 from recloop.project import Project, open_project
 from recloop.recommend import loading
@@ -209,6 +210,11 @@ class ProjectFolder:
     def export(self, what: str, folder: str | Path, form: str = "parquet") -> Exported:
         """Write the split (parquet, hdf5) or the log (jsonl, parquet) into a folder."""
         return export(self.project, what, form, Path(folder))
+
+    @python_errors("project")
+    def export_person(self, user_id: str | int) -> JsonTree:
+        """Collect all that is stored of a user."""
+        return export_person(self.project, str(user_id))
 
     @python_errors("project")
     def gc(self, dry_run: bool = False) -> Collection:

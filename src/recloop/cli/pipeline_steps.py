@@ -106,17 +106,21 @@ def quarantine(
 
 
 def export(
-    what: Annotated[str, typer.Argument(metavar="split|log", help="export the split, or the log as a new project")],
+    what: Annotated[
+        str, typer.Argument(metavar="split|log|person", help="export split, log, or all that is stored of a person")
+    ],
+    user: Annotated[str, typer.Argument(metavar="[USER]", help="export this person")] = "",
     form: Annotated[str, typer.Option("--format", help="parquet, hdf5 (split) or jsonl (log)")] = "parquet",
-    folder: Annotated[str, typer.Option("--out", metavar="DIR", help="write into this new folder")] = "",
+    folder: Annotated[str, typer.Option("--out", metavar="PATH", help="write this new folder; a person: file")] = "",
     as_json: Json = False,
 ) -> None:
-    """Export the split for training, or the log for a new project."""
-    from pathlib import Path
-
+    """Export the split, the log for a new project, or a person."""
     from recloop.data import export as exports
 
     here = project()
+    if what == "person":
+        _export_person(user, folder)
+        return
     done = exports.export(here, what, form, Path(folder or f"export-{what}"))
     if as_json:
         print_json(done.to_json())
@@ -124,6 +128,26 @@ def export(
     for name, rows in done.rows.items():
         plain(f"{name}: {rows:,} rows")
     plain(f"wrote {', '.join(str(file) for file in done.files)}")
+
+
+def _export_person(user: str, file: str) -> None:
+    """Print all that is stored of a user as JSON, or write it to a new private file."""
+    from recloop.errors import UserError
+    from recloop.files import private_file, replace_json
+    from recloop.privacy.person_export import export_person
+
+    if not user:
+        raise UserError("USER", user, "a user id", "recloop export person USER")
+    if file and Path(file).exists():
+        raise UserError("--out", file, "a file that does not exist yet", f"--out {file}.new")
+    tree = export_person(project(), user)
+    if not file:
+        print_json(tree)
+        return
+    private_file(Path(file))
+    replace_json(Path(file), tree)
+    Path(file).chmod(0o600)
+    plain(f"wrote {file}: {len(tree['events']):,} events, {len(tree['decisions']):,} decisions")
 
 
 def gc(

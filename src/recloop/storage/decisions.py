@@ -143,6 +143,12 @@ class DecisionLog(Store):
         stored_rows = self._readers.get().execute(f"{SELECT} WHERE {where} ORDER BY id DESC {limit}", bounds)
         return [_decision(row) for row in stored_rows][::-1]
 
+    def of_user(self, user_id: str) -> Iterator[Decision]:
+        """Rows of all roles of a user or anonymous id, in insertion order."""
+        statement = f"{SELECT} WHERE user_id = ? OR anonymous_id = ? ORDER BY id"
+        for row in self._readers.get().execute(statement, (user_id, user_id)):
+            yield _decision(row)
+
     def answered(self, request_ids: Sequence[str], role: str = "answer") -> Iterator[Decision]:
         """Stored responses to these requests, or their rows of another role."""
         for start in range(0, len(request_ids), MAX_BATCH_ROWS):

@@ -1,0 +1,1 @@
+"""Rights of one person: export of all stored data, and erasure."""
