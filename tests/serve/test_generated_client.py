@@ -49,6 +49,7 @@ def test_generated_client_parses_the_answer_of_every_route(
         "recommend_by_query": ((), {"user_id": "a/b"}, 200, models.RecommendResponse),
         "similar": (("i01",), {"n": 3}, 200, models.RecommendResponse),
         "post_events": ((), {"body": [event, event]}, 200, models.EventsResponse),
+        "delete_event": (("generated-1",), {}, 200, models.RetractionResponse),
         "post_items": ((), {"body": models.ItemIn("generated")}, 200, models.ItemsResponse),
         "patch_items": ((), {"body": models.ItemPatch("i01", hidden=False)}, 200, models.ItemsResponse),
         "patch_item": (("i01",), {"body": models.ItemChange(hidden=False)}, 200, models.ItemsResponse),

@@ -152,6 +152,7 @@ def build(
             get("/v1/recommend", reads.recommend, read, RECOMMEND_BY_QUERY_PARAMETERS),
             get("/v1/recommend/{user_id:path}", reads.recommend, read, RECOMMEND_PARAMETERS),
             write("/v1/events", writes.post_events),
+            write("/v1/events/{event_id:path}", writes.delete_event, "DELETE"),
             write("/v1/items", writes.post_items),
             write("/v1/items", writes.patch_items, "PATCH"),
             write("/v1/items/{item_id:path}", writes.patch_item, "PATCH"),

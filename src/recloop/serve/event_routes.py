@@ -27,11 +27,14 @@ from recloop.serve.schemas import (
     HttpError,
     ItemResult,
     ItemsResponse,
+    RetractionResponse,
     UserResult,
     UsersResponse,
 )
 from recloop.serve.service import Service
+from recloop.serve.stored_ids import event_seq, item_exists
 from recloop.storage.event_rows import Receipt
+from recloop.storage.retractions import DELETED, Retraction
 
 STATUSES = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
 REPEAT_REASONS = {
@@ -80,6 +83,19 @@ class WriteRoutes:
         receipts = (await self._service.write(events=events)).receipts if events else []
         return events_response(checked, receipts)
 
+    async def delete_event(self, request: Request) -> Response:
+        """Retract an event from states and training; its row stays in the log.
+
+        Raises:
+            HttpError: 404 for an unknown event_id.
+        """
+        event_id = request.path_params["event_id"]
+        seq = await run_in_threadpool(event_seq, self._service.log, self._service.archive, event_id)
+        if seq is None:
+            raise HttpError(404, "not_found", "unknown event: expected the event_id of a stored event", "event_id")
+        written = await self._service.write(retractions=[Retraction(seq, DELETED)])
+        return json_response(RetractionResponse(event_id, "retracted" if written.kept_retractions else "unchanged"))
+
     async def post_items(self, request: Request) -> Response:
         now, rows = await self._rows(request)
         config = self._service.project.config
@@ -127,7 +143,11 @@ class WriteRoutes:
         texts = [id_text(row.get(ITEM_ID)) for row in rows if isinstance(row, dict)]
         named = {form_id(text, config.data.id_form) for text in texts if isinstance(text, str)}
         outside = [name for name in named if service.catalog.get(name) is None]
-        present = {name: Item(item_id=name) for name in outside if await run_in_threadpool(service.item_exists, name)}
+        present = {
+            name: Item(item_id=name)
+            for name in outside
+            if await run_in_threadpool(item_exists, service.log, service.archive, name)
+        }
 
         def current(item_id: str) -> Item | None:
             return present.get(item_id) or service.catalog.get(item_id)

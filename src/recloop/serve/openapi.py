@@ -82,6 +82,15 @@ def _paths() -> dict[str, JsonTree]:
             "recommend_by_query", recommend_summary, "RecommendResponse", request_parts.RECOMMEND_BY_QUERY_PARAMETERS
         ),
         "/v1/events": _rows("post_events", "Add events; durable when answered", "EventIn", "EventsResponse"),
+        "/v1/events/{event_id}": {
+            "delete": _change(
+                "delete_event",
+                "Retract an event; lists exclude it from the next request",
+                "",
+                "event_id",
+                "RetractionResponse",
+            )
+        },
         "/v1/items": {
             **_rows("post_items", "Add or replace items; used from the next request", "ItemIn", "ItemsResponse"),
             **_rows("patch_items", "Change named attributes of items", "ItemPatch", "ItemsResponse", "patch"),
@@ -175,15 +184,15 @@ def _rows(name: str, summary: str, row: str, response: str, method: str = "post"
     }
 
 
-def _change(name: str, summary: str, body: str) -> JsonTree:
-    """Operation on one item; ``body`` is the schema of its body, or empty."""
+def _change(name: str, summary: str, body: str, path: str = "item_id", response: str = "ItemsResponse") -> JsonTree:
+    """Operation on one item or event; ``body`` is the schema of its body, or empty."""
     operation = {
         "operationId": name,
         "summary": summary,
         "security": _security(KeyScope.INGEST),
-        "parameters": [{"name": "item_id", "in": "path", "required": True, "schema": ID_SCHEMA}],
+        "parameters": [{"name": path, "in": "path", "required": True, "schema": ID_SCHEMA}],
         "responses": {
-            "200": _response(summary, "ItemsResponse"),
+            "200": _response(summary, response),
             **_errors("404", "413", "415", *KEY_STATUSES),
         },
     }

@@ -18,6 +18,7 @@ from recloop.serve.page_token import PageAccess
 from recloop.serve.request import ListParameters, list_parameters, request_time
 from recloop.serve.schemas import HttpError, ItemResponse, PastEvent, Temperature, UserResponse, unprocessable
 from recloop.serve.service import Service
+from recloop.serve.stored_ids import item_exists, user_exists
 
 MAX_LAST_EVENTS = 20
 MAX_PROPERTIES = 50  # names in ?properties=; a list has up to 1,000 slots
@@ -119,14 +120,15 @@ class RecommendRoutes:
     async def _item_exists(self, item_id: str) -> bool:
         service = self._service
         in_memory = service.catalog.get(item_id) is not None or service.bundle.items.ids.index(item_id) > 0
-        return in_memory or await run_in_threadpool(service.item_exists, item_id)
+        return in_memory or await run_in_threadpool(item_exists, service.log, service.archive, item_id)
 
     async def get_user(self, request: Request) -> Response:
         user_id = request.path_params["user_id"]
         state = self._service.user_state(user_id)
         moments, attributes = state.moments(), state.attributes[0]
         has_state = bool(moments) or len(state.negatives) > 0 or attributes is not None
-        if not has_state and not await run_in_threadpool(self._service.user_exists, user_id):
+        service = self._service
+        if not has_state and not await run_in_threadpool(user_exists, service.log, service.archive, user_id):
             raise HttpError(
                 404, "not_found", "unknown user: expected an id from the events or the user attributes", "user_id"
             )

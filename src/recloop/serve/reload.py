@@ -120,8 +120,7 @@ class Reloader:
         if not entries:
             return
         rows = [entry.retraction for entry in entries]
-        await run_in_threadpool(self._service.user_states.retractions.preload, rows)
-        await self._service.writer.write(retractions=rows)
+        await self._service.write(retractions=rows)
         await run_in_threadpool(control.mark_applied, [entry.id for entry in entries])
 
     async def _apply_publication(self) -> None:

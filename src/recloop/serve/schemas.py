@@ -29,6 +29,13 @@ class EventsResponse(msgspec.Struct):
     rows: list[EventResult]
 
 
+class RetractionResponse(msgspec.Struct):
+    """Reply of ``DELETE /v1/events/{event_id}``; ``unchanged``: it was retracted before."""
+
+    event_id: str
+    status: Literal["retracted", "unchanged"]
+
+
 class ItemResult(msgspec.Struct):
     item_id: str | None
     status: Literal["accepted", "rejected"]

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import polars as pl
+from starlette.concurrency import run_in_threadpool
 
 from recloop.bundle import Bundle
 from recloop.errors import UserError
@@ -29,7 +30,7 @@ from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList, Recommender
 from recloop.recommend.user_states import LabelledRows, StateRegistry, StateSource
-from recloop.records import ITEM_ID, SECOND, USER_ID, Decision, Event, Item, Query, User, is_guest, now
+from recloop.records import SECOND, Decision, Event, Item, Query, User, is_guest, now
 from recloop.release import assignment
 from recloop.serve.answer_counts import AnswerCounts
 from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
@@ -250,7 +251,11 @@ class Service:
             self._add_to_shadow(query_of(decision), decision)
 
     async def write(
-        self, events: Sequence[Event] = (), items: Sequence[Item] = (), users: Sequence[User] = ()
+        self,
+        events: Sequence[Event] = (),
+        items: Sequence[Item] = (),
+        users: Sequence[User] = (),
+        retractions: Sequence[Retraction] = (),
     ) -> WriteRequest:
         """Store rows; return when they are durable and every worker includes them.
 
@@ -259,7 +264,9 @@ class Service:
         """
         if "log" in self.moved:
             raise LogUnavailableError
-        written = await self.writer.write(events, items, users)
+        if retractions:
+            await run_in_threadpool(self.user_states.retractions.preload, retractions)
+        written = await self.writer.write(events, items, users, retractions)
         if self.workers is not None:
             await self.workers.confirm_commits()
         return written
@@ -288,14 +295,6 @@ class Service:
     def user_state(self, user_id: str) -> StateBatch:
         """Read a user's newest state, a batch of one."""
         return self.user_states.state(self.bundle.spec, user_id, self.as_of, set())[0]
-
-    def item_exists(self, item_id: str) -> bool:
-        """Return True if an event names this item; reads files, not on the event loop."""
-        return self.log.has_item(item_id) or self.archive.has_id(ITEM_ID, item_id)
-
-    def user_exists(self, user_id: str) -> bool:
-        """Return True if an event names this user; reads files, not on the event loop."""
-        return self.log.has_user(user_id) or self.archive.has_id(USER_ID, user_id)
 
     def status(self) -> JsonTree:
         """Build the content of ``GET /v1/status``; reads files, not on the event loop."""

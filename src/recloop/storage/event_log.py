@@ -160,7 +160,7 @@ class EventLog(Store):
         that is submitted twice is stored once.
         """
         with self.commit() as writer:
-            newest = dict(writer.execute("SELECT retracted_seq, rule FROM retractions ORDER BY seq"))
+            newest = self._newest_rules(writer, [row.retracted_seq for row in rows])
             new_rows: list[Retraction] = []
             for row in rows:
                 is_retracted = newest.get(row.retracted_seq, RESTORED) != RESTORED
@@ -245,6 +245,11 @@ class EventLog(Store):
             Retraction(*row)
             for row in self._sliced("retractions", ("retracted_seq", "rule", SEQ), after, until, "", ())
         ]
+
+    def event_seq(self, event_id: str) -> int | None:
+        """Seq of the event with this event_id; None if the log has none."""
+        row = self._readers.get().execute("SELECT seq FROM events WHERE event_id = ?", (event_id,)).fetchone()
+        return None if row is None else int(row[0])
 
     def owners(self, seqs: Sequence[int]) -> dict[int, str]:
         """User id of each of these seqs; seqs of the import are omitted."""
@@ -383,6 +388,16 @@ class EventLog(Store):
     def _count(connection: sqlite3.Connection) -> int:
         tables = ("events", "items", "users", "retractions")
         return sum(connection.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()[0] for table in tables)
+
+    @staticmethod
+    def _newest_rules(connection: sqlite3.Connection, seqs: list[int]) -> dict[int, str]:
+        """Rule of the newest retraction of each of these events; others are omitted."""
+        rules: dict[int, str] = {}
+        for batch in _parts(seqs):
+            marks = ", ".join("?" * len(batch))
+            selected = f"SELECT retracted_seq, rule FROM retractions WHERE retracted_seq IN ({marks}) ORDER BY seq"
+            rules |= dict(connection.execute(selected, batch))
+        return rules
 
     @staticmethod
     def _by_event_id(connection: sqlite3.Connection, ids: list[str]) -> dict[str, Event]:

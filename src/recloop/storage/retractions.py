@@ -8,6 +8,8 @@ import msgspec
 
 RESTORED = "restored"
 """Rule of a row of ``retractions`` that restores an event."""
+DELETED = "deleted"
+"""Rule of a row of ``retractions`` whose event a client deleted."""
 
 
 class Retraction(msgspec.Struct, frozen=True):
