@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from recloop.api.fitting import fit, load
     from recloop.api.project_folder import ProjectFolder
     from recloop.api.project_folder import open_folder as open  # noqa: A004
+    from recloop.client.errors import ServiceError
+    from recloop.client.http import AsyncClient, Client
     from recloop.errors import RecloopError, UserError
     from recloop.serve.page_token import sign
     from recloop.simulation.shop import SimulatedShop
@@ -21,6 +23,9 @@ __version__ = "0.1.0"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when it is imported
 
 _HOMES = {
+    "Client": "recloop.client.http",
+    "AsyncClient": "recloop.client.http",
+    "ServiceError": "recloop.client.errors",
     "fit": "recloop.api.fitting",
     "load": "recloop.api.fitting",
     "FittedRecommender": "recloop.api.fitted_recommender",
@@ -32,9 +37,12 @@ _HOMES = {
     "sign": "recloop.serve.page_token",
 }
 __all__ = [
+    "AsyncClient",
+    "Client",
     "FittedRecommender",
     "ProjectFolder",
     "RecloopError",
+    "ServiceError",
     "SimulatedShop",
     "UserError",
     "fit",

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import polars as pl
 
+from recloop.client.batches import STATUSES, batches
 from recloop.config import Columns, Data
 from recloop.data.guests import GUEST_REFUSED
 from recloop.data.rejected_rows import GUEST_REASON
@@ -41,10 +42,8 @@ from recloop.storage import admin_token, locks
 
 STDIN: Final = "-"
 KEY_VARIABLE: Final = "RECLOOP_KEY"  # environment variable with the key for ``--url``
-STATUSES: Final = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
 MAX_BATCH_ROWS: Final = 50_000  # rows per commit
 MAX_CHUNK_BYTES: Final = 1 << 22  # most bytes of stdin per batch
-MAX_BODY_BYTES: Final = 4_000_000  # bytes per posted body, below the service's 5 MiB
 MAX_POST_ATTEMPTS: Final = 10  # attempts to post to an overloaded service, one per second
 MAX_PRINTED_ROWS: Final = 100  # most printed lines about rows that were not stored
 
@@ -303,8 +302,8 @@ def into_service(url: str, stack: ExitStack, key: str) -> Sink:
 
     def store(events: list[Event]) -> Sequence[Outcome]:
         outcomes: list[Outcome] = []
-        for rows in _bodies([_row(event) for event in events]):
-            response = _post(client, rows)
+        for batch in batches(map(_row, events)):
+            response = _post(client, batch.body)
             outcomes += [Outcome(row["status"], row["reason"]) for row in response["rows"]]
         return outcomes
 
@@ -317,27 +316,11 @@ def _key(project: Project, url: str) -> str:
     return os.environ.get(KEY_VARIABLE, "") or (admin_token.read(project.root) if own else "")
 
 
-def _bodies(rows: Sequence[JsonTree]) -> Iterator[list[JsonTree]]:
-    """Split rows into bodies of allowed size."""
-    body: list[JsonTree] = []
-    size = 0
-    for row in rows:
-        weight = len(json.dumps(row)) + 2
-        if body and (len(body) == parse.MAX_ROWS or size + weight > MAX_BODY_BYTES):
-            yield body
-            body = []
-            size = 0
-        body.append(row)
-        size += weight
-    if body:
-        yield body
-
-
-def _post(client: Client, rows: list[JsonTree]) -> JsonTree:
+def _post(client: Client, body: bytes) -> JsonTree:
     problem = ""
     for _ in range(MAX_POST_ATTEMPTS):
         try:
-            return client.post("/v1/events", rows)
+            return client.post("/v1/events", body)
         except urllib.error.HTTPError as error:
             problem = error.read().decode("utf-8", "replace")[:300]
             if error.code != 503:

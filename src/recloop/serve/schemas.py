@@ -30,7 +30,10 @@ class EventsResponse(msgspec.Struct):
 
 
 class RetractionResponse(msgspec.Struct):
-    """Reply of ``DELETE /v1/events/{event_id}``; ``unchanged``: it was retracted before."""
+    """Reply of ``DELETE /v1/events/{event_id}``.
+
+    ``unchanged``: the event was retracted before.
+    """
 
     event_id: str
     status: Literal["retracted", "unchanged"]

@@ -1,4 +1,4 @@
-"""Look-ups of ids in log and archive; they read files, so they do not run on the event loop."""
+"""Look-ups of ids in log and archive, for threads because they read files."""
 
 from __future__ import annotations
 

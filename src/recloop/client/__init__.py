@@ -1,0 +1,1 @@
+"""Client of the HTTP interface for applications (extra ``client``)."""
