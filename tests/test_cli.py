@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import typer
 
 import recloop
-from recloop.cli import app, run
+from recloop.cli import app, main, run
 from recloop.simulation.shop import SimulatedShop
 from recloop.storage import locks
 
@@ -330,3 +331,14 @@ def test_init_and_update_of_the_readme_succeed(cli: Cli, simulated_shop: Simulat
     assert made["scenario"] == "content"
     assert "--force" in user_error(cli("-C", tmp_path, "init", *files, "--yes"))
     assert tree(cli("-C", tmp_path, "update", "--set", "model.name=popular", "--json"))["verdict"] == "first"
+
+
+@pytest.mark.parametrize(("given", "expected"), [("", "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_main_lets_the_threads_of_openmp_sleep(monkeypatch: pytest.MonkeyPatch, given: str, expected: str) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    if not given:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(sys, "argv", ["recloop", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["OMP_WAIT_POLICY"] == expected

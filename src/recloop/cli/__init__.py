@@ -7,6 +7,7 @@ given before or after the verb.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
@@ -99,6 +100,8 @@ for _panel, _verbs in PANELS:
 
 def main() -> NoReturn:
     """Entry point of the command ``recloop``."""
+    # The threads of torch and LightGBM sleep while they wait; OpenMP reads this once, before the first of them.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run(sys.argv[1:]))
 
 

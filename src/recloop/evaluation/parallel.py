@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
+from threadpoolctl import threadpool_limits
+
 CHUNK_QUERIES = 256
 """Queries per batch, which bounds the memory for any number of queries."""
 
@@ -32,5 +34,6 @@ def each_span(workers: Sequence[Worker], n_queries: int, answer: Callable[[Worke
 
     starts = range(0, n_queries, CHUNK_QUERIES)
     spans = [slice(start, min(start + CHUNK_QUERIES, n_queries)) for start in starts]
-    with ThreadPoolExecutor(len(workers)) as pool:
+    # The threads of BLAS would compete with these and wait busily.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(len(workers)) as pool:
         yield from pool.map(run, spans)

@@ -218,6 +218,7 @@ def open_session(graph: bytes, threads: int = 1) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
