@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
+from threadpoolctl import threadpool_info
 
 from recloop.bundle import Bundle
 from recloop.config import Config
@@ -299,6 +300,28 @@ def test_answer_each_equals_single_answers(data: Data, bundle: Bundle, monkeypat
         assert found.lists == single.lists
         assert np.array_equal(found.repeat, single.repeat, equal_nan=True)
         assert np.array_equal(found.covering, single.covering)
+
+
+def test_window_losses_equal_the_loss_of_each_window_alone(data: Data, bundle: Bundle) -> None:
+    windows = paired.windows(make_queries(data.test, "successive"), 4, 7)
+    timeline, catalogue = (
+        StateHistory(data.events, data.users),
+        Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes),
+    )
+    alone = [paired.window_loss(paired.answer(bundle, one, timeline, catalogue).ndcg) for one in windows]
+    assert paired.window_losses(bundle, windows, timeline, catalogue, threads=2) == alone
+    assert len({loss.loss for loss in alone}) > 1
+
+
+def test_each_span_answers_with_one_thread_of_blas() -> None:
+    def n_threads() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    before, inside = n_threads(), []
+    spans = list(parallel.each_span([1, 2], 600, lambda worker, span: inside.append(n_threads())))
+    assert [(span.start, span.stop) for span in spans] == [(0, 256), (256, 512), (512, 600)]
+    assert {count for counts in inside for count in counts} == {1}
+    assert n_threads() == before
 
 
 def test_results_of_a_sample_and_the_rest_are_those_of_all_queries(data: Data, bundle: Bundle) -> None:

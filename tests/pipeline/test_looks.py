@@ -14,8 +14,10 @@ from recloop.evaluation.paired import QueryResults
 from recloop.evaluation.queries import Queries
 from recloop.features.state import offsets_of
 from recloop.pipeline import looks as module
-from recloop.pipeline.looks import looks
+from recloop.pipeline.looks import is_decided, looks
 from recloop.pipeline.update_run import UpdateRun
+from recloop.release import gate
+from recloop.release.gate_result import NEW_ROWS, GateResult
 
 
 def queries(count: int) -> Queries:
@@ -63,3 +65,15 @@ def test_first_look_answers_a_sample_and_the_second_the_rest(asked: list[int]) -
 def test_few_queries_have_one_look(asked: list[int]) -> None:
     assert len(list(looks(RUN, NONE, queries(4), queries(0)))) == 1
     assert asked == [4]
+
+
+@pytest.mark.parametrize(
+    ("unexplained", "low", "is_enough"),
+    [(0, 0.2, True), (0, -0.2, False), (3, -0.2, True)],
+    ids=["no sign of a loss", "a loss is possible", "refused at any loss"],
+)
+def test_first_look_suffices_if_it_is_clear_or_refused_in_any_case(
+    unexplained: int, low: float, is_enough: bool
+) -> None:
+    new_rows = GateResult(NEW_ROWS, low + 0.1, -0.03, True, detectable=0.1, low=low, high=low + 0.2)
+    assert is_decided([new_rows, gate.at_most("verification", unexplained, 0)]) is is_enough

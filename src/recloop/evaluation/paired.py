@@ -14,7 +14,7 @@ from recloop.bundle import Bundle
 from recloop.evaluation import metrics
 from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.parallel import each_span
-from recloop.evaluation.queries import Queries, codes_of_targets, is_repeat, states_of
+from recloop.evaluation.queries import Queries, codes_of_targets, concatenate, is_repeat, states_of
 from recloop.features.state_history import StateHistory
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender
@@ -223,6 +223,15 @@ def windows(queries: Queries, count: int, size: int) -> list[Queries]:
     size = max(1, min(size, len(order) // MIN_WINDOWS))
     starts = range(len(order) - size, -1, -size)
     return [take(queries, order[start : start + size]) for start in [*starts][:count][::-1]]
+
+
+def window_losses(
+    bundle: Bundle, windows: Sequence[Queries], timeline: StateHistory, catalog: Catalog, threads: int = 1
+) -> list[LossEstimate]:
+    """Return the loss of a bundle over each window; all are answered in one pass."""
+    ndcg = answer(bundle, concatenate(windows), timeline, catalog, threads).ndcg
+    borders = np.cumsum([len(queries) for queries in windows])[:-1]
+    return [window_loss(part) for part in np.split(ndcg, borders)]
 
 
 def window_loss(ndcg: NDArray[np.float64]) -> LossEstimate:

@@ -1,12 +1,12 @@
 """Answers of candidate and live for the gates of an update, in one or two looks.
 
 The first look is a sample of the moments. Most updates change little, so that it already rules out a loss
-(`recloop.release.gate.is_clear`). Otherwise the remaining moments are answered too.
+(`recloop.release.gate.is_clear`). Otherwise the remaining moments are answered too, unless a gate refuses in any case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,9 +16,14 @@ from recloop.evaluation.paired import QueryResults
 from recloop.evaluation.queries import Queries, concatenate
 from recloop.pipeline import training_steps
 from recloop.pipeline.update_run import UpdateRun
+from recloop.release import gate
+from recloop.release.gate_result import GateResult
 
 FIRST_QUERIES: Final = 1_000
 """Most queries of the first look at the test moments, and at those of the holdout users."""
+
+GATES_WITHOUT_MOMENTS: Final = ("verification", "latency")
+"""Gates whose result is the same for a sample of the moments and for all."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +71,12 @@ def _look(run: UpdateRun, candidate: Bundle, new_rows: Queries, holdout: Queries
     results = paired.answer_each(sides, queries, timeline, run.catalog, training_steps.THREADS)
     spans = (slice(0, len(new_rows)), slice(len(new_rows), len(queries)))
     return Look(*(Answers(*(side.select(span) for side in results)) for span in spans))
+
+
+def is_decided(results: Sequence[GateResult]) -> bool:
+    """Return whether a first look suffices.
+
+    Either no gate points at a loss, or a gate refuses that no further moment changes.
+    """
+    is_refused = any(result.name in GATES_WITHOUT_MOMENTS and not result.ok for result in results)
+    return is_refused or gate.is_clear(results)

@@ -19,7 +19,6 @@ from recloop.evaluation.paired import LossEstimate
 from recloop.evaluation.queries import Queries, make_queries
 from recloop.features.learned_range import FIRST_SEQ, nothing_held
 from recloop.features.log_end import end_of
-from recloop.features.state_history import StateHistory
 from recloop.monitoring import verify
 from recloop.pipeline import training_steps
 from recloop.pipeline.candidate import (
@@ -42,7 +41,7 @@ from recloop.pipeline.evidence import (
     save_window,
     window_scores,
 )
-from recloop.pipeline.looks import Look, looks
+from recloop.pipeline.looks import Look, is_decided, looks
 from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend import loading
 from recloop.records import SEQ, STAMP
@@ -121,14 +120,12 @@ def check_input(run: UpdateRun) -> None:
     earlier_windows = (
         paired.windows(earlier_queries, input_check.MAX_WINDOWS, len(incoming_queries)) if len(earlier_queries) else []
     )
-    timeline = run.states_of([user for queries in (incoming_queries, *earlier_windows) for user in queries.users])
-    windows = [_window(run, queries, run.watermark, timeline) for queries in earlier_windows]
+    *windows, incoming = _answered_windows(run, [*earlier_windows, incoming_queries])
     if len(windows) < input_check.MIN_WINDOWS:
         windows = live_windows + windows
     inherited = len(windows) < input_check.MIN_WINDOWS  # a new live bundle has no windows yet
     if inherited:
         windows = recipe_windows + windows
-    incoming = _window(run, incoming_queries, run.until, timeline)
     result = input_check.input_check(
         LossEstimate.from_window(incoming), [LossEstimate.from_window(window) for window in windows]
     )
@@ -162,12 +159,16 @@ def known_windows(run: UpdateRun) -> tuple[list[WindowLoss], list[WindowLoss]]:
     ]
 
 
-def _window(run: UpdateRun, queries: Queries, to_seq: int, timeline: StateHistory) -> WindowLoss:
-    """Return live's loss over these queries in the form of ``data/manifest.json``."""
-    window_loss = paired.window_loss(paired.answer(run.live, queries, timeline, run.catalog).ndcg)
-    return WindowLoss(
-        to_seq, window_loss.loss, run.live.id, window_loss.queries, window_loss.spread, run.live.manifest.recipe
-    )
+def _answered_windows(run: UpdateRun, windows: Sequence[Queries]) -> list[WindowLoss]:
+    """Return live's loss on each window, in the form of ``data/manifest.json``; the last one has the new rows."""
+    timeline = run.states_of([user for queries in windows for user in queries.users])
+    losses = paired.window_losses(run.live, windows, timeline, run.catalog, training_steps.THREADS)
+    to_seqs = [run.watermark] * (len(windows) - 1) + [run.until]
+    recipe = run.live.manifest.recipe
+    return [
+        WindowLoss(to_seq, one.loss, run.live.id, one.queries, one.spread, recipe)
+        for to_seq, one in zip(to_seqs, losses, strict=True)
+    ]
 
 
 def check_size(run: UpdateRun) -> None:
@@ -220,7 +221,7 @@ def run_gates(run: UpdateRun) -> None:
     for look in looks(run, candidate, queries, holdout):
         evidence = _with_answers(known, look)
         results = gate.evaluate_gates(evidence, run.config.release.gates, run.seed)
-        if gate.is_clear(results):
+        if is_decided(results):
             break
     if not run.refreshes:
         results = gate.gates_before_trial(results)
