@@ -23,8 +23,10 @@ from recloop.release.gate_result import GateResult
 from recloop.storage import releases
 from recloop.storage.data_manifest import DataManifest
 
-SHORT = ("--set", "train.time_budget=5s")
+SHORT = ("--set", "train.time_budget=3s")
 """Training limit of a demo update, once before its gate and once after."""
+NO_CHECK = ("--set", "update.input_check=false")
+"""Leaves out the input check; the rows of the other seed are those that the first update has checked."""
 SHORTEST = ("--set", "train.time_budget=2s")
 """Training limit of the poisoned update; the gates refuse it for its rows, not for its training."""
 
@@ -76,7 +78,7 @@ def copied(root: Path, name: str) -> Iterator[Path]:
 @contextmanager
 def another_seed(copy: Path) -> Iterator[subprocess.Popen[str]]:
     """Start the same update with another seed on a copy, in the background."""
-    words = _command(copy, *SHORT, "--set", "train.seed=1")
+    words = _command(copy, *SHORT, *NO_CHECK, "--set", "train.seed=1")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
         try:
             yield child
@@ -109,7 +111,7 @@ def poison(copy: Path, tell: Tell) -> None:
     before = _bytes_of(copy)
     for words, what in (
         ((), "with the input check"),
-        (("--set", "update.input_check=false", *SHORTEST), "without the input check"),
+        ((*NO_CHECK, *SHORTEST), "without the input check"),
     ):
         done, last = update(copy, *words)
         tell(f"poisoned copy, {what}: {done.get('verdict', last)}")

@@ -160,7 +160,10 @@ def known_windows(run: UpdateRun) -> tuple[list[WindowLoss], list[WindowLoss]]:
 
 
 def _answered_windows(run: UpdateRun, windows: Sequence[Queries]) -> list[WindowLoss]:
-    """Return live's loss on each window, in the form of ``data/manifest.json``; the last one has the new rows."""
+    """Return live's loss on each window as ``data/manifest.json`` stores it.
+
+    The last window has the new rows.
+    """
     timeline = run.states_of([user for queries in windows for user in queries.users])
     losses = paired.window_losses(run.live, windows, timeline, run.catalog, training_steps.THREADS)
     to_seqs = [run.watermark] * (len(windows) - 1) + [run.until]
