@@ -65,12 +65,24 @@ def resample(values: Floats, seed: int, draws: int = N_DRAWS) -> Floats:
     means = np.empty((draws, columns))
     step = max(1, min(draws, 2**23 // units))
     for start in range(0, draws, step):
-        weights = np.stack(
-            [np.bincount(random.integers(0, units, units), minlength=units) for _ in range(min(step, draws - start))]
-        ).astype(np.float32)  # (step, units)
+        weights = _drawn_counts(random, min(step, draws - start), units)  # (step, units)
         count = weights @ counts
         means[start : start + step] = np.where(count > 0, (weights @ sums) / np.maximum(count, 1.0), np.nan)
     return means
+
+
+def _drawn_counts(random: np.random.Generator, draws: int, units: int) -> NDArray[np.float32]:
+    """(draws, units) times that each unit was drawn; each draw takes ``units`` units.
+
+    1 MiB of drawn units is counted at a time.
+    """
+    counts = np.empty((draws, units), dtype=np.float32)
+    step = max(1, 2**17 // units)
+    for start in range(0, draws, step):
+        drawn = random.integers(0, units, (min(step, draws - start), units))
+        drawn += units * np.arange(len(drawn))[:, None]
+        counts[start : start + step] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+    return counts
 
 
 def _bucket_sums(values: NDArray[Any], bucket: NDArray[np.int64]) -> Floats:
