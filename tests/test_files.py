@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,21 @@ def test_recover_folder_interrupted_swap_leaves_one_folder(tmp_path: Path, swapp
     files.recover_folder(target)
     assert names(tmp_path) == ["data"]
     assert names(target) == ["new" if swapped else "old"]
+
+
+def test_unchanged_sha256_reads_a_settled_file_once_and_a_changed_one_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, reads = tmp_path / "array", []
+    read = files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda path: reads.append(path) or read(path))
+    file.write_bytes(b"old")
+    assert {files.unchanged_sha256(file) for _ in range(2)} == {read(file)}
+    assert len(reads) == 2  # written just now
+    monkeypatch.setattr(files, "SETTLED_SECONDS", -1)
+    assert {files.unchanged_sha256(file) for _ in range(3)} == {read(file)}
+    assert len(reads) == 3
+    times = file.stat()
+    file.write_bytes(b"new")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # the size and the time of the content are the same
+    assert files.unchanged_sha256(file) == read(file)

@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, get_args, get_type_hints
 
@@ -20,6 +22,8 @@ from recloop.errors import BundleError, UserError
 T = TypeVar("T")
 
 MAX_PARALLEL_WRITES: Final = 8
+SETTLED_SECONDS: Final = 2
+"""Age of a change from which another one has other times, also on file systems with coarse clocks."""
 """Number of files of a folder that are flushed or deleted in parallel."""
 
 
@@ -79,6 +83,23 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unchanged_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read again only if the file has changed.
+
+    A change is seen by inode, size and times. A file that changed within `SETTLED_SECONDS` is read each time, because two
+    changes within one tick of a file system's clock have equal times.
+    """
+    facts = path.stat()
+    if time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) < SETTLED_SECONDS * 1_000_000_000:
+        return file_sha256(path)
+    return _settled_sha256(path, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+@lru_cache(maxsize=1_000)
+def _settled_sha256(path: Path, *_identity: int) -> str:
+    return file_sha256(path)
 
 
 def write_file(path: Path, content: Any) -> None:

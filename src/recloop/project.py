@@ -16,6 +16,7 @@ from recloop.bundle import Bundle
 from recloop.config import FILE, Config
 from recloop.errors import UserError
 from recloop.features import state_store
+from recloop.manifest import Manifest
 from recloop.settings import build
 from recloop.storage import ControlStore, DecisionLog, EventLog, releases
 from recloop.storage.archive import Archive
@@ -110,13 +111,24 @@ class Project:
             UserError: the bundle is not registered, or no bundle is live yet.
             BundleError: its files differ from the registered ones.
         """
+        return bundles.load(*self._registered(bundle_id))
+
+    def load_manifest(self, bundle_id: str = "") -> Manifest:
+        """Read the manifest of a registered bundle; its other files are not checked.
+
+        Without an id, the manifest of the live bundle is read; errors as in `load_bundle`.
+        """
+        return bundles.read_manifest(*self._registered(bundle_id))
+
+    def _registered(self, bundle_id: str) -> tuple[Path, str]:
+        """Return the folder of a registered bundle and the hash of its manifest."""
         bundle_id = bundle_id or self.live_bundle_id() or ""
         if not bundle_id:
             raise UserError("bundle", "none live yet", "a live bundle", "recloop update")
         hashes = {row.bundle: row.sha256 for row in self.open_control().releases()}
         if bundle_id not in hashes:
             raise UserError("bundle", bundle_id, f"one of {', '.join(hashes) or 'none yet'}", "recloop status")
-        return bundles.load(self.bundles / bundle_id, hashes[bundle_id])
+        return self.bundles / bundle_id, hashes[bundle_id]
 
 
 def open_project(root: Path | str = ".", sets: Iterable[str] = ()) -> Project:

@@ -31,7 +31,7 @@ from recloop.features.learned_range import LearnedRange
 from recloop.features.spec import ENCODE_VERSION, FeatureSpec
 from recloop.features.state import StoredState
 from recloop.features.vocabulary import FieldCodes, Vocabulary
-from recloop.files import AttributeValues, JsonTree, file_sha256, readable, sync_folder, write_file
+from recloop.files import AttributeValues, JsonTree, file_sha256, readable, sync_folder, unchanged_sha256, write_file
 from recloop.manifest import Manifest
 from recloop.policy import Policy, ScorerSpec
 from recloop.records import FUSED_SOURCES, FileFacts
@@ -39,6 +39,7 @@ from recloop.records import FUSED_SOURCES, FileFacts
 FORMAT = 1
 """Version of the bundle format. It changes with the files or their meaning; other versions are rejected."""
 MANIFEST = "manifest.json"
+FIX = "recloop update --full, or copy the bundle again"
 GRAPHS = ("user.onnx", "item.onnx", "rank.onnx", RANKER_GRAPH)
 """Graphs of a bundle; `rank.onnx` is a network that reorders the items of other sources."""
 
@@ -273,34 +274,44 @@ def _users(path: Path) -> UserTable:
 
 def check(path: Path, sha256: str | None = None) -> Manifest:
     """Check all files of a bundle and return its manifest; see `load`."""
-    fix = "recloop update --full, or copy the bundle again"
     if not path.is_dir() or path.is_symlink():
         raise BundleError("bundle", path, "a bundle folder", "recloop status")
     found = {entry.name: entry for entry in path.iterdir()}
     for entry in sorted(found.values()):
         if entry.is_symlink() or not entry.is_file():
-            raise BundleError("bundle file", entry, "a regular file, not a link or a folder", fix)
+            raise BundleError("bundle file", entry, "a regular file, not a link or a folder", FIX)
     if MANIFEST not in found:
-        raise BundleError("bundle file", path / MANIFEST, "an existing file", fix)
-    if sha256 is not None and file_sha256(path / MANIFEST) != sha256:
-        raise BundleError("bundle file", path / MANIFEST, f"SHA-256 {sha256} as registered", fix)
-    tree = _read_json(path / MANIFEST)
+        raise BundleError("bundle file", path / MANIFEST, "an existing file", FIX)
+    manifest = read_manifest(path, sha256)
+    listed = set(manifest.files)
+    for name in sorted(listed - set(found)):
+        raise BundleError("bundle file", path / name, "an existing file (the manifest lists it)", FIX)
+    for name in sorted(set(found) - listed - {MANIFEST}):
+        raise BundleError("bundle file", path / name, "only files that the manifest lists", FIX)
+    for name in sorted(manifest.files):
+        sha256 = manifest.files[name].sha256
+        if unchanged_sha256(found[name]) != sha256:
+            raise BundleError("bundle file", path / name, f"SHA-256 {sha256}", FIX)
+    return manifest
+
+
+def read_manifest(path: Path, sha256: str | None = None) -> Manifest:
+    """Check the manifest of a bundle and return it; its other files are not read.
+
+    Args:
+        sha256: Hash of the manifest as registered; None: not compared.
+    """
+    file = path / MANIFEST
+    if sha256 is not None and manifest_hash(path) != sha256:
+        raise BundleError("bundle file", file, f"SHA-256 {sha256} as registered", FIX)
+    tree = _read_json(file)
     if tree.get("format") != FORMAT:
         raise BundleError("format", tree.get("format"), f"{FORMAT}", "upgrade recloop")
     if tree.get("encode_version") != ENCODE_VERSION:
         raise BundleError("encode_version", tree.get("encode_version"), f"{ENCODE_VERSION}", "upgrade recloop")
     manifest = Manifest.from_json(tree)
-    listed = set(manifest.files)
-    for name in sorted(listed - set(found)):
-        raise BundleError("bundle file", path / name, "an existing file (the manifest lists it)", fix)
-    for name in sorted(set(found) - listed - {MANIFEST}):
-        raise BundleError("bundle file", path / name, "only files that the manifest lists", fix)
-    for name in sorted(manifest.files):
-        sha256 = manifest.files[name].sha256
-        if file_sha256(found[name]) != sha256:
-            raise BundleError("bundle file", path / name, f"SHA-256 {sha256}", fix)
     if not manifest.bundle.endswith(content_hash(tree)):
-        raise BundleError("bundle", manifest.bundle, f"a name that ends in {content_hash(tree)}", fix)
+        raise BundleError("bundle", manifest.bundle, f"a name that ends in {content_hash(tree)}", FIX)
     return manifest
 
 

@@ -249,8 +249,10 @@ def with_golden(run: UpdateRun, bundle: Bundle) -> Bundle:
 
 
 def load_candidate(run: UpdateRun) -> Bundle:
-    """Load candidate' as `train_candidate` wrote it."""
-    return bundles.load(run.folder / "candidate" / run.journal.facts("learn")["bundle"])
+    """Return candidate' as `train_candidate` wrote it; a resumed run loads it."""
+    if run.candidate is None:
+        run.candidate = bundles.load(run.folder / "candidate" / run.journal.facts("learn")["bundle"])
+    return run.candidate
 
 
 def load_train_state(bundle: Bundle, folder: Path, reset: bool = False) -> dict[str, np.ndarray]:

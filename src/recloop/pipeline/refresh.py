@@ -12,7 +12,6 @@ unchanged), and after a rollback until an operator promotes a bundle.
 
 from __future__ import annotations
 
-from recloop import bundle as bundles
 from recloop.errors import RecloopError
 from recloop.pipeline.recipe import is_refresh
 from recloop.pipeline.update_run import UpdateRun
@@ -32,7 +31,7 @@ def release_refresh(run: UpdateRun, bundle: str) -> str:
     """
     control = run.project.open_control()
     mode = run.config.release.refresh
-    manifest = bundles.check(run.project.bundles / bundle)
+    manifest = run.project.load_manifest(bundle)
     if not is_refresh(manifest, run.live.manifest):
         run.progress.say(
             "release", f"{bundle} has another recipe than {run.live.id}; next steps: shadow, then experiment"

@@ -52,12 +52,12 @@ class Staged:
 
 def differing(project: Project) -> list[Change]:
     """Return the keys of recloop.toml that differ from the live bundle's settings."""
-    return config_changes.changed_keys(project.config, project.load_bundle().manifest.config)
+    return config_changes.changed_keys(project.config, project.load_manifest().config)
 
 
 def reason(project: Project) -> str:
     """Return the reason for a new first run; empty if none is needed."""
-    manifest = project.load_bundle().manifest
+    manifest = project.load_manifest()
     changed = config_changes.with_effect(config_changes.changed_keys(project.config, manifest.config), Effect.RESTART)
     if changed:
         return f"recloop.toml changed since {manifest.bundle}: {config_changes.list_changes(changed)}"
@@ -97,17 +97,17 @@ def changed_files(project: Project) -> bool:
 
 def consequences(project: Project) -> list[str]:
     """Describe how the next update will apply a newly written recloop.toml."""
-    live = project.load_bundle()
+    live = project.load_manifest()
     why = reason(project)
     if not why and changed_files(project):
         why = "an imported file has changed; start it with --restart"
     if not why:
-        return [f"{live.id} stays live; it was trained on the same data"]
+        return [f"{live.bundle} stays live; it was trained on the same data"]
     with project.open_log() as log:
         posted = len(PostedRows.collect(project.open_archive(), log))
-    earlier_files = str((live.manifest.config or {}).get("data.events", "its files"))
+    earlier_files = str((live.config or {}).get("data.events", "its files"))
     return [
-        f"{live.id} was trained from {earlier_files}; the next recloop update is a new first run ({why})",
+        f"{live.bundle} was trained from {earlier_files}; the next recloop update is a new first run ({why})",
         f"it keeps {posted:,} posted rows and drops the rows of files that data.events no longer names",
         "it refuses every bundle of the earlier data; use a new folder for another shop",
     ]

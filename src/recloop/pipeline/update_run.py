@@ -98,6 +98,7 @@ class UpdateRun:
         full: Train from scratch instead of from live's weights.
         reset: Start from live's weights with a fresh optimizer.
         spec: The candidate's feature spec.
+        candidate: The written candidate; None if an earlier process trained it.
     """
 
     project: Project
@@ -110,6 +111,7 @@ class UpdateRun:
     seed: int
     changed: list[Change] = field(default_factory=list)
     loaded: LabelledLog | None = field(default=None, repr=False)
+    candidate: Bundle | None = field(default=None, repr=False)
 
     @property
     def config(self) -> Config:

@@ -206,8 +206,8 @@ def train_candidate(run: UpdateRun) -> None:
         candidate = build_child(
             run, run.live, data.past, window.cut, window.held_seq, WarmStart(weights, run.live_range), run.folder
         )
-    written = write(run, candidate, run.folder / "candidate")
-    run.journal.record("learn", bundle=written.id)
+    run.candidate = write(run, candidate, run.folder / "candidate")
+    run.journal.record("learn", bundle=run.candidate.id)
 
 
 def run_gates(run: UpdateRun) -> None:
