@@ -37,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the answered sets."""
     sizes: list[int] = []
 
-    def answer_each(sides: Any, part: Queries, *_: Any) -> list[QueryResults]:
+    def answer_each(sides: Any, part: Queries, *_: Any, **__: Any) -> list[QueryResults]:
         sizes.append(len(part))
         return [results(part, number) for number in range(len(sides))]
 

@@ -17,6 +17,7 @@ from recloop.evaluation.parallel import each_span
 from recloop.evaluation.queries import Queries, codes_of_targets, concatenate, is_repeat, states_of
 from recloop.features.state_history import StateHistory
 from recloop.recommend.catalog import Catalog
+from recloop.recommend.count_sources import NeighbourSource
 from recloop.recommend.recommender import Recommender
 from recloop.records import COLD_POSITIVES, Query
 from recloop.storage.data_manifest import WindowLoss
@@ -59,7 +60,7 @@ class QueryResults:
     """Answers of one bundle to Q queries.
 
     Attributes:
-        lists: Raw ids, at most 10 per query.
+        lists: Raw ids, at most 10 per query; empty if they were not asked for.
         ndcg, repeat, explore: (Q,) NDCG@10 over all targets, over repeated ones and over the others; NaN without
             targets.
         cold: (Q,) True for fewer than 5 positives in the state. covering: (Q,) share of slots with a personal source.
@@ -125,8 +126,9 @@ def answer(
 
 
 def answer_each(
-    bundles: Sequence[Bundle], queries: Queries, timeline: StateHistory, catalog: Catalog, threads: int = 1
-) -> list[QueryResults]:
+    bundles: Sequence[Bundle], queries: Queries, timeline: StateHistory, catalog: Catalog, threads: int = 1,
+    with_lists: bool = True,
+) -> list[QueryResults]:  # fmt: skip
     """Answer the queries with each bundle as `answer` does; all use the same states."""
     recommenders = [ListRecommender(bundle, catalog, _placement(bundle), LIST_LENGTH) for bundle in bundles]
     lists = [np.zeros((len(queries), LIST_LENGTH), dtype=np.int64) for _ in bundles]
@@ -146,12 +148,22 @@ def answer_each(
             covering[number, span] = answers.covering_share
 
     workers = [recommenders, *([one.for_thread() for one in recommenders] for _ in range(threads - 1))]
+    for worker in workers:
+        _share_scores([one.recommender for one in worker])
     for _ in each_span(workers, len(queries), ask):
         pass
     return [
-        _results(recommender, queries, lists[number], repeat, cold, covering[number])
+        _results(recommender, queries, lists[number], repeat, cold, covering[number], with_lists)
         for number, recommender in enumerate(recommenders)
     ]
+
+
+def _share_scores(recommenders: Sequence[Recommender]) -> None:
+    """Let several bundles share the scores of models that an update kept."""
+    for source, scorer in recommenders[0].scorers.items():
+        for other in (recommender.scorers.get(source) for recommender in recommenders[1:]):
+            if isinstance(scorer, NeighbourSource) and isinstance(other, NeighbourSource):
+                scorer.share_scores(other)
 
 
 def _results(
@@ -161,6 +173,7 @@ def _results(
     repeat: NDArray[np.bool_],
     cold: NDArray[np.bool_],
     covering: NDArray[np.float64],
+    with_lists: bool,
 ) -> QueryResults:
     numbers = recommender.numbers(queries.targets)
 
@@ -170,7 +183,7 @@ def _results(
 
     return QueryResults(
         users=np.array(queries.users, dtype=object),
-        lists=recommender.ids(lists),
+        lists=recommender.ids(lists) if with_lists else [],
         ndcg=ndcg(np.ones(len(numbers), dtype=bool)),
         repeat=ndcg(repeat),
         explore=ndcg(~repeat),

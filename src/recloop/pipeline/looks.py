@@ -68,7 +68,7 @@ def _look(run: UpdateRun, candidate: Bundle, new_rows: Queries, holdout: Queries
     queries = concatenate([new_rows, holdout])
     timeline = run.states_of(queries.users)
     sides = (candidate, run.live)
-    results = paired.answer_each(sides, queries, timeline, run.catalog, training_steps.THREADS)
+    results = paired.answer_each(sides, queries, timeline, run.catalog, training_steps.THREADS, with_lists=False)
     spans = (slice(0, len(new_rows)), slice(len(new_rows), len(queries)))
     return Look(*(Answers(*(side.select(span) for side in results)) for span in spans))
 

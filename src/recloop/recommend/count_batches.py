@@ -15,14 +15,18 @@ from recloop.recommend.top_k import TopK
 
 QUERIES_PER_STEP = 64
 """Queries whose entries are in memory at once."""
+MAX_DENSE_SCORES = 1 << 18
+"""Scores of all items that are in memory at once; 2 MiB stay in the cache of a core."""
+DENSE_SHARE = 0.5
+"""Entries per item and query from which adding to all items is faster than a sparse product."""
 RANK_BITS = 29
 """Low bits of a float64 with a significand of 24 bits; they are 0 and hold the rank of a key."""
 
 
-def steps(n_queries: int) -> Iterator[slice]:
-    """Yield the spans of at most `QUERIES_PER_STEP` queries."""
-    for start in range(0, n_queries, QUERIES_PER_STEP):
-        yield slice(start, min(start + QUERIES_PER_STEP, n_queries))
+def steps(n_queries: int, size: int = QUERIES_PER_STEP) -> Iterator[slice]:
+    """Yield the spans of at most ``size`` queries."""
+    for start in range(0, n_queries, size):
+        yield slice(start, min(start + size, n_queries))
 
 
 def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -58,6 +62,13 @@ def totals(offsets: np.ndarray, items: np.ndarray, values: np.ndarray, n_rows: i
     return sp.csr_array(of_query @ of_entry)  # a factor of 1 is exact
 
 
+def dense_totals(offsets: np.ndarray, items: np.ndarray, values: np.ndarray, n_rows: int) -> np.ndarray:
+    """Return `totals` as a dense array (B, n_rows) float64."""
+    n_queries = len(offsets) - 1
+    cells = items + np.repeat(np.arange(n_queries) * n_rows, np.diff(offsets))
+    return np.bincount(cells, weights=values, minlength=n_queries * n_rows).reshape(n_queries, n_rows)
+
+
 def put_best(
     recalled: TopK, scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, order: np.ndarray, rows: slice
 ) -> None:
@@ -77,16 +88,41 @@ def put_best(
     row, items = row[is_kept], items[is_kept]
     if not len(items):
         return
-    keys = scores.data[is_kept].view(np.int64) | ((1 << RANK_BITS) - 1 - rank[items].astype(np.int64))
+    keys = scores.data[is_kept].view(np.int64) | _rank_keys(rank[items])
     lengths = np.bincount(row, minlength=scores.shape[0])
     table = np.zeros((scores.shape[0], int(lengths.max())), dtype=np.int64)  # 0: an empty entry
     table[row, np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)] = keys
-    depth = min(recalled.items.shape[1], table.shape[1])
-    if depth < table.shape[1]:
-        table = np.partition(table, table.shape[1] - depth, axis=1)[:, table.shape[1] - depth :]
-    best = np.sort(table, axis=1)[:, ::-1]
+    _put_keys(recalled, table, order, rows)
+
+
+def put_best_dense(
+    recalled: TopK, scores: np.ndarray, allowed: CandidateMask, rank: np.ndarray, order: np.ndarray, rows: slice
+) -> None:
+    """Store the lists of `put_best` for dense scores (rows, N+1)."""
+    keys = scores.view(np.int64) | _rank_keys(rank)
+    keys[:, 0 if allowed.is_all else ~allowed.mask] = 0
+    for number, banned in enumerate(allowed.banned[rows]):
+        keys[number, banned] = 0
+    _put_keys(recalled, keys, order, rows)
+
+
+def _rank_keys(rank: np.ndarray) -> np.ndarray:
+    """Return the low bits of keys: an item of a better rank has a larger key."""
+    keys: np.ndarray = (1 << RANK_BITS) - 1 - rank.astype(np.int64)
+    return keys
+
+
+def _put_keys(recalled: TopK, keys: np.ndarray, order: np.ndarray, rows: slice) -> None:
+    """Store the items of the largest keys (rows, n).
+
+    A key without a score has at most `RANK_BITS` bits.
+    """
+    depth = min(recalled.items.shape[1], keys.shape[1])
+    if depth < keys.shape[1]:
+        keys = np.partition(keys, keys.shape[1] - depth, axis=1)[:, keys.shape[1] - depth :]
+    best = np.sort(keys, axis=1)[:, ::-1]
+    is_item = best >= 1 << RANK_BITS
     ranks = (1 << RANK_BITS) - 1 - (best & (1 << RANK_BITS) - 1)
-    is_item = best > 0
     recalled.items[rows, :depth] = np.where(is_item, order[np.where(is_item, ranks, 0)], 0)
     values = (best >> RANK_BITS << RANK_BITS).view(np.float64)
     recalled.scores[rows, :depth] = np.where(is_item, values, -np.inf)

@@ -6,6 +6,7 @@ A list does not depend on its batch. What depends on a user's past alone is kept
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -172,6 +173,38 @@ class BuyAgainSource:
         return own
 
 
+@dataclass(frozen=True)
+class _History:
+    """Items of B histories that count.
+
+    Attributes:
+        items: (E,) item_ix. weights: (E,) float64. offsets: (B+1,). lengths: (E,) neighbours of each item.
+    """
+
+    items: np.ndarray
+    weights: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def select(self, span: slice) -> _History:
+        """Return some consecutive histories."""
+        offsets = self.offsets[span.start : span.stop + 1]
+        rows = slice(offsets[0], offsets[-1])
+        return _History(self.items[rows], self.weights[rows], offsets - offsets[0], self.lengths[rows])
+
+    def equals(self, other: _History) -> bool:
+        """Return whether the items with neighbours and their weights are equal."""
+        return all(map(np.array_equal, self._with_neighbours(), other._with_neighbours()))
+
+    def _with_neighbours(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        has_neighbours = self.lengths > 0
+        offsets = np.append(0, np.cumsum(has_neighbours))[self.offsets]
+        return self.items[has_neighbours], self.weights[has_neighbours], offsets
+
+
 class NeighbourSource:
     """Source of stored rows, summed over the items of a history.
 
@@ -189,6 +222,23 @@ class NeighbourSource:
         self._ids = arrays[array_name(source, "neighbours.ids")]
         self._weights = arrays[array_name(source, "neighbours.weights")]
         self._workspace = workspace
+        self._shared_key: object = None  # of the scores that sources with equal rows share
+
+    def share_scores(self, other: NeighbourSource) -> None:
+        """Share scores of batches with a source of another bundle, if its rows are equal.
+
+        One item table must start with the other, and further items must have no neighbours.
+        """
+        shorter, longer = sorted((self, other), key=lambda source: len(source._rank))
+        n_items = len(shorter._rank) - 1
+        is_equal = (
+            np.array_equal(shorter._ids, longer._ids)
+            and np.array_equal(shorter._weights, longer._weights)
+            and np.array_equal(shorter._indptr, longer._indptr[: n_items + 2])
+            and list(shorter._bundle.items.ids.ids) == list(longer._bundle.items.ids.ids[:n_items])
+        )
+        if is_equal:
+            self._shared_key = other._shared_key = self._shared_key or object()
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         recalled = TopK.empty(len(encoded), depth)
@@ -196,10 +246,53 @@ class NeighbourSource:
             put_ranked(recalled, kept(encoded, self._key, self._ranked), allowed, self._workspace)
             return recalled
         for span in count_batches.steps(len(encoded)):
-            scores = self._summed_rows_of_batch(*self._recent_items_of_batch(encoded, span))
+            items, weights, offsets = self._recent_items_of_batch(encoded, span)
+            lengths = self._indptr[items + 1] - self._indptr[items]
+            if int(lengths.sum()) >= count_batches.DENSE_SHARE * (len(offsets) - 1) * len(self._rank):
+                self._put_best_dense(recalled, encoded, _History(items, weights, offsets, lengths), allowed, span.start)
+                continue
+            scores = self._summed_rows_of_batch(items, weights, offsets)
             scores.data = scores.data.astype(np.float32).astype(np.float64)
             count_batches.put_best(recalled, scores, allowed, self._rank, self._order, span)
         return recalled
+
+    def _put_best_dense(
+        self, recalled: TopK, encoded: EncodedBatch, history: _History, allowed: CandidateMask, first: int
+    ) -> None:
+        """Store the lists of the queries from ``first`` on."""
+        for span in count_batches.steps(len(history), max(1, count_batches.MAX_DENSE_SCORES // len(self._rank))):
+            queries = slice(first + span.start, first + span.stop)
+            scores = self._dense_scores(encoded, history.select(span), queries).astype(np.float64)
+            count_batches.put_best_dense(recalled, scores, allowed, self._rank, self._order, queries)
+
+    def _dense_scores(self, encoded: EncodedBatch, history: _History, queries: slice) -> np.ndarray:
+        """(B, N+1) float32 scores.
+
+        Those of equal histories over equal rows are computed once.
+        """
+        key = ("scores", self._shared_key, queries.start, queries.stop)
+        known, scores = encoded.states.derived.get(key, (None, None)) if self._shared_key else (None, None)
+        if known is not None and scores is not None and history.equals(known):
+            n_missing = len(self._rank) - scores.shape[1]
+            return np.pad(scores, ((0, 0), (0, n_missing))) if n_missing > 0 else scores[:, : len(self._rank)]
+        neighbours, values = self._entries(history.items, history.weights, history.lengths)
+        offsets = np.append(0, np.cumsum(history.lengths))[history.offsets]
+        scores = count_batches.dense_totals(offsets, neighbours, values, len(self._rank)).astype(np.float32)
+        if self._shared_key:
+            encoded.states.derived[key] = history, scores
+        return scores
+
+    def _entries(self, items: np.ndarray, weights: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the neighbours of items in their order, and their weights in float64."""
+        starts = self._indptr[items]
+        width = int(lengths.max(initial=0))
+        if width and width == lengths.min():  # whole rows are copied
+            rows = [
+                np.lib.stride_tricks.sliding_window_view(array, width)[starts] for array in (self._ids, self._weights)
+            ]
+            return rows[0].ravel(), (rows[1] * weights[:, None]).ravel()
+        entries = count_batches.spread(starts, lengths)
+        return self._ids[entries], self._weights[entries] * np.repeat(weights, lengths)
 
     def _ranked(self, encoded: EncodedBatch) -> Ranked:
         """Rank all neighbours of a batch of one."""
