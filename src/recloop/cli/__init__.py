@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from recloop import __version__
-from recloop.cli import access, get_started, inspect, pipeline_steps, release, terminal
+from recloop.cli import access, get_started, inspect, items, pipeline_steps, release, terminal
 
 PANELS: tuple[tuple[str, tuple[Callable[..., None] | typer.Typer, ...]], ...] = (
     ("Get started", (get_started.init, get_started.update, get_started.serve, get_started.demo)),
@@ -40,6 +40,7 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None] | typer.Typer, ...]], ...] = 
             pipeline_steps.train,
             pipeline_steps.tune,
             pipeline_steps.ingest,
+            items.group,
             pipeline_steps.export,
             pipeline_steps.quarantine,
             pipeline_steps.gc,

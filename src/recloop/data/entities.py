@@ -85,7 +85,19 @@ def _users(project: Project, tables: Sequence[Table], orders: Sequence[Table]) -
 def _read_entities(project: Project, text: str, key: str, id_column: str, name: str) -> EntityTable | None:
     if not text:
         return None
-    sources = find(project.sources, text, key)
+    return read_sources(project, find(project.sources, text, key), key, id_column, name)
+
+
+def read_sources(project: Project, sources: Sequence[InputFile], key: str, id_column: str, name: str) -> EntityTable:
+    """Read items or users from files.
+
+    Args:
+        key: Setting or argument that names the files, for errors.
+        name: Column of the files that has the id.
+
+    Raises:
+        UserError: a file cannot be read or has no such column, or no row has an id.
+    """
     frames, rejects = [], []
     for source in sources:
         table, rows = read_rows(source, project.config.data)
@@ -104,7 +116,8 @@ def _read_entities(project: Project, text: str, key: str, id_column: str, name: 
         )
     frame = pl.concat(frames)
     if not len(frame.drop_nulls(id_column)):
-        raise UserError(key, text, f"rows with a {name}, found none", f"set {key}")
+        names = ", ".join(source.name for source in sources)
+        raise UserError(key, names, f"rows with a {name}, found none", sources[0].use_of_new)
     return EntityTable(_versions(frame, id_column), rejects, tuple(sources))
 
 

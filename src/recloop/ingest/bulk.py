@@ -303,7 +303,7 @@ def into_service(url: str, stack: ExitStack, key: str) -> Sink:
     def store(events: list[Event]) -> Sequence[Outcome]:
         outcomes: list[Outcome] = []
         for batch in batches(map(_row, events)):
-            response = _post(client, batch.body)
+            response = call_service(client, "POST", "/v1/events", batch.body)
             outcomes += [Outcome(row["status"], row["reason"]) for row in response["rows"]]
         return outcomes
 
@@ -316,11 +316,16 @@ def _key(project: Project, url: str) -> str:
     return os.environ.get(KEY_VARIABLE, "") or (admin_token.read(project.root) if own else "")
 
 
-def _post(client: Client, body: bytes) -> JsonTree:
+def call_service(client: Client, method: str, path: str, body: bytes) -> JsonTree:
+    """Send rows to a service, again while it is overloaded.
+
+    Raises:
+        UserError: the service cannot be reached, refuses the rows, or stays overloaded.
+    """
     problem = ""
     for _ in range(MAX_POST_ATTEMPTS):
         try:
-            return client.post("/v1/events", body)
+            return client.send(method, path, body)
         except urllib.error.HTTPError as error:
             problem = error.read().decode("utf-8", "replace")[:300]
             if error.code != 503:

@@ -49,9 +49,11 @@ class Client:
         return self._call("GET", f"{path}?{text}" if text else path, None, {})
 
     def post(self, path: str, body: Any) -> dict[str, Any]:
-        """Post a JSON value, or bytes of JSON."""
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self._call("POST", path, content, {"Content-Type": "application/json"})
+        return self.send("POST", path, json.dumps(body).encode())
+
+    def send(self, method: str, path: str, body: bytes) -> dict[str, Any]:
+        """Send a body of JSON."""
+        return self._call(method, path, body, {"Content-Type": "application/json"})
 
     def recommend(self, user_id: str, **query: str) -> dict[str, Any]:
         return self.get(f"/v1/recommend/{urllib.parse.quote(user_id, safe='')}", **query)

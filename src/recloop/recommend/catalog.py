@@ -138,6 +138,9 @@ class Catalog:
     def __len__(self) -> int:
         return len(self._items)
 
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
     def __contains__(self, item_id: object) -> bool:
         return item_id in self._rows
 
