@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,14 +61,30 @@ class Ranker:
         scores = self._session.run(None, {"features": matrix})[0][:, 0]
         if not np.isfinite(scores).all():
             raise BundleError(RANKER_GRAPH, "NaN or infinite", "finite scores", "recloop train")
+        if len(encoded) == 1:
+            best = _best_of_one(scores, ranked.items.shape[1])
+            self._put(ranked, 0, slice(len(best)), candidates, scores, best)
+            return [matrix[best]]
         best, offsets = _best_columns(scores, candidates, ranked.items.shape[1])
         lengths = np.diff(offsets)
         rows = np.repeat(np.arange(queries.start, queries.stop), lengths)
         columns = np.arange(len(best)) - np.repeat(offsets[:-1], lengths)
+        self._put(ranked, rows, columns, candidates, scores, best)
+        return np.split(matrix[best], offsets[1:-1])
+
+    def _put(
+        self,
+        ranked: FusedTopK,
+        rows: np.ndarray | int,
+        columns: np.ndarray | slice,
+        candidates: Candidates,
+        scores: np.ndarray,
+        best: np.ndarray,
+    ) -> None:
+        """Write the best candidates to some slots."""
         ranked.items[rows, columns] = candidates.items[best]
         ranked.scores[rows, columns] = 1.0 / (1.0 + np.exp(-scores[best].astype(np.float64)))
         ranked.sources[rows, columns] = self._best_sources(candidates.ranks[:, best], ranked.names)
-        return np.split(matrix[best], offsets[1:-1])
 
     def _best_sources(self, ranks: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         """Return the number (n,) of the source with the best rank of each item."""
@@ -106,12 +124,10 @@ def candidates_of(recalled: Mapping[str, TopK], depths: Mapping[str, int], queri
     if queries.stop - queries.start == 1:
         return _candidates_of_one(recalled, depths, queries.start)
     lists = [recalled[source].items[queries, :depth] for source, depth in depths.items()]
-    widths = [listed.shape[1] for listed in lists]
-    source = np.repeat(np.arange(len(lists)), widths)  # (W,) of the lists side by side
-    rank = np.concatenate([np.arange(width, dtype=np.float32) for width in widths])
+    widths = tuple(listed.shape[1] for listed in lists)
+    numbers, source, rank, bits = _columns(widths)
     items = np.concatenate(lists, axis=1).astype(np.int64)
-    bits = len(source).bit_length()
-    pairs = np.sort(items << bits | np.arange(len(source)), axis=1)  # (item, column), item 0 first
+    pairs = np.sort(items << bits | numbers, axis=1)  # (item, column), item 0 first
     items, columns = pairs >> bits, pairs & (1 << bits) - 1
     is_first = items > 0
     is_first[:, 1:] &= items[:, 1:] != items[:, :-1]
@@ -132,15 +148,40 @@ def candidates_of(recalled: Mapping[str, TopK], depths: Mapping[str, int], queri
 def _candidates_of_one(recalled: Mapping[str, TopK], depths: Mapping[str, int], b: int) -> Candidates:
     """Return `candidates_of` for query b, in fewer steps."""
     lists = [recalled[source].items[b, :depth] for source, depth in depths.items()]
-    lists = [listed[: np.count_nonzero(listed)] for listed in lists]
-    items = np.unique(np.concatenate(lists))
+    columns = _columns(tuple(map(len, lists)))
+    pairs = np.left_shift(np.concatenate(lists), columns.bits, dtype=np.int64)  # (item, column)
+    pairs |= columns.numbers
+    pairs.sort()
+    pairs = pairs[pairs.searchsorted(1 << columns.bits) :]  # without empty slots
+    items, column = pairs >> columns.bits, pairs & (1 << columns.bits) - 1
+    is_first = np.empty(len(items), dtype=bool)
+    is_first[:1] = True
+    np.not_equal(items[1:], items[:-1], out=is_first[1:])
+    items = items[is_first]
+    entries = columns.source.take(column) * len(items) + (is_first.cumsum() - 1)
     ranks = np.full((len(lists), len(items)), MISSING, dtype=np.float32)
     scores = np.zeros((len(lists), len(items)), dtype=np.float32)
-    for number, (source, listed) in enumerate(zip(depths, lists, strict=True)):
-        columns = np.searchsorted(items, listed)
-        ranks[number, columns] = np.arange(len(listed))
-        scores[number, columns] = recalled[source].scores[b, : len(listed)]
-    return Candidates(np.array([0, len(items)]), items, ranks, scores)
+    listed_scores = [recalled[source].scores[b, :depth] for source, depth in depths.items()]
+    ranks.put(entries, columns.rank.take(column))
+    scores.put(entries, np.concatenate(listed_scores).take(column))
+    return Candidates(np.array([0, len(items)]), items.astype(np.int32), ranks, scores)
+
+
+class _Columns(NamedTuple):
+    """Positions in lists side by side: their number, source and rank; ``bits`` hold one."""
+
+    numbers: np.ndarray  # (W,) int64
+    source: np.ndarray  # (W,) int64
+    rank: np.ndarray  # (W,) float32
+    bits: int
+
+
+@lru_cache(maxsize=256)
+def _columns(widths: tuple[int, ...]) -> _Columns:
+    """Return the positions of lists of these widths."""
+    numbers = np.arange(sum(widths))
+    rank = np.concatenate([np.arange(width, dtype=np.float32) for width in widths])
+    return _Columns(numbers, np.repeat(np.arange(len(widths)), widths), rank, len(numbers).bit_length())
 
 
 def _best_columns(scores: np.ndarray, candidates: Candidates, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,12 +189,14 @@ def _best_columns(scores: np.ndarray, candidates: Candidates, k: int) -> tuple[n
 
     Ties are ordered by item_ix.
     """
-    if len(candidates.offsets) == 2:
-        best = np.argsort(-scores, kind="stable")[:k]
-        return best, np.array([0, len(best)])
     order = np.lexsort((-scores, candidates.queries))
     lengths = np.minimum(np.diff(candidates.offsets), k)
     return order[count_batches.spread(candidates.offsets[:-1], lengths)], np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _best_of_one(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the columns of the ``k`` best of one query."""
+    return np.argsort(-scores, kind="stable")[:k]
 
 
 def append_rest(ranked: FusedTopK, rest: FusedTopK) -> None:
