@@ -85,6 +85,22 @@ def lists(bundle: Bundle, shop: Shop, **options: bool) -> list[RankedList]:
     return Recommender(bundle, catalog).recommend(states, queries, **options)
 
 
+def test_ranker_scores_fewer_candidates_than_teach(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranker, "MIN_MOMENTS", 2)
+    monkeypatch.setattr(ranker, "MIN_JUDGED", 1)
+    whole = shop.choose()
+    assert whole.bundle.policy.ranker is not None
+    assert dict(whole.bundle.policy.ranker.depths) == {
+        source: ranker.LIST_DEPTHS[source] for source in whole.bundle.policy.ranker.depths
+    }
+    monkeypatch.setattr(ranker, "LIST_DEPTHS", dict.fromkeys(ranker.DEPTHS, 1))
+    few = shop.choose()
+    assert few.recall is not None
+    assert whole.recall is not None
+    assert few.recall < whole.recall
+    assert few.bundle.graphs[RANKER_GRAPH] == whole.bundle.graphs[RANKER_GRAPH]
+
+
 def test_chosen_ranker_is_in_the_policy_with_its_graph_and_statistics(ranked: Bundle) -> None:
     spec = ranked.policy.ranker
     assert spec is not None

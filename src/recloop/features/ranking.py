@@ -44,6 +44,7 @@ HALF_GAP: Final = 0.5
 """Days added to a usual gap, so that a gap of a few hours does not make every item due."""
 MIN_TOTAL: Final = np.float32(0.1)
 COUNT: Final = OWN_COLUMNS.index("count")
+FIELD_DECAY: Final = HALF_LIVES.index(FIELD_HALF_LIFE)
 AGES: Final = slice(len(HALF_LIVES), len(HALF_LIVES) + 2)
 """Rows of the ages of an item in `UserProfiles.own`."""
 
@@ -75,6 +76,15 @@ class Candidates:
         wanted = keys_of(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), targets)
         is_target: np.ndarray = np.isin(keys_of(self.queries, self.items), wanted)
         return is_target
+
+    def are_within(self, depths: Sequence[int]) -> np.ndarray:
+        """(C,) bool: the candidate is among the first items of a source.
+
+        Args:
+            depths: (S,) first items of each source.
+        """
+        is_within: np.ndarray = ((self.ranks != MISSING) & (self.ranks < np.array(depths)[:, None])).any(axis=0)
+        return is_within
 
     def take(self, columns: np.ndarray) -> Candidates:
         """Return some of the candidates, in ascending order of ``columns``."""
@@ -116,17 +126,13 @@ class FeatureSpace:
         values = self._statistics.values.take(items, axis=0).T
         own, is_own = profiles.own.at(keys_of(query, items))
         features = np.empty((len(self.names), len(items)), dtype=np.float32)
-        row = _put_own(features, own, is_own, values[GAP], days, _decays(since, HALF_LIVES)[:, of_candidate])
-        facts = _query_features(
-            profiles, np.array([local_time(stamp, self._timezone) for stamp in now.tolist()]), since
-        )
-        features[row : row + len(facts)] = facts[:, of_candidate]
-        row += len(facts)
+        decays = _decays(since)[:, of_candidate]
+        row = _put_own(features, own, is_own, values[GAP], days, decays)
+        row = _put_query(features, row, profiles, now, self._timezone, since, of_candidate)
         features[row : row + len(values)] = values
         row += len(values)
-        decay = _decays(since, (FIELD_HALF_LIFE,))[0, of_candidate]
         of_fields = profiles.by_field.at(keys_of(query, self._statistics.keys[:, items]))
-        row = _put_fields(features, row, *of_fields, own[COUNT], days, decay)
+        row = _put_fields(features, row, *of_fields, own[COUNT], days, decays[FIELD_DECAY])
         for amounts, usual in zip(self._statistics.amounts, profiles.usual, strict=True):
             row = _put(features, row, *_number_features(amounts[items], usual[of_candidate]))
         features[row::2] = candidates.ranks
@@ -149,9 +155,9 @@ def _put(features: np.ndarray, row: int, *values: np.ndarray | float) -> int:
     return row + len(values)
 
 
-def _decays(since: np.ndarray, half_lives: Sequence[float]) -> np.ndarray:
-    """(H, B) float32 weights after ``since`` days."""
-    halvings = np.minimum(since / np.array(half_lives)[:, None], MAX_HALVINGS)
+def _decays(since: np.ndarray) -> np.ndarray:
+    """(half-lives, B) float32 weights after ``since`` days, by `HALF_LIVES`."""
+    halvings = np.minimum(since / np.array(HALF_LIVES)[:, None], MAX_HALVINGS)
     decays: np.ndarray = np.exp2(-halvings).astype(np.float32)
     return decays
 
@@ -190,14 +196,34 @@ def local_time(now: int, timezone: str) -> int:
     return now if timezone == "UTC" else now + int(utc_offset(now // (900 * SECOND), timezone))
 
 
-def _query_features(profiles: UserProfiles, now: np.ndarray, since: np.ndarray) -> np.ndarray:
-    """(10, B) features `QUERY`; ``now`` is in local time."""
-    gap = profiles.facts[QUERY_COLUMNS.index("gap")].astype(np.float64)
+def _put_query(
+    features: np.ndarray,
+    row: int,
+    profiles: UserProfiles,
+    now: np.ndarray,
+    timezone: str,
+    since: np.ndarray,
+    of_candidate: np.ndarray | slice,
+) -> int:
+    """Write the features `QUERY`; return the next free row."""
+    gap = profiles.facts[QUERY_COLUMNS.index("gap")].tolist()
+    queries = zip(now.tolist(), since.tolist(), profiles.has_history.tolist(), gap, strict=True)
+    times = [_times(local_time(stamp, timezone), *facts) for stamp, *facts in queries]
+    n_facts, n_rows = len(QUERY_COLUMNS), len(QUERY)
+    features[row : row + n_facts] = profiles.facts[:, of_candidate]
+    features[row + n_facts : row + n_rows] = np.array(times, dtype=np.float32).T[:, of_candidate]
+    return row + n_rows
+
+
+def _times(now: int, since: float, has_history: bool, gap: float) -> tuple[float, float, int, int]:
+    """Return `QUERY` after `QUERY_COLUMNS` of a query: days, due, hour and weekday.
+
+    Args:
+        now: Local time. gap: Usual days between two moments, or `MISSING`.
+    """
+    due = since / (gap + HALF_GAP) if gap != MISSING else MISSING
     hours = now // (3_600 * SECOND)
-    has_gap = gap != MISSING
-    due = np.where(has_gap, since / np.where(has_gap, gap + HALF_GAP, 1.0), MISSING)
-    days = np.where(profiles.has_history, since, MISSING)
-    return np.stack([*profiles.facts, days, due, hours % 24, (hours // 24 + 3) % 7])
+    return since if has_history else MISSING, due, hours % 24, (hours // 24 + 3) % 7
 
 
 def _put_fields(

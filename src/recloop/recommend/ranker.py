@@ -168,7 +168,7 @@ def _candidates_of_one(recalled: Mapping[str, TopK], depths: Mapping[str, int], 
 
 
 class _Columns(NamedTuple):
-    """Positions in lists side by side: their number, source and rank; ``bits`` hold one."""
+    """Number, source and rank of positions in lists side by side; ``bits`` hold one."""
 
     numbers: np.ndarray  # (W,) int64
     source: np.ndarray  # (W,) int64

@@ -35,7 +35,9 @@ from recloop.training.item_statistics import fit_statistics
 from recloop.training.tree_graph import tree_graph
 
 DEPTHS: Final = {"model": 50, "history": 100, "neighbours": 50, "popular": 50}
-"""Candidates of each source (docs/decisions/2026-11-28-a-ranker-over-recalled-items.md)."""
+"""Candidates of each source that teach (docs/decisions/2026-11-28-a-ranker-over-recalled-items.md)."""
+LIST_DEPTHS: Final = {"model": 30, "history": 60, "neighbours": 30, "popular": 30}
+"""Candidates of each source that a list scores: the best slots are as good, and a request costs less."""
 NEGATIVES: Final = 60
 """Recalled items without a target that a moment teaches at most, drawn evenly."""
 MIN_MOMENTS: Final = 200
@@ -74,7 +76,7 @@ class RankerChoice:
 class Examples:
     """Rows that teach: features (R, F) float32, labels (R,), sizes of moments (Q,).
 
-    ``recalled`` and ``targets`` count the targets of all moments that were asked, recalled or not.
+    ``targets`` counts the targets of all moments that were asked, ``recalled`` those within `LIST_DEPTHS`.
     """
 
     features: np.ndarray
@@ -325,6 +327,7 @@ class _Learner:
     ) -> None:
         statistics = fit_statistics(data, tables)
         depths = {source: DEPTHS[source] for source in FUSED_SOURCES if source in bundle.scorers}
+        self._list_depths = {source: LIST_DEPTHS[source] for source in depths}
         self._bundle = replace(bundle, arrays={**bundle.arrays, **statistics.to_arrays()})
         names = RankerSpec("gbdt", depths, (), statistics.fields, statistics.numbers, 0, 0)
         self._space = feature_space(self._bundle, names, check=False)
@@ -348,7 +351,7 @@ class _Learner:
                 asked = queries.at(np.arange(span.start + some.start, span.start + some.stop))
                 candidates = candidates_of(recalled, self._spec.depths, some)
                 is_target = candidates.are_targets(asked.items, asked.offsets)
-                n_recalled += int(is_target.sum())
+                n_recalled += int((is_target & candidates.are_within(list(self._list_depths.values()))).sum())
                 columns = sampled_columns(is_target, candidates.offsets, random)
                 taken = candidates.take(columns)
                 features.append(self._space.matrix(encoded, some, taken))
@@ -361,7 +364,7 @@ class _Learner:
 
     def bundle_of(self, examples: Examples) -> Bundle:
         """Return the bundle with trees that learned from these examples."""
-        spec = replace(self._spec, moments=len(examples.sizes), until=self._until)
+        spec = replace(self._spec, depths=self._list_depths, moments=len(examples.sizes), until=self._until)
         return with_trees(self._bundle, spec, fit_trees(examples, self._config), self._config)
 
 
