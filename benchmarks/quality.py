@@ -46,7 +46,8 @@ def main() -> None:
         for model in asked.model or DATA[data].models:
             file = RESULTS / f"quality-{data}-{model}-seed{asked.seed}.json"
             if asked.again or not file.exists():
-                make(data, model, asked.budget, asked.epochs, asked.seed, asked.set, file)
+                settings = [*DATA[data].settings.get(model, ()), *asked.set]
+                make(data, model, asked.budget, asked.epochs, asked.seed, settings, file)
     write_page(RESULTS)
 
 

@@ -5,8 +5,8 @@ The files are in ``../shared/data`` and stay there: their terms forbid redistrib
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -36,6 +36,11 @@ context = []
 lr = 2e-3
 [evaluate]
 baselines = ["popular", "covisitation"]
+"""
+GIVEN_CANDIDATES: Final = """\
+[evaluate]
+baselines = ["popular", "covisitation"]
+candidates = "candidates.parquet"
 """
 ONLINE_RETAIL: Final = """\
 # Invoices of a gift wholesaler; charges are not products, a cancellation undoes its purchase, seen items are hidden.
@@ -68,12 +73,14 @@ class DataSet:
     Attributes:
         title: Heading of its table. write: Makes the project folder. models: Rows in order.
         published: Rows of papers and public repositories under the same protocol.
+        settings: Settings of recloop.toml by model, chosen on validation.
     """
 
     title: str
     write: Callable[[Path], None]
     models: tuple[str, ...]
     published: tuple[Published, ...] = ()
+    settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def leave_one_out(name: str, folder: Path) -> None:
@@ -82,6 +89,25 @@ def leave_one_out(name: str, folder: Path) -> None:
     log = pl.read_parquet(SHARED / name)
     log.select("user_id", "item_id", timestamp=1_000_000_000 + pl.col("pos")).write_parquet(folder / "log.parquet")
     (folder / "recloop.toml").write_text(LEAVE_ONE_OUT, "utf-8")
+
+
+def ncf(folder: Path) -> None:
+    """Write the files of He et al. as a project, each user's rows in the order of MovieLens.
+
+    The models learn all rows of their training file, as in the papers.
+    """
+    folder.mkdir(parents=True)
+    order = pl.read_parquet(SHARED / "ml-1m.parquet").select("user_id", "item_id", "pos")
+    train = pl.read_parquet(SHARED / "ncf-ml-1m_train.parquet").join(order, on=["user_id", "item_id"], how="left")
+    test = pl.read_parquet(SHARED / "ncf-ml-1m_test.parquet").with_columns(pos=pl.lit(len(order), dtype=pl.Int64))
+    rows = pl.concat([part.select("u", "i", "pos") for part in (train, test)]).sort("u", "pos")
+    stamps = 1_000_000_000 + pl.int_range(pl.len()).over("u")
+    rows.select(user_id=pl.col("u"), item_id=pl.col("i"), timestamp=stamps).write_parquet(folder / "log.parquet")
+    given = pl.read_parquet(SHARED / "ncf-ml-1m_negatives.parquet").explode("neg_i")
+    given.select(user_id=pl.col("u"), item_id=pl.col("neg_i")).write_parquet(folder / "candidates.parquet")
+    head, _, _ = LEAVE_ONE_OUT.partition("[evaluate]")
+    head = head.replace("[split]\n", "[split]\nvalidation_users = 0\n")
+    (folder / "recloop.toml").write_text(head + GIVEN_CANDIDATES, "utf-8")
 
 
 def online_retail(folder: Path) -> None:
@@ -111,6 +137,17 @@ DATA: Final[dict[str, DataSet]] = {
             Published("gSASRec", 0.3003, 0.1726, "asash/gSASRec-pytorch"),
             Published("GRU4Rec, cross-entropy", 0.2887, 0.1679, "monkey0head/time-to-split"),
         ),
+    ),
+    "ncf-ml-1m": DataSet(
+        "MovieLens-1M, the files of NCF, 99 given items",
+        ncf,
+        ("covisitation", "mf", "ease", "neumf"),
+        (
+            Published("MF, 192 numbers a vector", 0.7294, 0.4523, "Rendle et al., RecSys 2020"),
+            Published("iALS", 0.7111, 0.4383, "google-research/ials"),
+            Published("NeuMF", 0.7093, 0.4349, "Rendle et al., RecSys 2020"),
+        ),
+        {"mf": ("model.dim=128", "model.l2=0.007", "model.unseen=0.3", "model.sweeps=12")},
     ),
     "beauty-5core": DataSet(
         "Amazon Beauty, 5-core, leave-one-out",

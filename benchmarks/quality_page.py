@@ -21,7 +21,8 @@ HEAD: Final = """\
 Each table is one data set. `make bench-quality` runs the missing rows; the result files are in
 [`benchmarks/results`](../benchmarks/results), each with its command, commit, fingerprint of the data and seed.
 
-- Rows rank the full catalog on the test split. Values are means over users, with the 95 % interval of a bootstrap over users where one seed
+- Rows rank the full catalog on the test split, except where a table says
+  [given items](definitions/ranking-metrics.md#given-candidates). Values are means over users, with the 95 % interval of a bootstrap over users where one seed
   was run, and the mean of the seeds otherwise.
 - A published row has the protocol of its source. ML-1M is in file order, so a difference below 2 % to a published row means nothing.
 - `trained`: epochs and steps. `stopped` by `time_budget`: the row was cut, and more time may change it.
@@ -53,7 +54,8 @@ def section(name: str, data: DataSet, results: list[Result]) -> Iterator[str]:
     yield f"## {data.title}\n"
     if results:
         facts = results[0]["protocol"]
-        yield f"`{facts['name']}`, {facts['users']:,} users of the test, {facts['items']:,} items.\n"
+        given = f"each target among {facts['candidates']} given items of " if "candidates" in facts else ""
+        yield f"`{facts['name']}`, {facts['users']:,} users of the test, {given}{facts['items']:,} items.\n"
         yield "| row | " + " | ".join(METRICS) + " | explore | seeds | trained | stopped | source |"
         yield "|---" * (len(METRICS) + 6) + "|"
         yield from (line(row, found) for row, found in rows(results).items())

@@ -47,6 +47,12 @@ def test_split_leave_one_out_tests_the_last_and_validates_the_one_before() -> No
     assert parts.cut == 8
 
 
+def test_split_leave_one_out_without_validation_users_trains_on_all_but_the_test() -> None:
+    rows = [("u", "a", 1), ("u", "b", 1), ("u", "c", 1)]
+    parts = split(frame(rows), PAPERS.model_copy(update={"validation_users": 0}))
+    assert [part["item_id"].to_list() for part in parts[:3]] == [["a", "b"], [], ["c"]]
+
+
 @pytest.mark.parametrize("wrong", [{"ties": "moment"}, {"filter_seen": False}])
 def test_split_leave_one_out_with_other_settings_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"split\.protocol=leave-one-out"):

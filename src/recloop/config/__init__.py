@@ -245,6 +245,8 @@ class Evaluate(Section):
         "covisitation",
     )
     """Baselines in the evaluation table."""
+    candidates: str = ""
+    """Parquet file of `user_id` and `item_id`: each target of a leave-one-out test is ranked among its user's items; empty: all."""
 
 
 HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")

@@ -73,7 +73,7 @@ def split(labelled: pl.DataFrame, config: Split) -> SplitFrames:
 def leave_one_out(labelled: pl.DataFrame, config: Split) -> SplitFrames:
     """Split each user's rows: last positive test, the one before it validation.
 
-    The other rows are training. Row order is time order. As in the papers' code, users with fewer than three positives are
+    The other rows are training. With ``validation_users = 0`` no row is validation. Row order is time order. As in the papers' code, users with fewer than three positives are
     only in training, as are guest baskets. The split has no common instant, so the cut is after the last row, and a bundle of this split is only
     evaluated on it.
 
@@ -93,6 +93,8 @@ def leave_one_out(labelled: pl.DataFrame, config: Split) -> SplitFrames:
     test, valid = (
         labelled.filter(pl.col(SEQ).is_in(eligible.filter(pl.col("behind") == n)[SEQ].implode())) for n in (0, 1)
     )
+    if config.validation_users == 0:
+        valid = valid.clear()
     held_out = pl.concat([test[SEQ], valid[SEQ]])
     train = labelled.filter(~pl.col(SEQ).is_in(held_out.implode()))
     return SplitFrames(train, valid, test, end_of(labelled, STAMP) + 1)

@@ -22,6 +22,7 @@ from recloop.bundle import Bundle
 from recloop.config import Config
 from recloop.errors import UserError
 from recloop.evaluation import metrics
+from recloop.evaluation.given_candidates import GivenCandidates
 from recloop.evaluation.leave_one_out import TargetRanks
 from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.parallel import each_span
@@ -39,7 +40,7 @@ from recloop.recommend.filters import CandidateMask
 from recloop.recommend.fusion import fuse
 from recloop.recommend.ranker import Ranker
 from recloop.recommend.top_k import DEPTH, TopK
-from recloop.records import FUSED_SOURCES, Query
+from recloop.records import FUSED_SOURCES, USER_ID, Query
 
 EXAMPLE_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Quantiles of history length for the example users of the report."""
@@ -72,6 +73,7 @@ def evaluate(
     threads: int = 1,
     progress: Progress | None = None,
     timeline: StateHistory | None = None,
+    candidates: pl.DataFrame | None = None,
 ) -> EvaluationTable:
     """Evaluate bundles: baseline rows of the first, each network, each served list.
 
@@ -84,6 +86,7 @@ def evaluate(
         threads: Threads that answer queries; each needs the memory of a batch and of the sources' buffers.
         progress: Callback with (finished queries, all queries).
         timeline: States of all events of ``data``; None: computed from them.
+        candidates: user_id and item_id of the items that each target is ranked among; None: all items.
 
     Raises:
         UserError: the test is empty, a bundle was fitted on it (``train.refit``), or scores are not finite.
@@ -95,7 +98,7 @@ def evaluate(
         _unseen(bundle, queries, config.split.protocol)
     timeline = StateHistory(data.events, data.users) if timeline is None else timeline
     evaluations = [
-        _BundleEvaluation(bundle, catalog, config, queries, with_baselines=number == 0)
+        _BundleEvaluation(bundle, catalog, config, queries, number == 0, candidates)
         for number, bundle in enumerate(bundles)
     ]
     placements = [
@@ -140,6 +143,7 @@ def evaluate(
         items=len(bundles[0].items),
         wanted=len(queries.targets),
         unknown=len(queries.targets) - sum(map(set(bundles[0].items.ids.ids).__contains__, queries.targets)),
+        candidates=None if candidates is None else round(len(candidates) / candidates[USER_ID].n_unique()),
     )
     table = make_table(protocol, rows, queries.users, positives, examples)
     return replace(table, placements=[placement.result(repeat, protocol.seed) for placement in placements])
@@ -201,7 +205,13 @@ class _BundleEvaluation:
     """Bundle under test and its rows."""
 
     def __init__(
-        self, bundle: Bundle, catalog: Catalog, config: Config, queries: Queries, with_baselines: bool
+        self,
+        bundle: Bundle,
+        catalog: Catalog,
+        config: Config,
+        queries: Queries,
+        with_baselines: bool,
+        candidates: pl.DataFrame | None = None,
     ) -> None:
         _finite(bundle)
         self.bundle = bundle
@@ -223,6 +233,7 @@ class _BundleEvaluation:
         if ranker is not None:
             self.sources = sorted({*self.sources, *ranker.sources})
         self.one_target = config.split.protocol == LEAVE_ONE_OUT
+        self.given = None if candidates is None else GivenCandidates.from_frame(candidates, queries, bundle.items.ids)
         self.depth = DEPTH if self.one_target else max(self.ks)
         self.evaluated = [
             self._row(name, "network" if source == "model" else "baseline", {source: 1.0}, SINGLE_SOURCE_FALLBACK, RRF)
@@ -259,6 +270,8 @@ class _BundleEvaluation:
         """Answer these queries for every row."""
         clock = _Clock()
         encoded, allowed = self.lists.encode(states, self.queries.now[span])
+        if self.given is not None:
+            allowed = self.given.restrict(allowed, span)
         shared = clock.lap()
         recalled: dict[str, TopK] = {}
         recall_seconds: dict[str, float] = {}

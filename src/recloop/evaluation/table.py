@@ -281,8 +281,11 @@ def _describe_gain(comparison: BaselineComparison) -> str:
 
 def protocol_line(protocol: EvaluationProtocol) -> str:
     """Describe the protocol in one line."""
+    ranked = f"full ranking of {protocol.items:,} items"
+    if protocol.candidates is not None:
+        ranked = f"ranked among {protocol.candidates:,} given items of {protocol.items:,}"
     return (
-        f"{protocol.name}, targets {protocol.targets}, full ranking of {protocol.items:,} items, "
+        f"{protocol.name}, targets {protocol.targets}, {ranked}, "
         f"{protocol.moments:,} moments of {protocol.users:,} users, filter_seen {str(protocol.filter_seen).lower()}, "
         f"ties {protocol.ties}, k {', '.join(map(str, protocol.k))}, seed {protocol.seed}, "
         f"split {protocol.split_hash[:8]}, data {protocol.fingerprint[:8]}; "

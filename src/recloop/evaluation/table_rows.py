@@ -9,7 +9,7 @@ from typing import Final, Literal
 from recloop.evaluation import bootstrap
 from recloop.evaluation.bootstrap import Difference, Estimate
 from recloop.evaluation.metrics import Floats
-from recloop.files import JsonTree
+from recloop.files import JsonTree, without_none
 from recloop.manifest import Training
 
 SLICES: Final = ("all", "warm", "cold", "repeat", "explore")
@@ -140,6 +140,7 @@ class EvaluationProtocol:
         k: Cut-offs of the metrics. seed: Seed of the intervals.
         moments, users, items: Numbers of queries, of their users, and of ranked items.
         wanted, unknown: Numbers of targets, and of targets that were not in the catalog before the cut.
+        candidates: Number of items of a user that a target is ranked among; None: all items.
     """
 
     name: str
@@ -155,9 +156,10 @@ class EvaluationProtocol:
     items: int
     wanted: int
     unknown: int
+    candidates: int | None = None
 
     def to_json(self) -> JsonTree:
-        return {**vars(self), "k": [*self.k]}
+        return without_none(**vars(self) | {"k": [*self.k]})
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from recloop.data.prepare import PreparedData, PrepareResult, load
 from recloop.data.split import LEAVE_ONE_OUT
 from recloop.errors import UserError
 from recloop.evaluation.evaluate import evaluate
+from recloop.evaluation.given_candidates import KEY as CANDIDATES_KEY
+from recloop.evaluation.given_candidates import read_candidates
 from recloop.evaluation.table import EvaluationTable
 from recloop.features import state_store
 from recloop.features.learned_range import nothing_held
@@ -265,10 +267,15 @@ def evaluate_on_test(
             f"in a new folder with split.protocol={project.config.split.protocol}: recloop prepare, then recloop train"
         )
         raise UserError("split.protocol", project.config.split.protocol, expected, fix)
+    given = project.config.evaluate.candidates
+    if given and prepared != LEAVE_ONE_OUT:
+        expected = f"split.protocol={LEAVE_ONE_OUT}, with one target per user, not {prepared}"
+        raise UserError(CANDIDATES_KEY, given, expected, f'--set {CANDIDATES_KEY}=""')
     facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
     table = evaluate(
         candidates, data, Catalog.from_frames([data.items]), project.config, facts, THREADS,
         lambda done, total: progress.bar("evaluate", done, total), _stored_history(project, data),
+        read_candidates(project.sources / given) if given else None,
     )  # fmt: skip
     progress.show("evaluate", table.render())
     progress.say("evaluate", table.sentence)
