@@ -129,7 +129,7 @@ NETWORKS: dict[str, dict[str, object]] = {
     "sasrec": {"dropout": 0.0, "blocks": 1, "heads": 1, "start": "random"},
     "gru4rec": {"dropout": 0.0, "hidden": 8, "start": "random"},
     "two_tower": {"dropout": 0.0, "alone": 0.0, "hidden": 8, "uniform": 16, "start": "random"},
-    "neumf": {"dropout": 0.0, "hidden": 8, "negatives": 16, "start": "random"},
+    "neumf": {"dropout": 0.0, "hidden": 8, "pairs": 32, "start": "random"},
 }
 
 
@@ -147,10 +147,12 @@ def after_one(data: TrainData, folder: Path, name: str) -> torch.Tensor:
     with torch.no_grad():
         table = learner.vectors()
         one = torch.zeros(1, 1, dtype=torch.long)
+        if name == "neumf":  # it has no order: the mean over all users, who took item 1
+            users = network.user_vectors()[1:]
+            means: torch.Tensor = network.score_candidates(users, table[None, 1:]).mean(0)
+            return means
         users = network.forward_user(table[one + 1], one, one == 0, torch.zeros(1, 0, dtype=torch.long))
-        scores: torch.Tensor = (
-            users @ table[1:].T if name != "neumf" else network.score_candidates(users, table[None, 1:])
-        )[0]
+        scores: torch.Tensor = (users @ table[1:].T)[0]
     return scores
 
 

@@ -12,8 +12,9 @@ import torch
 from recloop.config import Config
 from recloop.models.base import TrainData, load_model
 from recloop.training.batches import EpochDataset, LengthBucketSampler, SequenceDataset
+from recloop.training.pairs import PairBatch
 from recloop.training.sampled_losses import OwnedItems
-from recloop.training.trainer import Learner, deterministic
+from recloop.training.trainer import Learner, PairLearner, deterministic
 
 Arrays = Callable[..., TrainData]
 HISTORY = 8
@@ -87,7 +88,6 @@ def test_owned_items_mark_the_items_of_each_rows_user(arrays: Arrays) -> None:
         ("two_tower", "ss_refined", True),
         ("sasrec", "bce", True),
         ("sasrec", "bpr", True),
-        ("neumf", "auto", True),
         ("sasrec", "ss", False),
         ("sasrec", "gbce", False),
         ("sasrec", "ss_logq", False),
@@ -96,14 +96,12 @@ def test_owned_items_mark_the_items_of_each_rows_user(arrays: Arrays) -> None:
 def test_loss_with_masking_gives_owned_items_no_gradient(arrays: Arrays, name: str, loss: str, masked: bool) -> None:
     """An owned item outside window and targets moves only without masking."""
     data = arrays([[[1], [2], [3]], [[4], [5], [6]]], 6)
-    extra = {"uniform": 256} if name == "two_tower" else {"negatives": 256} if name == "neumf" else {}
+    extra = {"uniform": 256} if name == "two_tower" else {}
     config = Config.model_validate({"train": {"loss": loss, "negatives": 256}})
     with deterministic(0):
         network = load_model(name, {"dropout": 0.0, **extra, **({"alone": 0.0} if name == "two_tower" else {})})
         network.build(data, 8, HISTORY)
         learner = Learner(network, data, config.train)
-        if network.__class__.__name__ == "NeuMF":
-            network.init_items(torch.randn(7, 8))
         sequences = SequenceDataset(data, HISTORY)
         windows = sequences.training()
         batch = sequences.batch(windows[np.array([0])], sequences.draw(0, 0))
@@ -114,6 +112,21 @@ def test_loss_with_masking_gives_owned_items_no_gradient(arrays: Arrays, name: s
     assert table.grad is not None
     assert bool((table.grad[3] != 0).any()) is not masked, "item 3 is owned by the user"
     assert (table.grad[5] != 0).any(), "item 5 is owned by another user"
+
+
+def test_neumf_loss_gives_owned_items_no_gradient(arrays: Arrays) -> None:
+    """The user of the only pair took items 1, 2 and 3; the pair is item 2."""
+    data = arrays([[[1], [2], [3]], [[4], [5], [6]]], 6)
+    with deterministic(0):
+        network = load_model("neumf", {"negatives": 256})
+        network.build(data, 8, HISTORY)
+        learner = PairLearner(network, data, Config().train)
+        table = torch.randn(7, 8).requires_grad_()
+        learner.vectors = lambda: table  # type: ignore[method-assign]
+        batch = PairBatch(torch.tensor([0]), torch.tensor([2]), torch.ones(1), torch.ones(1, dtype=torch.bool))
+        learner.training_step(batch, 0).backward()
+    assert table.grad is not None
+    assert (table.grad != 0).any(1).tolist() == [False, False, True, False, True, True, True]
 
 
 def test_two_tower_with_masked_owned_items_clusters_tastes_better(arrays: Arrays) -> None:

@@ -126,11 +126,9 @@ class _TrainPlan:
         if warm_start is None:
             return cls(parent.manifest.train.repeated_epochs, training_steps.REFIT_SECONDS, None)
         chosen = select_targets(arrays, warm_start.learned, run.config.update.replay_ratio, run.seed)
-        return cls(
-            1,
-            run.config.train.time_budget_seconds,
-            WarmStartState(warm_start.state, chosen, LEARNING_RATE_SHARE, counts, parent.graphs),
-        )
+        parent_users = parent.users.ids.ids if parent.users else ()
+        warm = WarmStartState(warm_start.state, chosen, LEARNING_RATE_SHARE, counts, parent.graphs, users=parent_users)
+        return cls(1, run.config.train.time_budget_seconds, warm)
 
 
 def _closed_form_scorers(parent: Bundle) -> dict[str, ScorerSpec]:
@@ -146,6 +144,8 @@ def _kept_models(run: UpdateRun, parent: Bundle, arrays: TrainData) -> dict[str,
         return {}
     share = run.config.update.refit_share
     reason = "a full retrain" if run.full else refit_reason(models, arrays, share)
+    if not reason and has_network(parent) and "user_vectors" in parent.arrays:
+        reason = f"{parent.manifest.model.name} learns this update's users"
     if not reason and _has_quarantine(run):
         reason = "rows were quarantined or restored"
     names = ", ".join(spec.model for spec in models.values())

@@ -198,7 +198,7 @@ def train_window(
     train = config.train.model_copy(update={"epochs": 1})
     window_network = fit_network(
         network.name, network.config, arrays, config.model_copy(update={"train": train}), run / "window",
-        config.train.time_budget_seconds, not sys.stderr.isatty(), WarmStartState(network.train_state, chosen, LEARNING_RATE_SHARE, bundle.arrays),
+        config.train.time_budget_seconds, not sys.stderr.isatty(), WarmStartState(network.train_state, chosen, LEARNING_RATE_SHARE, bundle.arrays, users=arrays.user_ids),
     )  # fmt: skip
     metrics = replace(
         network.metrics, window_steps=window_network.steps, window_seconds=round(window_network.seconds, 2)
@@ -247,6 +247,7 @@ def with_network(bundle: Bundle, network: TrainedNetwork) -> Bundle:
         manifest=manifest,
         policy=replace(bundle.policy, placements=placements),
         arrays={**bundle.arrays, **network.arrays},
+        users=network.users or bundle.users,
         graphs={
             **bundle.graphs,
             "rank.onnx" if network.kind == "rank" else "user.onnx": network.graph,

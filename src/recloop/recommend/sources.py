@@ -160,7 +160,8 @@ class FactorSource:
 class RerankSource:
     """Source ``model`` of a reranking network: reorders the other sources' items.
 
-    Each query is scored alone, so its list does not depend on the batch.
+    Each query is scored alone, so its list does not depend on the batch. A network with ``user_vectors`` gets the row of the
+    user, or 0 for a user without one, whom it folds in by the history.
     """
 
     def __init__(self, bundle: Bundle, others: Mapping[str, Source], threads: int = 1) -> None:
@@ -169,10 +170,13 @@ class RerankSource:
         self._others = others
         self._session = open_session(bundle.graphs["rank.onnx"], threads)
         self._inputs = {node.name for node in self._session.get_inputs()}
+        self._users = bundle.arrays["user_vectors"] if "user" in self._inputs else None
+        self._known = bundle.users
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         source_items = [scorer.best(encoded, allowed, depth).items for scorer in self._others.values()]
         recalled = TopK.empty(len(encoded), depth)
+        users = self._user_rows(encoded)
         for b in np.flatnonzero(np.diff(encoded.row_offsets)).tolist():
             candidates = np.unique(np.concatenate([source[b] for source in source_items]))
             candidates = candidates[candidates > 0]
@@ -185,6 +189,7 @@ class RerankSource:
                 "mask": np.ones((1, len(items)), dtype=bool),
                 "context": encoded.context[b : b + 1].astype(np.int64),
                 "candidates": self._items[candidates][None],
+                "user": users[b : b + 1],
             }
             scores = self._session.run(None, {name: feeds[name] for name in self._inputs})[0][0]
             if not np.isfinite(scores).all():
@@ -194,6 +199,13 @@ class RerankSource:
             order = np.argsort(-scores, kind="stable")[:depth]  # candidates ascend
             recalled.put(b, candidates[order], scores[order])
         return recalled
+
+    def _user_rows(self, encoded: EncodedBatch) -> np.ndarray:
+        """Return the rows (B, D) of the queries' users; (B, 0) for a network without rows."""
+        if self._users is None or self._known is None:
+            return np.zeros((len(encoded), 0), dtype=np.float32)
+        rows: np.ndarray = self._users[self._known.ids.lookup(encoded.states.users, len(encoded))]
+        return rows
 
 
 class RepeatedSource:
@@ -235,10 +247,12 @@ def make_sources(bundle: Bundle, threads: int = 1) -> dict[str, Source]:
             sources[source] = NeighbourSource(bundle, source, spec.recent, workspace)
         elif spec.kind == "due":
             sources[source] = BuyAgainSource(bundle, source, workspace)
+        elif spec.kind == "rank":
+            continue
         elif array_name(source, "user_vectors") in bundle.arrays:
             options = spec.config or {}
             sources[source] = FactorSource(bundle, source, options["l2"], options["unseen"])
-        elif spec.kind != "rank":
+        else:
             sources[source] = EmbeddingSource(bundle, threads)
     for source, spec in bundle.scorers.items():
         if spec.kind == "rank":

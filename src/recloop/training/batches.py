@@ -44,6 +44,11 @@ class Batch(NamedTuple):
     rejected_weights: Tensor | None = None  # (K,) float32: their weights
     users: Tensor | None = None  # (B,) int64 user_ix of each window
 
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens without padding."""
+        return int(self.mask.sum())
+
 
 @dataclass(frozen=True)
 class HistoryWindows:

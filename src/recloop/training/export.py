@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recloop.models.layers import FieldEmbedding
 from recloop.training.graph_template import GraphTemplate
+from recloop.training.network import OptionalMembers
 
 INPUT_NAMES = ("history", "moments", "mask", "context")
 OUTPUT_NAME = "vectors"
@@ -85,6 +86,25 @@ def _example(dim: int, n_context: int) -> tuple[tuple[Tensor, ...], tuple[dict[i
     return example, ({0: batch, 1: time}, {0: batch, 1: time}, {0: batch, 1: time}, {0: batch})
 
 
+class _KnownUserScores(nn.Module):
+    """Expose the candidate scores of a network with user rows as ``forward``.
+
+    A user whose row is 0 is folded in.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, candidates: Tensor, user: Tensor
+    ) -> Tensor:
+        folded = self.network.forward_user(history, moments, mask, context)
+        users = torch.where((user != 0).any(1, keepdim=True), user, folded)
+        scores: Tensor = self.network.score_candidates(users, candidates)
+        return scores
+
+
 class _CandidateScores(nn.Module):
     """Expose a network's candidate scores as ``forward``."""
 
@@ -99,17 +119,18 @@ class _CandidateScores(nn.Module):
 
 
 def rank_graph(network: Any, dim: int, n_context: int, earlier: EarlierGraphs | None = None) -> bytes:
-    """Export ``rank.onnx``: user.onnx inputs, candidates (B, K, D) -> scores (B, K)."""
+    """Export ``rank.onnx``: user.onnx inputs, candidates (B, K, D) -> scores (B, K).
+
+    The graph of a network with user rows has the further input user (B, D), 0 for a user without a row.
+    """
     example, shapes = _example(dim, n_context)
-    candidates = {0: torch.export.Dim("B"), 1: torch.export.Dim("K")}
-    return _export(
-        RANK_GRAPH,
-        _CandidateScores(network),
-        (*example, torch.zeros(2, 4, dim)),
-        (*shapes, candidates),
-        [*INPUT_NAMES, "candidates"],
-        earlier,
-    )
+    batch = torch.export.Dim("B")
+    example, shapes = (*example, torch.zeros(2, 4, dim)), (*shapes, {0: batch, 1: torch.export.Dim("K")})
+    names = [*INPUT_NAMES, "candidates"]
+    if OptionalMembers.from_network(network).user_vectors is None:
+        return _export(RANK_GRAPH, _CandidateScores(network), example, shapes, names, earlier)
+    example, shapes = (*example, torch.zeros(2, dim)), (*shapes, {0: batch})
+    return _export(RANK_GRAPH, _KnownUserScores(network), example, shapes, [*names, "user"], earlier)
 
 
 class _ColdItems(nn.Module):

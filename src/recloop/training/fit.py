@@ -11,14 +11,19 @@ from typing import Any, Literal
 
 import numpy as np
 
+from recloop.bundle import UserTable
 from recloop.config import Config
 from recloop.errors import UserError
+from recloop.features.vocabulary import Vocabulary
 from recloop.files import JsonTree, without_none
 from recloop.manifest import Training
 from recloop.models.base import TrainData, load_model
 from recloop.settings import dump
 from recloop.training.network import OptionalMembers
 from recloop.training.warm_start import WarmStartState
+
+INPUTS = ("sequence", "pairs")
+"""Examples of which a network learns: windows of a history, or pairs of user and item."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class TrainedNetwork:
         epochs, steps: Whole epochs and steps until the kept weights. steps_per_epoch: Steps of a whole epoch.
         stopped: ``patience``, ``epochs`` or ``time_budget``. seconds: Time of training and export.
         metrics: Measurements of the run.
+        users: Users of the array ``user_vectors``; None without it.
     """
 
     name: str
@@ -91,6 +97,7 @@ class TrainedNetwork:
     metrics: FitMetrics
     item_graph: bytes = b""
     kind: str = "vectors"
+    users: UserTable | None = None
 
     def training(self, previous: Training) -> Training:
         """Update the manifest's training section and keep all other fields."""
@@ -160,8 +167,8 @@ def fit_network(
     """
     start_time = time.monotonic()
     network = load_model(name, options)
-    if getattr(network, "inputs", None) != "sequence":
-        raise UserError("model.name", name, 'a network with inputs = "sequence"', 'name = "sasrec"')
+    if getattr(network, "inputs", None) not in INPUTS:
+        raise UserError("model.name", name, 'a network with inputs = "sequence" or "pairs"', 'name = "sasrec"')
     if not has_sequences(data):
         raise UserError("model.name", name, "a log with a user who has two moments", "recloop train popular")
     # torch takes seconds to import and is missing without the extra `train`.
@@ -174,9 +181,13 @@ def fit_network(
     learner, callback = train(network, data, config, run_folder, budget_seconds, quiet, warm)
     best = callback.kept
     training_seconds = callback.seconds
-    vectors = item_vectors(network, learner.item_codes)
+    arrays = {"item_vectors": item_vectors(network, learner.item_codes)}
     n_context = len(data.user_fields) + len(data.context_fields)
     members = OptionalMembers.from_network(network)
+    users = None
+    if members.user_vectors is not None:
+        arrays["user_vectors"] = members.user_vectors().numpy(force=True)
+        users = UserTable(Vocabulary(data.user_ids), np.diff(data.moment_offsets[data.user_offsets]))
     has_item_graph = members.cold_item_vectors is not None and bool(data.item_fields)
     earlier = None if warm is None else EarlierGraphs(warm.graphs, warm.network_weights)
     graph = (rank_graph if members.kind == "rank" else user_graph)(network, config.features.dim, n_context, earlier)
@@ -196,7 +207,8 @@ def fit_network(
     return TrainedNetwork(
         name=name,
         config=network.config.model_dump(mode="json"),
-        arrays={"item_vectors": vectors},
+        arrays=arrays,
+        users=users,
         graph=graph,
         kind=members.kind,
         item_graph=item_graph(network, len(data.item_fields), earlier) if has_item_graph else b"",

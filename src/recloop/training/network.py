@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 class Network(Protocol):
     """Members that every network has; a built-in or custom `torch.nn.Module`.
 
-    ``config`` is its frozen ``Config``; with ``start = "counts"`` the network also has ``init_items(vectors)``.
+    ``config`` is its frozen ``Config``; with ``start = "counts"`` the network also has ``init_items(vectors)``. A network of
+    ``pairs`` learns pairs of a user id and an item (`PairNetwork`).
     """
 
-    inputs: ClassVar[str]  # "sequence"
+    inputs: ClassVar[str]  # "sequence" or "pairs"
     config: Any
 
     def build(self, data: TrainData, dim: int, history: int) -> None:
@@ -48,6 +49,24 @@ class Network(Protocol):
         """
 
 
+class PairNetwork(Network, Protocol):
+    """Further members of a network that knows users by id.
+
+    It is trained on pairs instead of `forward_moments`; `forward_user` folds in a user without a row.
+    """
+
+    has_row: Tensor  # (U+1, 1) bool: users with a training pair
+
+    def start_epoch(self, epoch: int) -> None:
+        """Prepare the network for an epoch, counted from 0."""
+
+    def user_vectors(self) -> Tensor:
+        """Return user vectors (U+1, D); 0 for a user without a row."""
+
+    def fit_fold_in(self, means: Tensor, users: Tensor) -> None:
+        """Fit `forward_user` to mean vectors (n, D) of histories and their users (n, D)."""
+
+
 @dataclass(frozen=True)
 class OptionalMembers:
     """Optional members of a network, with defaults for undefined ones.
@@ -61,6 +80,9 @@ class OptionalMembers:
         draw_negatives: Sampler; targets -> (ids, m q_j).
         score_items: Scores (B, N+1) of users over the item table.
         cold_item_vectors: Item vectors from fields alone.
+        user_vectors: Vectors (U+1, D) of users that the network knows by id; 0 for the others.
+        user_tables: Names of the parameters with a row for each user.
+        start_epoch: Preparation of an epoch.
     """
 
     kind: str = "vectors"
@@ -71,6 +93,9 @@ class OptionalMembers:
     draw_negatives: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
     score_items: Callable[[Tensor, Tensor], Tensor] | None = None
     cold_item_vectors: Callable[[Tensor], Tensor] | None = None
+    user_vectors: Callable[[], Tensor] | None = None
+    user_tables: tuple[str, ...] = ()
+    start_epoch: Callable[[int], None] | None = None
 
     @classmethod
     def from_network(cls, network: object) -> OptionalMembers:

@@ -58,7 +58,10 @@ class OwnedItems:
         self.size = size
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """Return (R, m) bool for the drawn ``ids`` (m,), rows of the item table."""
+        """Return (R, m) bool for the drawn ``ids``, rows of the item table.
+
+        They are (m,), shared by all windows, or (B, m).
+        """
         keys = self.users[:, None] * (self.size + 1) + ids + 1  # (B, m)
         position = torch.searchsorted(self.pairs, keys).clamp(max=len(self.pairs) - 1)
         return (self.pairs[position] == keys)[self.window]

@@ -18,17 +18,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from recloop.config import Config, Train
 from recloop.errors import UserError
 from recloop.models.base import TrainData
 from recloop.training.batches import Batch, EpochDataset, LengthBucketSampler, SequenceDataset
+from recloop.training.epoch_start import EpochStart, LateDropout
 from recloop.training.fit import Look
 from recloop.training.item_init import init_item_embeddings
-from recloop.training.late_dropout import LateDropout
 from recloop.training.losses import Criterion, LossRows
-from recloop.training.network import Network
+from recloop.training.network import Network, OptionalMembers
+from recloop.training.pairs import PairBatch, PairDataset, PairSampler, fit_fold_in
 from recloop.training.sampled_losses import OwnedItems
 from recloop.training.validation import TrainingCallback, ValidationSet
 from recloop.training.warm_start import (
@@ -36,6 +37,7 @@ from recloop.training.warm_start import (
     WarmStartState,
     grow_moments,
     grow_parameter,
+    grow_user_rows,
     is_table,
     waits_for_row,
 )
@@ -101,6 +103,23 @@ class Learner(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
 
 
+class PairLearner(Learner):
+    """Lightning module of a network that learns pairs of user and item."""
+
+    def training_step(self, batch: PairBatch, _: int) -> Tensor:  # type: ignore[override]
+        """Return the loss over positive and rejected pairs."""
+        table = self.vectors()  # (N+1, D)
+        users = F.embedding(batch.users + 1, self.network.users.weight)  # (R, D)
+        is_positive = batch.is_positive
+        targets = LossRows(users[is_positive], batch.items[is_positive] - 1, batch.weights[is_positive])
+        rejected = None
+        if not is_positive.all():
+            rejected = LossRows(users[~is_positive], batch.items[~is_positive] - 1, batch.weights[~is_positive])
+        owners = batch.users[is_positive]
+        owned = OwnedItems(self.owned, owners, torch.arange(len(owners), device=owners.device), len(table) - 1)
+        return self.criterion(table[1:], targets, rejected, owned)
+
+
 def restore_weights(network: nn.Module, data: TrainData, warm: WarmStartState) -> None:
     """Load the parent's weights, grown to the new tables.
 
@@ -109,16 +128,20 @@ def restore_weights(network: nn.Module, data: TrainData, warm: WarmStartState) -
     Raises:
         UserError: the network's shape differs from the parent's.
     """
+    user_tables = OptionalMembers.from_network(network).user_tables
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             try:
                 parent = warm.state[f"network.{name}"]
-                grown = grow_parameter(name, parent, parameter.numpy(force=True), data, warm.counted)
+                if name in user_tables:
+                    grown = grow_user_rows(parent, warm.users, data.user_ids)
+                else:
+                    grown = grow_parameter(name, parent, parameter.numpy(force=True), data, warm.counted)
             except (KeyError, ValueError) as error:
                 expected = f"the parent's network ({error})"
                 raise UserError("model", type(network).__name__, expected, "recloop update --full") from None
             parameter.copy_(torch.from_numpy(grown))
-            if is_table(grown, data) and (locked := waits_for_row(data, parent)).any():
+            if name not in user_tables and is_table(grown, data) and (locked := waits_for_row(data, parent)).any():
                 trainable = torch.from_numpy(~locked)[:, None]
                 parameter.register_hook(partial(_only, trainable))  # type: ignore[no-untyped-call]
 
@@ -129,10 +152,14 @@ def _only(trainable: Tensor, gradient: Tensor) -> Tensor:
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, network: nn.Module, warm: WarmStartState) -> None:
-    """Load the parent's optimizer state; new rows start at m = 0, v = the column mean."""
+    """Load the parent's optimizer state; new rows start at m = 0, v = the column mean.
+
+    Rows of users have no state, because their order changes.
+    """
+    user_tables = OptionalMembers.from_network(network).user_tables
     for name, parameter in network.named_parameters():
         state = {key: warm.state.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-        if all(array is not None for array in state.values()):
+        if name not in user_tables and all(array is not None for array in state.values()):
             optimizer.state[parameter] = {
                 key: torch.from_numpy(np.array(grow_moments(key, array, len(parameter)))).to(parameter.device)
                 for key, array in state.items()
@@ -159,7 +186,9 @@ def train(
         on_look: Called after each validation; an exception that it raises ends the training.
     """
     settings = config.train
-    sequences = SequenceDataset(data, config.features.max_history, None if warm is None else warm.chosen)
+    chosen = None if warm is None else warm.chosen
+    sequences = SequenceDataset(data, config.features.max_history, chosen)
+    is_of_pairs = network.inputs == "pairs"
     windows = sequences.training(settings.windows)
     data = replace(data, targeted=sequences.target_moments(windows))
     with deterministic(settings.seed), quiet_lightning():
@@ -168,13 +197,20 @@ def train(
             restore_weights(network, data, warm)
         elif getattr(network.config, "start", "") == "counts":
             network.init_items(torch.from_numpy(init_item_embeddings(data, config.features.dim, settings.seed)))
-        steps = LengthBucketSampler(sequences.lengths(windows), settings.seed)
+        examples: Dataset[Any]
+        steps: PairSampler | LengthBucketSampler
+        if is_of_pairs:
+            examples = PairDataset(data, chosen)
+            steps = PairSampler(len(examples), network.config.pairs, settings.seed)
+        else:
+            steps = LengthBucketSampler(sequences.lengths(windows), settings.seed)
+            examples = EpochDataset(sequences, windows, settings.seed, steps)
         validation = data.held
         filter_seen = config.split.filter_seen
         validation_set = None
         if validation is not None:
             validation_set = ValidationSet(data, validation, config.features.max_history, filter_seen)
-        learner = Learner(network, data, settings, warm)
+        learner = (PairLearner if is_of_pairs else Learner)(network, data, settings, warm)
         callback = TrainingCallback(
             validation_set or None,
             folder,
@@ -191,7 +227,7 @@ def train(
             max_epochs=settings.epochs,
             min_epochs=0,
             gradient_clip_val=MAX_GRADIENT_NORM,
-            callbacks=[callback, LateDropout(getattr(network.config, "dropout_after", 0) if warm is None else 0)],
+            callbacks=[callback, *(epoch_callbacks(network) if warm is None else [])],
             default_root_dir=folder,
             logger=False,
             enable_checkpointing=False,
@@ -199,9 +235,9 @@ def train(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        loader = DataLoader(EpochDataset(sequences, windows, settings.seed, steps), sampler=steps, batch_size=None)
+        loader = DataLoader(examples, sampler=steps, batch_size=None)
         try:
-            if len(windows):
+            if len(steps):
                 _interruptible(lambda: trainer.fit(learner, loader))
             else:
                 callback.keep(learner, learner.configure_optimizers()["optimizer"], None, 0, 0)
@@ -211,7 +247,15 @@ def train(
             raise callback.diverged(trainer.global_step, math.nan, learner.lr)
     network.load_state_dict(callback.kept.weights)
     learner.eval()
+    if is_of_pairs:
+        with torch.no_grad():
+            fit_fold_in(network, sequences, learner.vectors())
     return learner, callback
+
+
+def epoch_callbacks(network: Any) -> list[lightning.Callback]:
+    """Callbacks of a full run that change the network between epochs."""
+    return [LateDropout(getattr(network.config, "dropout_after", 0)), EpochStart()]
 
 
 def _interruptible(run: Callable[[], None]) -> None:

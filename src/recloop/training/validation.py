@@ -77,7 +77,11 @@ class ValidationSet:
     def _top(self, learner: Any, table: Tensor, span: slice) -> np.ndarray:
         items, moments, mask, context = (tensor[span].to(table.device) for tensor in self.queries)
         users = learner.network.forward_user(table[items], moments, mask, context)  # (b, D)
-        score_items = OptionalMembers.from_network(learner.network).score_items
+        members = OptionalMembers.from_network(learner.network)
+        if members.user_vectors is not None:
+            known = members.user_vectors()[torch.from_numpy(self.users[span] + 1).to(table.device)]
+            users = torch.where((known != 0).any(1, keepdim=True), known, users)
+        score_items = members.score_items
         scores = users @ table.T if score_items is None else score_items(users, table)  # (b, N+1)
         scores[:, 0] = -torch.inf
         if self.seen is not None:
@@ -174,7 +178,7 @@ class TrainingCallback(lightning.Callback):
             raise self.diverged(trainer.global_step, loss, pl_module.lr)
         if self.average is not None:
             self.average.update()
-        self.tokens += int(batch.mask.sum())
+        self.tokens += batch.n_tokens
         row = {
             "step": trainer.global_step,
             "epoch": trainer.current_epoch,

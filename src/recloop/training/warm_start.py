@@ -7,7 +7,7 @@ it is from the newest 30 days and half is uniform over all older positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +35,7 @@ class WarmStartState:
         rate: Share of the configured learning rate.
         counted: Co-visitation rows of the child, which give a new item its initial row.
         graphs: The parent's ONNX graphs by file name, which get the child's weights.
+        users: Users of the parent in the order of its tables of users.
     """
 
     state: Mapping[str, np.ndarray]
@@ -42,6 +43,7 @@ class WarmStartState:
     rate: float
     counted: Mapping[str, np.ndarray]
     graphs: Mapping[str, bytes] = field(default_factory=dict)
+    users: Sequence[str] = ()
 
     @property
     def network_weights(self) -> dict[str, np.ndarray]:
@@ -119,6 +121,23 @@ def grow_parameter(
             if usable_weights.sum() > 0
             else mean
         )
+    return grown
+
+
+def grow_user_rows(parent: np.ndarray, parent_users: Sequence[str], users: Sequence[str]) -> np.ndarray:
+    """Move the rows (U'+1, D) of the parent's users to the child's, (U+1, D).
+
+    A new user starts at the mean of all rows.
+
+    Raises:
+        ValueError: the parent has another number of users.
+    """
+    if len(parent) != len(parent_users) + 1:
+        raise ValueError(f"rows of users: {len(parent)}, expected {len(parent_users) + 1}")
+    row_of = {user: row for row, user in enumerate(parent_users, start=1)}
+    rows = np.array([0, *(row_of.get(user, 0) for user in users)])
+    grown: np.ndarray = parent[rows]
+    grown[1:][rows[1:] == 0] = parent[1:].mean(axis=0) if len(parent) > 1 else 0
     return grown
 
 

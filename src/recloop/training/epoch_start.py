@@ -1,4 +1,4 @@
-"""Dropout that starts after the first epochs of a run."""
+"""Changes of a network between epochs, such as dropout that starts late."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 
 from recloop.models.layers import Dropout
+from recloop.training.network import OptionalMembers
 
 
 class LateDropout(lightning.Callback):
@@ -23,3 +24,12 @@ class LateDropout(lightning.Callback):
         for module in pl_module.network.modules():
             if isinstance(module, Dropout):
                 module.active = trainer.current_epoch >= self.epochs
+
+
+class EpochStart(lightning.Callback):
+    """Lightning callback: tell a network the number of each epoch of a full run."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        start_epoch = OptionalMembers.from_network(pl_module.network).start_epoch
+        if start_epoch is not None:
+            start_epoch(trainer.current_epoch)
