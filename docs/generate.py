@@ -22,7 +22,7 @@ from recloop import errors
 from recloop.cli import app, terminal
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.monitoring import exposition
-from recloop.policy import Placement, Policy, RankerSpec, ScorerSpec
+from recloop.policy import NewItems, Placement, Policy, RankerSpec, ScorerSpec
 from recloop.serve import openapi
 from recloop.storage import control, decisions, event_log
 
@@ -40,6 +40,7 @@ RECORDS: Final[Mapping[str, type[Any]]] = {
     "manifest.json: scorers.SOURCE": ScorerSpec,
     "policy.json": Policy,
     "policy.json: placements.NAME": Placement,
+    "policy.json: placements.NAME.new": NewItems,
     "policy.json: ranker": RankerSpec,
 }
 VALUES: Final = {"int": "NUMBER", "int range": "NUMBER", "float": "NUMBER"}

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -76,6 +77,40 @@ class RankerSpec:
 
 
 @dataclass(frozen=True)
+class NewItems:
+    """Share of new items in a list, and the fusion that supplies further ones.
+
+    Attributes:
+        share: Smallest share of new items, above 0.
+        weights, rrf: Weights and constant of the fusion whose new items follow those of the list; see `Placement`.
+    """
+
+    share: float
+    weights: Mapping[str, float]
+    rrf: float | None = None
+
+    @property
+    def fusion_constant(self) -> float:
+        return RRF if self.rrf is None else self.rrf
+
+    def slots(self, n: int) -> int:
+        """Return the number of new items in a list of ``n``.
+
+        Below a share of 1 one slot is left for any item.
+        """
+        return min(math.ceil(self.share * n - 1e-9), n if self.share >= 1 else n - 1)
+
+    @classmethod
+    def read(cls, tree: JsonObject, sources: Collection[str]) -> NewItems:
+        weights = tree.required("weights", dict[str, int | float])
+        tree.check("weights", weights, source_names(sources))
+        return cls(tree.required("share", float), weights, tree.number("rrf"))
+
+    def to_json(self) -> JsonTree:
+        return {"share": self.share, "weights": dict(self.weights), **without_none(rrf=self.rrf)}
+
+
+@dataclass(frozen=True)
 class Placement:
     """Placement: the kind of its list, its sources and their weights.
 
@@ -87,6 +122,7 @@ class Placement:
         rrf: Constant of the rank fusion; None: `RRF`.
         ranked: True if the bundle's ranker orders the list; its free slots follow the fusion.
         filter_seen: Leave out what the user has taken before; None: the setting of the policy.
+        new: Items new to the user that the list holds at least; None: no such rule.
     """
 
     list: str
@@ -96,6 +132,7 @@ class Placement:
     rrf: float | None = None
     ranked: bool = False
     filter_seen: bool | None = None
+    new: NewItems | None = None
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -116,6 +153,7 @@ class Placement:
             rrf=tree.number("rrf"),
             ranked=tree.optional("ranked", bool) or False,
             filter_seen=tree.optional("filter_seen", bool),
+            new=NewItems.read(tree.child("new"), sources) if tree.unread.get("new") else None,
             other_keys=tree.unread,
         )
 
@@ -125,6 +163,7 @@ class Placement:
             **self.other_keys,
             **known,
             **without_none(rrf=self.rrf, ranked=self.ranked or None, filter_seen=self.filter_seen),
+            **({} if self.new is None else {"new": self.new.to_json()}),
         }
 
 
@@ -149,6 +188,10 @@ class Policy:
             return False
         settings = (asked, placement.filter_seen)
         return next((value for value in settings if value is not None), self.filter_seen)
+
+    def new_items(self, placement: Placement) -> NewItems | None:
+        """Return the rule for new items of a placement whose lists may show seen items."""
+        return None if self.filters_seen(placement) else placement.new
 
     def with_placement(self, name: str, placement: Placement) -> Policy:
         return replace(self, placements={**self.placements, name: placement})

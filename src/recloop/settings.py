@@ -202,6 +202,9 @@ def _check_lists(config: Config) -> None:
     for name, placement in config.placement.items():
         about = placement.list == "similar"
         mixed = set() if placement.weights == "auto" else set(placement.weights)
+        if placement.min_new > 0 and placement.list != "for_you":
+            key = f"placement.{name}.min_new"
+            raise UserError(key, placement.min_new, f"0 for a list `{placement.list}`", f"remove {key} in {FILE}")
         if about and mixed - {"model", "neighbours"}:
             key = f"placement.{name}.weights"
             raise UserError(

@@ -11,7 +11,7 @@ from recloop.data.clean import clean
 from recloop.data.doctor.profile import timestamp_resolution
 from recloop.data.log_counts import LogCounts
 from recloop.data.read import RAW_SCHEMA
-from recloop.data.repeats import repeat_share
+from recloop.data.repeats import new_item_share, repeat_share
 from recloop.data.split import HoldoutCandidates, holdout_rows, n_users
 from recloop.features.log_end import robust_end
 from recloop.records import (
@@ -94,3 +94,22 @@ def test_robust_end_does_not_depend_on_the_order_of_rows() -> None:
     users = pl.Series([f"u{number}" for number in rng.integers(0, 200, 300)] + ["late"] * 12)
     order = rng.permutation(len(stamps))
     assert robust_end(stamps[order], users.gather(order)) == robust_end(stamps, users) == stamps[:300].max()
+
+
+def test_new_item_share_counts_first_pairs_of_known_users_in_the_newest_tenth() -> None:
+    rows = pl.DataFrame(
+        {
+            "user_id": ["a"] * 18 + ["a", "b"],
+            "item_id": ["x"] * 9 + ["y"] * 9 + ["z", "x"],  # b has no earlier row
+            "stamp": [*range(18), 20, 20],
+            "label": [1] * 20,
+        }
+    )
+    assert new_item_share(rows) == 0.5  # of y and z, z is new to a
+    assert (
+        new_item_share(
+            rows.with_columns(pl.when(pl.col("item_id") == "z").then(pl.lit("x")).otherwise("item_id").alias("item_id"))
+        )
+        == 0.0
+    )
+    assert new_item_share(rows.clear()) == 0.0

@@ -22,6 +22,7 @@ from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.table import QueryMetrics
 from recloop.features.state_history import StateHistory
 from recloop.models.base import TrainData
+from recloop.policy import NewItems
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RANKER, RankedList, Recommender
 from recloop.records import DAY, SEQ, Query
@@ -99,6 +100,23 @@ def test_ranker_scores_fewer_candidates_than_teach(shop: Shop, monkeypatch: pyte
     assert whole.recall is not None
     assert few.recall < whole.recall
     assert few.bundle.graphs[RANKER_GRAPH] == whole.bundle.graphs[RANKER_GRAPH]
+
+
+def test_ranked_lists_with_new_items_keep_the_order_and_features_of_the_ranker(ranked: Bundle, shop: Shop) -> None:
+    home = replace(ranked.policy.placements["home"], new=NewItems(0.5, {"popular": 1.0}))
+    mixed = lists(replace(ranked, policy=ranked.policy.with_placement("home", home)), shop)
+    changed = 0
+    for answer, plain in zip(mixed, lists(ranked, shop), strict=True):
+        kept = [item for item in plain.items if item in answer.items]
+        assert [item for item in answer.items if item in plain.items] == kept
+        assert answer.scores == sorted(answer.scores, reverse=True)
+        if answer.items == plain.items:
+            assert answer.inputs == plain.inputs
+        else:
+            changed += 1
+            assert answer.inputs["ranker"] != plain.inputs["ranker"]
+            assert {**answer.inputs, "ranker": ""} == {**plain.inputs, "ranker": ""}
+    assert changed
 
 
 def test_chosen_ranker_is_in_the_policy_with_its_graph_and_statistics(ranked: Bundle) -> None:

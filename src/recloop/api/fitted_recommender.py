@@ -190,12 +190,7 @@ class FittedRecommender:
             shown[table.lookup(allowed_ids)] = True
             shown[0] = False  # padding: the index of an item outside the table
             allowed = replace(allowed, table=TableMask.of(allowed.mask & shown))
-        if recommender.is_ranked(placement):
-            fused = recommender.rank_sources(encoded, allowed, placement, n)
-        else:
-            fused = fuse(
-                recommender.recall(encoded, allowed, placement.weights), placement.weights, n, placement.fusion_constant
-            )
+        fused = recommender.fuse_sources(encoded, allowed, queries, placement, n)
         return recommender.assemble(encoded, allowed, fused, queries, placement, fallback)
 
     @python_errors("fit")

@@ -232,6 +232,8 @@ class Placement(Section):
     """Condition over item attributes that every listed item must meet; empty: none."""
     filter_seen: Literal["auto"] | bool = "auto"
     """Leave items that the user has taken out of the list; `auto`: as `split.filter_seen`."""
+    min_new: float = pydantic.Field(0, ge=0, le=1)
+    """Smallest share of a `for_you` list that is new to the user; the best new items replace the lowest seen ones."""
     n: int = pydantic.Field(10, ge=1, le=1000)
     """Length of the list when a request names none."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -57,7 +57,7 @@ def ranking_of(recommender: Recommender, states: StateBatch, decision: Decision)
     encoded = recommender.encode(states, [decision.served_at])
     table = recommender.bundle.items.ids
     allowed = candidate_mask(recommender.catalog, table, encoded, [query], ("", ""), False)
-    placement = recommender.placement(decision.placement)
+    placement = replace(recommender.placement(decision.placement), new=None)
     fused = recommender.fuse_sources(
         encoded, allowed, [query], placement, min(len(table), DEPTH * len(recommender.scorers))
     )

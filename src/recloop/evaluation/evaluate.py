@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -25,6 +25,7 @@ from recloop.evaluation import metrics
 from recloop.evaluation.given_candidates import GivenCandidates
 from recloop.evaluation.leave_one_out import TargetRanks
 from recloop.evaluation.lists import ListRecommender
+from recloop.evaluation.new_items import NewItemsEvaluation, NewItemsResult
 from recloop.evaluation.parallel import each_span
 from recloop.evaluation.placements import PlacementEvaluation, further_placements
 from recloop.evaluation.queries import Queries, codes_of_targets, is_repeat, make_queries, states_of
@@ -146,7 +147,12 @@ def evaluate(
         candidates=None if candidates is None else round(len(candidates) / candidates[USER_ID].n_unique()),
     )
     table = make_table(protocol, rows, queries.users, positives, examples)
-    return replace(table, placements=[placement.result(repeat, protocol.seed) for placement in placements])
+    costs = [evaluation.new_items_result(repeat, protocol.seed) for evaluation in evaluations]
+    return replace(
+        table,
+        placements=[placement.result(repeat, protocol.seed) for placement in placements],
+        new_items=[cost for cost in costs if cost is not None],
+    )
 
 
 def _unseen(bundle: Bundle, queries: Queries, protocol: str) -> None:
@@ -172,6 +178,7 @@ class _EvaluatedRow:
         lists: (Q, K) item_ix; items outside the table have numbers after its end.
         ranks: Ranks of the targets under leave-one-out; None under another protocol.
         ranker: Ranker that orders the lists; None for the fusion.
+        further: Sources of further new items.
         seconds: Time spent on the lists by one thread.
     """
 
@@ -183,11 +190,14 @@ class _EvaluatedRow:
     lists: NDArray[np.int64]
     ranks: TargetRanks | None
     ranker: Ranker | None = None
+    further: Collection[str] = ()
     seconds: float = 0.0
 
     def uses(self, source: str) -> bool:
         """Return True if the lists depend on a source."""
-        return self.weights.get(source, 0.0) > 0 or (self.ranker is not None and source in self.ranker.sources)
+        if self.ranker is not None and source in self.ranker.sources:
+            return True
+        return self.weights.get(source, 0.0) > 0 or source in self.further
 
     def values(
         self, k: int, mask: NDArray[np.bool_], targets: NDArray[np.int64], offsets: NDArray[np.int64]
@@ -228,10 +238,11 @@ class _BundleEvaluation:
         self.names = {source: name for source, name in (names | network).items() if source in self.recommender.scorers}
         settings = self.lists.settings
         served = settings.weights
-        self.sources = sorted({*self.names, *(source for source, weight in served.items() if weight > 0)})
+        new = bundle.policy.new_items(settings)
+        self.new_items = None if new is None else NewItemsEvaluation(self.lists, queries, new.share, self.ks[0])
         ranker = self.recommender.ranker if self.recommender.is_ranked(settings) else None
-        if ranker is not None:
-            self.sources = sorted({*self.sources, *ranker.sources})
+        used = (source for source, weight in served.items() if weight > 0)
+        self.sources = sorted({*self.names, *used, *self.recommender.sources_of(settings, ranker is not None)})
         self.one_target = config.split.protocol == LEAVE_ONE_OUT
         self.given = None if candidates is None else GivenCandidates.from_frame(candidates, queries, bundle.items.ids)
         self.depth = DEPTH if self.one_target else max(self.ks)
@@ -241,7 +252,9 @@ class _BundleEvaluation:
         ]
         if ranker is not None:
             self.evaluated.append(self._row("fusion", "served", served, None, settings.fusion_constant))
-        self.evaluated.append(self._row("served", "served", served, None, settings.fusion_constant, ranker))
+        row = self._row("served", "served", served, None, settings.fusion_constant, ranker)
+        row.further = () if new is None else [source for source, weight in new.weights.items() if weight > 0]
+        self.evaluated.append(row)
         self._threads = [self.evaluated]  # the rows of each thread, which share their lists
 
     def for_thread(self) -> _BundleEvaluation:
@@ -282,16 +295,27 @@ class _BundleEvaluation:
             _scored(self.bundle, encoded, allowed, recalled["model"])
         for row in self.evaluated:
             row_sources = {source: top_k for source, top_k in recalled.items() if row.uses(source)}
-            if row.ranker is None:
-                fused = fuse(row_sources or recalled, row.weights, self.depth, row.fusion_constant)
+            if row is self.served:
+                fused = self.recommender.order(recalled, encoded, self.lists.settings, self.depth)
             else:
-                fused = self.recommender.rank_recalled(recalled, encoded, self.lists.settings, self.depth)
+                fused = fuse(row_sources or recalled, row.weights, self.depth, row.fusion_constant)
             row.lists[span] = self.lists.lists(encoded, allowed, fused, row.fallback).items
             if row.ranks is not None:
                 scored = recalled["model"] if row.kind == "network" else fused
                 targets = self.lists.numbers(self.queries.targets[span])
                 row.ranks.record(span, targets, scored, row.lists[span], row.kind == "baseline")
             row.seconds += shared + sum(recall_seconds[source] for source in row_sources) + clock.lap()
+        if self.new_items is not None:
+            self.new_items.ask(self.lists, recalled, encoded, allowed, self.served.lists[span], span)
+
+    @property
+    def served(self) -> _EvaluatedRow:
+        """Row of the lists as served."""
+        return self.evaluated[-1]
+
+    def new_items_result(self, repeat: NDArray[np.bool_], seed: int) -> NewItemsResult | None:
+        """Return the cost of `min_new`; None for a placement without it."""
+        return None if self.new_items is None else self.new_items.result(self.lists, self.served.lists, repeat, seed)
 
     def rows(self, repeat: NDArray[np.bool_]) -> list[QueryMetrics]:
         """Return the rows of this bundle: every value of every query, by slice."""

@@ -18,11 +18,11 @@ from recloop.evaluation import bootstrap, metrics
 from recloop.evaluation.bootstrap import Estimate
 from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.queries import Queries
-from recloop.features.encode import EncodedBatch
 from recloop.features.state import StateBatch
 from recloop.files import JsonTree
 from recloop.policy import AGAIN, PERSONAL
 from recloop.recommend.catalog import Catalog
+from recloop.recommend.new_items import seen_items
 
 MEASURES: Final = ("Recall", "NDCG", "HR")
 
@@ -77,7 +77,7 @@ class PlacementEvaluation:
         reference = recommender.scorers[REFERENCES[self.targets]].best(encoded, allowed, self._k).items
         self._items[span], self._reference[span] = items, reference
         self._n_slots += int(np.count_nonzero(items))
-        self._n_new += int(np.count_nonzero((items > 0) & ~_is_seen(encoded, items)))
+        self._n_new += int(np.count_nonzero((items > 0) & ~seen_items(encoded, items)))
 
     def result(self, repeat: NDArray[np.bool_], seed: int) -> PlacementResult:
         """Return the estimates over the targets of the protocol."""
@@ -95,15 +95,6 @@ class PlacementEvaluation:
         new_share = self._n_new / self._n_slots if self._n_slots else float("nan")
         moments = int(np.count_nonzero(np.diff(offsets)))
         return PlacementResult(self._bundle.id, self._placement, self.targets, moments, estimates, new_share)
-
-
-def _is_seen(encoded: EncodedBatch, items: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(B, K) True for items that were targets in the history of their query."""
-    width = int(max(items.max(initial=0), encoded.items.max(initial=0))) + 1
-    row_query = np.repeat(np.arange(len(encoded)), np.diff(encoded.row_offsets))
-    seen = (row_query * width + encoded.items)[encoded.targets]
-    is_seen: NDArray[np.bool_] = np.isin(np.arange(len(encoded))[:, None] * width + items, seen)
-    return is_seen
 
 
 def further_placements(bundle: Bundle, main: str) -> Sequence[str]:

@@ -18,6 +18,8 @@ from rich.text import Text
 from recloop.errors import UserError
 from recloop.evaluation import bootstrap, metrics, notebook
 from recloop.evaluation.metrics import Floats
+from recloop.evaluation.new_items import NewItemsResult
+from recloop.evaluation.new_items import lines as new_items_lines
 from recloop.evaluation.placements import PlacementResult
 from recloop.evaluation.placements import lines as placement_lines
 from recloop.evaluation.table_rows import (
@@ -48,6 +50,7 @@ class EvaluationTable:
     repeats: bool
     native: str = "polars"  # library of the frame that `to_frame` returns
     placements: list[PlacementResult] = field(default_factory=list)
+    new_items: list[NewItemsResult] = field(default_factory=list)
 
     @property
     def sentence(self) -> str:
@@ -84,6 +87,7 @@ class EvaluationTable:
             "rows": [row.to_json(self.repeats) for row in self.rows],
             "sentence": self.sentence,
             "placements": [result.to_json() for result in self.placements],
+            "new_items": [result.to_json() for result in self.new_items],
             "differences": [comparison.to_json() for comparison in self.compared],
             "lengths": [bucket.to_json() for bucket in self.lengths],
             "examples": [example.to_json() for example in self.examples],
@@ -111,6 +115,7 @@ class EvaluationTable:
             rows=[replace(entry, row=replace(entry.row, bundle=id_of(entry.row.bundle))) for entry in self.rows],
             compared=[replace(entry, bundle=id_of(entry.bundle)) for entry in self.compared],
             placements=[replace(result, bundle=id_of(result.bundle)) for result in self.placements],
+            new_items=[replace(result, bundle=id_of(result.bundle)) for result in self.new_items],
         )
 
     def to_frame(self, slice_name: str = "all", intervals: bool = False) -> Any:
@@ -144,8 +149,9 @@ class EvaluationTable:
     def render(self) -> Group:
         """Render the table for a terminal: one per k, best values bold, with intervals."""
         tables: list[Any] = [self._render_table(k) for k in self.protocol.k]
-        placements = [Text(line) for line in placement_lines(self.placements, self.protocol.k[0])]
-        return Group(*tables, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence), *placements)
+        k = self.protocol.k[0]
+        lines = [*new_items_lines(self.new_items, k), *placement_lines(self.placements, k)]
+        return Group(*tables, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence), *map(Text, lines))
 
     def _render_table(self, k: int) -> RichTable:
         table = RichTable(box=SIMPLE_HEAD, padding=0)

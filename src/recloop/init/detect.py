@@ -16,7 +16,7 @@ from recloop.data import rejected_rows
 from recloop.data.clean import RULES, CleanResult, clean
 from recloop.data.doctor.profile import timestamp_resolution
 from recloop.data.read import RawEvents, parse_events
-from recloop.data.repeats import repeat_share
+from recloop.data.repeats import new_item_share, repeat_share
 from recloop.data.split import split
 from recloop.errors import UserError
 from recloop.files import JsonTree, replace_file
@@ -25,7 +25,7 @@ from recloop.init.features import Side, choose_fields, choose_title, title_colum
 from recloop.init.guess_data import guess_data
 from recloop.init.log_input import GuessedSetting, Guesses
 from recloop.init.read_input import read_input
-from recloop.init.template import MIN_REPEAT_SHARE, config_text
+from recloop.init.template import MIN_NEW, MIN_NEW_ITEM_SHARE, MIN_REPEAT_SHARE, config_text
 from recloop.records import ITEM_ID, LABEL, QUANTITY, STAMP, TIMESTAMP, USER_ID, guest_rows
 from recloop.settings import build
 
@@ -141,6 +141,10 @@ def inspect_log(
         guesses.say("update would stop", setting, text)
     repeats = _repeats(cleaned)
     guesses.say("split.filter_seen", repeats < MIN_REPEAT_SHARE, f"{repeats * 100:.1f} % of positive rows are repeats")
+    new_items = new_item_share(cleaned.valid_rows) if repeats >= MIN_REPEAT_SHARE else 0.0
+    if new_items >= MIN_NEW_ITEM_SHARE:
+        why = f"{new_items * 100:.1f} % of the newest items of users are new to them"
+        guesses.say("placement.home.min_new", MIN_NEW, why)
     fields = _features(item_side, user_side, data, title.name, guesses)
     segment = next(
         (field["from"] for field in fields["user"].values() if field["kind"] == "category" and field["values"] <= 20),
@@ -156,6 +160,7 @@ def inspect_log(
         events=(events, why),
         resolution=resolution,
         repeats=repeats,
+        new_items=new_items,
         fields=fields,
         segment=segment,
         scenario=(scenario, reason),

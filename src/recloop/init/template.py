@@ -11,6 +11,10 @@ from recloop.config import Clean, Data, Events
 
 MIN_REPEAT_SHARE: Final = 0.05
 """Share of repeats among positive rows below which lists leave out seen items."""
+MIN_NEW_ITEM_SHARE: Final = 0.05
+"""Share of new items among the newest of a log with repeats from which `home` keeps slots for new items."""
+MIN_NEW: Final = 0.333
+"""Share of the slots of `home` that are new to the user."""
 HEAD_TEMPLATE = """\
 # recloop: settings of this folder, guessed by `recloop init`; check them once.
 # read: {info}
@@ -89,7 +93,7 @@ list = "for_you"                  # for_you | again | popular | latest
 weights = "auto"                  # weights of the sources chosen on validation
 filter = ""                       # a condition over item fields
 n = 10                            # items of a list
-{further}
+{min_new}{further}
 [serve]
 host = "127.0.0.1"
 port = 8088
@@ -103,6 +107,7 @@ def config_text(
     events: tuple[Events, str],
     resolution: str,
     repeats: float,
+    new_items: float,
     fields: Mapping[str, Mapping[str, Mapping[str, Any]]],
     segment: str,
     scenario: tuple[str, str],
@@ -117,6 +122,7 @@ def config_text(
         events: The guessed ``[events]`` and the reason.
         resolution: Resolution of the stamps if the burst rule is off, else "".
         repeats: Share of repeats among positive rows.
+        new_items: Share of new items among the newest items of users; 0 for a log without repeats.
         fields: By side and name: kind, from, dim, why.
         segment: ``serve.segment``.
         scenario: Name of the scenario and the reason.
@@ -166,6 +172,7 @@ def config_text(
             scenario=scenario[0],
             reason=_line(scenario[1]),
             segment=_segment(segment),
+            min_new=_min_new(new_items),
             further=_further_placements(repeats),
         )
     )
@@ -181,6 +188,14 @@ list = "for_you"
 filter_seen = true                # only items that are new to the user; weights chosen on such items
 """
 OPTIONAL_NOTES: Final = {"anonymous_id": "device or browser", "time_offset": "time of day"}
+
+
+def _min_new(new_items: float) -> str:
+    """Line of `min_new`, if users of a log with repeats also take new items."""
+    if new_items < MIN_NEW_ITEM_SHARE:
+        return ""
+    share = f"{new_items * 100:.0f} % of what users take is new to them"
+    return f"min_new = {MIN_NEW}                   # {share}; evaluation prints the cost in NDCG, 0 turns it off\n"
 
 
 def _further_placements(repeats: float) -> str:

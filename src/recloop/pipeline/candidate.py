@@ -22,7 +22,7 @@ from recloop.models.base import TrainData, is_closed_form
 from recloop.pipeline import training_steps
 from recloop.pipeline.served_slots import kept_slots
 from recloop.pipeline.update_run import RETROSPECTIVE_RULES, UpdateRun
-from recloop.policy import Policy, ScorerSpec
+from recloop.policy import Placement, Policy, ScorerSpec
 from recloop.records import STAMP
 from recloop.training import baselines, ranker
 from recloop.training.attribute_affinity import strengths_of
@@ -224,16 +224,25 @@ def tag_child(run: UpdateRun, bundle: Bundle, mode: str) -> Bundle:
 
 def _policy(config: Config, parent: Bundle, drafted: Bundle) -> Policy:
     """Return the configuration's placements with the parent's validated weights."""
-    placements = dict(drafted.policy.placements)
-    for name, placement in drafted.policy.placements.items():
-        parent_placement = parent.policy.placements.get(name)
-        if (
-            parent_placement is not None
-            and parent_placement.list == placement.list
-            and config.placement[name].weights == "auto"
-        ):
-            placements[name] = replace(placement, weights=parent_placement.weights, rrf=parent_placement.rrf)
+    placements = {
+        name: _inherited(placement, parent.policy.placements.get(name), config.placement[name].weights == "auto")
+        for name, placement in drafted.policy.placements.items()
+    }
     return replace(drafted.policy, placements=placements)
+
+
+def _inherited(placement: Placement, parent: Placement | None, chosen: bool) -> Placement:
+    """Return a placement with the parent's weights.
+
+    Those of the list are inherited if training chooses them (``chosen``).
+    """
+    if parent is None:
+        return placement
+    if placement.new is not None and parent.new is not None:
+        placement = replace(placement, new=replace(parent.new, share=placement.new.share))
+    if chosen and parent.list == placement.list:
+        return replace(placement, weights=parent.weights, rrf=parent.rrf)
+    return placement
 
 
 def write(run: UpdateRun, bundle: Bundle, folder: Path) -> Bundle:

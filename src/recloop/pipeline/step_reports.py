@@ -31,8 +31,8 @@ def fusion_line(config: Config, chosen: baselines.Chosen) -> str:
 
 
 def discovery_line(fusion: FusionChoice) -> str:
-    """Describe the source weights of the placements without seen items."""
-    return f"fusion weights where seen items are left out: {_weights(fusion.weights)}"
+    """Describe the source weights of lists and slots without seen items."""
+    return f"fusion weights of items new to the user: {_weights(fusion.weights)}"
 
 
 def _weights(weights: Mapping[Any, float]) -> str:

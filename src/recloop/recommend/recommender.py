@@ -37,6 +37,7 @@ from recloop.recommend.fallback import (
 )
 from recloop.recommend.filters import NO_IDS, NO_ITEMS, CandidateMask, candidate_mask, joined
 from recloop.recommend.fusion import FusedTopK, fuse
+from recloop.recommend.new_items import with_new_items
 from recloop.recommend.ranker import Ranker, append_rest
 from recloop.recommend.sources import make_sources
 from recloop.recommend.top_k import DEPTH, TopK
@@ -220,18 +221,38 @@ class Recommender:
 
     def rank_sources(self, encoded: EncodedBatch, allowed: CandidateMask, placement: Placement, k: int) -> FusedTopK:
         """Return the best n of the ranker per query; the fusion fills free slots."""
-        assert self.ranker is not None
-        return self.rank_recalled(self.recall(encoded, allowed, self.ranker.sources), encoded, placement, k)
+        return self.rank_recalled(
+            self.recall(encoded, allowed, self.sources_of(placement, ranked=True)), encoded, placement, k
+        )
+
+    def sources_of(self, placement: Placement, ranked: bool) -> list[str]:
+        """Return the sources behind the lists of a placement."""
+        sources = list(self.ranker.sources) if ranked and self.ranker is not None else _used(placement.weights)
+        return [*dict.fromkeys([*sources, *_used({} if placement.new is None else placement.new.weights)])]
 
     def rank_recalled(
         self, recalled: Mapping[str, TopK], encoded: EncodedBatch, placement: Placement, k: int
     ) -> FusedTopK:
         """Return the result of `rank_sources` for recalled lists."""
         assert self.ranker is not None
-        ranked = self.ranker.rank(encoded, recalled, k)
+        ranked = self.ranker.rank(encoded, recalled, k if placement.new is None else k + DEPTH)
+        if placement.new is not None:
+            ranked = with_new_items(ranked, encoded, recalled, placement.new, k)
         if not ranked.items[:, -1].all():
             append_rest(ranked, fuse(recalled, placement.weights, k, placement.fusion_constant))
         return ranked
+
+    def fuse_recalled(
+        self, recalled: Mapping[str, TopK], encoded: EncodedBatch, placement: Placement, k: int
+    ) -> FusedTopK:
+        """Return the best n of the fusion of recalled lists per query."""
+        fused = fuse(recalled, placement.weights, k, placement.fusion_constant)
+        return fused if placement.new is None else with_new_items(fused, encoded, recalled, placement.new, k)
+
+    def order(self, recalled: Mapping[str, TopK], encoded: EncodedBatch, placement: Placement, k: int) -> FusedTopK:
+        """Return the best n of recalled lists per query, by ranker or fusion."""
+        order = self.rank_recalled if self.is_ranked(placement) else self.fuse_recalled
+        return order(recalled, encoded, placement, k)
 
     def fuse_sources(
         self,
@@ -251,7 +272,8 @@ class Recommender:
         if placement.list == similar_items.LIST_KIND:
             recalled = self._similar.recall([query.item_id for query in queries], allowed, weights)
             return fuse(recalled, {source: weights.get(source) or 1.0 for source in recalled}, k)
-        return fuse(self.recall(encoded, allowed, weights), weights, k, placement.fusion_constant)
+        recalled = self.recall(encoded, allowed, self.sources_of(placement, ranked=False))
+        return self.fuse_recalled(recalled, encoded, placement, k)
 
     def recall(
         self,
@@ -261,7 +283,7 @@ class Recommender:
         depth: int = DEPTH,
     ) -> dict[str, TopK]:
         """Return the top ``depth`` of each source, of a mapping those above 0."""
-        selected = [source for source in sources if not isinstance(sources, Mapping) or sources[source] > 0]
+        selected = _used(sources) if isinstance(sources, Mapping) else sources
         recalled = {
             source: self.scorers[source].best(encoded, allowed, depth) for source in selected if source in self.scorers
         }
@@ -365,6 +387,11 @@ class Recommender:
             **encoded.inputs(b),
             **ranker,
         }
+
+
+def _used(weights: Mapping[str, float]) -> list[str]:
+    """Return the sources with a weight above 0."""
+    return [source for source, weight in weights.items() if weight > 0]
 
 
 def _group(query: Query) -> tuple[str, int, str, bool | None]:

@@ -15,7 +15,7 @@ from recloop.features.vocabulary import as_text
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
 from recloop.models.base import SOURCE_OF, TrainData, load_model
-from recloop.policy import AGAIN, AGAIN_SOURCE, FADING, FALLBACK, Placement, Policy, ScorerSpec
+from recloop.policy import AGAIN, AGAIN_SOURCE, FADING, FALLBACK, NewItems, Placement, Policy, ScorerSpec
 from recloop.recommend import similar_items
 from recloop.recommend.fallback import segment_lists
 from recloop.records import DAY, FUSED_SOURCES, source_names
@@ -137,6 +137,7 @@ def draft_bundle(
             filter=section.filter,
             n=section.n,
             filter_seen=None if section.filter_seen == "auto" else section.filter_seen,
+            new=NewItems(section.min_new, _without_history(scorers)) if section.min_new > 0 else None,
         )
         for name, section in config.placement.items()
     }
@@ -197,18 +198,27 @@ def choose_half_life_and_weights(
     fusions: dict[bool, FusionChoice] = {}  # by whether seen items are left out
     placements = dict(bundle.policy.placements)
     main = bundle.policy.filters_seen(placements[bundle.default_placement])
-    for name in [bundle.default_placement, *(name for name in placements if _choose_weights(config, name))]:
-        filters_seen = bundle.policy.filters_seen(placements[name])
+
+    def choose(name: str, filters_seen: bool) -> FusionChoice:
         if filters_seen not in fusions:
-            moments = ValidationRecall(bundle, validation, data, past, name)
+            policy = bundle.policy.with_placement(name, replace(placements[name], filter_seen=filters_seen))
+            moments = ValidationRecall(replace(bundle, policy=policy), validation, data, past, name)
             lists = moments.recall(bundle, [*bundle.scorers], threads)
             items, offsets = (
                 moments.new_targets() if filters_seen and not main else (validation.items, validation.offsets)
             )
             fusions[filters_seen] = fusion_or_single(lists, items, offsets, config.train.seed, sampled)
+        return fusions[filters_seen]
+
+    choose(bundle.default_placement, main)
+    for name, placement in bundle.policy.placements.items():
         if _choose_weights(config, name):
-            fusion = fusions[filters_seen]
+            fusion = choose(name, bundle.policy.filters_seen(placement))
             placements[name] = replace(placements[name], weights=fusion.weights, rrf=fusion.constant)
+        if (new := bundle.policy.new_items(placement)) is not None:
+            fusion = choose(name, True)
+            new = replace(new, weights=fusion.weights, rrf=fusion.constant)
+            placements[name] = replace(placements[name], new=new)
     policy = replace(bundle.policy, placements=placements)
     named = keep if config.baselines.extra == "auto" else {*keep, *config.baselines.extra}
     bundle = _without_unused(replace(bundle, policy=policy), named)
@@ -217,7 +227,10 @@ def choose_half_life_and_weights(
 
 def _without_unused(bundle: Bundle, named: Collection[str]) -> Bundle:
     """Leave out the further models without a use, except those named."""
-    used = {source for one in bundle.policy.placements.values() for source, weight in one.weights.items() if weight > 0}
+    placements = bundle.policy.placements
+    weights = [one.weights for one in placements.values()]
+    weights += [one.new.weights for one in placements.values() if one.new is not None]
+    used = {source for of_list in weights for source, weight in of_list.items() if weight > 0}
     used |= {source for spec in bundle.scorers.values() for source in spec.of or ()}
     unused = {
         source
@@ -228,11 +241,21 @@ def _without_unused(bundle: Bundle, named: Collection[str]) -> Bundle:
         return bundle
     scorers = {source: spec for source, spec in bundle.scorers.items() if source not in unused}
     arrays = {name: array for name, array in bundle.arrays.items() if name.partition(".")[0] not in unused}
-    placements = {
-        name: replace(one, weights={source: one.weights[source] for source in one.weights if source not in unused})
-        for name, one in bundle.policy.placements.items()
-    }
-    policy = replace(bundle.policy, placements=placements)
+
+    def without_unused(weights: Mapping[str, float]) -> dict[str, float]:
+        return {source: weight for source, weight in weights.items() if source not in unused}
+
+    policy = replace(
+        bundle.policy,
+        placements={
+            name: replace(
+                one,
+                weights=without_unused(one.weights),
+                new=None if one.new is None else replace(one.new, weights=without_unused(one.new.weights)),
+            )
+            for name, one in placements.items()
+        },
+    )
     return replace(bundle, manifest=replace(bundle.manifest, scorers=scorers), arrays=arrays, policy=policy)
 
 
@@ -359,6 +382,12 @@ class ModelValidation:
 
 def _choose_weights(config: Config, name: str) -> bool:
     return config.placement[name].list == "for_you" and config.placement[name].weights == "auto"
+
+
+def _without_history(scorers: Mapping[str, ScorerSpec]) -> dict[str, float]:
+    """Return weight 1 for the sources that recall new items."""
+    owned = {"history", AGAIN_SOURCE}
+    return {source: 1.0 for source in source_names(scorers) if source in scorers and source not in owned}
 
 
 def _start(kind: str, weights: Any, scorers: Mapping[str, ScorerSpec]) -> dict[str, float]:
