@@ -12,6 +12,7 @@ import pytest
 import recloop
 from recloop.errors import UserError
 from recloop.simulation.shop import SimulatedShop
+from recloop.training import ranker
 
 CONFIG = {"events": {"positive": ["purchase"], "neutral": ["click"]}}
 
@@ -193,6 +194,24 @@ def test_evaluation_table_as_frame_and_html() -> None:
     assert "95 % CI over users" in html
     with pytest.raises(UserError, match="slice_name=lukewarm"):
         table.to_frame("lukewarm")
+
+
+def test_fit_with_auto_keeps_a_ranker_and_saves_it(
+    tiny_simulated_shop: SimulatedShop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranker, "MIN_MOMENTS", 2)  # a small log teaches few
+    monkeypatch.setattr(ranker, "MIN_JUDGED", 1)
+    events = tiny_simulated_shop.events()
+    options = {**CONFIG, "ranker": {"model": "gbdt"}}
+    rec = recloop.fit(events, model="auto", config=options, holdout="temporal")
+    assert rec.bundle.policy.placements["home"].ranked
+    lists = rec.recommend(["u01", "u02", "new"], n=10)
+    assert lists["score"].is_between(0, 1).all()
+    fused = recloop.fit(events, model="auto", config={**CONFIG, "ranker": {"model": "off"}}, holdout="temporal")
+    assert lists["item_id"].to_list() != fused.recommend(["u01", "u02", "new"], n=10)["item_id"].to_list()
+    assert "fusion" in rec.evaluate().to_frame()["model"].to_list()
+    rec.save(tmp_path / "bundle")
+    assert recloop.load(tmp_path / "bundle", events=events).recommend(["u01", "u02", "new"], n=10).equals(lists)
 
 
 def test_fit_with_auto_fuses_the_baselines(tiny_simulated_shop: SimulatedShop) -> None:

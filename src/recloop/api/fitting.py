@@ -45,7 +45,7 @@ from recloop.recommend.recommender import check_golden
 from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, guest_rows, max_int
 from recloop.settings import build
 from recloop.storage.event_rows import object_text
-from recloop.training import baselines
+from recloop.training import baselines, ranker
 from recloop.training.closed_form import further_models
 from recloop.training.dataset import make_tables, train_data, validation_data
 from recloop.training.fit import fit_network
@@ -75,7 +75,8 @@ def fit(
         events: A frame with one row per event.
         items, users: Frames with ids and attributes. Attributes filter lists and become features of a network.
         model: ``popular``, ``bought_before``, ``covisitation``; a built-in network or ``package.module:Class``
-            (``recloop[train]``); or ``auto``: the baselines with fusion weights chosen on validation.
+            (``recloop[train]``); or ``auto``: the baselines with fusion weights chosen on validation, and a ranker where it
+            is better there.
         config: Tables of recloop.toml as a mapping; given settings are not guessed.
         columns: The frame's columns by our names: ``{"user_id": "customer", "timestamp": "bought_at"}``.
         holdout: None: learn all rows. ``temporal`` keeps the last tenth for `evaluate`, ``leave-one-out`` the last
@@ -272,12 +273,16 @@ def _bundle(config: Config, rows: FittedData, model: str, progress: Progress) ->
             network = fit_network(model, options, arrays, config, Path(run), seconds, quiet)
         bundle = with_network(bundle, network)
     progress.say("learn", f"{model} on {len(before):,} rows")
-    bundle, _ = baselines.choose_half_life_and_weights(
-        bundle, config, arrays, tables, StateHistory(before, rows.users), THREADS, {model}
-    )
+    past = StateHistory(before, rows.users)
+    bundle, _ = baselines.choose_half_life_and_weights(bundle, config, arrays, tables, past, THREADS, {model})
+    if model == "auto":
+        choice = ranker.choose_ranker(bundle, config, arrays, tables, past, THREADS)
+        progress.say("learn", choice.sentence)
+        bundle = choice.bundle
     if arrays.history is not None:
         whole, start = train_data(tables, before, None), arrays.cut
         bundle = baselines.refit_baselines(bundle, whole, tables, config)
+        bundle = ranker.refit_statistics(bundle, whole, tables)
         if network_wanted:
             with tempfile.TemporaryDirectory() as run:
                 bundle = with_network(bundle, train_window(config, network, whole, start, bundle, Path(run)))
