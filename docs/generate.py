@@ -22,8 +22,10 @@ from recloop import errors
 from recloop.cli import app, terminal
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.monitoring import exposition
+from recloop.monitoring.last_update import LastUpdate
 from recloop.policy import NewItems, Placement, Policy, RankerSpec, ScorerSpec
 from recloop.serve import openapi
+from recloop.serve.request_metrics import RequestMetrics, request_families
 from recloop.storage import control, decisions, event_log
 
 FOLDER: Final = DOCS / "reference"
@@ -270,12 +272,17 @@ def metric_families() -> list[tuple[str, str, str, str]]:
         totals={("live", "home"): 1},
         received={"day": 1},
         proven=dict.fromkeys(exposition.VERIFY_METRICS, 1),
+        updated=LastUpdate(0, "nothing", 0.0, is_stopped=False),
     )
-    text = exposition.exposition(seen, dict.fromkeys(exposition.PROCESS_METRICS, 0.0)).decode()  # type: ignore[arg-type]
+    requests = RequestMetrics()
+    requests.add("GET", "/v1/status", 200, 0.0)
+    families = request_families(requests.snapshot())
+    process = dict.fromkeys(exposition.PROCESS_METRICS, 0.0)
+    text = exposition.exposition(seen, process, families).decode()  # type: ignore[arg-type]
     rows = []
     for family in text_string_to_metric_families(text):
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        labels = ", ".join(f"`{label}`" for label in family.samples[0].labels)
+        labels = ", ".join(f"`{label}`" for label in family.samples[-1].labels)
         rows.append((f"`{name}`", family.type, labels, family.documentation))
     return rows
 

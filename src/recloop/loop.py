@@ -22,6 +22,7 @@ from recloop.pipeline import restart as restarts
 from recloop.pipeline import training_steps as parts
 from recloop.pipeline import update_run as runs
 from recloop.pipeline.retention import apply_retention
+from recloop.pipeline.update_record import recorded
 from recloop.pipeline.update_run import UpdateResult
 from recloop.progress import NullProgress, Progress
 from recloop.project import Project
@@ -49,6 +50,7 @@ class FirstRun:
     seconds: float
 
 
+@recorded
 def first_run(project: Project, progress: Progress | None = None, verb: str = "update") -> FirstRun:
     """Train the first bundle of a project and make it live.
 
@@ -65,17 +67,16 @@ def first_run(project: Project, progress: Progress | None = None, verb: str = "u
         return FirstRun(prepared, trained.bundle, trained.table, time.monotonic() - begin)
 
 
+@recorded
 def update(
     project: Project, progress: Progress | None = None, full: bool = False, reset: bool = False, restart: bool = False
 ) -> UpdateResult:
     """Train a candidate on the new rows and publish it if it passes the gates.
 
-    A changed setting that decides which rows are kept starts a new first run instead.
-
     Args:
         full: Train from scratch, for comparison; the item table still starts with the ids of live.
         reset: Start from live's weights, but with a fresh optimizer.
-        restart: Start a new first run: all files are read again, posted rows are kept.
+        restart: Start a new first run, as changed settings of the data do; posted rows are kept.
 
     Raises:
         Locked, UserError: as in `first_run`; UserError also without a live bundle or enough free disk space.
@@ -120,10 +121,9 @@ def collect(project: Project, progress: Progress | None = None, posted: PostedRo
 
     ``posted``: posted rows of the earlier data, which a new first run renumbers.
     """
-    progress = progress or NullProgress()
     prepared = prepare(project, posted is None and has_log_rows(project), posted)
     parts.init_log_and_states(project, prepared, load(project))
-    step_reports.report_data(progress, prepared)
+    step_reports.report_data(progress or NullProgress(), prepared)
     return prepared
 
 

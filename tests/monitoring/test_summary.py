@@ -16,7 +16,7 @@ import pytest
 import servers
 from prometheus_client.parser import text_string_to_metric_families
 
-from recloop.monitoring import report, summary, verify
+from recloop.monitoring import last_update, report, summary, verify
 from recloop.project import Project, open_project
 from recloop.records import DAY, SECOND
 from recloop.serve import console_backend
@@ -149,6 +149,15 @@ def test_metrics_describe_the_process_and_the_bundle(summaries: Summaries) -> No
         assert found[name] > 0
 
 
+def test_metrics_contain_the_last_update(summaries: Summaries) -> None:
+    found = {name: value for (name, labels), value in summaries.samples.items() if not labels}
+    made = last_update.read(summaries.project)
+    assert made is not None
+    assert made.verdict == "first"
+    assert found["recloop_update_at_seconds"] == made.at / SECOND
+    assert (found["recloop_update_duration_seconds"], found["recloop_update_stopped"]) == (made.seconds, 0)
+
+
 def test_dashboard_reads_metrics_that_a_service_prints(summaries: Summaries) -> None:
     dashboard = json.loads(DASHBOARD.read_text("utf-8"))
     texts = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
@@ -194,7 +203,13 @@ def test_metrics_labels_contain_no_ids(project: Project) -> None:
         for sample in family.samples
         for name, value in sample.labels.items()
     }
-    assert {name for name, _ in labels} == {"window", "variant", "placement", "source", "quantile"}
+    requests = {"method", "route", "status", "le"}
+    assert {name for name, _ in labels} == {"window", "variant", "placement", "source", "quantile", *requests}
+    assert {value for name, value in labels if name == "route"} == {
+        "/v1/recommend/{user_id}",
+        "/v1/events",
+        "/v1/status",
+    }
     assert {value for name, value in labels if name == "variant"} == {"live"}
     assert "u01" not in text
     assert "i01" not in text

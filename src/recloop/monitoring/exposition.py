@@ -13,6 +13,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.utils import floatToGoString
 
+from recloop.monitoring.last_update import LastUpdate
 from recloop.monitoring.summary import HealthSummary
 from recloop.records import SECOND
 
@@ -42,6 +43,11 @@ VERIFY_METRICS: Final = {
     "checked": "Decisions recomputed by the last `recloop verify`",
     "unexplained": "Decisions with an unexplained difference in the last `recloop verify`",
 }  # fmt: skip
+UPDATE_METRICS: Final = {
+    "at_seconds": "Time at which the last `recloop update` ended, in seconds since 1970; alert if it is older than the interval",
+    "duration_seconds": "Duration of the last `recloop update`",
+    "stopped": "1 if a gate or a check stopped the last `recloop update`, else 0",
+}
 PROCESS_METRICS: Final = {
     "generation": "Release generation that this process serves",
     "last_seq": "Last seq that this process has read",
@@ -59,7 +65,7 @@ PROCESS: Final = ProcessCollector(registry=None)
 """CPU time, memory, open files and start of the process; it collects nothing on another system than Linux."""
 
 
-def exposition(summary: HealthSummary | None, process: Mapping[str, float]) -> bytes:
+def exposition(summary: HealthSummary | None, process: Mapping[str, float], further: Iterable[Metric] = ()) -> bytes:
     """Format metrics of a service and its process as Prometheus text.
 
     Labels are windows, variants, placements and sources, never users or items.
@@ -67,9 +73,10 @@ def exposition(summary: HealthSummary | None, process: Mapping[str, float]) -> b
     Args:
         summary: Health summary; None if the decisions cannot be read.
         process: Numbers of the service by name of `PROCESS_METRICS`; a name ending in ``_total`` is a counter.
+        further: Families of another layer, such as those of the HTTP requests.
     """
     families = [] if summary is None else _families(summary)
-    return metrics_text([*PROCESS.collect(), *_process_metrics(process), *families])
+    return metrics_text([*PROCESS.collect(), *_process_metrics(process), *further, *families])
 
 
 def _families(summary: HealthSummary) -> Iterable[Metric]:
@@ -109,6 +116,13 @@ def _families(summary: HealthSummary) -> Iterable[Metric]:
     for name, value in (summary.proven or {}).items():
         scale, unit = (SECOND, "_seconds") if name == "at" else (1, "")
         yield GaugeMetricFamily(f"recloop_verify_{name}{unit}", VERIFY_METRICS[name], value=value / scale)
+    yield from () if summary.updated is None else _update_metrics(summary.updated)
+
+
+def _update_metrics(update: LastUpdate) -> Iterable[Metric]:
+    values = (update.at / SECOND, update.seconds, float(update.is_stopped))
+    for (name, text), value in zip(UPDATE_METRICS.items(), values, strict=True):
+        yield GaugeMetricFamily(f"recloop_update_{name}", text, value=value)
 
 
 def _process_metrics(process: Mapping[str, float]) -> Iterable[Metric]:

@@ -20,7 +20,9 @@ import numpy as np
 import polars as pl
 
 from recloop.bundle import Bundle
+from recloop.monitoring import last_update
 from recloop.monitoring.health import COLUMNS, Exposures, HealthReference, exposure_health, reference, stored_health
+from recloop.monitoring.last_update import LastUpdate
 from recloop.monitoring.verify import last_result
 from recloop.project import Project
 from recloop.recommend.catalog import Catalog
@@ -49,12 +51,14 @@ class HealthSummary:
         totals: Responses of all time by variant and placement.
         received: Valid events received, by window, with or without a request id.
         proven: ``at``, ``checked``, ``unexplained`` of the last `recloop verify`; None if it never ran.
+        updated: The last `recloop update`; None if none has finished.
     """
 
     windows: Windows
     totals: dict[Group, int]
     received: dict[str, int]
     proven: dict[str, int] | None
+    updated: LastUpdate | None
 
 
 @dataclass(frozen=True)
@@ -215,4 +219,5 @@ class HealthCache:
             store.totals(),
             {name: sum(groups.values()) for name, groups in events.items()},
             last_result(self._project),
+            last_update.read(self._project),
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from recloop.ingest.parse import NDJSON
@@ -22,6 +22,7 @@ from recloop.serve.key_ring import KeyRing
 from recloop.serve.login import LOGIN_PATH, Login, login_page, private
 from recloop.serve.page_token import PageAccess
 from recloop.serve.request import Handler
+from recloop.serve.request_metrics import ROUTE_TEMPLATE
 from recloop.serve.schemas import HttpError
 from recloop.storage.api_keys import KeyScope
 
@@ -196,6 +197,7 @@ class ScopedRoute(Route):
 
     Attributes:
         key_scope: The scope, which every route names where it is defined.
+        template: Path with names of its parameters, as in the OpenAPI document.
     """
 
     def __init__(
@@ -213,7 +215,14 @@ class ScopedRoute(Route):
             rules.authorize(Head(request.scope["headers"]), key_scope)
             return await handler(request)
 
+        self.template = path.replace(":path}", "}")
         super().__init__(path, authorized, methods=methods, include_in_schema=include_in_schema)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child_scope = super().matches(scope)
+        if match is not Match.NONE:
+            child_scope[ROUTE_TEMPLATE] = self.template
+        return match, child_scope
 
 
 class Head:

@@ -207,8 +207,12 @@ class StatusRoutes:
         table = await run_in_threadpool(self._service.status)
         return json_response(msgspec.convert(table, StatusResponse))
 
-    async def metrics(self, _: Request) -> Response:
-        return Response(await run_in_threadpool(self._service.metrics), media_type="text/plain; version=0.0.4")
+    async def metrics(self, request: Request) -> Response:
+        app: ListApplication = request.app
+        workers = self._service.workers
+        requests = app.requests.snapshot(len(app.waiting) + (0 if workers is None else workers.n_in_flight))
+        content = await run_in_threadpool(self._service.metrics, requests)
+        return Response(content, media_type="text/plain; version=0.0.4")
 
     async def openapi(self, _: Request) -> Response:
         return Response(self._openapi, media_type="application/json")

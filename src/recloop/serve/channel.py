@@ -13,6 +13,7 @@ import msgspec
 
 from recloop.records import Decision, Item, User
 from recloop.release.assignment import Arm
+from recloop.serve.request_metrics import RequestCounts
 from recloop.storage.retractions import Retraction
 
 HEAD_BYTES = 4
@@ -91,9 +92,15 @@ class Decided(msgspec.Struct, tag=True, frozen=True):
     decisions: list[Decision]
 
 
+class Measured(msgspec.Struct, tag=True, frozen=True):
+    """Requests that a worker answered itself since its last message of this kind."""
+
+    requests: RequestCounts
+
+
 Numbered = Committed | Deployed | Published
 ToWorker = Committed | Deployed | Published | Degraded | ForwardedReply
-ToWriter = Started | Confirmed | ForwardedRequest | Decided
+ToWriter = Started | Confirmed | ForwardedRequest | Decided | Measured
 ENCODER = msgspec.msgpack.Encoder()
 TO_WORKER = msgspec.msgpack.Decoder(ToWorker)
 TO_WRITER = msgspec.msgpack.Decoder(ToWriter)

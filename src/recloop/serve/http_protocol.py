@@ -14,11 +14,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from recloop.serve import limits
 from recloop.serve.middleware import REQUEST_IDS, Reply, error_reply
+from recloop.serve.request_metrics import OTHER_ROUTE
 from recloop.serve.schemas import HttpError
 
 LOGGER = logging.getLogger(__name__)
 HEALTH_PREFIX: Final = "/v1/health/"
 UPGRADE_HEADERS: Final = frozenset((b"connection", b"upgrade", b"http2-settings"))
+UNKNOWN_METHOD: Final = "unknown"
+"""Method of a request whose head is not complete."""
 LOG_SECONDS: Final = 1.0
 DRAINING_SECONDS: Final = 1.0  # time for an incomplete request while the process ends
 
@@ -115,8 +118,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if is_due:
             reply = error_reply(error)
             reply.headers.append((b"x-request-id", REQUEST_IDS.next().encode()))
+            self.count(reply.status)
             self.transport.write(encode(reply, self.server_state.default_headers, is_last=True))
         self.transport.close()
+
+    def count(self, status: int, method: str = UNKNOWN_METHOD) -> None:
+        """Count a request that is refused before it reaches a route."""
+        application: Any = self.app
+        application.requests.add(method, OTHER_ROUTE, status, 0.0)
 
     def expire(self, now: float, is_draining: bool) -> None:
         """Close the connection if its request or the reading of its answer takes too long.
@@ -186,7 +195,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if len(self.tasks) >= limits.MAX_REQUESTS_IN_FLIGHT and not cycle.scope["path"].startswith(HEALTH_PREFIX):
-            app = _answer_busy
+            app = _Busy(self)
         super()._start_asgi_task(cycle, app)
 
 
@@ -211,8 +220,14 @@ def busy_reply() -> Reply:
     return reply
 
 
-async def _answer_busy(_scope: Scope, _receive: Receive, send: Send) -> None:
-    """Refuse a request before its body is read."""
-    reply = busy_reply()
-    await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
-    await send({"type": "http.response.body", "body": reply.body})
+class _Busy:
+    """Application that refuses a request before its body is read."""
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        self._protocol = protocol
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        reply = busy_reply()
+        self._protocol.count(reply.status, scope["method"])
+        await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
+        await send({"type": "http.response.body", "body": reply.body})

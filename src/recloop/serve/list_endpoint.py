@@ -24,10 +24,12 @@ from recloop.serve.http_protocol import BoundedProtocol, busy_reply, encode
 from recloop.serve.middleware import REQUEST_IDS, Reply, client_id, error_reply, json_reply
 from recloop.serve.recommend_routes import RecommendRoutes, RequestKeys
 from recloop.serve.request import RECOMMEND_PARAMETERS, check_names, list_parameters, names_of
+from recloop.serve.request_metrics import RequestMetrics
 from recloop.serve.schemas import HttpError
 from recloop.storage.api_keys import KeyScope
 
 LIST_PREFIX: Final = "/v1/recommend/"
+LIST_ROUTE: Final = "/v1/recommend/{user_id}"
 PAGE_PATHS: Final = (LIST_PREFIX, EVENTS_PATH)
 """Paths that accept page tokens."""
 LIST_PREFIX_BYTES: Final = LIST_PREFIX.encode()
@@ -37,11 +39,12 @@ MAX_DIRECT_LISTS: Final = 8
 
 
 class ListRequest(NamedTuple):
-    """Arguments of `ListEndpoint.reply`."""
+    """Arguments of `ListEndpoint.reply`, and the time of arrival."""
 
     path: str
     query_string: bytes
     headers: list[tuple[bytes, bytes]]
+    arrived: float  # by `time.perf_counter`
 
 
 class ListEndpoint:
@@ -87,26 +90,43 @@ class ListApplication(Starlette):
     events: EventEndpoint | None = None
 
     @cached_property
+    def requests(self) -> RequestMetrics:
+        """Counts of this process's requests."""
+        return RequestMetrics()
+
+    @cached_property
     def waiting(self) -> ListQueue:
         """Lists that wait for the event loop."""
         return ListQueue()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        self.requests.n_in_flight += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self.requests.n_in_flight -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived = time.perf_counter()
+        path, method = scope["path"], scope["method"]
+        route = LIST_ROUTE if path.startswith(LIST_PREFIX) else EVENTS_PATH
         reply = None
-        if scope["type"] == "http":
-            path = scope["path"]
-            if self.lists is not None and scope["method"] == "GET" and path.startswith(LIST_PREFIX):
-                reply = self.lists.reply(path, scope["query_string"], scope["headers"])
-            elif self.lists is not None and scope["method"] == "OPTIONS" and path.startswith(PAGE_PATHS):
-                reply = self.lists.preflight(scope["headers"])
-            elif self.events is not None and scope["method"] == "POST" and path == EVENTS_PATH:
-                try:
-                    reply = await self.events.reply(scope, receive)
-                except ClientDisconnect:
-                    return
+        if self.lists is not None and method == "GET" and route == LIST_ROUTE:
+            reply = self.lists.reply(path, scope["query_string"], scope["headers"])
+        elif self.lists is not None and method == "OPTIONS" and path.startswith(PAGE_PATHS):
+            reply = self.lists.preflight(scope["headers"])
+        elif self.events is not None and method == "POST" and path == EVENTS_PATH:
+            try:
+                reply = await self.events.reply(scope, receive)
+            except ClientDisconnect:
+                return
         if reply is None:
             await super().__call__(scope, receive, send)
             return
+        self.requests.add(method, route, reply.status, time.perf_counter() - arrived)
         if self.state.draining:
             reply.headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
@@ -203,19 +223,21 @@ class ListProtocol(BoundedProtocol):
         application: Any = self.app
         url: Any = httptools.parse_url(self.url)
         path = url.path.decode("ascii")
-        self._waiting = ListRequest(unquote(path) if "%" in path else path, url.query or b"", self.headers)
+        arrived = time.perf_counter()
+        self._waiting = ListRequest(unquote(path) if "%" in path else path, url.query or b"", self.headers, arrived)
         if len(application.waiting) < limits.MAX_REQUESTS_IN_FLIGHT:
             application.waiting.add(self)
         else:
             self._waiting = None
-            self._write(busy_reply())
+            self._write(busy_reply(), arrived)
 
     def answer_waiting(self) -> None:
         """Answer the list that waits, if any and if the client is still connected."""
         request, self._waiting = self._waiting, None
         if request is not None and not self.transport.is_closing():
             application: Any = self.app
-            self._write(application.lists.reply(*request))
+            reply = application.lists.reply(request.path, request.query_string, request.headers)
+            self._write(reply, request.arrived)
 
     def _is_idle(self) -> bool:
         return self._waiting is None and super()._is_idle()
@@ -235,8 +257,9 @@ class ListProtocol(BoundedProtocol):
             and not self.flow.write_paused
         )
 
-    def _write(self, reply: Reply) -> None:
+    def _write(self, reply: Reply, arrived: float) -> None:
         application: Any = self.app
+        application.requests.add("GET", LIST_ROUTE, reply.status, time.perf_counter() - arrived)
         is_last = application.state.draining or not self._keeps_alive
         self._answered_in_read = True
         self.transport.write(encode(reply, self.server_state.default_headers, is_last))

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recloop.ingest.writer import LogBusyError, LogUnavailableError, LogUncertainError
 from recloop.serve import limits
+from recloop.serve.request_metrics import OTHER_ROUTE, ROUTE_TEMPLATE
 from recloop.serve.schemas import HttpError
 
 LOGGER = logging.getLogger(__name__)
@@ -102,12 +103,13 @@ class RequestMiddleware:
         client_request_id = client_id(None if header is None else header.encode("latin-1"))
         scope.setdefault("state", {}).update(request_id=request_id, client_request_id=client_request_id)
         state: State = scope["app"].state
-        started = False
+        arrived = time.perf_counter()
+        status = 0  # of an answer that has begun
 
         async def pass_on(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = client_request_id or request_id
                 if state.draining:
@@ -119,8 +121,10 @@ class RequestMiddleware:
         except ClientDisconnect:
             return
         except Exception as error:  # noqa: BLE001 - the client gets a JSON error for every failure
-            if not started:
+            if not status:
                 await problem_response(_http_error(error))(scope, receive, pass_on)
+        route = scope.get(ROUTE_TEMPLATE, OTHER_ROUTE)
+        scope["app"].requests.add(scope["method"], route, status, time.perf_counter() - arrived)
 
 
 def json_response(body: msgspec.Struct, status: int = 200) -> Response:

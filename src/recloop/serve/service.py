@@ -35,6 +35,7 @@ from recloop.release import assignment
 from recloop.serve.answer_counts import AnswerCounts
 from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
 from recloop.serve.reload import Reloader
+from recloop.serve.request_metrics import RequestCounts, request_families
 from recloop.serve.response import build_decision, build_response
 from recloop.serve.schemas import RecommendResponse
 from recloop.serve.shadow import ShadowScorer
@@ -333,8 +334,8 @@ class Service:
         except sqlite3.Error:
             return None
 
-    def metrics(self) -> bytes:
-        """Build the content of ``GET /metrics``; reads files, so not on the event loop."""
+    def metrics(self, requests: RequestCounts | None = None) -> bytes:
+        """Build the content of ``GET /metrics``, with counts of HTTP requests; not on the event loop."""
         process = {
             "generation": self.deployments.generation,
             "last_seq": self.as_of,
@@ -347,7 +348,8 @@ class Service:
             "shadow_skipped_total": self.shadow.skipped,
             "bundle_cut_seconds": self.bundle.cut / SECOND,
         }
-        return exposition(self._health_summary(), process)
+        families = () if requests is None else request_families(requests)
+        return exposition(self._health_summary(), process, families)
 
     def ready(self) -> str:
         """Answer a golden query with the live bundle; return the failure, or empty."""

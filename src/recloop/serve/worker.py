@@ -36,6 +36,7 @@ from recloop.serve.channel import (
     Deployed,
     ForwardedReply,
     ForwardedRequest,
+    Measured,
     Published,
     Started,
     ToWriter,
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 DECISION_SECONDS = 0.02
 """Time for which decisions are collected before they are sent to the writer process."""
+MEASURE_SECONDS = 1.0
+"""Time between two messages about answered requests."""
 MAX_UNSENT_BYTES = 64 * 2**20
 LOCAL_PATHS = ("/v1/recommend", "/v1/health/live")
 
@@ -167,7 +170,13 @@ class WorkerService(Service):
 
 
 class WriterLink:
-    """Channel to the writer process; used on the event loop."""
+    """Channel to the writer process; used on the event loop.
+
+    Attributes:
+        application: Application whose requests are counted; None before it exists.
+    """
+
+    application: ListApplication | None = None
 
     def __init__(self, service: WorkerService, channel: socket.socket) -> None:
         self._service = service
@@ -181,7 +190,7 @@ class WriterLink:
     async def connect(self) -> None:
         """Follow the writer process; return when all earlier commits are applied."""
         reader, self._stream = await asyncio.open_connection(sock=self._channel)
-        for work in (self._read(reader), self._send_decisions()):
+        for work in (self._read(reader), self._send_decisions(), self._send_requests()):
             task = asyncio.get_running_loop().create_task(work)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -189,8 +198,9 @@ class WriterLink:
         await self._is_current.wait()
 
     async def close(self) -> None:
-        """Send the last decisions and close the channel."""
+        """Send the last decisions and counts, and close the channel."""
         self._flush()
+        self._send_measured()
         assert self._stream is not None
         await self._stream.drain()
         for task in list(self._tasks):
@@ -226,6 +236,16 @@ class WriterLink:
         while True:
             await asyncio.sleep(DECISION_SECONDS)
             self._flush()
+
+    async def _send_requests(self) -> None:
+        while True:
+            await asyncio.sleep(MEASURE_SECONDS)
+            self._send_measured()
+
+    def _send_measured(self) -> None:
+        app = self.application
+        if app is not None:
+            self._send(Measured(app.requests.take(len(app.waiting))))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         """Apply the messages in order; deployments load beside later commits."""
@@ -320,4 +340,5 @@ def run(project: Project, listening: socket.socket, channel: socket.socket, take
             await run_in_threadpool(service.close)
 
     WorkerApplication.link = link
-    server.serve(app.build(service, host, WorkerApplication, lifespan), listening, "")
+    link.application = app.build(service, host, WorkerApplication, lifespan)
+    server.serve(link.application, listening, "")

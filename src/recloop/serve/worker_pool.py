@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Message
+from starlette.types import Message
 
 from recloop.recommend.user_states import LabelledRows
 from recloop.records import Item, User
@@ -33,6 +33,7 @@ from recloop.serve.channel import (
     Deployed,
     ForwardedReply,
     ForwardedRequest,
+    Measured,
     Numbered,
     Published,
     Started,
@@ -43,6 +44,7 @@ from recloop.serve.channel import (
 from recloop.storage.retractions import Retraction
 
 if TYPE_CHECKING:
+    from recloop.serve.list_endpoint import ListApplication
     from recloop.serve.service import Service
 
 LOGGER = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Worker:
     Attributes:
         taken: Decisions that the worker has made, in memory shared with it.
         received: Decisions that arrived here.
+        in_flight: Requests that it had in flight a moment ago.
         unconfirmed: Future of each numbered message that the worker has not applied yet.
     """
 
@@ -67,7 +70,7 @@ class Worker:
         self.process = process
         self.channel = channel
         self.taken = taken
-        self.received = 0
+        self.received = self.in_flight = 0
         self.is_started = False
         self.unconfirmed: dict[int, asyncio.Future[None]] = {}
         self.commits: set[int] = set()
@@ -92,7 +95,9 @@ class WorkerPool:
         n_workers: Number of worker processes, without the writer process.
     """
 
-    def __init__(self, service: Service, app: ASGIApp, listening: socket.socket, host: str, n_workers: int) -> None:
+    def __init__(
+        self, service: Service, app: ListApplication, listening: socket.socket, host: str, n_workers: int
+    ) -> None:
         self._service = service
         self._app = app
         self._listening = listening
@@ -108,6 +113,11 @@ class WorkerPool:
     def n_started(self) -> int:
         """Number of workers that accept connections."""
         return sum(one.is_started for one in self._workers)
+
+    @property
+    def n_in_flight(self) -> int:
+        """Requests that the workers have in flight."""
+        return sum(one.in_flight for one in self._workers)
 
     @property
     def is_stopped(self) -> bool:
@@ -256,6 +266,9 @@ class WorkerPool:
         elif isinstance(message, Decided):
             one.received += len(message.decisions)
             self._service.record(message.decisions, self._last_item_seq)
+        elif isinstance(message, Measured):
+            one.in_flight = message.requests.in_flight
+            self._app.requests.merge(message.requests)
         elif isinstance(message, ForwardedRequest):
             self._spawn(self._answer(one, message))
         elif isinstance(message, Started):
