@@ -44,7 +44,7 @@ PAIR: Final = (
 UNITS: Final = "units"  # quantity of an undo or of a row that can be undone; 1 if it is missing
 MOMENT: Final = "moment"  # number of the user's moment, from 0, oldest first
 
-MAX_ID_BYTES: Final = 256
+MAX_ID_BYTES: Final = 512
 """Most bytes (UTF-8) of an id or of a name: event type, placement, attribute."""
 MAX_ATTRIBUTES: Final = 64
 """Most attributes of an item or a user."""

@@ -111,10 +111,10 @@ def test_condition_of_mixed_types_is_refused_at_the_frame_without_a_schema() -> 
 )
 def test_request_condition_above_a_limit_is_refused_without_parsing(text: str, said: str) -> None:
     with pytest.raises(UserError, match="filter") as caught:
-        conditions.check_size(text, "filter")
+        conditions.check_size(text, "filter", 50, 1_000)
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("text", [" OR ".join(["value = 1"] * 50), "value IN (" + ",".join(["1"] * 400) + ")", "'"])
 def test_request_condition_within_the_limits_is_left_to_the_parser(text: str) -> None:
-    conditions.check_size(text, "filter")
+    conditions.check_size(text, "filter", 50, 1_000)

@@ -102,12 +102,12 @@ def test_parse_events_of_a_broken_body_equals_the_check_of_each_row(body: bytes,
 )
 def test_parse_events_of_a_long_id_or_name_rejects_its_row(name: str) -> None:
     row = {"user_id": "u", "item_id": "i", "event_type": "x"}
-    body = json.dumps([row, row | {name: "\u00e9" * 128}, row | {name: "\u00e9" * 128 + "a"}]).encode()
+    body = json.dumps([row, row | {name: "\u00e9" * 256}, row | {name: "\u00e9" * 256 + "a"}]).encode()
     first, longest, rejected = parse.parse_events(body, "", NOW, Data())
     assert isinstance(first, Event)
     assert isinstance(longest, Event)
     assert isinstance(rejected, Rejected)
-    assert rejected.reason == f"{name}: 257 bytes; expected at most 256 bytes"
+    assert rejected.reason == f"{name}: 513 bytes; expected at most 512 bytes"
     assert name not in rejected.ids
 
 
@@ -118,10 +118,10 @@ def test_check_item_rejects_too_many_attributes_and_long_names() -> None:
 
     assert reason(attributes={f"a{n}": n for n in range(64)}) == ""
     assert reason(attributes={f"a{n}": n for n in range(65)}) == "attributes: 65 names; expected at most 64"
-    long_name = "attributes: a name of 257 bytes; expected at most 256 bytes"
-    assert reason(attributes={"a" * 257: 1}) == long_name
-    assert reason(item_id="i" * 257) == "item_id: 257 bytes; expected at most 256 bytes"
-    user = parse.check_user({"user_id": "u", "attributes": {"a" * 257: 1}}, NOW, Data(), {})
+    long_name = "attributes: a name of 513 bytes; expected at most 512 bytes"
+    assert reason(attributes={"a" * 513: 1}) == long_name
+    assert reason(item_id="i" * 513) == "item_id: 513 bytes; expected at most 512 bytes"
+    user = parse.check_user({"user_id": "u", "attributes": {"a" * 513: 1}}, NOW, Data(), {})
     assert isinstance(user, Rejected)
     assert user.reason == long_name
 

@@ -245,8 +245,8 @@ def test_status_with_unreadable_decisions_still_answers(project: Project, monkey
     service: Service = app.state.service
     monkeypatch.setattr(DecisionLog, "window", broken)
     try:
-        assert service.windows() == {}
-        assert (service.status()["health"], service.status()["verify"]) == ({}, None)
-        assert b"recloop_generation" in service.metrics()
+        assert service.summaries.windows() == {}
+        assert (service.summaries.status()["health"], service.summaries.status()["verify"]) == ({}, None)
+        assert b"recloop_generation" in service.summaries.metrics()
     finally:
         service.close()

@@ -19,7 +19,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from recloop.serve import http_protocol, limits, request, server
+from recloop.config import Limits, Serve
+from recloop.serve import http_protocol, request, server
 from recloop.serve.list_endpoint import ListApplication, ListEndpoint
 from recloop.serve.listener import Listener
 from recloop.serve.middleware import Reply, RequestMiddleware, json_reply
@@ -54,6 +55,10 @@ class Bounded:
     port: int
     release: threading.Event
     thread: threading.Thread
+
+    def limit(self, **limits: float) -> None:
+        """Use other limits from the next request on."""
+        self.app.live.use(Serve(limits=Limits.model_validate(limits)))
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
@@ -121,7 +126,7 @@ def bounded() -> Iterator[Bounded]:
             Route("/v1/health/live", live),
             Route("/v1/health/lists", answered),
             Route("/echo", echo, methods=["POST", "GET"]),
-            Route("/hold", hold),
+            Route("/hold", hold, methods=["POST"]),
         ],
         exception_handlers={HttpError: failed},
     )
@@ -160,37 +165,74 @@ def test_pipelined_lists_and_other_requests_are_answered_in_order(bounded: Bound
         assert [answer(connection)[1] for _ in range(3)] == [b'{"n": 1}', b"live", b'{"n": 2}']
 
 
-def test_lists_above_the_limit_are_503_with_retry_after(bounded: Bounded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_REQUESTS_IN_FLIGHT", 0)
+def test_lists_above_the_limit_are_503_with_retry_after(bounded: Bounded) -> None:
+    bounded.limit(waiting_lists=0)
     response = bounded.exchange(LIST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
     assert error_of(response) == (503, "busy")
     assert b"\r\nRetry-After: ".lower() in response.lower()
-    assert b"at most 0 requests in flight" in response
+    assert b"at most 0 waiting lists" in response
     with bounded.connect() as connection:
         connection.sendall(LIVE)
         assert answer(connection) == (200, b"live")
     assert bounded.lists.n_answered == 0
 
 
-def test_request_above_the_limit_is_503_before_its_body_arrives(
-    bounded: Bounded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "MAX_REQUESTS_IN_FLIGHT", 1)
+def test_write_above_the_limit_is_503_before_its_body_arrives(bounded: Bounded) -> None:
+    bounded.limit(writes=1)
     with bounded.connect() as first, bounded.connect() as second:
-        first.sendall(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
-        until(lambda: refused_at_once(bounded))
+        first.sendall(b"POST /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+        until(lambda: len(bounded.app.writes) == 1)
         second.sendall(POST + b"\r\n")
         assert answer(second)[0] == 503
         second.sendall(b"hello" + LIVE)  # the connection goes on
         assert answer(second) == (200, b"live")
         bounded.release.set()
         assert answer(first) == (200, b"held")
+    assert bounded.app.writes == set()
 
 
-def refused_at_once(bounded: Bounded) -> bool:
+@pytest.mark.parametrize(("full", "free"), [("reads", "writes"), ("writes", "reads")])
+def test_full_budget_of_one_kind_leaves_the_other_kinds(bounded: Bounded, full: str, free: str) -> None:
+    bounded.limit(**{full: 0})
+    requests = {"reads": b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n", "writes": POST + b"\r\nhello"}
     with bounded.connect() as connection:
-        connection.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
-        return answer(connection)[0] == 503
+        connection.sendall(requests[full])
+        status, body = answer(connection)
+        assert (status, json.loads(body)["error"]["code"]) == (503, "busy")
+        connection.sendall(requests[free] + LIVE)
+        assert [answer(connection)[0] for _ in range(2)] == [200, 200]
+        connection.sendall(LIST)
+        assert answer(connection)[0] == 200
+
+
+@pytest.mark.parametrize("request_head", [LIST, POST + b"\r\nhello"], ids=["list", "write"])
+def test_client_above_its_rate_is_429_with_retry_after(bounded: Bounded, request_head: bytes) -> None:
+    bounded.limit(client_rate=0.5)
+    with bounded.connect() as connection:
+        connection.sendall(request_head)
+        assert answer(connection)[0] == 200
+        connection.sendall(request_head)
+        status, body = answer(connection)
+        assert (status, json.loads(body)["error"]["code"]) == (429, "client_rate")
+        assert "at most 0.5 requests per second" in json.loads(body)["error"]["message"]
+        connection.sendall(LIVE * 3)
+        assert [answer(connection)[0] for _ in range(3)] == [200] * 3, "health is exempt"
+
+
+def test_client_is_the_one_that_a_trusted_proxy_names(bounded: Bounded) -> None:
+    """Each of two clients behind a proxy has its own rate; a client cannot choose its address."""
+
+    def ask(forwarded: bytes) -> int:
+        with bounded.connect() as connection:
+            connection.sendall(b"GET /v1/recommend/u HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: %s\r\n\r\n" % forwarded)
+            return answer(connection)[0]
+
+    limits = Limits(client_rate=0.01)
+    bounded.app.live.use(Serve(limits=limits, trusted_proxies=("127.0.0.0/8",)))
+    assert [ask(b"203.0.113.1"), ask(b"203.0.113.2")] == [200, 200]
+    assert [ask(b"203.0.113.1"), ask(b"9.9.9.9, 203.0.113.1")] == [429, 429]
+    bounded.app.live.use(Serve(limits=limits))  # without a trusted proxy the peer is the client
+    assert [ask(b"203.0.113.3"), ask(b"203.0.113.4")] == [200, 429]
 
 
 def until(is_met: Callable[[], bool]) -> None:
@@ -228,25 +270,27 @@ def test_heads_and_bodies_below_the_limits_are_answered_on_one_connection(bounde
             assert answer(connection) == (200, body)
 
 
-@pytest.mark.parametrize(("limit", "sent"), [("HEAD_SECONDS", LIVE[:30]), ("BODY_SECONDS", POST + b"\r\nhel")])
+@pytest.mark.parametrize(("limit", "sent"), [("head_seconds", LIVE[:30]), ("body_seconds", POST + b"\r\nhel")])
 def test_incomplete_request_is_408_after_its_time(
     bounded: Bounded, monkeypatch: pytest.MonkeyPatch, limit: str, sent: bytes
 ) -> None:
-    monkeypatch.setattr(limits, limit, 0.0)
+    bounded.limit(**{limit: 0.01})
     monkeypatch.setattr(server, "SWEEP_TICKS", 1)
-    assert error_of(bounded.exchange(sent)) == (408, "timeout")
+    response = bounded.exchange(sent)
+    assert error_of(response) == (408, "timeout")
+    assert b"within 0.01 seconds" in response
 
 
 def test_connection_without_a_request_is_closed_after_its_time(
     bounded: Bounded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "HEAD_SECONDS", 0.0)
+    bounded.limit(head_seconds=0.01)
     monkeypatch.setattr(server, "SWEEP_TICKS", 1)
     assert bounded.exchange(b"") == b""
 
 
 def test_unread_answer_is_dropped_after_its_time(bounded: Bounded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "ANSWER_SECONDS", 0.0)
+    bounded.limit(answer_seconds=0.01)
     monkeypatch.setattr(server, "SWEEP_TICKS", 1)
     size = 4 * 2**20
     with socket.socket() as connection:
@@ -287,10 +331,8 @@ def test_malformed_http_is_logged_once_a_second(bounded: Bounded, caplog: pytest
     assert 1 <= len(lines) < 5
 
 
-def test_bodies_above_the_budget_are_503_and_small_ones_go_on(
-    bounded: Bounded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(request.BODIES, "limit", 100_000)
+def test_bodies_above_the_budget_are_503_and_small_ones_go_on(bounded: Bounded) -> None:
+    bounded.limit(body_bytes_in_flight=100_000)
     head = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
     with bounded.connect() as connection:
         connection.sendall(head + b"b" * 900_000)
@@ -321,7 +363,9 @@ class Accepting:
     def __init__(self, max_connections: int) -> None:
         self.listening = server.listen("127.0.0.1", 0)
         self.connections: set[object] = set()
-        self.listener = Listener(self.listening, self._protocol, self.connections, max_connections, is_shared=False)
+        self.listener = Listener(
+            self.listening, self._protocol, self.connections, lambda: max_connections, is_shared=False
+        )
         self.listener.start()
 
     def _protocol(self) -> asyncio.Protocol:

@@ -129,7 +129,7 @@ def test_post_events_rejects_each_bad_row_with_its_reason(client: httpx.Client, 
         (row(user, event_id=0.5), "event_id=0.5: expected text or a whole number"),
         (row(user, colour="red"), "object contains unknown field `colour`"),
         (row(user, context=[1]), "context: expected `object | null`, got `array`"),
-        (row(user, context={"n": 2**70}), "expected whole numbers of at most 64 bits and at most 32 levels"),
+        (row(user, context={"n": 2**70}), "context: a whole number of more than 64 bits"),
         (5, "expected `object`, got `int`"),
         (None, "expected `object`, got `null`"),
         ([], "expected `object`, got `array`"),
@@ -211,10 +211,9 @@ def test_post_events_body_over_5_mib_is_413(client: httpx.Client) -> None:
     for content in (b" " * 10_000_000, parts_of(10_000_000)):  # announced, and in chunks
         answer = client.post("/v1/events", content=content, headers=JSON)
         assert answer.status_code == 413
-        assert answer.json()["error"] == {
-            "code": "too_large", "message": "the body is larger than 5 MiB", "field": "body",
-            "expected": "at most 5242880 bytes",
-        }  # fmt: skip
+        error = answer.json()["error"]
+        assert error.pop("message").endswith("bytes or more; expected at most 5242880 bytes")
+        assert error == {"code": "too_large", "field": "body", "expected": "at most 5242880 bytes"}
     just = b"[" + b" " * (5 * 1024 * 1024 - 2) + b"]"
     assert client.post("/v1/events", content=just, headers=JSON).status_code == 200
 

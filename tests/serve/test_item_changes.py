@@ -77,7 +77,7 @@ def test_patches_and_posts_that_arrive_together_keep_each_others_attributes(proj
         ("/v1/items/i01", {"hidden": "yes"}, 422, "hidden"),
         ("/v1/items/i01", [], 422, "not one object"),
         ("/v1/items/i01", [{"hidden": True}, {"hidden": False}], 422, "not one object"),
-        ("/v1/items/" + "x" * 300, {"hidden": True}, 422, "256 bytes"),
+        ("/v1/items/" + "x" * 600, {"hidden": True}, 422, "512 bytes"),
     ],
 )
 def test_invalid_change_is_refused_and_nothing_is_stored(

@@ -39,7 +39,7 @@ def test_openapi_event_schema_names_required_fields(openapi_document: dict[str, 
     event = openapi_document["components"]["schemas"]["EventIn"]
     assert event["required"] == ["item_id", "event_type"], "a guest basket has no user"
     assert event["additionalProperties"] is False
-    assert event["properties"]["item_id"] == {"type": "string", "minLength": 1, "maxLength": 256}
+    assert event["properties"]["item_id"] == {"type": "string", "minLength": 1, "maxLength": 512}
 
 
 @pytest.mark.parametrize(

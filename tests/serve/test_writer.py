@@ -132,12 +132,14 @@ def test_recommend_needs_no_log_after_the_start(app: Any, monkeypatch: pytest.Mo
     within(app, work)
 
 
-def test_post_events_over_max_pending_rows_answers_503_busy(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "MAX_PENDING_ROWS", 3)
+def test_post_events_over_max_pending_rows_answers_503_busy(app: Any) -> None:
+    app.state.service.writer.max_pending_rows = 3
 
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         answer = await client.post("/v1/events", json=[row("x", f"i{n}") for n in range(4)])
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "busy")
+        assert "at most 3 queued rows" in answer.json()["error"]["message"]
+        assert 1 <= int(answer.headers["Retry-After"]) <= 4
         assert (await client.post("/v1/events", json=row("x"))).status_code == 200
 
     within(app, work)

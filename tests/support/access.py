@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from recloop.project import Project
 from recloop.records import now
 from recloop.serve.app import build
+from recloop.serve.live_config import LiveConfig
 from recloop.settings import build as config_of
 
 TOKEN = "t" * 43
@@ -23,6 +24,7 @@ class _Service:
 
     def __init__(self, root: Path) -> None:
         self.project = Project(root, config_of({"serve": {"hosts": ["shop.example"]}}, environment={}))
+        self.live = LiveConfig(self.project.config.serve)
         self.token = TOKEN
         self.clock = now
 

@@ -55,7 +55,7 @@ def with_event_ids(events: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
         yield {**event, "event_id": event.get("event_id") or uuid.uuid4().hex}
 
 
-def batches(rows: Iterable[Row]) -> Iterator[Batch]:
+def batches(rows: Iterable[Row], max_rows: int = MAX_BATCH_ROWS, max_bytes: float = MAX_BATCH_BYTES) -> Iterator[Batch]:
     """Split rows into batches within the limits of rows and bytes.
 
     A row above the limit is a batch of its own, which the service refuses.
@@ -65,7 +65,7 @@ def batches(rows: Iterable[Row]) -> Iterator[Batch]:
     size = 0
     for row in rows:
         text = to_json(row)
-        if batch and (len(batch) == MAX_BATCH_ROWS or size + len(text) > MAX_BATCH_BYTES):
+        if batch and (len(batch) == max_rows or size + len(text) > max_bytes):
             yield Batch(batch, _array(texts))
             batch, texts, size = [], [], 0
         batch.append(row)

@@ -14,10 +14,11 @@ import pydantic
 
 from recloop.config.data import Cell, Columns, Data, Fallback
 from recloop.config.section import FILE, Section
+from recloop.config.serve import Limits, Serve
 from recloop.errors import UserError
 from recloop.files import JsonTree
 
-__all__ = ["FILE", "Cell", "Columns", "Config", "Data", "Fallback"]
+__all__ = ["FILE", "Cell", "Columns", "Config", "Data", "Fallback", "Limits", "Serve"]
 
 HEAVIEST = 1000  # largest weight in [events]
 
@@ -249,32 +250,6 @@ class Evaluate(Section):
     """Baselines in the evaluation table."""
     candidates: str = ""
     """Parquet file of `user_id` and `item_id`: each target of a leave-one-out test is ranked among its user's items; empty: all."""
-
-
-HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
-
-
-class Serve(Section):
-    host: str = "127.0.0.1"
-    """Address that the service binds to."""
-    port: int = pydantic.Field(8088, ge=0, le=65535)
-    """Port that the service listens on; 0: any free port."""
-    hosts: tuple[str, ...] = ()
-    """Further host names that a request may name in its `Host` header, without scheme and port."""
-    segment: str = ""
-    """User attribute with a separate popular list per value; empty: one list for all."""
-    workers: int = pydantic.Field(1, ge=1)
-    """Processes that answer; one of them writes the log and the decisions."""
-    allow_time_header: bool = False
-    """Let a request set the time with `X-Recloop-Now`; for demos and benchmarks on loopback."""
-
-    @pydantic.field_validator("hosts")
-    @classmethod
-    def _host_names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        for name in hosts:
-            if not HOST_NAME.fullmatch(name):
-                raise ValueError(f"host names without scheme and port, such as shop.example; {name!r} is not one")
-        return hosts
 
 
 class Stores(Section):

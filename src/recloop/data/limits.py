@@ -12,32 +12,34 @@ from recloop.records import MAX_ATTRIBUTES, MAX_ID_BYTES
 TOO_LONG = f"expected at most {MAX_ID_BYTES} bytes"
 
 
-def text_excess(texts: Iterable[tuple[str, object]]) -> str:
+def text_excess(texts: Iterable[tuple[str, object]], max_bytes: int = MAX_ID_BYTES) -> str:
     """Reason to reject a row by its ids and names; empty if all are short enough.
 
     Args:
         texts: Column and value; a value that is not a text is ignored.
     """
     for name, text in texts:
-        if isinstance(text, str) and (size := excess_bytes(text)):
-            return f"{name}: {size:,} bytes; {TOO_LONG}"
+        if isinstance(text, str) and (size := excess_bytes(text, max_bytes)):
+            return f"{name}: {size:,} bytes; expected at most {max_bytes} bytes"
     return ""
 
 
-def attribute_excess(attributes: Mapping[str, Any]) -> str:
+def attribute_excess(
+    attributes: Mapping[str, Any], max_names: int = MAX_ATTRIBUTES, max_bytes: int = MAX_ID_BYTES
+) -> str:
     """Reason to reject attributes: too many, or a name that is too long; or empty."""
-    if len(attributes) > MAX_ATTRIBUTES:
-        return f"attributes: {len(attributes):,} names; expected at most {MAX_ATTRIBUTES}"
-    size = max(map(excess_bytes, attributes), default=0)
-    return f"attributes: a name of {size:,} bytes; {TOO_LONG}" if size else ""
+    if len(attributes) > max_names:
+        return f"attributes: {len(attributes):,} names; expected at most {max_names}"
+    size = max((excess_bytes(name, max_bytes) for name in attributes), default=0)
+    return f"attributes: a name of {size:,} bytes; expected at most {max_bytes} bytes" if size else ""
 
 
-def excess_bytes(text: str) -> int:
+def excess_bytes(text: str, max_bytes: int = MAX_ID_BYTES) -> int:
     """Return the bytes (UTF-8) of a text that is too long; 0 for any other."""
-    if 4 * len(text) <= MAX_ID_BYTES:
+    if 4 * len(text) <= max_bytes:
         return 0
     size = len(text.encode("utf-8", "surrogatepass"))
-    return size if size > MAX_ID_BYTES else 0
+    return size if size > max_bytes else 0
 
 
 def is_too_long(texts: pl.Series) -> pl.Series:

@@ -14,6 +14,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import polars as pl
@@ -25,8 +26,6 @@ from recloop.errors import UserError
 MAX_CHARACTERS: Final = 10_000  # characters; a request may contain a condition
 MIN_NAME_SIMILARITY: Final = 0.6  # by difflib; a less similar field is not suggested
 MAX_TERMS: Final = 200  # comparisons; each costs time for every item or event
-MAX_REQUEST_TERMS: Final = 50  # comparisons of a condition in a request
-MAX_REQUEST_TOKENS: Final = 1_000  # words, values and signs of a condition in a request
 MAX_DEPTH: Final = 500  # nodes from the root; use IN instead of a longer chain of OR
 
 TERM_TOKENS: Final = frozenset(
@@ -88,24 +87,30 @@ def parse(text: str, columns: Collection[str], key: str) -> Rule:
         raise UserError(key, text, f"a condition ({GRAMMAR}); nested too deeply", FIX) from None
 
 
-def check_size(text: str, key: str) -> None:
+def check_size(text: str, key: str, max_terms: int, max_tokens: int) -> None:
     """Check the size of a condition in a request, without parsing it.
 
     Raises:
-        UserError: more than `MAX_REQUEST_TERMS` comparisons or `MAX_REQUEST_TOKENS` words, values and signs.
+        UserError: more than ``max_terms`` comparisons, or than ``max_tokens`` words, values and signs.
     """
     _check_characters(text, key)
+    n_terms, n_tokens = _size(text)
+    if n_terms > max_terms:
+        expected = f"at most {max_terms} comparisons, found {n_terms}"
+        raise UserError(key, text, expected, "field IN (value, value, ...) instead of many OR")
+    if n_tokens > max_tokens:
+        expected = f"at most {max_tokens:,} words, values and signs, found {n_tokens:,}"
+        raise UserError(key, text, expected, "a placement with this filter in recloop.toml")
+
+
+@lru_cache(256)
+def _size(text: str) -> tuple[int, int]:
+    """Return the comparisons and the tokens of a condition; 0 and 0 for a text that `parse` refuses."""
     try:
         tokens = sqlglot.tokenize(text)
     except sqlglot.errors.SqlglotError:
-        return  # refused by `parse`
-    n_terms = sum(token.token_type in TERM_TOKENS for token in tokens)
-    if n_terms > MAX_REQUEST_TERMS:
-        expected = f"at most {MAX_REQUEST_TERMS} comparisons, found {n_terms}"
-        raise UserError(key, text, expected, "field IN (value, value, ...) instead of many OR")
-    if len(tokens) > MAX_REQUEST_TOKENS:
-        expected = f"at most {MAX_REQUEST_TOKENS:,} words, values and signs, found {len(tokens):,}"
-        raise UserError(key, text, expected, "a placement with this filter in recloop.toml")
+        return 0, 0
+    return sum(token.token_type in TERM_TOKENS for token in tokens), len(tokens)
 
 
 def _check_characters(text: str, key: str) -> None:

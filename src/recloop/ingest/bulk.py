@@ -22,8 +22,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import polars as pl
 
-from recloop.client.batches import STATUSES, batches
-from recloop.config import Columns, Data
+from recloop.client.batches import MAX_BATCH_BYTES, STATUSES, batches
+from recloop.config import Columns, Config, Limits
 from recloop.data.guests import GUEST_REFUSED
 from recloop.data.rejected_rows import GUEST_REASON
 from recloop.errors import Locked, UserError
@@ -44,6 +44,8 @@ STDIN: Final = "-"
 KEY_VARIABLE: Final = "RECLOOP_KEY"  # environment variable with the key for ``--url``
 MAX_BATCH_ROWS: Final = 50_000  # rows per commit
 MAX_CHUNK_BYTES: Final = 1 << 22  # most bytes of stdin per batch
+BODY_SHARE: Final = 0.75  # of `serve.limits.body_bytes`
+RETRIED_STATUSES: Final = (429, 503)
 MAX_POST_ATTEMPTS: Final = 10  # attempts to post to an overloaded service, one per second
 MAX_PRINTED_ROWS: Final = 100  # most printed lines about rows that were not stored
 
@@ -112,7 +114,7 @@ def ingest(project: Project, file: str, url: str, teller: Progress) -> IngestRes
     started = time.monotonic()
     result = IngestResult()
     with ExitStack() as stack:
-        store = into_service(url, stack, _key(project, url)) if url else into_log(project, file, stack)
+        store = _service_sink(project, url, stack) if url else into_log(project, file, stack)
         for batch in _lines(project) if file == STDIN else _file(project, file):
             outcomes = store(batch.events) if batch.events else ()
             rejected = list(batch.wrong)
@@ -167,21 +169,22 @@ def _lines(project: Project) -> Iterator[Batch]:
         numbered = [(number, line) for number, line in enumerate(lines, line_count + 1) if line.strip()]
         line_count += len(lines)
         for start in range(0, len(numbered), MAX_BATCH_ROWS):
-            yield _checked_batch(numbered[start : start + MAX_BATCH_ROWS], project.config.data)
+            yield _checked_batch(numbered[start : start + MAX_BATCH_ROWS], project.config)
 
 
-def _checked_batch(numbered: Sequence[tuple[int, bytes]], data: Data) -> Batch:
+def _checked_batch(numbered: Sequence[tuple[int, bytes]], config: Config) -> Batch:
     """Check numbered lines like posted rows."""
+    data, limits = config.data, config.serve.limits
     batch = Batch([], [])
     received_at = now()
-    for start in range(0, len(numbered), parse.MAX_ROWS):
-        lines = numbered[start : start + parse.MAX_ROWS]
+    for start in range(0, len(numbered), limits.rows):
+        lines = numbered[start : start + limits.rows]
         body = b"\n".join(line for _, line in lines)
         if _has_own_names(data.columns):
-            checked = parse.parse_events(body, parse.NDJSON[0], received_at, data)
+            checked = parse.parse_events(body, parse.NDJSON[0], received_at, data, limits)
         else:
-            rows = (_named(row, data.columns) for row in parse.parse_rows(body, parse.NDJSON[0]))
-            checked = [parse.check_event(row, received_at, data) for row in rows]
+            rows = (_named(row, data.columns) for row in parse.parse_rows(body, parse.NDJSON[0], limits))
+            checked = [parse.check_event(row, received_at, data, limits) for row in rows]
         for (number, line), event in zip(lines, checked, strict=True):
             if isinstance(event, Rejected):
                 batch.wrong.append(
@@ -289,10 +292,11 @@ def into_log(project: Project, file: str, stack: ExitStack) -> Sink:
     return store
 
 
-def into_service(url: str, stack: ExitStack, key: str) -> Sink:
+def into_service(url: str, stack: ExitStack, key: str, limits: Limits) -> Sink:
     """Open a sink that posts to a running service in bodies of allowed size.
 
     Args:
+        limits: ``serve.limits`` of this project.
         key: API key or admin token; empty for none.
     """
     try:
@@ -300,14 +304,20 @@ def into_service(url: str, stack: ExitStack, key: str) -> Sink:
     except ValueError as error:
         raise UserError("--url", url, f"the address of a service ({error})", "recloop serve") from None
 
+    max_bytes = min(MAX_BATCH_BYTES, BODY_SHARE * limits.body_bytes)
+
     def store(events: list[Event]) -> Sequence[Outcome]:
         outcomes: list[Outcome] = []
-        for batch in batches(map(_row, events)):
+        for batch in batches(map(_row, events), limits.rows, max_bytes):
             response = call_service(client, "POST", "/v1/events", batch.body)
             outcomes += [Outcome(row["status"], row["reason"]) for row in response["rows"]]
         return outcomes
 
     return store
+
+
+def _service_sink(project: Project, url: str, stack: ExitStack) -> Sink:
+    return into_service(url, stack, _key(project, url), project.config.serve.limits)
 
 
 def _key(project: Project, url: str) -> str:
@@ -328,12 +338,12 @@ def call_service(client: Client, method: str, path: str, body: bytes) -> JsonTre
             return client.send(method, path, body)
         except urllib.error.HTTPError as error:
             problem = error.read().decode("utf-8", "replace")[:300]
-            if error.code != 503:
+            if error.code not in RETRIED_STATUSES:
                 raise UserError(
                     "--url", client.url, f"a service that accepts rows ({error.code}: {problem})", "recloop serve"
                 ) from None
         except (OSError, ValueError) as error:
             raise UserError("--url", client.url, f"a running service ({error})", "recloop serve") from None
         time.sleep(1)
-    expected = f"a service that is not overloaded, but {MAX_POST_ATTEMPTS} attempts returned 503 ({problem})"
+    expected = f"a service that is not overloaded, but {MAX_POST_ATTEMPTS} attempts were refused ({problem})"
     raise UserError("--url", client.url, expected, "run the command again later")

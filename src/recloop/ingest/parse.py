@@ -8,20 +8,19 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from recloop.config import Data, Field
+from recloop.config import Data, Field, Limits
 from recloop.data.guests import GUEST_REFUSED, is_present
-from recloop.data.limits import attribute_excess, excess_bytes, text_excess
+from recloop.data.limits import excess_bytes, text_excess
 from recloop.data.numbers import read_number
 from recloop.data.rejected_rows import GUEST_REASON
 from recloop.features.categories import with_categories
 from recloop.features.id_form import form_id, id_text
 from recloop.features.timestamp_text import EXPECTED_FORMS, parse_timestamp
 from recloop.files import AttributeValues, JsonTree
+from recloop.ingest.row_limits import DEFAULT_LIMITS, attributes_excess, size_excess, tree_excess
 from recloop.records import GUEST_PREFIX, MAX_ID_BYTES, Event, Item, User
 from recloop.storage.event_rows import object_text
 
-MAX_ROWS = 1_000
-MAX_DEPTH = 32  # levels of attributes and context
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
 ID_NAMES = "user_id", "item_id", "event_id"
 TEXT_NAMES = (
@@ -31,7 +30,7 @@ NUMBER_NAMES = "value", "quantity"
 UNKNOWN_ITEM = "unknown item: expected an id from the events or the catalog"
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES)]
-"""An id or a name: a string of 1 to 256 bytes (UTF-8) that is never parsed."""
+"""An id or a name: a string of 1 to 512 bytes (UTF-8) that is never parsed."""
 
 
 class EventIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -115,18 +114,18 @@ class Rejected(msgspec.Struct):
     reason: str
 
 
-def parse_rows(body: bytes, content_type: str) -> list[Any]:
+def parse_rows(body: bytes, content_type: str, limits: Limits = DEFAULT_LIMITS) -> list[Any]:
     """Parse a body (object, array or NDJSON) into rows.
 
     NDJSON is recognized by its content type, or by a first line that is a complete object followed by another line. An
     NDJSON line that is not JSON becomes a `Rejected`.
 
     Raises:
-        BadRequest: 400 if the body is not JSON; 422 if it is neither object nor array, or has more than 1,000 rows.
+        BadRequest: 400 if the body is not JSON; 422 if it is neither object nor array, or has more rows than ``limits``.
     """
     lines = [line for line in body.split(b"\n") if line.strip()]
     if content_type.partition(";")[0].strip().lower() in NDJSON:
-        rows = [_line(line) for line in _check_row_count(lines)]
+        rows = [_line(line) for line in _check_row_count(lines, limits)]
     else:
         try:
             tree = _decode(body)
@@ -135,15 +134,17 @@ def parse_rows(body: bytes, content_type: str) -> list[Any]:
                 raise BadRequest(
                     400, "not_json", f"the body is not JSON: {error}", "body", "JSON in UTF-8, without NaN or Infinity"
                 ) from None
-            rows = [_line(line) for line in _check_row_count(lines)]
+            rows = [_line(line) for line in _check_row_count(lines, limits)]
         else:
-            rows = _check_row_count(tree) if isinstance(tree, list) else [tree]
+            rows = _check_row_count(tree, limits) if isinstance(tree, list) else [tree]
             if not isinstance(tree, list | dict):
                 raise BadRequest(422, "not_rows", "the body is neither an object nor an array", "body", "rows")
     return rows
 
 
-def parse_events(body: bytes, content_type: str, received_at: int, data: Data) -> list[Event | Rejected]:
+def parse_events(
+    body: bytes, content_type: str, received_at: int, data: Data, limits: Limits = DEFAULT_LIMITS
+) -> list[Event | Rejected]:
     """Parse a body into events and rejected rows, in order.
 
     Equal to `check_event` of each row of `parse_rows`. A body whose rows need no conversion is decoded at once.
@@ -151,25 +152,25 @@ def parse_events(body: bytes, content_type: str, received_at: int, data: Data) -
     Raises:
         BadRequest: see `parse_rows`.
     """
-    rows = _typed_rows(body, content_type)
+    rows = _typed_rows(body, content_type, limits)
     if rows is None:
-        return [check_event(raw, received_at, data) for raw in parse_rows(body, content_type)]
-    return [_event(row, received_at, data) for row in rows]
+        return [check_event(raw, received_at, data, limits) for raw in parse_rows(body, content_type, limits)]
+    return [_event(row, received_at, data, limits) for row in rows]
 
 
-def check_event(raw: Any, received_at: int, data: Data) -> Event | Rejected:
+def check_event(raw: Any, received_at: int, data: Data, limits: Limits = DEFAULT_LIMITS) -> Event | Rejected:
     """Convert a row to an event, or reject it.
 
     Ids, numbers and times become what a file with the same row gives (``data.id_form``, ``data.missing_users``).
     """
-    row = _convert_row(_as_in_files(raw), EventIn)
+    row = _convert_row(_as_in_files(raw), EventIn, limits)
     if isinstance(row, Rejected):
         return row
-    event = _event(row, received_at, data)
+    event = _event(row, received_at, data, limits)
     return event if isinstance(event, Event) else Rejected(_ids(raw), event.reason)
 
 
-def _typed_rows(body: bytes, content_type: str) -> list[EventIn] | None:
+def _typed_rows(body: bytes, content_type: str, limits: Limits) -> list[EventIn] | None:
     """Rows of a body, if each has the types of `EventIn` and no blank text.
 
     None for every other body: its rows are converted one by one.
@@ -183,13 +184,14 @@ def _typed_rows(body: bytes, content_type: str) -> list[EventIn] | None:
             rows = [EVENT_DECODER.decode(body)]
     except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, RecursionError):
         return None
-    if len(rows) > MAX_ROWS or any(map(_needs_conversion, rows)):
+    if len(rows) > limits.rows or any(_needs_conversion(row, limits) for row in rows):
         return None
     is_ascii = body.isascii() and b"\\u" not in body  # a character is then a byte, and `Text` has checked the length
-    return rows if is_ascii or not any(text_excess(_texts(row)) for row in rows) else None
+    has_checked_lengths = is_ascii and limits.id_bytes == MAX_ID_BYTES
+    return rows if has_checked_lengths or not any(text_excess(_texts(row), limits.id_bytes) for row in rows) else None
 
 
-def _needs_conversion(row: EventIn) -> bool:
+def _needs_conversion(row: EventIn, limits: Limits) -> bool:
     """True if a text is blank or the context is not storable."""
     return (
         row.item_id.isspace()
@@ -201,11 +203,11 @@ def _needs_conversion(row: EventIn) -> bool:
         or (row.anonymous_id is not None and row.anonymous_id.isspace())
         or (row.placement is not None and row.placement.isspace())
         or (row.request_id is not None and row.request_id.isspace())
-        or (row.context is not None and not _storable(row.context))
+        or (row.context is not None and tree_excess("context", row.context, limits) != "")
     )
 
 
-def _event(row: EventIn, received_at: int, data: Data) -> Event | Rejected:
+def _event(row: EventIn, received_at: int, data: Data, limits: Limits) -> Event | Rejected:
     """Event of a typed row, or the reason to reject it."""
     user_id = row.user_id
     item_id = row.item_id
@@ -223,6 +225,9 @@ def _event(row: EventIn, received_at: int, data: Data) -> Event | Rejected:
     except ValueError as error:
         text = str(row.timestamp)[:60]
         return Rejected(_text_ids(row), f"timestamp={text}: expected {EXPECTED_FORMS}; {error}")
+    context = None if row.context is None else object_text(row.context)
+    if context is not None and (reason := size_excess("context", context, limits)):
+        return Rejected(_text_ids(row), reason)
     return Event(
         user_id=user_id,
         item_id=item_id,
@@ -237,19 +242,21 @@ def _event(row: EventIn, received_at: int, data: Data) -> Event | Rejected:
         session_id=row.session_id,
         placement=row.placement,
         request_id=row.request_id,
-        context=None if row.context is None else object_text(row.context),
+        context=context,
     )
 
 
-def check_item(raw: Any, received_at: int, data: Data, fields: Mapping[str, Field]) -> Item | Rejected:
+def check_item(
+    raw: Any, received_at: int, data: Data, fields: Mapping[str, Field], limits: Limits = DEFAULT_LIMITS
+) -> Item | Rejected:
     """Convert a row to an item version, or reject it.
 
     Attributes are read as those of a file.
     """
-    row = _convert_row(_with_id(raw, "item_id"), ItemIn)
+    row = _convert_row(_with_id(raw, "item_id"), ItemIn, limits)
     if isinstance(row, Rejected):
         return row
-    if reason := attribute_excess(row.attributes):
+    if reason := attributes_excess(row.attributes, limits):
         return Rejected(_ids(raw), reason)
     item_id = form_id(row.item_id, data.id_form)
     attributes = with_categories(row.attributes, fields)
@@ -257,14 +264,19 @@ def check_item(raw: Any, received_at: int, data: Data, fields: Mapping[str, Fiel
 
 
 def check_item_patch(
-    raw: Any, current: Callable[[str], Item | None], received_at: int, data: Data, fields: Mapping[str, Field]
+    raw: Any,
+    current: Callable[[str], Item | None],
+    received_at: int,
+    data: Data,
+    fields: Mapping[str, Field],
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Item | Rejected:
     """Convert a row of a patch to the next version of its item, or reject it.
 
     Args:
         current: Present version of an item; None if the item is unknown.
     """
-    row = _convert_row(_with_id(raw, "item_id"), ItemPatch)
+    row = _convert_row(_with_id(raw, "item_id"), ItemPatch, limits)
     if isinstance(row, Rejected):
         return row
     item_id = form_id(row.item_id, data.id_form)
@@ -274,21 +286,23 @@ def check_item_patch(
     kept = {name: value for name, value in item.attributes.items() if name not in row.attributes}
     named = {name: value for name, value in row.attributes.items() if value is not None}
     attributes = kept | with_categories(named, fields)
-    if reason := attribute_excess(attributes):
+    if reason := attributes_excess(attributes, limits):
         return Rejected(_ids(raw), reason)
     hidden = item.hidden if row.hidden is None else row.hidden
     return Item(item_id=item_id, attributes=attributes, hidden=hidden, received_at=received_at)
 
 
-def check_user(raw: Any, received_at: int, data: Data, fields: Mapping[str, Field]) -> User | Rejected:
+def check_user(
+    raw: Any, received_at: int, data: Data, fields: Mapping[str, Field], limits: Limits = DEFAULT_LIMITS
+) -> User | Rejected:
     """Convert a row to a user version, or reject it.
 
     Attributes are read as those of a file.
     """
-    row = _convert_row(_with_id(raw, "user_id"), UserIn)
+    row = _convert_row(_with_id(raw, "user_id"), UserIn, limits)
     if isinstance(row, Rejected):
         return row
-    if reason := attribute_excess(row.attributes):
+    if reason := attributes_excess(row.attributes, limits):
         return Rejected(_ids(raw), reason)
     attributes = with_categories(row.attributes, fields)
     return User(user_id=form_id(row.user_id, data.id_form), attributes=attributes, received_at=received_at)
@@ -302,10 +316,11 @@ def timestamp_or_none(text: str, data: Data) -> int | None:
         return None
 
 
-def _convert_row(raw: Any, shape: type[Row]) -> Row | Rejected:
+def _convert_row(raw: Any, shape: type[Row], limits: Limits) -> Row | Rejected:
     if isinstance(raw, Rejected):
         return raw
-    if isinstance(raw, dict) and (reason := text_excess((name, raw.get(name)) for name in TEXT_NAMES)):
+    texts = [(name, raw.get(name)) for name in TEXT_NAMES] if isinstance(raw, dict) else []
+    if reason := text_excess(texts, limits.id_bytes):
         return Rejected(_ids(raw), reason)
     try:
         row = msgspec.convert(raw, shape)
@@ -313,8 +328,9 @@ def _convert_row(raw: Any, shape: type[Row]) -> Row | Rejected:
         return Rejected(_ids(raw), _reason(str(error)))
     except OverflowError:
         return Rejected(_ids(raw), "a number is too large")
-    if not _storable(raw.get("context", raw.get("attributes"))):
-        return Rejected(_ids(raw), f"expected whole numbers of at most 64 bits and at most {MAX_DEPTH} levels")
+    name = "context" if "context" in shape.__struct_fields__ else "attributes"
+    if reason := tree_excess(name, raw.get(name), limits):
+        return Rejected(_ids(raw), reason)
     return row
 
 
@@ -369,9 +385,10 @@ def _texts(row: EventIn) -> Iterator[tuple[str, object]]:
     return ((name, getattr(row, name)) for name in TEXT_NAMES)
 
 
-def _check_row_count(rows: Sequence[Any]) -> list[Any]:
-    if len(rows) > MAX_ROWS:
-        raise BadRequest(422, "too_many_rows", f"{len(rows)} rows in one request", "body", f"at most {MAX_ROWS} rows")
+def _check_row_count(rows: Sequence[Any], limits: Limits) -> list[Any]:
+    if len(rows) > limits.rows:
+        message = f"{len(rows)} rows in one request; expected at most {limits.rows}"
+        raise BadRequest(422, "too_many_rows", message, "body", f"at most {limits.rows} rows")
     return list(rows)
 
 
@@ -394,16 +411,6 @@ def _decode(data: bytes) -> Any:
         raise ValueError(str(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def _storable(tree: Any, depth: int = 0) -> bool:
-    """True if every reader of the log can represent the value."""
-    if isinstance(tree, int):
-        return -(2**63) <= tree < 2**64
-    if isinstance(tree, dict | list):
-        values = tree.values() if isinstance(tree, dict) else tree
-        return depth < MAX_DEPTH and all(_storable(value, depth + 1) for value in values)
-    return True
 
 
 def _reason(message: str) -> str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import polars as pl
 
+from recloop.config import Limits
 from recloop.features.labels import EventLabeler
 from recloop.ingest.arrival_rules import ArrivalRules
 from recloop.records import RULE, Event, Item, User
@@ -28,11 +29,14 @@ from recloop.storage.event_rows import RULED_SCHEMA, Receipt, event_ids, frame_o
 NO_EVENTS = pl.DataFrame(schema=RULED_SCHEMA)
 LOGGER = logging.getLogger(__name__)
 MAX_COMMIT_ROWS = 5_000  # most rows per commit
-MAX_PENDING_ROWS = 100_000  # most queued rows
 
 
 class LogBusyError(Exception):
-    """Too many rows are queued; the client sends the request again later."""
+    """More rows than this number are queued; the client sends the request again later."""
+
+    def __init__(self, max_rows: int) -> None:
+        super().__init__(max_rows)
+        self.max_rows = max_rows
 
 
 class LogUnavailableError(Exception):
@@ -83,6 +87,7 @@ class Writer:
             the newest seq and the result of ``label``. The rows are durable by then, so its errors are only logged.
         label: Called on this thread after a commit that got events, with its valid new ones by seq (EVENT_SCHEMA and
             rule). `after_commit` gets its result; None without events, or if it failed, which is logged.
+        max_pending_rows: Rows that may be queued; further requests are refused.
     """
 
     def __init__(
@@ -92,7 +97,9 @@ class Writer:
         signal: EventLabeler,
         after_commit: AfterCommit,
         label: Label = lambda _: None,
+        max_pending_rows: int = Limits().queued_rows,
     ) -> None:
+        self.max_pending_rows = max_pending_rows
         self._log = log
         self.archive = archive
         self._after_commit = after_commit
@@ -120,8 +127,8 @@ class Writer:
             LogUncertainError: the disk failed during the commit; the rows may be stored.
         """
         job = WriteRequest(asyncio.get_running_loop().create_future(), events, items, users, retractions)
-        if self._waiting + len(job) > MAX_PENDING_ROWS:
-            raise LogBusyError
+        if self._waiting + len(job) > self.max_pending_rows:
+            raise LogBusyError(self.max_pending_rows)
         self._waiting += len(job)
         if not self._pending:
             asyncio.get_running_loop().call_soon(self._queue_pending)

@@ -86,7 +86,7 @@ def _keep(project: Project, rows: pl.DataFrame, stack: ExitStack) -> int:
         url = locks.server_url(project.root)
         if not url:
             raise
-        keep = bulk.into_service(url, stack, admin_token.read(project.root))
+        keep = bulk.into_service(url, stack, admin_token.read(project.root), project.config.serve.limits)
     stored = 0
     received_at = now()
     for start in range(0, len(rows), bulk.MAX_BATCH_ROWS):

@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 
 from recloop.errors import UserError
-from recloop.features import conditions
 from recloop.features.vocabulary import Vocabulary
 from recloop.recommend.attribute_columns import AttributeColumns, ColumnTypes, Condition
 from recloop.recommend.cache import ENTRY_BYTES, ByteCache
@@ -198,14 +197,12 @@ class Catalog:
         self._columns.fixed = types
 
     def check(self, text: str, key: str) -> None:
-        """Check a condition of a request.
+        """Check a condition of a request, whose size `conditions.check_size` has checked.
 
         Raises:
-            UserError: it is too large, does not parse or names an unknown field.
+            UserError: it does not parse or names an unknown field.
         """
         if text.strip():
-            if text not in self._conditions:
-                conditions.check_size(text, key)
             self._condition(text, key)
 
     @property

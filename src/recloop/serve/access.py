@@ -3,7 +3,7 @@
 A loopback address is not authentication. Any page in a browser on this machine can send requests to it, and after DNS
 rebinding the page can also read the answers. Therefore a request must name a known Host and must not come from a page
 of another origin. Writes need a content type that a plain form cannot send. Each route names the scope that a key
-needs for it (`ScopedRoute`); the console needs the admin token. ``X-Forwarded-*`` and ``Forwarded`` headers are ignored.
+needs for it (`ScopedRoute`); the console needs the admin token. No check here reads ``X-Forwarded-*`` or ``Forwarded``.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class AccessRules:
     """
 
     def __init__(self, service: Service, host: str = "") -> None:
-        self._configured = frozenset(host_name(name).encode() for name in service.project.config.serve.hosts)
-        local_hosts = [host_name(name).encode() for name in (*LOCAL_HOSTS, host) if name]
-        self._hosts = self._configured.union(local_hosts)
+        self._live = service.live
+        self._local_hosts = [host_name(name).encode() for name in (*LOCAL_HOSTS, host) if name]
+        self._read_hosts()
         self._is_remote = bool(host) and not is_loopback(host)
         self._keys = KeyRing(service.project.root, service.token)
 
@@ -117,7 +117,15 @@ class AccessRules:
         headers = self.cors_headers(head)
         return [*headers, *PREFLIGHT_HEADERS] if len(headers) > 1 else []
 
+    def _read_hosts(self) -> None:
+        """Read ``serve.hosts``, which a reload may have changed."""
+        self._version = self._live.version
+        self._configured = frozenset(host_name(name).encode() for name in self._live.hosts)
+        self._hosts = self._configured.union(self._local_hosts)
+
     def _check_host(self, head: Head) -> None:
+        if self._version != self._live.version:
+            self._read_hosts()
         if len(head.hosts) != 1:
             raise HttpError(
                 400, "bad_host", f"the request has {len(head.hosts)} Host headers; expected 1", "Host", "one Host header"
@@ -230,11 +238,12 @@ class Head:
 
     Attributes:
         request_id, time: Values of ``X-Request-Id`` and ``X-Recloop-Now``; None if absent.
-        content_length: Value of ``Content-Length``; empty if absent.
+        content_length, content_encoding: Values of these headers; empty if absent.
     """
 
     __slots__ = (
         "authorization",
+        "content_encoding",
         "content_length",
         "content_type",
         "cookies",
@@ -250,7 +259,7 @@ class Head:
         self.hosts: list[bytes] = []
         self.origin: bytes | None = None
         self.content_type = self.authorization = self.site = self.destination = b""
-        self.content_length = b""
+        self.content_length = self.content_encoding = b""
         self.cookies: list[bytes] = []
         self.request_id: bytes | None = None
         self.time: bytes | None = None
@@ -264,6 +273,8 @@ class Head:
                 self.content_type = b"more than one" if self.content_type else kind
             elif name == b"content-length":
                 self.content_length = self.content_length or value
+            elif name == b"content-encoding":
+                self.content_encoding = value
             elif name == b"authorization":
                 self.authorization = value.strip()
             elif name == b"cookie":

@@ -178,6 +178,7 @@ def build(
     app.state.draining = False
     app.state.console = False  # set to True by `console.mount`
     app.state.on_drain = []  # coroutine functions that end long polls before the process waits for its requests
+    app.live = service.live
     app.lists = ListEndpoint(reads, rules)
     app.events = EventEndpoint(writes, rules)
     return app
@@ -204,14 +205,14 @@ class StatusRoutes:
         )
 
     async def status(self, _: Request) -> Response:
-        table = await run_in_threadpool(self._service.status)
+        table = await run_in_threadpool(self._service.summaries.status)
         return json_response(msgspec.convert(table, StatusResponse))
 
     async def metrics(self, request: Request) -> Response:
         app: ListApplication = request.app
         workers = self._service.workers
         requests = app.requests.snapshot(len(app.waiting) + (0 if workers is None else workers.n_in_flight))
-        content = await run_in_threadpool(self._service.metrics, requests)
+        content = await run_in_threadpool(self._service.summaries.metrics, requests)
         return Response(content, media_type="text/plain; version=0.0.4")
 
     async def openapi(self, _: Request) -> Response:

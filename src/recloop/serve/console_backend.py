@@ -42,14 +42,14 @@ class ServiceConsoleBackend:
         self._comparisons = Comparisons(service.project)
 
     def status(self) -> JsonTree:
-        return self._service.status()
+        return self._service.summaries.status()
 
     def moves(self) -> list[JsonTree]:
         rows = self._service.control.releases()
         return [{**row._asdict(), "from": row.from_} for row in rows]
 
     def windows(self) -> Windows:
-        return self._service.windows()
+        return self._service.summaries.windows()
 
     def last_comparison(self, kind: Kind, bundle: str) -> Comparison | None:
         return self._comparisons.last(kind, bundle)

@@ -15,7 +15,7 @@ from recloop.ingest.parse import BadRequest
 from recloop.serve.access import AccessRules, Head
 from recloop.serve.event_routes import WriteRoutes
 from recloop.serve.middleware import REQUEST_IDS, Reply, client_id, error_reply
-from recloop.serve.request import check_names, read_messages
+from recloop.serve.request import check_names, read_messages, unpack
 from recloop.serve.schemas import HttpError
 from recloop.storage.api_keys import KeyScope
 
@@ -42,7 +42,8 @@ class EventEndpoint:
             page = self._rules.authorize(head, KeyScope.INGEST, for_page=True)
             if scope["query_string"]:
                 check_names(QueryParams(scope["query_string"]), ())
-            body = await read_messages(receive, head.content_length)
+            limits = self._routes.limits
+            body = unpack(await read_messages(receive, head.content_length, limits), head.content_encoding, limits)
             time_header = None if head.time is None else head.time.decode("latin-1")
             reply = await self._routes.events_reply(body, head.content_type.decode("latin-1"), time_header, page)
         except ClientDisconnect:

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from recloop.config import Limits
 from recloop.features.id_form import form_id, id_text
 from recloop.ingest import parse
 from recloop.ingest.parse import Rejected
@@ -56,6 +57,11 @@ class WriteRoutes:
         self._service = service
         self._changing_items = asyncio.Lock()  # a patch reads the version that it changes
 
+    @property
+    def limits(self) -> Limits:
+        """Limits in force."""
+        return self._service.live.limits
+
     async def post_events(self, request: Request) -> Response:
         body = await request_parts.read_body(request)
         headers = request.headers
@@ -76,7 +82,7 @@ class WriteRoutes:
         """
         project = self._service.project
         now = request_time(time_header, project, self._service.clock)
-        checked = parse.parse_events(body, content_type, now, project.config.data)
+        checked = parse.parse_events(body, content_type, now, project.config.data, self.limits)
         events = [event for event in checked if not isinstance(event, Rejected)]
         if page is not None:
             page.check_events(events, project.config.data.id_form)
@@ -99,7 +105,7 @@ class WriteRoutes:
     async def post_items(self, request: Request) -> Response:
         now, rows = await self._rows(request)
         config = self._service.project.config
-        checked = [parse.check_item(row, now, config.data, config.features.item) for row in rows]
+        checked = [parse.check_item(row, now, config.data, config.features.item, self.limits) for row in rows]
         async with self._changing_items:
             return await self._store_items(checked)
 
@@ -154,7 +160,7 @@ class WriteRoutes:
 
         checked = []
         for row in rows:
-            item = parse.check_item_patch(row, current, now, config.data, config.features.item)
+            item = parse.check_item_patch(row, current, now, config.data, config.features.item, self.limits)
             if not isinstance(item, Rejected):
                 present[item.item_id] = item
             checked.append(item)
@@ -171,14 +177,14 @@ class WriteRoutes:
     async def post_users(self, request: Request) -> Response:
         now, rows = await self._rows(request)
         config = self._service.project.config
-        checked = [parse.check_user(row, now, config.data, config.features.user) for row in rows]
+        checked = [parse.check_user(row, now, config.data, config.features.user, self.limits) for row in rows]
         if users := [user for user in checked if not isinstance(user, Rejected)]:
             await self._service.write(users=users)
         return _upserted(UsersResponse, UserResult, checked, USER_ID)
 
     async def _rows(self, request: Request) -> tuple[int, list[Any]]:
         now, body, content_type = await self._body(request)
-        return now, parse.parse_rows(body, content_type)
+        return now, parse.parse_rows(body, content_type, self.limits)
 
     async def _body(self, request: Request) -> tuple[int, bytes, str]:
         """Time, body and content type of a request."""

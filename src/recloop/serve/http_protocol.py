@@ -6,24 +6,44 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httptools
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from recloop.serve import limits
+from recloop.serve.client_address import ClientRates, client_of
+from recloop.serve.live_config import LiveConfig
 from recloop.serve.middleware import REQUEST_IDS, Reply, error_reply
-from recloop.serve.request_metrics import OTHER_ROUTE
+from recloop.serve.request_metrics import OTHER_ROUTE, RequestMetrics
 from recloop.serve.schemas import HttpError
 
 LOGGER = logging.getLogger(__name__)
+READ_METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 HEALTH_PREFIX: Final = "/v1/health/"
 UPGRADE_HEADERS: Final = frozenset((b"connection", b"upgrade", b"http2-settings"))
 UNKNOWN_METHOD: Final = "unknown"
 """Method of a request whose head is not complete."""
 LOG_SECONDS: Final = 1.0
 DRAINING_SECONDS: Final = 1.0  # time for an incomplete request while the process ends
+
+
+class BoundedApplication(Protocol):
+    """Limits and counts that a `BoundedProtocol` reads.
+
+    Attributes:
+        live: Settings in force.
+        requests: Counts of requests.
+        client_rates: Budgets of clients.
+        reads, writes: Requests under way, without lists.
+    """
+
+    live: LiveConfig
+    requests: RequestMetrics
+    client_rates: ClientRates
+    reads: set[asyncio.Task[None]]
+    writes: set[asyncio.Task[None]]
 
 
 class LimitedLog:
@@ -48,13 +68,14 @@ MALFORMED_LOG = LimitedLog()
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with the limits of `recloop.serve.limits`.
+    """uvicorn's protocol with the limits of ``[serve.limits]``; serves a `ListApplication`.
 
     A request above a limit gets a JSON error and the connection is closed. An ``Upgrade`` header is ignored: the head
     is read again without it, because the parser would leave out the body. Subclasses override `begin_request` and
     `end_request` in place of the parser's callbacks.
     """
 
+    app: Any  # the application of uvicorn's configuration
     _n_head_bytes = 0
     _is_in_head = True
     _is_upgrade = False
@@ -65,8 +86,15 @@ class BoundedProtocol(HttpToolsProtocol):
     _unread_bytes = 0
     _unread_since = 0.0
 
+    @property
+    def application(self) -> BoundedApplication:
+        """The application, with its limits and counts."""
+        application: BoundedApplication = self.app
+        return application
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.timeout_keep_alive = self.application.live.limits.keep_alive_seconds  # type: ignore[assignment] # for call_later
         self._since = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
@@ -75,9 +103,10 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._n_head_bytes += len(data)
         self._feed(data)
-        if self._is_in_head and self._n_head_bytes > limits.MAX_HEAD_BYTES:
-            expected = f"at most {limits.MAX_HEAD_BYTES} bytes"
-            message = f"the request line and headers are larger than {limits.MAX_HEAD_BYTES} bytes"
+        max_bytes = self.application.live.limits.head_bytes
+        if self._is_in_head and self._n_head_bytes > max_bytes:
+            expected = f"at most {max_bytes} bytes"
+            message = f"the request line and headers have {self._n_head_bytes} bytes so far; expected {expected}"
             self.refuse(HttpError(431, "head_too_large", message, "headers", expected))
         elif self._is_reading and self._since is None:
             self._since = self.loop.time()
@@ -116,16 +145,14 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             is_due = not earlier.response_started and not self.pipeline
         if is_due:
-            reply = error_reply(error)
-            reply.headers.append((b"x-request-id", REQUEST_IDS.next().encode()))
+            reply = refusal_reply(error)
             self.count(reply.status)
             self.transport.write(encode(reply, self.server_state.default_headers, is_last=True))
         self.transport.close()
 
     def count(self, status: int, method: str = UNKNOWN_METHOD) -> None:
         """Count a request that is refused before it reaches a route."""
-        application: Any = self.app
-        application.requests.add(method, OTHER_ROUTE, status, 0.0)
+        self.application.requests.add(method, OTHER_ROUTE, status, 0.0)
 
     def expire(self, now: float, is_draining: bool) -> None:
         """Close the connection if its request or the reading of its answer takes too long.
@@ -140,15 +167,16 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._is_idle() and self.timeout_keep_alive_task is None:
                 self._since = now
             return
-        seconds = limits.HEAD_SECONDS if self._is_in_head else limits.BODY_SECONDS
+        present = self.application.live.limits
+        seconds = present.head_seconds if self._is_in_head else present.body_seconds
         if now - self._since <= (DRAINING_SECONDS if is_draining else seconds):
             return
         if not self._is_reading:
             self.transport.close()
             return
         part = "head" if self._is_in_head else "body"
-        message = f"the {part} of the request did not arrive within {seconds:.0f} seconds"
-        self.refuse(HttpError(408, "timeout", message, part, f"a whole {part} within {seconds:.0f} seconds"))
+        message = f"the {part} of the request did not arrive within {seconds:g} seconds"
+        self.refuse(HttpError(408, "timeout", message, part, f"a whole {part} within {seconds:g} seconds"))
 
     def _expire_unread(self, now: float) -> bool:
         """Drop an answer that the client does not read; return True while one is unread."""
@@ -158,7 +186,7 @@ class BoundedProtocol(HttpToolsProtocol):
         size = self.transport.get_write_buffer_size() + 1
         if size != self._unread_bytes:
             self._unread_bytes, self._unread_since = size, now
-        elif now - self._unread_since > limits.ANSWER_SECONDS:
+        elif now - self._unread_since > self.application.live.limits.answer_seconds:
             self.transport.abort()
         return True
 
@@ -193,10 +221,46 @@ class BoundedProtocol(HttpToolsProtocol):
         MALFORMED_LOG.warn("a malformed HTTP request was refused")
         self.refuse(HttpError(400, "malformed", "the request is not valid HTTP/1.1", None, "HTTP/1.1 (RFC 9112)"))
 
+    def check_rate(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Take one request of the client.
+
+        Raises:
+            HttpError: 429 above ``client_rate``.
+        """
+        live = self.application.live
+        if live.limits.client_rate:
+            client = client_of(self.client[0] if self.client else "", headers, live.proxies)
+            self.application.client_rates.check(client, live.limits.client_rate, self.loop.time())
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if len(self.tasks) >= limits.MAX_REQUESTS_IN_FLIGHT and not cycle.scope["path"].startswith(HEALTH_PREFIX):
-            app = _Busy(self)
-        super()._start_asgi_task(cycle, app)
+        """Start a request, or refuse it before its body is read."""
+        scope = cycle.scope
+        under_way: set[asyncio.Task[None]] = set()
+        if not scope["path"].startswith(HEALTH_PREFIX):
+            try:
+                under_way = self._budget(scope["method"])
+                self.check_rate(list(scope["headers"]))
+            except HttpError as error:
+                app = _Refusal(self, error)
+                under_way = set()
+        task = self.loop.create_task(cycle.run_asgi(app))
+        for tasks in (self.tasks, under_way):
+            task.add_done_callback(tasks.discard)
+            tasks.add(task)
+
+    def _budget(self, method: str) -> set[asyncio.Task[None]]:
+        """Return the requests under way of the same kind.
+
+        Raises:
+            HttpError: 503, they are as many as the limit.
+        """
+        application, present = self.application, self.application.live.limits
+        is_read = method in READ_METHODS
+        under_way = application.reads if is_read else application.writes
+        limit = present.reads if is_read else present.writes
+        if len(under_way) >= limit:
+            raise limits.busy(f"at most {limit} {'reads' if is_read else 'writes'} under way")
+        return under_way
 
 
 def encode(reply: Reply, headers: Iterable[tuple[bytes, bytes]] = (), is_last: bool = False) -> bytes:
@@ -213,21 +277,22 @@ def encode(reply: Reply, headers: Iterable[tuple[bytes, bytes]] = (), is_last: b
     return b"".join(content)
 
 
-def busy_reply() -> Reply:
-    """Build the reply to a request above `MAX_REQUESTS_IN_FLIGHT`."""
-    reply = error_reply(limits.busy(f"at most {limits.MAX_REQUESTS_IN_FLIGHT} requests in flight"))
+def refusal_reply(error: HttpError) -> Reply:
+    """Build the reply to a request that is refused before it reaches a route."""
+    reply = error_reply(error)
     reply.headers.append((b"x-request-id", REQUEST_IDS.next().encode()))
     return reply
 
 
-class _Busy:
+class _Refusal:
     """Application that refuses a request before its body is read."""
 
-    def __init__(self, protocol: BoundedProtocol) -> None:
+    def __init__(self, protocol: BoundedProtocol, error: HttpError) -> None:
         self._protocol = protocol
+        self._error = error
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        reply = busy_reply()
+        reply = refusal_reply(self._error)
         self._protocol.count(reply.status, scope["method"])
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await send({"type": "http.response.body", "body": reply.body})

@@ -6,13 +6,14 @@ import hmac
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
 from recloop.errors import UserError
 from recloop.records import SECOND
 from recloop.serve import page_token
+from recloop.serve.client_address import RateBudget
 from recloop.serve.page_token import InvalidTokenError, PageAccess
 from recloop.serve.schemas import HttpError
 from recloop.storage import api_keys
@@ -30,27 +31,6 @@ T = TypeVar("T")
 
 
 @dataclass
-class _Budget:
-    """Token bucket that holds one second's requests, at least one."""
-
-    rate: float
-    left: float = field(init=False)
-    filled_at: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.left = max(1.0, self.rate)
-
-    def take(self, seconds: float) -> float:
-        """Take one request and return 0, or return the seconds to wait."""
-        self.left = min(max(1.0, self.rate), self.left + self.rate * (seconds - self.filled_at))
-        self.filled_at = seconds
-        if self.left < 1.0:
-            return (1.0 - self.left) / self.rate
-        self.left -= 1.0
-        return 0.0
-
-
-@dataclass
 class _KeyInUse:
     """A key with its budget of requests.
 
@@ -59,7 +39,7 @@ class _KeyInUse:
     """
 
     key: ApiKey
-    budget: _Budget | None
+    budget: RateBudget | None
     recorded_at: float = -math.inf
 
 
@@ -82,7 +62,7 @@ class KeyRing:
         self._keys: dict[str, _KeyInUse] | None = None  # by hash
         self._by_name: dict[str, ApiKey] = {}
         self._pages: dict[bytes, PageAccess] = {}
-        self._budgets: dict[tuple[str, str], _Budget] = {}  # by page key and user
+        self._budgets: dict[tuple[str, str], RateBudget] = {}  # by page key and user
         self._page_origins: frozenset[bytes] = frozenset()
         self._identity = self._file_identity()
         keys = api_keys.read(root)
@@ -156,7 +136,7 @@ class KeyRing:
         if key.rate is not None:
             budget = self._budgets.get((key.name, access.user_id))
             if budget is None:
-                budget = _keep(self._budgets, (key.name, access.user_id), _Budget(key.rate))
+                budget = _keep(self._budgets, (key.name, access.user_id), RateBudget(key.rate))
             _take(budget, key, seconds)
         self._record_use((self._keys or {})[key.sha256], seconds)
         return access
@@ -200,7 +180,7 @@ class KeyRing:
         in_use = {}
         for key in keys:
             known = present.get(key.sha256)
-            budget = None if key.rate is None else _Budget(key.rate)
+            budget = None if key.rate is None else RateBudget(key.rate)
             in_use[key.sha256] = known if known is not None and known.key == key else _KeyInUse(key, budget)
         self._keys = in_use
         self._by_name = {key.name: key for key in keys}
@@ -223,7 +203,7 @@ def _keep(entries: dict[K, T], key: K, value: T) -> T:
     return value
 
 
-def _take(budget: _Budget | None, key: ApiKey, seconds: float) -> None:
+def _take(budget: RateBudget | None, key: ApiKey, seconds: float) -> None:
     """Take one request of a budget.
 
     Raises:

@@ -6,8 +6,8 @@ The checks, errors and headers equal those of the routes; `ListApplication` and 
 from __future__ import annotations
 
 import time
+from asyncio import Task
 from collections import deque
-from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
@@ -17,10 +17,13 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from recloop.config import Serve
 from recloop.serve import limits
 from recloop.serve.access import AccessRules, Head
+from recloop.serve.client_address import ClientRates
 from recloop.serve.event_endpoint import EVENTS_PATH, EventEndpoint
-from recloop.serve.http_protocol import BoundedProtocol, busy_reply, encode
+from recloop.serve.http_protocol import BoundedProtocol, encode, refusal_reply
+from recloop.serve.live_config import LiveConfig
 from recloop.serve.middleware import REQUEST_IDS, Reply, client_id, error_reply, json_reply
 from recloop.serve.recommend_routes import RecommendRoutes, RequestKeys
 from recloop.serve.request import RECOMMEND_PARAMETERS, check_names, list_parameters, names_of
@@ -84,20 +87,24 @@ class ListApplication(Starlette):
     Attributes:
         lists: Endpoint of list requests; None until the routes exist.
         events: Endpoint of posted events; None if the routes answer them.
+        live: Settings in force.
+        requests: Counts of this process's requests.
+        client_rates: Budgets of clients.
+        waiting: Lists that wait for the event loop.
+        reads, writes: Other requests under way.
     """
 
     lists: ListEndpoint | None = None
     events: EventEndpoint | None = None
 
-    @cached_property
-    def requests(self) -> RequestMetrics:
-        """Counts of this process's requests."""
-        return RequestMetrics()
-
-    @cached_property
-    def waiting(self) -> ListQueue:
-        """Lists that wait for the event loop."""
-        return ListQueue()
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.live = LiveConfig(Serve())
+        self.requests = RequestMetrics()
+        self.client_rates = ClientRates()
+        self.waiting = ListQueue()
+        self.reads: set[Task[None]] = set()
+        self.writes: set[Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -225,11 +232,24 @@ class ListProtocol(BoundedProtocol):
         path = url.path.decode("ascii")
         arrived = time.perf_counter()
         self._waiting = ListRequest(unquote(path) if "%" in path else path, url.query or b"", self.headers, arrived)
-        if len(application.waiting) < limits.MAX_REQUESTS_IN_FLIGHT:
-            application.waiting.add(self)
-        else:
+        try:
+            self._check_waiting(len(application.waiting))
+            self.check_rate(self.headers)
+        except HttpError as error:
             self._waiting = None
-            self._write(busy_reply(), arrived)
+            self._write(refusal_reply(error), arrived)
+        else:
+            application.waiting.add(self)
+
+    def _check_waiting(self, n_waiting: int) -> None:
+        """Check the number of waiting lists.
+
+        Raises:
+            HttpError: 503, they are as many as the limit.
+        """
+        limit = self.application.live.limits.waiting_lists
+        if n_waiting >= limit:
+            raise limits.busy(f"at most {limit} waiting lists")
 
     def answer_waiting(self) -> None:
         """Answer the list that waits, if any and if the client is still connected."""

@@ -32,7 +32,7 @@ class Listener:
 
     Args:
         connections: Open connections of the process.
-        max_connections: Number of connections from which new ones are refused.
+        max_connections: Returns the number of connections from which new ones are refused.
         is_shared: Other processes accept from the same socket.
     """
 
@@ -41,7 +41,7 @@ class Listener:
         listening: socket.socket,
         create_protocol: Callable[[], asyncio.BaseProtocol],
         connections: Sized,
-        max_connections: int,
+        max_connections: Callable[[], int],
         is_shared: bool,
     ) -> None:
         self._listening = listening
@@ -66,7 +66,7 @@ class Listener:
             return
         self._is_closed = True
         self._loop.remove_reader(self._listening.fileno())
-        self._accept(self._max_connections)
+        self._accept(self._max_connections())
         self._listening.close()
         if self._spare is not None:
             os.close(self._spare)
@@ -88,8 +88,9 @@ class Listener:
                 if error.errno not in EXHAUSTED or not self._refuse_with_spare():
                     return
                 continue
-            if len(self._connections) + len(self._opening) >= self._max_connections:
-                _refuse(connection, f"at most {self._max_connections} connections")
+            limit = self._max_connections()
+            if len(self._connections) + len(self._opening) >= limit:
+                _refuse(connection, f"at most {limit} connections")
             else:
                 self._open(connection)
 

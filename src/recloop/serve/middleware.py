@@ -150,11 +150,10 @@ def _http_error(error: Exception) -> HttpError:
         response.headers["Retry-After"] = "1"
         return response
     if isinstance(error, LogBusyError | LogUnavailableError):
-        busy = isinstance(error, LogBusyError)
-        code, problem = (
-            ("busy", "too many rows are queued") if busy else ("log_unavailable", "the log cannot be written")
-        )
-        response = HttpError(503, code, f"{problem}; this request was not stored. Send it again")
+        if isinstance(error, LogBusyError):
+            return limits.busy(f"at most {error.max_rows} queued rows")
+        problem = "the log cannot be written; this request was not stored. Send it again"
+        response = HttpError(503, "log_unavailable", problem)
         response.headers["Retry-After"] = "1"
         return response
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):

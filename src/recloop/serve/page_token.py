@@ -22,7 +22,7 @@ MAX_SECONDS: Final = 86_400
 """Longest lifetime of a token."""
 LEEWAY_SECONDS: Final = 30
 """Accepted difference between the clocks of signer and service."""
-MAX_TOKEN_BYTES: Final = 2_048
+MAX_TOKEN_BYTES: Final = 4_096
 TOKEN_PREFIX: Final = b"eyJ"
 """Start of every JSON Web Token: ``{"`` in base64."""
 

@@ -21,7 +21,6 @@ from recloop.serve.service import Service
 from recloop.serve.stored_ids import item_exists, user_exists
 
 MAX_LAST_EVENTS = 20
-MAX_PROPERTIES = 50  # names in ?properties=; a list has up to 1,000 slots
 SIMILAR_SUFFIX = b"/similar"
 ENCODER = msgspec.json.Encoder()
 
@@ -159,9 +158,10 @@ class RecommendRoutes:
         Raises:
             HttpError: 422 for an invalid length or time, or too many properties.
         """
-        if len(parameters.properties) > MAX_PROPERTIES:
-            names = ",".join(parameters.properties)
-            raise unprocessable("properties", names, f"at most {MAX_PROPERTIES} names")
+        limit = self._service.live.limits.properties
+        if len(parameters.properties) > limit:
+            expected = f"at most {limit} names, found {len(parameters.properties)}"
+            raise unprocessable("properties", ",".join(parameters.properties), expected)
         return Query(
             user_id=user_id,
             n=parameters.length(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import zlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -13,18 +14,22 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive
 
+from recloop.config import Limits
 from recloop.files import JsonTree
 from recloop.ingest.parse import timestamp_or_none
 from recloop.project import Project
-from recloop.serve.limits import FREE_BODY_BYTES, MAX_BODY_BYTES_IN_FLIGHT, ByteBudget
+from recloop.serve.limits import FREE_BODY_BYTES, ByteBudget
 from recloop.serve.schemas import HttpError, unprocessable
 
-MAX_BODY_BYTES = 5 * 1024 * 1024  # bytes per body
 MAX_LIST_ITEMS = 1_000  # longest list
 MAX_SHOWN_CHARACTERS = 100  # characters of an unknown name in the error
 MIN_NAME_SIMILARITY = 0.7  # difflib similarity from which a name counts as misspelt
-BODIES = ByteBudget(MAX_BODY_BYTES_IN_FLIGHT)
+BODIES = ByteBudget()
 """Bytes of the incomplete bodies of this process."""
+IDENTITY: Final = (b"", b"identity")
+GZIP: Final = (b"gzip", b"x-gzip")
+GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
+"""Argument of zlib for data with a gzip header."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -75,26 +80,29 @@ NO_PARAMETERS: Final[tuple[Parameter, ...]] = ()
 
 
 async def read_body(request: Request) -> bytes:
-    """Read the body of at most 5 MiB; a larger one is refused before it is complete.
+    """Read and unpack the body of a request.
 
     Raises:
-        HttpError: 413 for a larger body.
+        HttpError: see `read_messages` and `unpack`.
     """
-    return await read_messages(request.receive, request.headers.get("content-length", "").encode("latin-1"))
+    content_length = request.headers.get("content-length", "").encode("latin-1")
+    limits = request.app.live.limits
+    body = await read_messages(request.receive, content_length, limits)
+    return unpack(body, request.headers.get("content-encoding", "").encode("latin-1"), limits)
 
 
-async def read_messages(receive: Receive, content_length: bytes) -> bytes:
-    """Read the body's messages; see `read_body`.
+async def read_messages(receive: Receive, content_length: bytes, limits: Limits) -> bytes:
+    """Read a body as it is sent; one that is too large is refused before it is complete.
 
     Args:
         content_length: Value of ``Content-Length``, or empty.
 
     Raises:
-        HttpError: 413 for a larger body, 503 above `MAX_BODY_BYTES_IN_FLIGHT`.
+        HttpError: 413 above ``body_bytes``, 503 above ``body_bytes_in_flight``.
         ClientDisconnect: the client left before the body was complete.
     """
-    if content_length.isdigit() and int(content_length) > MAX_BODY_BYTES:
-        raise _too_large()
+    if content_length.isdigit() and int(content_length) > limits.body_bytes:
+        raise _too_large(int(content_length), limits.body_bytes)
     chunks: list[bytes] = []
     size = n_taken = 0
     try:
@@ -104,20 +112,52 @@ async def read_messages(receive: Receive, content_length: bytes) -> bytes:
                 raise ClientDisconnect
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
-            if size > MAX_BODY_BYTES:
-                raise _too_large()
+            if size > limits.body_bytes:
+                raise _too_large(size, limits.body_bytes)
             if not message.get("more_body", False):
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
             if size - n_taken > FREE_BODY_BYTES:
-                BODIES.take(size - n_taken - FREE_BODY_BYTES)
+                BODIES.take(size - n_taken - FREE_BODY_BYTES, limits.body_bytes_in_flight)
                 n_taken = size - FREE_BODY_BYTES
     finally:
         BODIES.give_back(n_taken)
 
 
-def _too_large() -> HttpError:
-    expected = f"at most {MAX_BODY_BYTES} bytes"
-    return HttpError(413, "too_large", "the body is larger than 5 MiB", "body", expected)
+def unpack(body: bytes, encoding: bytes, limits: Limits) -> bytes:
+    """Unpack a body by its ``Content-Encoding``.
+
+    Raises:
+        HttpError: 413 above ``unpacked_bytes``, 400 for a body that is not gzip, 415 for another encoding.
+    """
+    name = encoding.strip().lower()
+    if name in IDENTITY:
+        return body
+    if name not in GZIP:
+        shown = encoding.decode("latin-1")[:MAX_SHOWN_CHARACTERS]
+        message = f"Content-Encoding is {shown}; expected gzip or none"
+        raise HttpError(415, "unsupported_encoding", message, "Content-Encoding", "gzip")
+    unpacked = b""
+    while body:
+        member = zlib.decompressobj(GZIP_WINDOW)
+        try:
+            unpacked += member.decompress(body, limits.unpacked_bytes + 1 - len(unpacked))
+        except zlib.error as error:
+            raise _not_gzip(str(error)) from None
+        if len(unpacked) > limits.unpacked_bytes:
+            raise _too_large(len(unpacked), limits.unpacked_bytes, "the unpacked body")
+        if not member.eof:
+            raise _not_gzip("it ends before the end of its data")
+        body = member.unused_data
+    return unpacked
+
+
+def _not_gzip(problem: str) -> HttpError:
+    return HttpError(400, "not_gzip", f"the body is not gzip: {problem}", "body", "a whole gzip file")
+
+
+def _too_large(size: int, limit: int, what: str = "the body") -> HttpError:
+    expected = f"at most {limit} bytes"
+    return HttpError(413, "too_large", f"{what} has {size} bytes or more; expected {expected}", "body", expected)
 
 
 class ListParameters(NamedTuple):

@@ -15,15 +15,13 @@ from types import FrameType
 from typing import Protocol
 
 import uvicorn
-from starlette.applications import Starlette
 
 from recloop.errors import UserError
 from recloop.serve.access import is_loopback
 from recloop.serve.limits import max_connections
-from recloop.serve.list_endpoint import ListProtocol
+from recloop.serve.list_endpoint import ListApplication, ListProtocol
 from recloop.serve.listener import Listener
 
-KEEP_ALIVE_SECONDS = 5  # seconds before an idle connection is closed
 TICKS_PER_SECOND = 10  # uvicorn's main loop
 SWEEP_TICKS = 10
 """Ticks between two checks for connections that take too long."""
@@ -34,7 +32,7 @@ SWITCH_SECONDS = 0.0005
 """Longest time that another thread keeps the interpreter while a request waits; 5 ms by default."""
 GC_THRESHOLDS = (5_000, 10, 1_000)
 """Thresholds of the cycle collector; a full collection blocks requests (49 ms with 64,000 items on a busy machine)."""
-DRAIN_SECONDS = KEEP_ALIVE_SECONDS + 1  # seconds for clients to receive `Connection: close`
+DRAIN_SECONDS = 6  # seconds for clients to receive `Connection: close`
 
 
 def check_host(host: str, has_keys: bool) -> None:
@@ -107,7 +105,9 @@ class Workers(Protocol):
     def stop(self) -> None: ...
 
 
-def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "", workers: Workers | None = None) -> None:
+def serve(
+    app: ListApplication, listening: socket.socket, ready: str, note: str = "", workers: Workers | None = None
+) -> None:
     """Run until SIGTERM or SIGINT, then drain: send `Connection: close` and wait.
 
     Args:
@@ -120,7 +120,7 @@ def serve(app: Starlette, listening: socket.socket, ready: str, note: str = "", 
     _Server(configuration(app), app, ready, note, workers).run(sockets=[listening])
 
 
-def configuration(app: Starlette) -> uvicorn.Config:
+def configuration(app: ListApplication) -> uvicorn.Config:
     """Build the configuration of uvicorn."""
     return uvicorn.Config(
         app,
@@ -131,7 +131,6 @@ def configuration(app: Starlette) -> uvicorn.Config:
         log_config=None,
         server_header=False,
         proxy_headers=False,  # X-Forwarded-* can be forged
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
     )
 
@@ -148,7 +147,9 @@ class _Server(uvicorn.Server):
     uvicorn alone closes idle connections at once and loses requests just sent on them.
     """
 
-    def __init__(self, config: uvicorn.Config, app: Starlette, ready: str, note: str, workers: Workers | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, app: ListApplication, ready: str, note: str, workers: Workers | None
+    ) -> None:
         super().__init__(config)
         self._workers = workers
         self._app = app
@@ -163,7 +164,7 @@ class _Server(uvicorn.Server):
             return
         connections = self.server_state.connections
         for listening in sockets or []:
-            listener = Listener(listening, self._protocol, connections, max_connections(), self._is_shared)
+            listener = Listener(listening, self._protocol, connections, self._max_connections, self._is_shared)
             listener.start()
             self.servers.append(listener)  # type: ignore[arg-type] # has the two methods that uvicorn calls
         if self._ready:
@@ -172,6 +173,9 @@ class _Server(uvicorn.Server):
             if self._note:
                 sys.stderr.write(self._note + "\n")
                 sys.stderr.flush()
+
+    def _max_connections(self) -> int:
+        return max_connections(self._app.live.limits)
 
     def _protocol(self) -> BaseProtocol:
         return ListProtocol(self.config, self.server_state, self.lifespan.state, get_running_loop())

@@ -7,7 +7,6 @@ the archive with its watermark.
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,26 +19,24 @@ from recloop.bundle import Bundle
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.state import StateBatch
-from recloop.files import JsonTree
 from recloop.ingest.writer import LogUnavailableError, Writer, WriteRequest
-from recloop.monitoring.exposition import exposition
-from recloop.monitoring.summary import HealthCache, HealthSummary, Windows
 from recloop.monitoring.verify import query_of
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RankedList, Recommender
 from recloop.recommend.user_states import LabelledRows, StateRegistry, StateSource
-from recloop.records import SECOND, Decision, Event, Item, Query, User, is_guest, now
+from recloop.records import Decision, Event, Item, Query, User, is_guest, now
 from recloop.release import assignment
 from recloop.serve.answer_counts import AnswerCounts
 from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
+from recloop.serve.live_config import LiveConfig
 from recloop.serve.reload import Reloader
-from recloop.serve.request_metrics import RequestCounts, request_families
 from recloop.serve.response import build_decision, build_response
 from recloop.serve.schemas import RecommendResponse
+from recloop.serve.service_status import ServiceStatus
 from recloop.serve.shadow import ShadowScorer
-from recloop.storage import admin_token, inbox, locks, releases
+from recloop.storage import admin_token, inbox, locks
 from recloop.storage.archive import Archive
 from recloop.storage.retractions import Retraction
 
@@ -65,7 +62,7 @@ class Service:
         uncommitted_since: Seq after which committed rows may be missing from the caches; None if none are.
         moved: Stores whose files were moved away, replaced or emptied while this process serves.
         is_release_followed: False if the last poll of the releases failed.
-        token: Admin token of admin routes and console.
+        token: Admin token of admin routes and console. live: Settings in force.
         workers: Further processes that answer; None if this is the only one.
 
     Raises:
@@ -92,6 +89,7 @@ class Service:
 
     def _open(self) -> None:
         project = self.project
+        self.live = LiveConfig(project.config.serve)
         loading.check_complete(project)
         loading.check_stores(project)
         self.archive = project.open_archive()
@@ -113,7 +111,7 @@ class Service:
         self.user_states.activate(self.user_states.open(deployment.bundle.spec for deployment in self.deployments.all))
         self.decisions = self._stack.enter_context(project.open_decisions(write=True))
         self._reloader = Reloader(self, loader)
-        self.health_cache = HealthCache(project, self.decisions)
+        self.summaries = ServiceStatus(self)
         self.shadow = ShadowScorer(self.decisions)
         self._stack.callback(self.shadow.close)
         self.shadow.use(self.deployments, self.catalog)
@@ -123,6 +121,7 @@ class Service:
             EventLabeler.from_spec(self.bundle.spec),
             self._after_commit,
             lambda rows: self.user_states.label(rows),  # noqa: PLW0108 the states in use by then
+            self.live.limits.queued_rows,
         )
         self._stack.callback(self.writer.close)
 
@@ -175,6 +174,7 @@ class Service:
         """
         assigned = self._assign(query.user_id)
         self.recommender.placement(query.placement)
+        self.live.check_filter(query.filter)
         assigned.recommender.check_filter(query.filter)
         degraded = set(self.degraded)
         deployment, ranked, as_of_seq = self._answer(assigned, query, degraded)
@@ -296,60 +296,6 @@ class Service:
     def user_state(self, user_id: str) -> StateBatch:
         """Read a user's newest state, a batch of one."""
         return self.user_states.state(self.bundle.spec, user_id, self.as_of, set())[0]
-
-    def status(self) -> JsonTree:
-        """Build the content of ``GET /v1/status``; reads files, not on the event loop."""
-        last_seq = self.as_of
-        watermark = self.archive.watermark
-        return {
-            **loading.with_removed_flags(self.project, releases.release_table(self.control)),
-            "last_seq": last_seq,
-            "watermark": watermark,
-            "degraded": self.degraded,
-            "degraded_answers": self.counts.degraded_answers,
-            "mistyped_items": self.counts.mistyped_items,
-            "shadow_skipped": self.shadow.skipped,
-            "workers": 1 + (0 if self.workers is None else self.workers.n_started),
-            **self.health(),
-        }
-
-    def health(self) -> JsonTree:
-        """Return ``health`` of the last hour, day and week, ``events`` and ``verify``.
-
-        The values are empty if the decisions cannot be read. Reads files, so not on the event loop.
-        """
-        summary = self._health_summary()
-        if summary is None:
-            return {"health": {}, "events": {}, "verify": None}
-        return {"health": summary.windows, "events": summary.received, "verify": summary.proven}
-
-    def windows(self) -> Windows:
-        """Return the windows of `health`; reads files, so not on the event loop."""
-        windows: Windows = self.health()["health"]
-        return windows
-
-    def _health_summary(self) -> HealthSummary | None:
-        try:
-            return self.health_cache.get(self.bundle, self.clock())
-        except sqlite3.Error:
-            return None
-
-    def metrics(self, requests: RequestCounts | None = None) -> bytes:
-        """Build the content of ``GET /metrics``, with counts of HTTP requests; not on the event loop."""
-        process = {
-            "generation": self.deployments.generation,
-            "last_seq": self.as_of,
-            "degraded": len(self.degraded),
-            "degraded_answers_total": self.counts.degraded_answers,
-            "mistyped_items_total": self.counts.mistyped_items,
-            "decisions_dropped_total": self.decisions.dropped,
-            "decisions_lost_total": self.decisions.lost,
-            "decisions_repeated_total": self.decisions.repeated,
-            "shadow_skipped_total": self.shadow.skipped,
-            "bundle_cut_seconds": self.bundle.cut / SECOND,
-        }
-        families = () if requests is None else request_families(requests)
-        return exposition(self._health_summary(), process, families)
 
     def ready(self) -> str:
         """Answer a golden query with the live bundle; return the failure, or empty."""

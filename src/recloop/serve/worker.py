@@ -16,7 +16,6 @@ from ctypes import c_uint64
 from typing import TYPE_CHECKING, cast
 
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from recloop.project import Project
@@ -27,6 +26,7 @@ from recloop.recommend.user_states import LabelledRows, StateRegistry
 from recloop.records import Decision
 from recloop.release.assignment import Arm
 from recloop.serve import request as request_parts
+from recloop.serve.access import Head
 from recloop.serve.channel import (
     TO_WORKER,
     Committed,
@@ -45,7 +45,9 @@ from recloop.serve.channel import (
     receive,
 )
 from recloop.serve.deployments import Deployment, Deployments
+from recloop.serve.http_protocol import refusal_reply
 from recloop.serve.list_endpoint import ListApplication
+from recloop.serve.live_config import LiveConfig
 from recloop.serve.reload import gc_paused
 from recloop.serve.schemas import HttpError
 from recloop.serve.service import Service
@@ -97,6 +99,7 @@ class WorkerService(Service):
 
     def _open(self) -> None:
         project = self.project
+        self.live = LiveConfig(project.config.serve)
         self.archive = project.open_archive()
         self.token = admin_token.ensure(project.root)
         self.control = project.open_control()
@@ -299,11 +302,14 @@ class WorkerApplication(ListApplication):
         if scope["type"] != "http" or (scope["method"] in {"GET", "HEAD"} and is_local):
             await super().__call__(scope, receive, send)
             return
-        request = Request(scope, receive)
         try:
-            body = await request_parts.read_body(request)
-        except HttpError:
-            body = b" " * (request_parts.MAX_BODY_BYTES + 1)  # the writer process refuses it in its own words
+            content_length = Head(scope["headers"]).content_length
+            body = await request_parts.read_messages(receive, content_length, self.live.limits)
+        except HttpError as error:
+            refusal = refusal_reply(error)
+            await send({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers})
+            await send({"type": "http.response.body", "body": refusal.body})
+            return
         reply = await self.link.forward(
             ForwardedRequest(
                 self.link.next_id(), scope["method"], path, scope.get("raw_path", path.encode()),

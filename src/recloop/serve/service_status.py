@@ -1,0 +1,82 @@
+"""Status, health and metrics of a service."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+from recloop.files import JsonTree
+from recloop.monitoring.exposition import exposition
+from recloop.monitoring.summary import HealthCache, HealthSummary, Windows
+from recloop.recommend import loading
+from recloop.records import SECOND
+from recloop.serve.request_metrics import RequestCounts, request_families
+from recloop.storage import releases
+
+if TYPE_CHECKING:
+    from recloop.serve.service import Service
+
+
+class ServiceStatus:
+    """Numbers about a service; all methods read files, so they do not run on the event loop."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._health_cache = HealthCache(service.project, service.decisions)
+
+    def status(self) -> JsonTree:
+        """Build the content of ``GET /v1/status``; reads files, not on the event loop."""
+        service = self._service
+        last_seq = service.as_of
+        watermark = service.archive.watermark
+        return {
+            **loading.with_removed_flags(service.project, releases.release_table(service.control)),
+            "last_seq": last_seq,
+            "watermark": watermark,
+            "degraded": service.degraded,
+            "degraded_answers": service.counts.degraded_answers,
+            "mistyped_items": service.counts.mistyped_items,
+            "shadow_skipped": service.shadow.skipped,
+            "workers": 1 + (0 if service.workers is None else service.workers.n_started),
+            **self.health(),
+        }
+
+    def health(self) -> JsonTree:
+        """Return ``health`` of the last hour, day and week, ``events`` and ``verify``.
+
+        The values are empty if the decisions cannot be read.
+        """
+        summary = self._health_summary()
+        if summary is None:
+            return {"health": {}, "events": {}, "verify": None}
+        return {"health": summary.windows, "events": summary.received, "verify": summary.proven}
+
+    def windows(self) -> Windows:
+        """Return the windows of `health`."""
+        windows: Windows = self.health()["health"]
+        return windows
+
+    def _health_summary(self) -> HealthSummary | None:
+        service = self._service
+        try:
+            return self._health_cache.get(service.bundle, service.clock())
+        except sqlite3.Error:
+            return None
+
+    def metrics(self, requests: RequestCounts | None = None) -> bytes:
+        """Build the content of ``GET /metrics``, with counts of HTTP requests."""
+        service = self._service
+        process = {
+            "generation": service.deployments.generation,
+            "last_seq": service.as_of,
+            "degraded": len(service.degraded),
+            "degraded_answers_total": service.counts.degraded_answers,
+            "mistyped_items_total": service.counts.mistyped_items,
+            "decisions_dropped_total": service.decisions.dropped,
+            "decisions_lost_total": service.decisions.lost,
+            "decisions_repeated_total": service.decisions.repeated,
+            "shadow_skipped_total": service.shadow.skipped,
+            "bundle_cut_seconds": service.bundle.cut / SECOND,
+        }
+        families = () if requests is None else request_families(requests)
+        return exposition(self._health_summary(), process, families)
