@@ -29,11 +29,13 @@ class Project:
     Attributes:
         root: The folder with ``recloop.toml``.
         base: Start of the paths of ``[data]`` while a new first run is staged in another ``root``.
+        sets: Settings of the command line, ``a.b=c``, which a reload of the file keeps.
     """
 
     root: Path
     config: Config
     base: Path | None = None
+    sets: tuple[str, ...] = ()
 
     @property
     def sources(self) -> Path:
@@ -148,4 +150,5 @@ def open_project(root: Path | str = ".", sets: Iterable[str] = ()) -> Project:
         raise UserError("file", file, "a project folder with recloop.toml", "recloop init FILE") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(FILE, error, "a TOML file in UTF-8", f"correct that line of {file}") from None
-    return Project(folder, build(tree, sets))
+    sets = tuple(sets)
+    return Project(folder, build(tree, sets), sets=sets)

@@ -14,10 +14,12 @@ from servers import Server
 from recloop.project import open_project
 from recloop.serve import schemas
 from recloop.serve.app import build
+from recloop.serve.live_config import LiveConfig
 
 
 def test_openapi_paths_equal_the_routes(openapi_document: dict[str, Any], server: Server) -> None:
-    service: Any = SimpleNamespace(project=open_project(server.root), token="")
+    project = open_project(server.root)
+    service: Any = SimpleNamespace(project=project, token="", live=LiveConfig(project.config.serve))
     app = build(service)
     routes = {
         (re.sub(r":path}", "}", route.path), method.lower())
@@ -61,7 +63,7 @@ def test_response_keys_equal_the_required_ones_of_the_schema(
 
 def test_openapi_operation_ids_are_unique(openapi_document: dict[str, Any]) -> None:
     names = [one["operationId"] for path in openapi_document["paths"].values() for one in path.values()]
-    assert len(names) == len(set(names)) == 19
+    assert len(names) == len(set(names)) == 20
     assert all(re.fullmatch("[a-z_]+", name) for name in names)
 
 
@@ -81,7 +83,7 @@ ROUTES = [
     ("GET", "/v1/recommend/u14"), ("GET", "/v1/recommend"), ("GET", "/v1/items/i01/similar"), ("GET", "/v1/items/i01"),
     ("GET", "/v1/users/u14"), ("GET", "/v1/health/live"), ("GET", "/v1/health/ready"), ("GET", "/v1/status"),
     ("GET", "/metrics"), ("GET", "/openapi.json"), ("POST", "/v1/events"), ("POST", "/v1/items"), ("POST", "/v1/users"),
-    ("POST", "/v1/admin/promote"), ("POST", "/v1/admin/rollback"), ("POST", "/v1/admin/reject"),
+    ("POST", "/v1/admin/reload"), ("POST", "/v1/admin/promote"), ("POST", "/v1/admin/rollback"), ("POST", "/v1/admin/reject"),
 ]  # fmt: skip
 
 

@@ -170,14 +170,17 @@ def serve(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="override serve.workers, the number of processes")] = None,
     force: Annotated[bool, typer.Option(help="serve a log that ends before rows that decisions name")] = False,
+    fd: Annotated[int | None, typer.Option(min=0, help="use this open socket, as of systemd, not a port")] = None,
     as_json: Json = False,
 ) -> None:
     """Serve recommendations over HTTP."""
     from recloop.serve import app as service
 
     here = project()
+    if fd is not None and (host or port is not None):
+        raise UserError("--fd", fd, "no --host and no --port, which the socket has", f"recloop serve --fd {fd}")
     host, port = host or here.config.serve.host, here.config.serve.port if port is None else port
-    service.run(here, host, port, as_json, workers, force, mount=_mount_console)
+    service.run(here, host, port, as_json, workers, force, fd, mount=_mount_console)
 
 
 def _mount_console(app: Starlette, service: Service) -> None:

@@ -100,6 +100,10 @@ class AccessRules:
         origin = None if head.origin is None or self._is_own(head.origin, head) else head.origin
         return self._keys.authorize(head.authorization, scope, for_page, origin)
 
+    def reload_keys(self) -> bool:
+        """Read the API keys again; see `KeyRing.reload`."""
+        return self._keys.reload()
+
     def cors_headers(self, head: Head) -> list[tuple[bytes, bytes]]:
         """Build the CORS headers of an answer.
 

@@ -1,9 +1,11 @@
-"""Admin routes promote, rollback and reject; they deploy before they respond.
+"""Admin routes promote, rollback and reject, which deploy before they respond, and reload.
 
 They call the same functions as the command line and return the same result.
 """
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -18,19 +20,24 @@ from recloop.release import transitions
 from recloop.serve import comparisons
 from recloop.serve import request as request_parts
 from recloop.serve.access import AccessRules, ScopedRoute
+from recloop.serve.config_reload import ConfigReloader
+from recloop.serve.middleware import json_response
 from recloop.serve.request import only
-from recloop.serve.schemas import HttpError, ReleaseRequest, ReleaseResponse
+from recloop.serve.schemas import HttpError, ReleaseRequest, ReleaseResponse, ReloadRequest
 from recloop.serve.service import Service
 from recloop.storage.api_keys import KeyScope
 
+T = TypeVar("T")
 
-def admin_routes(service: Service, rules: AccessRules) -> list[Route]:
-    """Build the routes ``/v1/admin/promote``, ``rollback`` and ``reject``."""
+
+def admin_routes(service: Service, rules: AccessRules, reloader: ConfigReloader) -> list[Route]:
+    """Build the routes ``/v1/admin/promote``, ``rollback``, ``reject`` and ``reload``."""
     verbs = ("promote", "rollback", "reject")
     admin, post = KeyScope.ADMIN, ["POST"]
     routes = [
         ScopedRoute(f"/v1/admin/{verb}", only(AdminRoutes(service, verb).move), admin, rules, post) for verb in verbs
     ]
+    routes.append(ScopedRoute("/v1/admin/reload", only(ReloadRoute(reloader).reload), admin, rules, post))
     return [*routes, ScopedRoute("/v1/admin/refuse", _renamed, admin, rules, post, include_in_schema=False)]
 
 
@@ -43,7 +50,7 @@ class AdminRoutes:
 
     async def move(self, request: Request) -> Response:
         """Make one release move and deploy it before the response."""
-        release_request = await _parse_release_request(request)
+        release_request = await _parse_body(request, ReleaseRequest, "{bundle, to, reason}")
         try:
             result = await run_in_threadpool(self._move, release_request, self._at(request))
         except BundleError as error:
@@ -76,17 +83,33 @@ class AdminRoutes:
         return self._service.clock() if replayed is None else replayed
 
 
+class ReloadRoute:
+    """Handler of ``POST /v1/admin/reload``."""
+
+    def __init__(self, reloader: ConfigReloader) -> None:
+        self._reloader = reloader
+
+    async def reload(self, request: Request) -> Response:
+        """Apply changed limits, hosts, proxies and keys."""
+        await _parse_body(request, ReloadRequest, "{}")
+        try:
+            return json_response(await self._reloader.reload())
+        except UserError as error:
+            raise HttpError(422, "bad_config", str(error), error.name, error.expected) from None
+
+
 async def _renamed(_: Request) -> Response:
     raise HttpError(410, "renamed", "/v1/admin/refuse is now /v1/admin/reject", None, "/v1/admin/reject")
 
 
-async def _parse_release_request(request: Request) -> ReleaseRequest:
+async def _parse_body(request: Request, shape: type[T], expected: str) -> T:
+    """Parse a JSON body; an empty one is an empty object."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HttpError(415, "not_json", "the request is not JSON", "Content-Type", "application/json")
     content = await request_parts.read_body(request) or b"{}"
     try:
-        return msgspec.json.decode(content, type=ReleaseRequest)
+        return msgspec.json.decode(content, type=shape)
     except msgspec.ValidationError as error:
-        raise HttpError(422, "bad_body", str(error), "body", "{bundle, to, reason}, each a string") from None
+        raise HttpError(422, "bad_body", str(error), "body", expected) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise HttpError(400, "not_json", f"the body is not JSON: {error}", "body", "{bundle, to, reason}") from None
+        raise HttpError(400, "not_json", f"the body is not JSON: {error}", "body", expected) from None

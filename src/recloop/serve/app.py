@@ -26,6 +26,7 @@ from recloop.project import Project
 from recloop.records import now
 from recloop.serve import admin_routes, openapi, reload, server
 from recloop.serve.access import AccessMiddleware, AccessRules, ScopedRoute
+from recloop.serve.config_reload import ConfigReloader
 from recloop.serve.event_endpoint import EventEndpoint
 from recloop.serve.event_routes import WriteRoutes
 from recloop.serve.list_endpoint import ListApplication, ListEndpoint
@@ -64,6 +65,7 @@ def run(
     json: bool = False,
     workers: int | None = None,
     force: bool = False,
+    descriptor: int | None = None,
     before_start: Callable[[Service], None] | None = None,
     mount: Callable[[Starlette, Service], None] | None = None,
 ) -> None:
@@ -75,6 +77,7 @@ def run(
         host, port, workers: Override the configuration; port 0 selects a free port.
         json: Print the first line as a JSON object.
         force: See `Service`.
+        descriptor: Listening socket opened by another process, in place of host and port.
         before_start: Changes the opened service before it serves; tests use it to inject a skew.
         mount: Adds routes at ``/``, such as the console.
 
@@ -86,10 +89,14 @@ def run(
     host = serve.host if host is None else host
     port = serve.port if port is None else port
     workers = server.check_workers(serve.workers if workers is None else workers)
-    server.check_host(host, has_keys=api_keys.read(project.root) is not None)
     with ExitStack() as stack:
+        if descriptor is not None:
+            listening = stack.enter_context(server.adopt(descriptor))
+            host = listening.getsockname()[0]
+        server.check_host(host, has_keys=api_keys.read(project.root) is not None)
         lock = stack.enter_context(locks.writer_lock(project.root))
-        listening = stack.enter_context(server.listen(host, port))
+        if descriptor is None:
+            listening = stack.enter_context(server.listen(host, port))
         with reload.gc_paused():  # up to the last import: a full collection visits everything that is not frozen
             service = Service(project, locked=True, force=force)
             stack.callback(service.close)
@@ -139,6 +146,7 @@ def build(
     writes = WriteRoutes(service)
     status = StatusRoutes(service)
     rules = AccessRules(service, host)
+    reloader = ConfigReloader(service, rules)
     read = KeyScope.READ
 
     def get(path: str, handler: Handler, scope: KeyScope, parameters: tuple[Parameter, ...] = NO_PARAMETERS) -> Route:
@@ -166,7 +174,7 @@ def build(
             get("/v1/status", status.status, read),
             get("/metrics", status.metrics, read),
             get("/openapi.json", status.openapi, KeyScope.PUBLIC),
-            *admin_routes.admin_routes(service, rules),
+            *admin_routes.admin_routes(service, rules, reloader),
         ],
         exception_handlers={HTTPException: _http_exception, HttpError: _http_error, BadRequest: _bad_request},
         lifespan=lifespan or poll,
@@ -179,6 +187,7 @@ def build(
     app.state.console = False  # set to True by `console.mount`
     app.state.on_drain = []  # coroutine functions that end long polls before the process waits for its requests
     app.live = service.live
+    app.state.reload = reloader.reload_and_log
     app.lists = ListEndpoint(reads, rules)
     app.events = EventEndpoint(writes, rules)
     return app

@@ -49,6 +49,13 @@ class Published(msgspec.Struct, tag=True, frozen=True):
     number: int
 
 
+class Configured(msgspec.Struct, tag=True, frozen=True):
+    """Other settings of ``[serve]``, as JSON."""
+
+    number: int
+    serve: str
+
+
 class Degraded(msgspec.Struct, tag=True, frozen=True):
     """Parts that the writer process misses."""
 
@@ -98,8 +105,8 @@ class Measured(msgspec.Struct, tag=True, frozen=True):
     requests: RequestCounts
 
 
-Numbered = Committed | Deployed | Published
-ToWorker = Committed | Deployed | Published | Degraded | ForwardedReply
+Numbered = Committed | Deployed | Published | Configured
+ToWorker = Committed | Deployed | Published | Configured | Degraded | ForwardedReply
 ToWriter = Started | Confirmed | ForwardedRequest | Decided | Measured
 ENCODER = msgspec.msgpack.Encoder()
 TO_WORKER = msgspec.msgpack.Decoder(ToWorker)

@@ -163,6 +163,19 @@ class KeyRing:
                 self._read_again()
         return seconds
 
+    def reload(self) -> bool:
+        """Read the file at once; return True if the keys changed.
+
+        Raises:
+            UserError: it is damaged or readable by other users; the last keys stay in force.
+        """
+        keys = api_keys.read(self._root)
+        self._identity = self._file_identity()
+        if keys is None or set(keys) == {found.key for found in (self._keys or {}).values()}:
+            return False
+        self._use(keys)
+        return True
+
     def _read_again(self) -> None:
         try:
             keys = api_keys.read(self._root)

@@ -117,6 +117,7 @@ def _paths() -> dict[str, JsonTree]:
         "/v1/status": _get("status", "Get the deployed bundles and list health", "StatusResponse"),
         "/metrics": _metrics(),
         **{f"/v1/admin/{verb}": _move(verb, summary) for verb, summary in VERB_SUMMARIES.items()},
+        "/v1/admin/reload": _reload(),
     }
 
 
@@ -210,6 +211,19 @@ def _move(verb: str, summary: str) -> JsonTree:
                 "200": _response(summary, "ReleaseResponse"),
                 **_errors("404", "409", "413", "415", *KEY_STATUSES),
             },
+        }
+    }
+
+
+def _reload() -> JsonTree:
+    summary = "Apply changed limits, hosts, proxies and API keys from the next request on"
+    return {
+        "post": {
+            "operationId": "reload",
+            "summary": summary,
+            "security": _security(KeyScope.ADMIN),
+            "requestBody": {"required": True, "content": _content("ReloadRequest")},
+            "responses": {"200": _response(summary, "ReloadResponse"), **_errors("413", "415", *KEY_STATUSES)},
         }
     }
 

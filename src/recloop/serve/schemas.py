@@ -175,6 +175,24 @@ class ReleaseResponse(msgspec.Struct):
     evidence: JsonTree
 
 
+class ReloadRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /v1/admin/reload``, an empty object."""
+
+
+class RefusedKey(msgspec.Struct):
+    """Changed key that a reload does not apply, and the command that does."""
+
+    key: str
+    fix: str
+
+
+class ReloadResponse(msgspec.Struct):
+    """Result of a reload: keys in force from the next request on, and changed keys that are not."""
+
+    changed: list[str]
+    refused: list[RefusedKey]
+
+
 class ErrorBody(msgspec.Struct):
     code: str
     message: str

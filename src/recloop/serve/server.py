@@ -10,7 +10,8 @@ import os
 import signal
 import socket
 import sys
-from asyncio import BaseProtocol, get_running_loop
+import threading
+from asyncio import BaseProtocol, Task, get_running_loop
 from types import FrameType
 from typing import Protocol
 
@@ -58,6 +59,27 @@ def check_workers(workers: int) -> int:
     if workers > cores:
         sys.stderr.write(f"warning: --workers={workers} is more than the {cores} cores of this machine\n")
     return workers
+
+
+def adopt(descriptor: int) -> socket.socket:
+    """Take over a listening socket that another process opened, as systemd does.
+
+    Raises:
+        UserError: the descriptor is not open, or not a listening TCP socket.
+    """
+    fix = "recloop serve --port PORT, or a socket unit with ListenStream=PORT"
+    try:
+        listening = socket.socket(fileno=os.dup(descriptor))
+    except OSError as error:
+        cause = error.strerror or type(error).__name__
+        raise UserError("--fd", descriptor, f"an open socket ({cause})", fix) from None
+    is_tcp = listening.family in (socket.AF_INET, socket.AF_INET6) and listening.type == socket.SOCK_STREAM
+    if not is_tcp or not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listening.close()
+        raise UserError("--fd", descriptor, "a listening TCP socket", fix)
+    os.close(descriptor)
+    listening.set_inheritable(False)
+    return listening
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -156,6 +178,7 @@ class _Server(uvicorn.Server):
         self._ready = ready
         self._note = note
         self._ticks = 0
+        self._reloads: set[Task[None]] = set()
         self._is_shared = workers is not None or not ready  # a worker has no first line
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -163,6 +186,7 @@ class _Server(uvicorn.Server):
         if not self.started:
             return
         connections = self.server_state.connections
+        self._follow_hangups()
         for listening in sockets or []:
             listener = Listener(listening, self._protocol, connections, self._max_connections, self._is_shared)
             listener.start()
@@ -173,6 +197,20 @@ class _Server(uvicorn.Server):
             if self._note:
                 sys.stderr.write(self._note + "\n")
                 sys.stderr.flush()
+
+    def _follow_hangups(self) -> None:
+        """Reload the settings on SIGHUP; a worker gets them from the writer process."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if not self._ready:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        else:
+            get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _reload(self) -> None:
+        task = get_running_loop().create_task(self._app.state.reload())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
 
     def _max_connections(self) -> int:
         return max_connections(self._app.live.limits)

@@ -16,6 +16,7 @@ import polars as pl
 from starlette.concurrency import run_in_threadpool
 
 from recloop.bundle import Bundle
+from recloop.config import Serve
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.state import StateBatch
@@ -307,6 +308,13 @@ class Service:
         See `recloop.serve.reload`.
         """
         return await self._reloader.apply_changes()
+
+    async def configure(self, serve: Serve) -> None:
+        """Use other settings from the next request on, in every process; on the event loop."""
+        self.live.use(serve)
+        self.writer.max_pending_rows = serve.limits.queued_rows
+        if self.workers is not None:
+            await self.workers.configure(serve)
 
     def activate(self, deployments: Deployments, user_states: Mapping[str, StateSource]) -> None:
         """Use these deployments from the next request on; on the event loop."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
+from recloop.config import Serve
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
@@ -30,6 +31,7 @@ from recloop.serve.access import Head
 from recloop.serve.channel import (
     TO_WORKER,
     Committed,
+    Configured,
     Confirmed,
     Decided,
     Degraded,
@@ -271,6 +273,9 @@ class WriterLink:
             future = self._replies.get(message.id)
             if future is not None and not future.done():
                 future.set_result(message)
+        elif isinstance(message, Configured):
+            service.live.use(Serve.model_validate_json(message.serve))
+            self._send(Confirmed(message.number))
         elif isinstance(message, Degraded):
             service.writer_degraded = message.parts
             self._is_current.set()  # the first one follows the commits before this worker started

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message
 
+from recloop.config import Serve
 from recloop.recommend.user_states import LabelledRows
 from recloop.records import Item, User
 from recloop.serve import worker
 from recloop.serve.channel import (
     TO_WRITER,
     Committed,
+    Configured,
     Confirmed,
     Decided,
     Degraded,
@@ -175,6 +177,10 @@ class WorkerPool:
     async def deploy(self) -> None:
         """Send the present deployments and wait until every worker uses them."""
         await self._publish_and_confirm(self._deployed())
+
+    async def configure(self, serve: Serve) -> None:
+        """Send other settings and wait until every worker uses them."""
+        await self._publish_and_confirm(Configured(next(self._numbers), serve.model_dump_json()))
 
     async def publish(self) -> None:
         """Let the workers open the new archive and wait until they use it."""
