@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import safetensors.numpy
 
@@ -421,3 +422,43 @@ def test_graph_with_an_external_tensor_at_any_place_is_found(place: str) -> None
     tensor.data_location = onnx.TensorProto.DEFAULT
     plain = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["w"], value=tensor)], "g", [], [], [tensor])
     assert not has_external_tensors(onnx.helper.make_model(plain).SerializeToString())
+
+
+def window(**columns: list[object]) -> pl.DataFrame:
+    whole = {"to_seq": [5], "user": [0.5], "candidate": [0.1], "live": [0.2], "recipe": ["r"]}
+    return pl.DataFrame({**whole, **columns})
+
+
+def test_load_window_reads_a_window_with_and_without_a_recipe(tmp_path: Path) -> None:
+    assert bundles.load_window(tmp_path) is None
+    for frame in (window(), window().drop("recipe")):
+        frame.write_parquet(tmp_path / "window.parquet")
+        read = bundles.load_window(tmp_path)
+        assert read is not None
+        assert read.equals(frame)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [window(candidate=["high"]), window(live=[None]), window().drop("user"), window(recipe=[1])],
+    ids=["another type", "a null", "a missing column", "another recipe"],
+)
+def test_load_window_refuses_other_columns(tmp_path: Path, frame: pl.DataFrame) -> None:
+    frame.write_parquet(tmp_path / "window.parquet")
+    with pytest.raises(BundleError, match=r"window\.parquet"):
+        bundles.load_window(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"\xff" * 64], ids=["empty", "cut", "another file"])
+def test_files_of_an_update_that_cannot_be_read_are_named(tmp_path: Path, content: bytes) -> None:
+    for name, load in (("window.parquet", bundles.load_window), ("train.safetensors", bundles.load_train)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BundleError, match=name):
+            load(tmp_path)
+
+
+def test_load_train_refuses_numbers_that_are_not_finite(tmp_path: Path) -> None:
+    file = tmp_path / "train.safetensors"
+    safetensors.numpy.save_file({"a": np.ones(2, np.float32), "b": np.array([1.0, np.nan], np.float32)}, file)
+    with pytest.raises(BundleError, match=r"b of train\.safetensors"):
+        bundles.load_train(tmp_path)

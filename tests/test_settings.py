@@ -86,3 +86,16 @@ def test_recorded_settings_of_the_old_fixture_equal_its_renamed_recloop_toml() -
         toml = toml.replace(f"\n{old}", f"\n{new}")
     config = build(tomllib.loads(toml), (), {})
     assert config_changes.changed_keys(config, json.loads(manifest.read_text("utf-8"))["config"]) == []
+
+
+@pytest.mark.parametrize(("source", "nearest"), [("neighbors", "neighbours"), ("histroy", "history")])
+def test_build_with_a_misspelt_source_names_the_nearest(source: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=f"nearest: {nearest}") as caught:
+        build({"placement": {"home": {"weights": {source: 1.0}}}})
+    assert caught.value.name == f"placement.home.weights.{source}"
+
+
+def test_build_keeps_sources_of_other_models() -> None:
+    weights = {"ease": 1.0, "my_source": 0.5, "buy_again": 0.5}
+    config = build({"placement": {"home": {"weights": weights}}})
+    assert config.placement["home"].weights == weights

@@ -22,6 +22,7 @@ import tomli_w
 from recloop.config import FILE, LATER, Config
 from recloop.errors import UserError
 from recloop.files import JsonTree
+from recloop.records import FUSED_SOURCES
 
 RENAMED: Final = {
     "counts": "baselines",
@@ -43,6 +44,8 @@ RENAMED: Final = {
 """Old key -> new key; ``*`` is any name. An old key is an error in a project and is translated in an old bundle."""
 MIN_NAME_SIMILARITY: Final = 0.6
 """Similarity by `difflib` from which an unknown key is a misspelt one."""
+MIN_SOURCE_SIMILARITY: Final = 0.8
+"""As `MIN_NAME_SIMILARITY` for a source of ``placement.NAME.weights``."""
 RENAMED_VALUES: Final = {("features.context", "gap"): "days_since_last"}
 """(new key, old value of its list) -> new value."""
 
@@ -193,6 +196,16 @@ def _check_later(config: Config) -> None:
             raise UserError(path, value, expected, f"remove {path} from {FILE}")
 
 
+def _check_sources(key: str, sources: Collection[str]) -> None:
+    """Refuse a misspelt source; a source of another name may belong to a model of the user."""
+    for source in sorted(set(sources) - set(FUSED_SOURCES)):
+        nearest = difflib.get_close_matches(source, FUSED_SOURCES, n=1, cutoff=MIN_SOURCE_SIMILARITY)
+        if nearest:
+            raise UserError(
+                f"{key}.{source}", source, f"a known source; nearest: {nearest[0]}", f"correct {key} in {FILE}"
+            )
+
+
 def _check_lists(config: Config) -> None:
     """Check the sources and kinds of lists.
 
@@ -202,6 +215,7 @@ def _check_lists(config: Config) -> None:
     for name, placement in config.placement.items():
         about = placement.list == "similar"
         mixed = set() if placement.weights == "auto" else set(placement.weights)
+        _check_sources(f"placement.{name}.weights", mixed)
         if placement.min_new > 0 and placement.list != "for_you":
             key = f"placement.{name}.min_new"
             raise UserError(key, placement.min_new, f"0 for a list `{placement.list}`", f"remove {key} in {FILE}")

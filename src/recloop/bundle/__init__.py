@@ -24,7 +24,15 @@ import polars as pl
 import safetensors.numpy
 
 from recloop.bundle.arrays import check_arrays, map_arrays
-from recloop.bundle.checks import ITEM_COLUMNS, RANKER_GRAPH, USER_COLUMNS, check_graph, check_sizes, read_table
+from recloop.bundle.checks import (
+    ITEM_COLUMNS,
+    RANKER_GRAPH,
+    USER_COLUMNS,
+    check_graph,
+    check_sizes,
+    read_table,
+    read_window,
+)
 from recloop.errors import BundleError
 from recloop.features.attribute_rows import AttributeRows
 from recloop.features.learned_range import LearnedRange
@@ -322,17 +330,33 @@ def parent_of(path: Path) -> str | None:
 
 
 def load_train(path: Path) -> dict[str, np.ndarray]:
-    """Load the arrays for a warm start; serving never reads them."""
-    return safetensors.numpy.load_file(path / "train.safetensors")
+    """Load the arrays for a warm start; serving never reads them.
+
+    Raises:
+        BundleError: the file cannot be read, or an array is not of finite numbers.
+    """
+    file = path / "train.safetensors"
+    with readable(file):
+        arrays = safetensors.numpy.load_file(file)
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise BundleError(f"{name} of {file.name}", "not finite", "finite numbers", "recloop update --full")
+    return arrays
 
 
 def load_window(path: Path) -> pl.DataFrame | None:
     """Load the test windows of a bundle's gate and of its parents' gates.
 
     Serving never reads them. None if the bundle did not pass through a gate.
+
+    Raises:
+        BundleError: the file cannot be read, or a column is missing, has another type or has nulls.
     """
     file = path / "window.parquet"
-    return pl.read_parquet(file) if file.exists() else None
+    if not file.exists():
+        return None
+    with readable(file):
+        return read_window(file)
 
 
 def _files(bundle: Bundle) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -40,6 +41,32 @@ def check_sizes(path: Path, manifest: Manifest) -> None:
                 rows = pq.read_metadata(path / name).num_rows
             if rows > max(MIN_TABLE_ROWS, MAX_ROWS_PER_BYTE * size):
                 raise BundleError(name, f"{rows:,} rows in {size:,} bytes", "distinct ids", "recloop update --full")
+
+
+WINDOW_SCHEMA: Final = {
+    "to_seq": pl.Int64, "user": pl.Float64, "candidate": pl.Float64, "live": pl.Float64, "recipe": pl.String,
+}  # fmt: skip
+"""Columns of the queries of a gate's windows.
+
+They are the window's last seq, hash("window") of the user, NDCG@10 of candidate' and of live, and candidate's recipe, which
+older bundles lack.
+"""
+
+
+def read_window(file: Path) -> pl.DataFrame:
+    """Read window.parquet of a bundle.
+
+    Raises:
+        BundleError: a column is missing, has another type or has nulls.
+    """
+    window = pl.read_parquet(file)
+    for name, dtype in WINDOW_SCHEMA.items():
+        present = window.schema.get(name)
+        if (present is None and name != "recipe") or (present is not None and present != dtype):
+            raise BundleError(f"{name} of {file.name}", present, f"{dtype}", "recloop update --full")
+        if present is not None and window[name].null_count():
+            raise BundleError(f"{name} of {file.name}", "null", "no nulls", "recloop update --full")
+    return window
 
 
 def read_table(file: Path, columns: Mapping[str, pl.DataType]) -> pl.DataFrame:

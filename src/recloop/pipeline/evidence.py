@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from recloop import bundle as bundles
 from recloop.bundle import Bundle
+from recloop.bundle.checks import WINDOW_SCHEMA
 from recloop.errors import BundleError
 from recloop.evaluation import paired
 from recloop.evaluation.evaluate import evaluate
@@ -35,15 +36,6 @@ MAX_OVERLAP_QUERIES = 100
 """Queries whose lists are compared before and after the last quarter."""
 MAX_TABLE_QUERIES = 1_000
 """Test moments of the table of an update; `recloop evaluate` uses all."""
-
-
-WINDOW_SCHEMA: Final = {
-    "to_seq": pl.Int64, "user": pl.Float64, "candidate": pl.Float64, "live": pl.Float64, "recipe": pl.String,
-}  # fmt: skip
-"""Columns of a window's queries.
-
-They are the window's last seq, hash("window") of the user, NDCG@10 of candidate' and of live, and candidate's recipe.
-"""
 
 
 class EvaluationSplit(NamedTuple):
