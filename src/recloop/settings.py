@@ -197,7 +197,7 @@ def _check_later(config: Config) -> None:
 
 
 def _check_sources(key: str, sources: Collection[str]) -> None:
-    """Refuse a misspelt source; a source of another name may belong to a model of the user."""
+    """Refuse a misspelt source; other names may belong to a user's model."""
     for source in sorted(set(sources) - set(FUSED_SOURCES)):
         nearest = difflib.get_close_matches(source, FUSED_SOURCES, n=1, cutoff=MIN_SOURCE_SIMILARITY)
         if nearest:

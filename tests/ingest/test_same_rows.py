@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from recloop.config import Data
+from recloop.config import Config, Data
 from recloop.data.read import parse_events
 from recloop.data.sources import InputFile
 from recloop.data.tables import read_table
@@ -66,7 +66,7 @@ def posted(row: Row, settings: Data) -> Result:
 
 
 def piped(row: Row, settings: Data) -> Result:
-    batch = bulk._checked_batch([(1, json.dumps(row).encode())], settings)
+    batch = bulk._checked_batch([(1, json.dumps(row).encode())], Config(data=settings))
     return of(batch.events[0]) if batch.events else None
 
 
@@ -135,7 +135,7 @@ def test_posted_id_that_is_a_fraction_or_boolean_is_rejected(name: str, value: o
 
 @pytest.mark.parametrize("name", ["user_id", "item_id", "event_type", "group_id", "event_id"])
 def test_long_id_or_name_by_each_input_is_rejected(name: str, tmp_path: Path) -> None:
-    row = GIVEN | {name: "é" * 129}
+    row = GIVEN | {name: "é" * 257}
     for kind in ("csv", "jsonl"):
         assert imported(row, data(), tmp_path, kind) is None
         assert ingested(row, data(), tmp_path, kind) is None

@@ -261,6 +261,23 @@ def test_head_above_64_kb_is_431_and_closed(bounded: Bounded, head: list[bytes])
         assert error_of(rest(connection)) == (431, "head_too_large")
 
 
+@pytest.mark.parametrize("size", [200_000, 3_000_000])
+def test_client_that_sends_on_after_431_gets_the_answer(bounded: Bounded, size: int) -> None:
+    """The connection is not reset while the client still sends, so it can read the answer."""
+    with bounded.connect() as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX: " + b"y" * size)
+        assert error_of(rest(connection)) == (431, "head_too_large")
+
+
+def test_client_that_sends_without_end_after_431_is_closed(bounded: Bounded) -> None:
+    with bounded.connect() as connection, pytest.raises(ConnectionError):
+        connection.sendall(b"y" * 100_000_000)
+    bounded.limit(connections=1)
+    with bounded.connect() as connection:
+        connection.sendall(LIVE)
+        assert answer(connection)[0] == 200
+
+
 def test_heads_and_bodies_below_the_limits_are_answered_on_one_connection(bounded: Bounded) -> None:
     body = b"b" * 200_000
     with bounded.connect() as connection:

@@ -347,6 +347,16 @@ def test_console_buttons_move_bundles_and_show_refusals(served_project: ServedPr
         expect(moves).to_contain_text("console")
 
 
+def test_socket_of_the_console_names_no_origin_and_refuses_foreign_ones(served_project: ServedProject) -> None:
+    client = served_project.server.client
+    socket = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"
+    own = client.get(socket, headers={"Origin": served_project.server.url})
+    foreign = client.get(socket, headers={"Origin": "https://evil.example"})
+    assert (own.status_code, foreign.status_code) == (200, 403)
+    for answer in (own, foreign):
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
 def test_service_with_console_keeps_its_own_routes(served_project: ServedProject) -> None:
     client = served_project.server.client
     assert client.post("/v1/status", json={}).status_code == 405

@@ -150,7 +150,7 @@ def test_public_descriptor_without_keys_exits_2(project: Project) -> None:
         words = servers.command(project.root, "--fd", str(listening.fileno()), program=servers.WITHOUT_CONSOLE)
         done = subprocess.run(words, capture_output=True, text=True, pass_fds=[listening.fileno()], check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "serve.host: 0.0.0.0" in done.stderr
+    assert "serve.host=0.0.0.0" in done.stderr
 
 
 def test_two_sigterms_end_with_0_and_keep_the_decisions(project: Project) -> None:

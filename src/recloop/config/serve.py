@@ -17,7 +17,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Limits(Section):
-    """Limits of requests, for each process; the answer to a request above one names it."""
+    """Limits of requests for each process; a refusal names the limit."""
 
     head_bytes: int = pydantic.Field(64 * 1024, ge=1024, le=MIB)
     """Largest request line with headers; above it 431."""

@@ -105,7 +105,7 @@ def check_size(text: str, key: str, max_terms: int, max_tokens: int) -> None:
 
 @lru_cache(256)
 def _size(text: str) -> tuple[int, int]:
-    """Return the comparisons and the tokens of a condition; 0 and 0 for a text that `parse` refuses."""
+    """Return the comparisons and tokens of a condition; (0, 0) for invalid text."""
     try:
         tokens = sqlglot.tokenize(text)
     except sqlglot.errors.SqlglotError:

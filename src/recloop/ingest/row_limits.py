@@ -12,7 +12,7 @@ DEFAULT_LIMITS: Final = Limits()
 
 
 def tree_excess(name: str, tree: Any, limits: Limits) -> str:
-    """Reason to reject attributes or a context; empty if every reader of the log can represent it.
+    """Reason to reject attributes or a context by levels and numbers; or empty.
 
     Args:
         name: ``attributes`` or ``context``.
@@ -32,7 +32,7 @@ def size_excess(name: str, text: str, limits: Limits) -> str:
 
 
 def attributes_excess(attributes: dict[str, Any], limits: Limits) -> str:
-    """Reason to reject the attributes of a posted item or user by their names or their bytes, or empty."""
+    """Reason to reject posted attributes by their names or their bytes; or empty."""
     names = attribute_excess(attributes, limits.attributes, limits.id_bytes)
     return names or size_excess("attributes", object_text(attributes), limits)
 

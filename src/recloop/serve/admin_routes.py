@@ -1,4 +1,4 @@
-"""Admin routes promote, rollback and reject, which deploy before they respond, and reload.
+"""Admin routes promote, rollback, reject and reload; in force before they respond.
 
 They call the same functions as the command line and return the same result.
 """

@@ -17,7 +17,10 @@ from recloop.serve.schemas import HttpError
 
 
 class TrustedProxies:
-    """Networks of ``serve.trusted_proxies``; compared by identity, because a lookup by networks is slow."""
+    """Networks of ``serve.trusted_proxies``.
+
+    Compared by identity, because a lookup by networks is slow.
+    """
 
     def __init__(self, networks: tuple[Network, ...] = ()) -> None:
         self.networks = networks
@@ -82,7 +85,7 @@ class ClientRates:
 
 
 def client_of(peer: str, headers: Sequence[tuple[bytes, bytes]], proxies: TrustedProxies) -> str:
-    """Return the key of a client's budget: its address, or the network of an IPv6 address."""
+    """Return the key of a client's budget: its address or IPv6 network."""
     if not proxies.networks:
         return _client(peer, (), proxies)
     return _client(peer, tuple(value for name, value in headers if name == FORWARDED_FOR), proxies)

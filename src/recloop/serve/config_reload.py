@@ -86,7 +86,7 @@ def fix_of(key: str) -> str:
 
 
 def _values(section: pydantic.BaseModel, prefix: str) -> dict[str, Any]:
-    """Return the values of a section by dotted key; a table with free names is one value."""
+    """Return values by dotted key; a table with free names is one value."""
     values: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)

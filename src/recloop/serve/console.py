@@ -72,6 +72,7 @@ def mount(app: Starlette, backend: ConsoleBackend) -> None:
 
     ui.run_with(app, root=page, title="recloop", dark=None, reconnect_timeout=10, show_welcome_message=False)  # type: ignore[arg-type]
     core.app.config.socket_io_js_transports = ["polling"]  # the service does not accept web sockets
+    core.sio.eio.cors_allowed_origins = []  # no CORS headers; `AccessMiddleware` refuses pages of other origins
     app.state.console = True  # `AccessMiddleware` then requires the admin token
     app.state.on_drain.append(_end_polls)
     app.router.routes[-1] = _FallthroughMount("/", app=core.app)

@@ -26,6 +26,8 @@ UPGRADE_HEADERS: Final = frozenset((b"connection", b"upgrade", b"http2-settings"
 UNKNOWN_METHOD: Final = "unknown"
 """Method of a request whose head is not complete."""
 LOG_SECONDS: Final = 1.0
+LINGER_SECONDS: Final = 1.0  # time for a client to read the answer to a refused request
+MAX_DISCARDED_BYTES: Final = 4 * 2**20
 DRAINING_SECONDS: Final = 1.0  # time for an incomplete request while the process ends
 
 
@@ -68,7 +70,7 @@ MALFORMED_LOG = LimitedLog()
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with the limits of ``[serve.limits]``; serves a `ListApplication`.
+    """uvicorn's protocol with the limits of ``[serve.limits]``.
 
     A request above a limit gets a JSON error and the connection is closed. An ``Upgrade`` header is ignored: the head
     is read again without it, because the parser would leave out the body. Subclasses override `begin_request` and
@@ -79,6 +81,9 @@ class BoundedProtocol(HttpToolsProtocol):
     _n_head_bytes = 0
     _is_in_head = True
     _is_upgrade = False
+    _is_refused = False
+    """The last answer was an error, and what the client still sends is discarded."""
+    _n_discarded = 0
     _is_reading = False
     """A request has begun and is incomplete."""
     _since: float | None = None
@@ -98,6 +103,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            self._discard(data)
+            return
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
@@ -138,7 +146,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def refuse(self, error: HttpError) -> None:
-        """Answer an error if an answer is due, and close the connection."""
+        """Answer an error if an answer is due, and close the connection.
+
+        What the client still sends is read for a moment and discarded: the system would reset a connection that is closed
+        beside unread data, and the client would lose the answer.
+        """
         earlier: Any = self.cycle  # None before the first request
         if self._is_in_head or earlier is None:
             is_due = earlier is None or earlier.response_complete
@@ -148,7 +160,24 @@ class BoundedProtocol(HttpToolsProtocol):
             reply = refusal_reply(error)
             self.count(reply.status)
             self.transport.write(encode(reply, self.server_state.default_headers, is_last=True))
-        self.transport.close()
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Send the end of the answer, and close the connection later."""
+        self._is_refused = True
+        self.parser = httptools.HttpRequestParser(self)  # the rest of the present data is not a request
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        else:
+            self.transport.close()
+
+    def _discard(self, data: bytes) -> None:
+        self._n_discarded += len(data)
+        if self._n_discarded > MAX_DISCARDED_BYTES:
+            self.transport.close()
 
     def count(self, status: int, method: str = UNKNOWN_METHOD) -> None:
         """Count a request that is refused before it reaches a route."""
@@ -161,7 +190,7 @@ class BoundedProtocol(HttpToolsProtocol):
             now: Time of the event loop.
             is_draining: The process ends, so an incomplete request has `DRAINING_SECONDS` only.
         """
-        if self._expire_unread(now):
+        if self._is_refused or self._expire_unread(now):
             return
         if self._since is None:
             if self._is_idle() and self.timeout_keep_alive_task is None:

@@ -1,4 +1,4 @@
-"""Errors and counts of the limits of the HTTP service; their values are ``[serve.limits]``."""
+"""Errors and counts of the limits of the HTTP service."""
 
 from __future__ import annotations
 

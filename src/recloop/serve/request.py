@@ -92,7 +92,7 @@ async def read_body(request: Request) -> bytes:
 
 
 async def read_messages(receive: Receive, content_length: bytes, limits: Limits) -> bytes:
-    """Read a body as it is sent; one that is too large is refused before it is complete.
+    """Read a body as it is sent, and refuse a large one before it is complete.
 
     Args:
         content_length: Value of ``Content-Length``, or empty.

@@ -47,7 +47,7 @@ class RequestCounts(msgspec.Struct):
 
 
 class RequestMetrics:
-    """Counts of finished requests since the start, and of those in flight; used on the event loop only."""
+    """Counts of finished requests and of those in flight; on the event loop only."""
 
     def __init__(self) -> None:
         self._series: dict[tuple[str, str, int], RouteCounts] = {}
@@ -76,7 +76,7 @@ class RequestMetrics:
         return RequestCounts(self.n_in_flight + in_flight, series)
 
     def take(self, in_flight: int = 0) -> RequestCounts:
-        """Return the series and begin them anew."""
+        """Return the series and remove them."""
         counts = self.snapshot(in_flight)
         self._series.clear()
         return counts

@@ -187,7 +187,7 @@ class RefusedKey(msgspec.Struct):
 
 
 class ReloadResponse(msgspec.Struct):
-    """Result of a reload: keys in force from the next request on, and changed keys that are not."""
+    """Result of a reload: keys now in force, and changed keys that are not."""
 
     changed: list[str]
     refused: list[RefusedKey]

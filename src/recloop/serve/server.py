@@ -219,8 +219,12 @@ class _Server(uvicorn.Server):
         return ListProtocol(self.config, self.server_state, self.lifespan.state, get_running_loop())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._app.state.draining and sig == signal.SIGTERM:  # the second one stops at once, with exit code 0
+            self.force_exit = self.should_exit
+            self.should_exit = True
+            return
         if self._app.state.draining or not self.started:
-            super().handle_exit(sig, frame)  # the second signal stops at once
+            super().handle_exit(sig, frame)
             return
         self._app.state.draining = True
         if sig == signal.SIGINT:

@@ -310,7 +310,7 @@ class Service:
         return await self._reloader.apply_changes()
 
     async def configure(self, serve: Serve) -> None:
-        """Use other settings from the next request on, in every process; on the event loop."""
+        """Use other settings from the next request on, in every process."""
         self.live.use(serve)
         self.writer.max_pending_rows = serve.limits.queued_rows
         if self.workers is not None:

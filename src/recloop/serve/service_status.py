@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ServiceStatus:
-    """Numbers about a service; all methods read files, so they do not run on the event loop."""
+    """Numbers about a service; its methods read files, not on the event loop."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
