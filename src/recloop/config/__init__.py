@@ -179,10 +179,10 @@ class Ranker(Section):
 
     model: Literal["auto", "gbdt", "off"] = "auto"
     """Model that orders the recalled items; `auto` keeps it if its lists are better on validation."""
-    trees: int = pydantic.Field(50, ge=1, le=2000)
+    trees: int = pydantic.Field(60, ge=1, le=2000)
     """Number of trees; the time of a request grows with it."""
-    leaves: int = pydantic.Field(16, ge=2, le=1000)
-    """Largest number of leaves of a tree."""
+    leaves: int = pydantic.Field(20, ge=2, le=1000)
+    """Largest number of leaves of a tree, which has at most six levels."""
     moments: int = pydantic.Field(12_000, ge=1)
     """Largest number of moments that teach the trees; the time of training grows with it."""
     threads: int = pydantic.Field(2, ge=1)

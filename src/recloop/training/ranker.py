@@ -51,7 +51,7 @@ LEARNING_SHARE: Final = 0.7
 CHUNK_QUERIES: Final = 256
 LIST_LENGTH: Final = 10
 TREES: Final = {
-    "objective": "lambdarank", "learning_rate": 0.2, "min_data_in_leaf": 100, "max_bin": 63, "lambda_l2": 20.0,
+    "objective": "lambdarank", "learning_rate": 0.15, "max_depth": 6, "min_data_in_leaf": 100, "max_bin": 63, "lambda_l2": 20.0,
     "feature_fraction": 0.5, "lambdarank_truncation_level": 20, "deterministic": True, "force_row_wise": True, "verbose": -1,
 }  # fmt: skip
 """Parameters of LightGBM."""
