@@ -147,7 +147,10 @@ DATA: Final[dict[str, DataSet]] = {
             Published("iALS", 0.7111, 0.4383, "google-research/ials"),
             Published("NeuMF", 0.7093, 0.4349, "Rendle et al., RecSys 2020"),
         ),
-        {"mf": ("model.dim=128", "model.l2=0.007", "model.unseen=0.3", "model.sweeps=12")},
+        {
+            "mf": ("model.dim=128", "model.l2=0.007", "model.unseen=0.3", "model.sweeps=12"),
+            "neumf": ("train.epochs=10", "train.schedule=cosine", "train.lr=2e-3", "train.time_budget=2h"),
+        },
     ),
     "beauty-5core": DataSet(
         "Amazon Beauty, 5-core, leave-one-out",
