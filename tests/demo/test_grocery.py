@@ -109,7 +109,7 @@ def test_demo_on_complete_journey_has_every_step_and_file(demo_run: dict[str, An
         ("shadow", "overlap@10: .* noise floor"),
         ("experiment", "this measures prediction, not effect"),
         ("release", "-> live .*POST /v1/admin/rollback"),
-        ("verify", r"[1-9],\d+ decisions: .* 0 late, 0 unexplained"),
+        ("verify", r"[1-9][\d,]{2,} decisions: .* 0 late, 0 unexplained"),
     ],
 )
 def test_demo_on_complete_journey_prints(demo_run: dict[str, Any], step: str, pattern: str) -> None:

@@ -211,7 +211,7 @@ def prove(stage: GroceryContext) -> None:
     found = verify.verify(stage.project, 1_000_000)
     stage.progress.say(
         "verify",
-        "{checked} decisions: {equal} equal, {late} late, {unexplained} unexplained".format(**found)
+        "{checked:,} decisions: {equal:,} equal, {late} late, {unexplained} unexplained".format(**found)
         + f", largest score difference {found['max_score_diff']:.1g}, in {time.monotonic() - begin:.0f} s",
     )
     if found["unexplained"]:
