@@ -26,6 +26,7 @@ from urllib.parse import quote
 import polars as pl
 
 from recloop.project import open_project
+from recloop.recommend import ranker as rankers
 from recloop.recommend import recommender as recommenders
 from recloop.recommend import sources
 from recloop.serve import recommend_routes
@@ -127,6 +128,11 @@ def install(steps: Steps, service: Service) -> None:
     steps.wrap(recommender, "candidate_mask", "mask")
     for name, source in recommender.scorers.items():
         steps.wrap(source, "best", f"source {name}")
+    if recommender.ranker is not None:
+        steps.wrap(rankers, "candidates_of", "ranker union")
+        steps.wrap(recommender.ranker._space, "matrix", "ranker features")
+        steps.wrap(recommender.ranker._session, "run", "ranker trees")
+        steps.wrap(recommender.ranker, "rank", "ranker rest")
     steps.wrap(recommenders, "fuse", "fuse")
     steps.wrap(recommender, "assemble", "slots")
     steps.wrap(recommender, "inputs", "inputs")
