@@ -123,6 +123,7 @@ class Placement:
         ranked: True if the bundle's ranker orders the list; its free slots follow the fusion.
         filter_seen: Leave out what the user has taken before; None: the setting of the policy.
         new: Items new to the user that the list holds at least; None: no such rule.
+        cold_share: Share of the slots, rounded down, for items without a row in the bundle; they end the list.
     """
 
     list: str
@@ -133,11 +134,16 @@ class Placement:
     ranked: bool = False
     filter_seen: bool | None = None
     new: NewItems | None = None
+    cold_share: float = 0.0
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fusion_constant(self) -> float:
         return RRF if self.rrf is None else self.rrf
+
+    def cold_slots(self, n: int) -> int:
+        """Return the number of slots for items without a row in a list of ``n``."""
+        return int(self.cold_share * n + 1e-9)
 
     @classmethod
     def read(cls, tree: JsonObject, sources: Collection[str] = FUSED_SOURCES) -> Placement:
@@ -154,6 +160,7 @@ class Placement:
             ranked=tree.optional("ranked", bool) or False,
             filter_seen=tree.optional("filter_seen", bool),
             new=NewItems.read(tree.child("new"), sources) if tree.unread.get("new") else None,
+            cold_share=tree.number("cold_share") or 0.0,
             other_keys=tree.unread,
         )
 
@@ -164,6 +171,7 @@ class Placement:
             **known,
             **without_none(rrf=self.rrf, ranked=self.ranked or None, filter_seen=self.filter_seen),
             **({} if self.new is None else {"new": self.new.to_json()}),
+            **without_none(cold_share=self.cold_share or None),
         }
 
 

@@ -216,9 +216,10 @@ def _check_lists(config: Config) -> None:
         about = placement.list == "similar"
         mixed = set() if placement.weights == "auto" else set(placement.weights)
         _check_sources(f"placement.{name}.weights", mixed)
-        if placement.min_new > 0 and placement.list != "for_you":
-            key = f"placement.{name}.min_new"
-            raise UserError(key, placement.min_new, f"0 for a list `{placement.list}`", f"remove {key} in {FILE}")
+        for setting, value in (("min_new", placement.min_new), ("cold_share", placement.cold_share)):
+            if value > 0 and placement.list != "for_you":
+                key = f"placement.{name}.{setting}"
+                raise UserError(key, value, f"0 for a list `{placement.list}`", f"remove {key} in {FILE}")
         if about and mixed - {"model", "neighbours"}:
             key = f"placement.{name}.weights"
             raise UserError(

@@ -53,7 +53,7 @@ def test_min_new_is_judged_against_the_same_lists_without_it(evaluated: Any) -> 
     assert (result.placement, result.share) == ("home", 0.3)
     assert values["NDCG"] == pytest.approx(served.estimates["all", "NDCG@10"].value)
     assert values["explore"] == pytest.approx(served.estimates["explore", "NDCG@10"].value)
-    assert values["cost"] == pytest.approx(values["NDCG"] - values["without"])
+    assert values["cost"] == pytest.approx(values["NDCG"] - values["NDCG_without"])
     assert values["cost"] < 0 < values["explore"] - values["explore_without"]
     assert result.new_share_without < 0.3 <= result.new_share
     assert "placement home, min_new 0.3: NDCG@10" in new_items.lines([result], 10)[0]

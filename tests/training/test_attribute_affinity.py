@@ -129,10 +129,10 @@ def test_choice_uses_user_fields_that_help_and_names_the_numbers(shop: Shop) -> 
 
 def test_choice_without_fields_or_validation_adds_nothing() -> None:
     no_fields = make_shop({"context": []})
-    assert affinities.choose_strengths(no_fields.bundle, no_fields.config, no_fields.data).strengths == (0.0, 0.0)
+    assert affinities.choose_strengths(no_fields.bundle, no_fields.config, no_fields.data).strengths is None
     no_validation = make_shop(last_moment_is_held=False)
     choice = affinities.choose_strengths(no_validation.bundle, no_validation.config, no_validation.data)
-    assert choice == affinities.AttributeChoice((0.0, 0.0), "no attribute lists: no validation moments")
+    assert choice == affinities.AttributeChoice(None, "no attribute lists: no validation moments")
     assert affinities.refit_affinity(no_validation.data, choice.strengths, None) == {}
 
 

@@ -235,6 +235,8 @@ class Placement(Section):
     """Leave items that the user has taken out of the list; `auto`: as `split.filter_seen`."""
     min_new: float = pydantic.Field(0, ge=0, le=1)
     """Smallest share of a `for_you` list that is new to the user; the best new items replace the lowest seen ones."""
+    cold_share: float = pydantic.Field(0, ge=0, le=0.5)
+    """Share of a `for_you` list, rounded down, for catalog items without events before the training; they end the list."""
     n: int = pydantic.Field(10, ge=1, le=1000)
     """Length of the list when a request names none."""
 

@@ -6,7 +6,7 @@ NaN marks a missing value of a user.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -171,3 +171,15 @@ def holm(p: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p) - j) * float(p[position])))
         adjusted[position] = highest
     return adjusted
+
+
+def estimates_of(columns: Mapping[str, Floats], users: Sequence[str], seed: int) -> dict[str, Estimate]:
+    """Return the mean over users of each column (Q,), with an interval.
+
+    Args:
+        users: (Q,) user of each query.
+    """
+    names, user = np.unique(np.array(users, dtype=object), return_inverse=True)
+    by_user = user_means(np.column_stack([*columns.values()]), user, len(names))
+    means, samples = mean_over_users(by_user), resample(by_user, seed)
+    return {name: estimate(float(means[c]), samples[:, c]) for c, name in enumerate(columns)}

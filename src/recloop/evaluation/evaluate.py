@@ -22,6 +22,7 @@ from recloop.bundle import Bundle
 from recloop.config import Config
 from recloop.errors import UserError
 from recloop.evaluation import metrics
+from recloop.evaluation.cold_items import ColdItemsEvaluation, ColdItemsResult
 from recloop.evaluation.given_candidates import GivenCandidates
 from recloop.evaluation.leave_one_out import TargetRanks
 from recloop.evaluation.lists import ListRecommender
@@ -148,10 +149,12 @@ def evaluate(
     )
     table = make_table(protocol, rows, queries.users, positives, examples)
     costs = [evaluation.new_items_result(repeat, protocol.seed) for evaluation in evaluations]
+    cold = [evaluation.cold_items_result(protocol.seed) for evaluation in evaluations]
     return replace(
         table,
         placements=[placement.result(repeat, protocol.seed) for placement in placements],
         new_items=[cost for cost in costs if cost is not None],
+        cold_items=[result for result in cold if result is not None],
     )
 
 
@@ -240,6 +243,9 @@ class _BundleEvaluation:
         served = settings.weights
         new = bundle.policy.new_items(settings)
         self.new_items = None if new is None else NewItemsEvaluation(self.lists, queries, new.share, self.ks[0])
+        self.cold_items: ColdItemsEvaluation | None = None
+        if settings.cold_share > 0:
+            self.cold_items = ColdItemsEvaluation(self.lists, queries, settings.cold_share, self.ks[0])
         ranker = self.recommender.ranker if self.recommender.is_ranked(settings) else None
         used = (source for source, weight in served.items() if weight > 0)
         self.sources = sorted({*self.names, *used, *self.recommender.sources_of(settings, ranker is not None)})
@@ -305,6 +311,8 @@ class _BundleEvaluation:
                 targets = self.lists.numbers(self.queries.targets[span])
                 row.ranks.record(span, targets, scored, row.lists[span], row.kind == "baseline")
             row.seconds += shared + sum(recall_seconds[source] for source in row_sources) + clock.lap()
+        if self.cold_items is not None:
+            self.cold_items.ask(self.lists, encoded, allowed, fused, span)
         if self.new_items is not None:
             self.new_items.ask(self.lists, recalled, encoded, allowed, self.served.lists[span], span)
 
@@ -353,6 +361,10 @@ class _BundleEvaluation:
     def _trained(self, row: _EvaluatedRow) -> TrainingNote | None:
         """Training of the network behind a row; None for other rows."""
         return TrainingNote.from_training(self.bundle.manifest.train) if row.uses("model") else None
+
+    def cold_items_result(self, seed: int) -> ColdItemsResult | None:
+        """Return cost and gain of `cold_share`; None for a placement without it."""
+        return None if self.cold_items is None else self.cold_items.result(self.lists, self.served.lists, seed)
 
 
 class _Clock:

@@ -25,8 +25,8 @@ class NewItemsResult:
 
     Attributes:
         share: `min_new` of the placement.
-        estimates: Mean over users of the NDCG at the first k: ``NDCG`` of the lists, ``without`` `min_new`, and ``cost``, their
-            paired difference; ``explore`` and ``explore_without``: over the targets that are new to the user.
+        estimates: Mean over users of the NDCG at the first k: ``NDCG`` of the lists, ``NDCG_without`` `min_new`, and ``cost``,
+            their paired difference; ``explore`` and ``explore_without``: over the targets that are new to the user.
         new_share, new_share_without: Share of the slots that are new to the user.
     """
 
@@ -76,16 +76,13 @@ class NewItemsEvaluation:
         ``served`` are the lists (Q, K); ``repeat`` marks targets that the user had.
         """
         numbers = lists.numbers(self._queries.targets)
-        columns = []
-        for keep in (np.ones(len(repeat), dtype=bool), ~repeat):
+        columns = {}
+        for name, keep in (("NDCG", np.ones(len(repeat), dtype=bool)), ("explore", ~repeat)):
             targets, offsets = metrics.keep_targets(numbers, self._queries.offsets, keep)
-            columns += [metrics.ranking(items, targets, offsets, self._k)["NDCG"] for items in (served, self._items)]
-        columns.append(columns[0] - columns[1])
-        names, user = np.unique(np.array(self._queries.users, dtype=object), return_inverse=True)
-        by_user = bootstrap.user_means(np.column_stack(columns), user, len(names))
-        means, samples = bootstrap.mean_over_users(by_user), bootstrap.resample(by_user, seed)
-        measures = ("NDCG", "without", "explore", "explore_without", "cost")
-        estimates = {name: bootstrap.estimate(float(means[c]), samples[:, c]) for c, name in enumerate(measures)}
+            for key, items in ((name, served), (f"{name}_without", self._items)):
+                columns[key] = metrics.ranking(items, targets, offsets, self._k)["NDCG"]
+        columns["cost"] = columns["NDCG"] - columns["NDCG_without"]
+        estimates = bootstrap.estimates_of(columns, self._queries.users, seed)
         shares = self._n_new.sum(axis=0) / np.maximum(1, self._n_slots.sum(axis=0))
         return NewItemsResult(self._bundle, self._placement, self._share, estimates, *shares.tolist())
 
@@ -99,7 +96,7 @@ def _line(result: NewItemsResult, k: int) -> str:
     values = {name: estimate.value for name, estimate in result.estimates.items()}
     return (
         f"placement {result.placement}, min_new {result.share:g}: NDCG@{k} {values['NDCG']:.4f}, "
-        f"{values['without']:.4f} without ({result.estimates['cost'].signed_text()}); on targets new to the user "
+        f"{values['NDCG_without']:.4f} without ({result.estimates['cost'].signed_text()}); on targets new to the user "
         f"{values['explore']:.4f}, {values['explore_without']:.4f} without; {result.new_share:.0%} of the slots are "
         f"new to the user, {result.new_share_without:.0%} without"
     )

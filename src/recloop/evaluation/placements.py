@@ -86,12 +86,9 @@ class PlacementEvaluation:
         targets, offsets = metrics.keep_targets(numbers, self._queries.offsets, keep)
         values = metrics.ranking(self._items, targets, offsets, self._k)
         reference = metrics.ranking(self._reference, targets, offsets, self._k)["NDCG"]
-        names, user = np.unique(np.array(self._queries.users, dtype=object), return_inverse=True)
-        columns = np.column_stack([*(values[name] for name in MEASURES), reference, values["NDCG"] - reference])
-        by_user = bootstrap.user_means(columns, user, len(names))
-        means, samples = bootstrap.mean_over_users(by_user), bootstrap.resample(by_user, seed)
-        measures = (*MEASURES, REFERENCES[self.targets], "gain")
-        estimates = {name: bootstrap.estimate(float(means[c]), samples[:, c]) for c, name in enumerate(measures)}
+        columns = {name: values[name] for name in MEASURES}
+        columns |= {REFERENCES[self.targets]: reference, "gain": values["NDCG"] - reference}
+        estimates = bootstrap.estimates_of(columns, self._queries.users, seed)
         new_share = self._n_new / self._n_slots if self._n_slots else float("nan")
         moments = int(np.count_nonzero(np.diff(offsets)))
         return PlacementResult(self._bundle.id, self._placement, self.targets, moments, estimates, new_share)

@@ -17,6 +17,8 @@ from rich.text import Text
 
 from recloop.errors import UserError
 from recloop.evaluation import bootstrap, metrics, notebook
+from recloop.evaluation.cold_items import ColdItemsResult
+from recloop.evaluation.cold_items import lines as cold_items_lines
 from recloop.evaluation.metrics import Floats
 from recloop.evaluation.new_items import NewItemsResult
 from recloop.evaluation.new_items import lines as new_items_lines
@@ -51,6 +53,7 @@ class EvaluationTable:
     native: str = "polars"  # library of the frame that `to_frame` returns
     placements: list[PlacementResult] = field(default_factory=list)
     new_items: list[NewItemsResult] = field(default_factory=list)
+    cold_items: list[ColdItemsResult] = field(default_factory=list)
 
     @property
     def sentence(self) -> str:
@@ -88,6 +91,7 @@ class EvaluationTable:
             "sentence": self.sentence,
             "placements": [result.to_json() for result in self.placements],
             "new_items": [result.to_json() for result in self.new_items],
+            "cold_items": [result.to_json() for result in self.cold_items],
             "differences": [comparison.to_json() for comparison in self.compared],
             "lengths": [bucket.to_json() for bucket in self.lengths],
             "examples": [example.to_json() for example in self.examples],
@@ -116,6 +120,7 @@ class EvaluationTable:
             compared=[replace(entry, bundle=id_of(entry.bundle)) for entry in self.compared],
             placements=[replace(result, bundle=id_of(result.bundle)) for result in self.placements],
             new_items=[replace(result, bundle=id_of(result.bundle)) for result in self.new_items],
+            cold_items=[replace(result, bundle=id_of(result.bundle)) for result in self.cold_items],
         )
 
     def to_frame(self, slice_name: str = "all", intervals: bool = False) -> Any:
@@ -150,7 +155,11 @@ class EvaluationTable:
         """Render the table for a terminal: one per k, best values bold, with intervals."""
         tables: list[Any] = [self._render_table(k) for k in self.protocol.k]
         k = self.protocol.k[0]
-        lines = [*new_items_lines(self.new_items, k), *placement_lines(self.placements, k)]
+        lines = [
+            *new_items_lines(self.new_items, k),
+            *cold_items_lines(self.cold_items, k),
+            *placement_lines(self.placements, k),
+        ]
         return Group(*tables, Text(protocol_line(self.protocol), style="dim"), Text(self.sentence), *map(Text, lines))
 
     def _render_table(self, k: int) -> RichTable:

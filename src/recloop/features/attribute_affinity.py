@@ -98,17 +98,26 @@ class AttributeAffinity:
         """Number of slots of user values."""
         return len(self.affinity) - len(self.value_prior)
 
-    def profile(self, user: np.ndarray, user_shares: np.ndarray, recent: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    def profile(
+        self,
+        user: np.ndarray,
+        user_shares: np.ndarray,
+        recent: np.ndarray,
+        shares: np.ndarray,
+        strengths: np.ndarray | None = None,
+    ) -> np.ndarray:
         """(1+V,) float32 value of each item slot for one query.
 
         Args:
             user, user_shares: (Cu,) slots of the user's fields and their shares.
             recent, shares: (n, C) slots of the recent items and their shares.
+            strengths: Factors of user fields and of recent items; None: those of the bundle.
         """
-        profile = self.strengths[0] * (user_shares @ self.affinity[user])
-        if len(recent) and self.strengths[1] > 0:
+        strengths = self.strengths if strengths is None else strengths
+        profile = strengths[0] * (user_shares @ self.affinity[user])
+        if len(recent) and strengths[1] > 0:
             rows = np.where(recent > 0, recent + self.n_users, 0).ravel()
-            profile += self.strengths[1] * (shares.ravel() @ self.affinity[rows]) / np.float32(len(recent))
+            profile += strengths[1] * (shares.ravel() @ self.affinity[rows]) / np.float32(len(recent))
         return np.asarray(profile, dtype=np.float32)
 
     def outside_prior(self, slots: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -26,6 +26,10 @@ from recloop.recommend.top_k import DEPTH, best_rows
 MAX_CANDIDATES: Final = 20_000
 """Most popular allowed items of the table that are scored."""
 CACHED_MASKS: Final = 64
+COLD_STRENGTHS: Final = np.ones(2, dtype=np.float32)
+"""Strengths of user fields and of recent items in the order of items without a row."""
+NEW_FIRST: Final = 1e6
+"""Score that is added to items posted after the training rows."""
 OUTSIDE_EVERY: Final = 10
 """One slot in so many of this stage shows an item without a row, as long as there is one."""
 
@@ -40,7 +44,7 @@ class AttributeLists:
         self._slots, self._shares = bundle.shared("attribute_slots", self._table_slots)
         self._candidates: MaskCache[np.ndarray] = MaskCache(self._most_popular, CACHED_MASKS)
         self._outside = OutsideItems(bundle, self._outside_slots)
-        self._order: tuple[np.ndarray, np.ndarray] | None = None  # features of the outside items, their first seqs
+        self._order: tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None  # by features
 
     def best(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids for query b, best first; empty for a query without a known value.
@@ -51,6 +55,13 @@ class AttributeLists:
         if not profile.any():
             return iter(())
         return self._merged(profile, catalog, allowed, b)
+
+    def cold_items(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Sequence[str]:
+        """Return the items outside the table for query b, best first.
+
+        Both strengths are 1.
+        """
+        return self._best_outside(self._profile(encoded, b, COLD_STRENGTHS), catalog, allowed, b)
 
     def is_first(self, encoded: EncodedBatch, b: int) -> bool:
         """Return whether query b gets this list first.
@@ -77,14 +88,14 @@ class AttributeLists:
                 return
             yield item_id
 
-    def _profile(self, encoded: EncodedBatch, b: int) -> np.ndarray:
+    def _profile(self, encoded: EncodedBatch, b: int, strengths: np.ndarray | None = None) -> np.ndarray:
         """(1+V,) profile of query b by its user fields and recent items."""
         affinity = self._affinity
         codes = encoded.context[b : b + 1, user_code_columns(encoded.context_names)]
         user_slots = affinity.user_slots[self._users.numbers(codes)]
         recent = recent_items(encoded, b)
         return affinity.profile(
-            user_slots[0], self._users.shares(user_slots)[0], self._slots[recent], self._shares[recent]
+            user_slots[0], self._users.shares(user_slots)[0], self._slots[recent], self._shares[recent], strengths
         )
 
     def _best_of_table(self, profile: np.ndarray, allowed: CandidateMask, b: int) -> np.ndarray:
@@ -97,22 +108,32 @@ class AttributeLists:
         return best
 
     def _best_outside(self, profile: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Sequence[str]:
-        """Items posted after the training rows first, then by score."""
+        """Return items outside the table, those posted after training first.
+
+        Then they are ordered by score, then the newest first, then by id bytes.
+        """
         ids, features = self._outside.select(catalog, allowed.text)
         if not ids:
             return ids
-        slots, shares = np.split(features, 2, axis=1)
-        slots = slots.astype(np.int64)
-        scores = self._affinity.outside_prior(slots, shares) + scores_of(profile, slots, shares)
-        first_seq = self._first_seq(catalog, ids, features)
-        is_new = first_seq > self._bundle.learned.until_seq
-        order = np.lexsort((-first_seq, -scores, ~is_new))[: DEPTH + len(allowed.banned_ids[b])]
-        return [ids[row] for row in order.tolist()]
+        newest, prior, is_new = self._outside_order(catalog, ids, features)
+        slots, shares = np.split(features[newest], 2, axis=1)
+        scores = (prior + scores_of(profile, slots.astype(np.int64), shares)).astype(np.float64)
+        best = best_rows(scores + is_new * NEW_FIRST, DEPTH + len(allowed.banned_ids[b]))
+        return [ids[row] for row in newest[best].tolist()]
 
-    def _first_seq(self, catalog: Catalog, ids: Sequence[str], features: np.ndarray) -> np.ndarray:
+    def _outside_order(
+        self, catalog: Catalog, ids: Sequence[str], features: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows of the outside items, the newest first.
+
+        Beside them their prior, and whether they were posted after the training rows.
+        """
         if self._order is None or self._order[0] is not features:
             first_seq = np.fromiter((catalog.first_seq(item_id) for item_id in ids), np.int64, len(ids))
-            self._order = features, first_seq
+            newest = np.argsort(-first_seq, kind="stable")
+            slots, shares = np.split(features[newest], 2, axis=1)
+            prior = self._affinity.outside_prior(slots.astype(np.int64), shares)
+            self._order = features, (newest, prior, first_seq[newest] > self._bundle.learned.until_seq)
         return self._order[1]
 
     def _most_popular(self, table: TableMask) -> np.ndarray:

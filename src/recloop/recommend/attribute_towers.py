@@ -39,6 +39,14 @@ class AttributeTowers:
             return
         yield from self._by_vector(self._user_vector(encoded.context[b : b + 1]), catalog, allowed, b)
 
+    def cold_items(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Sequence[str]:
+        """Return the items outside the table for query b by the user tower, best first."""
+        ids, vectors = self.outside.select(catalog, allowed.text)
+        if not ids:
+            return ids
+        scores = vectors @ self._user_vector(encoded.context[b : b + 1])
+        return [ids[row] for row in _best_rows(scores, DEPTH + len(allowed.banned_ids[b])).tolist()]
+
     def similar_to(self, catalog: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids near an item for query b, best first.
 

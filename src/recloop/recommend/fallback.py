@@ -102,6 +102,13 @@ class AttributeRanking(Protocol):
         """Return raw ids for query b, best first, filtered; empty without a known value."""
         ...
 
+    def cold_items(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Sequence[str]:
+        """Return raw ids of items without a row for query b, best first.
+
+        They pass the condition; banned ids may be among them.
+        """
+        ...
+
 
 class AttributesStage:
     """Items with attributes that resemble the query item or match the user."""

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import msgspec
 import numpy as np
@@ -27,6 +28,7 @@ from recloop.recommend.attribute_lists import AttributeLists
 from recloop.recommend.attribute_towers import AttributeTowers
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.fallback import (
+    AttributeRanking,
     AttributesStage,
     FallbackQuery,
     FallbackStage,
@@ -46,6 +48,8 @@ from recloop.records import Query, Slot
 LOGGER = logging.getLogger(__name__)
 RANKER = "ranker"
 """Name of the ranker in ``degraded`` and among the inputs."""
+COLD_SOURCE = "attributes"
+"""Source of the slots of `Placement.cold_share`."""
 LIST_STAGES: Mapping[str, tuple[str, ...]] = {"latest": ("latest",), AGAIN: ()}
 """Stages that fill free slots by kind of list; others have those of the policy."""
 SCORE_TOLERANCE = 1e-5
@@ -86,11 +90,12 @@ class Recommender:
         self.towers = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
         affinity = None if self.towers is not None else AttributeAffinity.from_arrays(bundle.arrays)
         self.attribute_lists = None if affinity is None else AttributeLists(bundle, affinity)
+        self._by_attributes: AttributeRanking | None = self.attribute_lists or self.towers
         ranker = bundle.policy.ranker
         self.ranker = None if ranker is None else Ranker(bundle, ranker)
         self._similar = similar_items.SimilarItems(bundle, self.towers)
         self._stages: dict[str, FallbackStage] = {
-            "attributes": AttributesStage(catalog, self.attribute_lists or self.towers, self._similar),
+            "attributes": AttributesStage(catalog, self._by_attributes, self._similar),
             "segment": SegmentStage(bundle),
             "popular": PopularStage(bundle),
             "latest": LatestStage(bundle, catalog),
@@ -298,7 +303,10 @@ class Recommender:
         placement: Placement,
         stage_names: Sequence[str] | None = None,
     ) -> list[RankedList]:
-        """Build the slots: fused items, then fallback items with scores -1, -2, ..."""
+        """Build the slots: fused items, then fallback and cold items.
+
+        The latter have the scores -1, -2, ...
+        """
         ids = self.bundle.items.ids.ids
         answers = []
         for b, query in enumerate(queries):
@@ -306,6 +314,9 @@ class Recommender:
             n_found = int(np.count_nonzero(fused.items[b, :k]))
             if stage_names is None and self.is_cold(encoded, b, placement):
                 n_found = 0
+            cold = self.cold_items(encoded, allowed, b, placement, k) if stage_names is None else []
+            k_warm = k - len(cold)
+            n_found = min(n_found, k_warm)
             slots = [
                 Slot(ids[item_ix - 1], score, fused.names[source])
                 for item_ix, score, source in zip(
@@ -315,13 +326,29 @@ class Recommender:
                     strict=True,
                 )
             ]
-            if n_found < k:
-                used = [slot.item_id for slot in slots]
-                more = self.fallback(encoded, allowed, b, query, placement, used, k - n_found, stage_names)
-                slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
+            more = []
+            if n_found < k_warm:
+                used = [*(slot.item_id for slot in slots), *cold]
+                more = self.fallback(encoded, allowed, b, query, placement, used, k_warm - n_found, stage_names)
+            more += [(item_id, COLD_SOURCE) for item_id in cold]
+            slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
             empty_reason = "" if slots else self._empty_reason(allowed, b)
             answers.append(RankedList(slots, {}, int(encoded.states.positives[b]), k, empty_reason))
         return answers
+
+    def cold_items(
+        self, encoded: EncodedBatch, allowed: CandidateMask, b: int, placement: Placement, k: int
+    ) -> list[str]:
+        """Return the items without a row that end the list of query b.
+
+        They are at most the placement's share.
+        """
+        n_slots = placement.cold_slots(k)
+        if not n_slots or self._by_attributes is None:
+            return []
+        banned_ids = allowed.banned_ids[b]
+        ranking = self._by_attributes.cold_items(self.catalog, encoded, allowed, b)
+        return [*islice((item_id for item_id in ranking if item_id not in banned_ids), n_slots)]
 
     def is_cold(self, encoded: EncodedBatch, b: int, placement: Placement) -> bool:
         """Return True if the attribute list replaces the fused list.

@@ -45,9 +45,9 @@ PRIOR_COUNT: Final = 0.5
 
 @dataclass(frozen=True)
 class AttributeChoice:
-    """Chosen strengths of user fields and recent items, and a sentence."""
+    """Chosen strengths, None without affinities, and a sentence."""
 
-    strengths: tuple[float, float]
+    strengths: tuple[float, float] | None
     sentence: str
 
 
@@ -90,8 +90,8 @@ def fit_affinity(
 def refit_affinity(
     data: TrainData, strengths: Sequence[float] | None, half_life: float | None
 ) -> dict[str, np.ndarray]:
-    """Return the arrays with chosen strengths; empty if none is above 0."""
-    if strengths is None or not any(strength > 0 for strength in strengths):
+    """Return the arrays with chosen strengths; empty without strengths."""
+    if strengths is None:
         return {}
     return fit_affinity(data, strengths, half_life).to_arrays()
 
@@ -114,13 +114,24 @@ def choose_strengths(bundle: Bundle, config: Config, data: TrainData) -> Attribu
         reason = "no validation moments" if has_fields else "no fields in features.item"
         if ITEM_GRAPH in bundle.graphs:
             reason = "the towers of the network rank by attributes"
-        return AttributeChoice((0.0, 0.0), f"no attribute lists: {reason}")
+        strengths = (0.0, 0.0) if _ranks_cold_items(bundle, data) else None
+        return AttributeChoice(strengths, f"no attribute lists: {reason}")
     judge = _Judge(bundle, config, data, data.held)
     by_user, user_sentence = judge.choose(judge.with_fields, with_recent=False)
     by_recent, recent_sentence = judge.choose(judge.with_recent, with_recent=True)
     head = "attribute lists" if by_user or by_recent else "no attribute lists"
     sentence = f"{head} for cold users: user fields {user_sentence}; recent items {recent_sentence}"
-    return AttributeChoice((by_user, by_recent), sentence)
+    is_used = by_user > 0 or by_recent > 0 or _ranks_cold_items(bundle, data)
+    return AttributeChoice((by_user, by_recent) if is_used else None, sentence)
+
+
+def _ranks_cold_items(bundle: Bundle, data: TrainData) -> bool:
+    """Return True if affinities rank the cold items of a placement.
+
+    Towers rank them where the bundle has some.
+    """
+    has_share = any(placement.cold_share > 0 for placement in bundle.policy.placements.values())
+    return has_share and data.item_codes.shape[1] > 0 and ITEM_GRAPH not in bundle.graphs
 
 
 class _Judge:
