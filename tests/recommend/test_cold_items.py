@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import polars as pl
 import pytest
 
 import recloop
@@ -107,3 +108,22 @@ def test_cold_slots_are_rounded_down(n: int, slots: int) -> None:
 def test_share_of_a_list_that_is_not_personal_is_refused(key: str) -> None:
     with pytest.raises(UserError, match=rf"placement.again.{key}=0.3: expected 0 for a list `again`"):
         build({"placement": {"again": {"list": "again", key: 0.3}}}, (), {})
+
+
+def test_posted_item_with_only_a_text_or_a_vector_is_in_the_next_list() -> None:
+    categories = sorted(SHOP.items()["category"].unique())
+    corners = {
+        category: ";".join(str(int(c == n)) for c in range(len(categories))) for n, category in enumerate(categories)
+    }
+    items = (
+        SHOP.items().with_columns(pl.col("category").replace_strict(corners).alias("taste")).drop("category", "price")
+    )
+    features = {"item": {"words": {"kind": "text", "from": "name"}, "taste": {"kind": "vector", "separator": ";"}}}
+    config = {**CONFIG, "placement": {"home": {"cold_share": 0.1}}, "features": features}
+    fitted = recloop.fit(SHOP.events(), items, config=config, holdout="temporal")
+    assert [fitted.bundle.fields.columns(f"item.{name}") for name in ("taste", "words")] == [2, 2]
+    for number, attributes in enumerate(({"name": "plain fruit"}, {"taste": [0.9, *[0.1] * (len(categories) - 1)]})):
+        catalog = Catalog.from_table(fitted.bundle.items.ids.ids, fitted.bundle.items.attributes)
+        catalog.upsert(posted(f"new-{number}", **attributes))
+        catalog.upsert(posted("bad", taste=[1.0, 2.0], name=""))
+        assert ask(fitted, catalog, "u01").items[-1] == f"new-{number}"

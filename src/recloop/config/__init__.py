@@ -129,10 +129,10 @@ class Field(Section):
     """One feature of an item or a user; ``source`` is written ``from`` in the file."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-    kind: Literal["category", "categories", "number"] = "category"
-    """Encoding of the attribute: a vocabulary (`category`, several values: `categories`) or quantile buckets (`number`)."""
+    kind: Literal["category", "categories", "number", "text", "vector"] = "category"
+    """Encoding: a vocabulary (`category`, `categories`), quantile buckets (`number`) or nearest clusters (`text`, `vector`)."""
     separator: str = ""
-    """Text between two `categories` of a text; empty: the attribute is a list, or the text of one."""
+    """Text between two `categories`, or numbers of a `vector`, in a text; empty: a list, or the text of one."""
     source: str = pydantic.Field("", alias="from")
     """Name of the attribute in the catalog or user file; empty: the name of the feature."""
     dim: int = pydantic.Field(16, ge=1)

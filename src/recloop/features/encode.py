@@ -20,7 +20,7 @@ import numpy as np
 
 from recloop.features.spec import FeatureSpec
 from recloop.features.state import StateBatch, offsets_of
-from recloop.features.vocabulary import CategoriesCodes, FieldCodes, Vocabulary, values_of
+from recloop.features.vocabulary import FieldCodes, SeveralCodes, Vocabulary, values_of
 from recloop.records import DAY, SECOND
 
 
@@ -249,7 +249,7 @@ def _context_of_one(spec: FeatureSpec, fields: FieldCodes, now: int, last_stamp:
     codes = []
     for name in spec.context:
         codes_of = fields.codes[f"context.{name}"]
-        assert not isinstance(codes_of, CategoriesCodes)
+        assert not isinstance(codes_of, SeveralCodes)
         codes.append(codes_of.code(values[name]))
     return codes
 
@@ -278,7 +278,7 @@ def attribute_codes(
 ) -> tuple[np.ndarray, list[tuple[str, int, int]]]:
     """(n, C) int32 codes of item or user features, and (name, codes, dim) per column.
 
-    A feature with several categories has consecutive columns of one name.
+    A feature of several categories, of a text or of a vector has consecutive columns of one name.
     """
     features = spec.item if side == "item" else spec.user
     columns = []

@@ -16,6 +16,7 @@ import polars as pl
 
 from recloop.config import Field
 from recloop.features.categories import as_categories
+from recloop.features.clusters import TextCodes, VectorCodes, as_vector
 from recloop.features.packed_ids import PackedIds
 from recloop.features.spec import EARLIER_NAMES, FeatureSpec
 from recloop.files import JsonTree
@@ -164,7 +165,9 @@ class NumericBuckets:
         return {"kind": "number", "edges": list(self.edges)}
 
 
-Codes = CategoryCodes | CategoriesCodes | NumericBuckets
+SeveralCodes = CategoriesCodes | TextCodes | VectorCodes
+"""Codes with several columns."""
+Codes = CategoryCodes | NumericBuckets | SeveralCodes
 
 
 @dataclass(frozen=True)
@@ -178,9 +181,12 @@ class FieldCodes:
         return self.codes[name].size
 
     def columns(self, name: str) -> int:
-        """Number of columns of a feature's codes; above 1 for several categories."""
+        """Number of columns of a feature's codes.
+
+        It is above 1 for several categories, texts and vectors.
+        """
         codes = self.codes[name]
-        return codes.columns if isinstance(codes, CategoriesCodes) else 1
+        return codes.columns if isinstance(codes, SeveralCodes) else 1
 
     def to_json(self) -> JsonTree:
         return {name: codes.to_json() for name, codes in self.codes.items()}
@@ -194,6 +200,10 @@ class FieldCodes:
                 codes[name] = CategoryCodes(tuple(entry["values"]))
             elif entry["kind"] == "categories":
                 codes[name] = CategoriesCodes(tuple(entry["values"]), int(entry["columns"]))
+            elif entry["kind"] == "text":
+                codes[name] = TextCodes.from_json(entry)
+            elif entry["kind"] == "vector":
+                codes[name] = VectorCodes.from_json(entry)
             else:
                 codes[name] = NumericBuckets(tuple(float(edge) for edge in entry["edges"]))
         return cls(codes)
@@ -230,9 +240,11 @@ class FieldCodes:
 def values_of(name: str, field: Field, rows: Iterable[Mapping[str, Any] | None]) -> list[Any]:
     """Values of a feature in rows of attributes; None where missing.
 
-    Several categories are a list.
+    Several categories and the numbers of a vector are a list.
     """
     raws = [None if row is None else row.get(field.source or name) for row in rows]
+    if field.kind == "vector":
+        return [as_vector(raw, field.separator) for raw in raws]
     return [as_categories(raw, field.separator) for raw in raws] if field.kind == "categories" else raws
 
 
@@ -279,4 +291,6 @@ _FITS: Mapping[str, Callable[[Iterable[Any]], Codes]] = {
     "category": _category,
     "categories": _categories,
     "number": _number,
+    "text": TextCodes.fit,
+    "vector": VectorCodes.fit,
 }
