@@ -255,6 +255,7 @@ class ScorerSpec:
         kind: ``vectors``, ``neighbours``, ``counts`` or ``rank``.
         config: Options of a closed-form model; None for a baseline or a network.
         half_life: Days; None: every moment counts the same.
+        same: Weight of two items of one moment, for co-visitation; None: 0.
         recent: Weights of the newest moments, for ``neighbours``; None: all items of the history count the same.
         of: Sources that supply the items which a ``rank`` model orders.
         rows: Rows of items and moments that a closed-form model was fitted on; None for a baseline or a network.
@@ -266,11 +267,17 @@ class ScorerSpec:
     kind: str
     config: Mapping[str, Any] | None = None
     half_life: float | None = None
+    same: float | None = None
     recent: tuple[float, ...] | None = None
     of: tuple[str, ...] | None = None
     rows: int | None = None
     until: int | None = None
     other_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fit_options(self) -> JsonTree:
+        """Options of a built-in baseline that were chosen on validation."""
+        return {} if self.source == "history" else {"half_life": self.half_life, **without_none(same=self.same)}
 
     @property
     def is_baseline(self) -> bool:
@@ -285,6 +292,7 @@ class ScorerSpec:
             kind=tree.required("kind", str),
             config=tree.optional("config", JsonTree),
             half_life=tree.nullable("half_life", float),
+            same=tree.number("same"),
             recent=tree.optional("recent", tuple[int | float, ...]),
             of=tree.optional("of", tuple[str, ...]),
             rows=tree.optional("rows", int),
@@ -298,7 +306,7 @@ class ScorerSpec:
             known["half_life"] = self.half_life
         config = None if self.config is None else dict(self.config)
         recent, of = (None if values is None else [*values] for values in (self.recent, self.of))
-        fit = {"rows": self.rows, "until": self.until}
+        fit = {"rows": self.rows, "until": self.until, "same": self.same}
         return {**self.other_keys, **known, **without_none(config=config, recent=recent, of=of, **fit)}
 
 

@@ -120,6 +120,15 @@ def test_covisitation_counts_pairs_of_a_guest_basket_without_the_diagonal(monkey
     assert np.array_equal(rows, rows_of(data, guests=0.5))
 
 
+def test_covisitation_counts_pairs_of_one_moment_without_the_diagonal() -> None:
+    data = data_of([[[1, 2], [1]], [[1, 2, 3]]], 3)
+    rows = rows_of(data, same=0.5)
+    # c(1,1) = 1 (lag 1); c(1,2) = 2 moments, c(1,3) = 1, each with weight 0.5; c(2,1) = 1 + 1.
+    assert rows[1] == pytest.approx([0, 1 / 22.5, 1 / 22.5, 0.5 / 22.5])
+    assert rows[2] == pytest.approx([0, 2 / 22.5, 0, 0.5 / 22.5])
+    assert rows[3] == pytest.approx([0, 0.5 / 21, 0.5 / 21, 0])
+
+
 @pytest.mark.parametrize("step", [1, 40, 10**6])
 def test_largest_entries_equal_a_sort_by_value_and_column(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbour_rows, "STEP_ENTRIES", step)

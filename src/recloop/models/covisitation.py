@@ -37,7 +37,7 @@ class CoVisitation:
 
         ``lags`` holds the weight of each lag, ``recent`` the weight of each of the newest moments of a scored history.
         ``shrink`` is added to a row's sum; a row keeps ``width`` neighbours. ``half_life`` is in days; None: every moment has
-        weight 1. ``guests`` is the weight of two items in one guest basket.
+        weight 1. ``guests`` is the weight of two items in one guest basket, ``same`` that of two items in one moment.
         """
 
         lags: tuple[float, ...] = LAG_WEIGHTS
@@ -46,6 +46,7 @@ class CoVisitation:
         width: int = 200
         half_life: float | None = pydantic.Field(None, gt=0)
         guests: float = pydantic.Field(GUEST_WEIGHT, ge=0)
+        same: float = pydantic.Field(0.0, ge=0)
 
     kind: ClassVar[str] = "neighbours"
     source: ClassVar[str] = "neighbours"
@@ -64,12 +65,15 @@ class CoVisitation:
         decayed = sp.csr_array(sp.diags_array(data.decay(self.config.half_life)) @ moment_items)
         following = narrow(_following(decayed, data.moment_user, self.config.lags))
         item_moments = narrow(sp.csr_array(moment_items.T))
-        guests = _together(data, self.config.half_life, self.config.guests)
+        together = [
+            *_guest_pairs(data, self.config.half_life, self.config.guests),
+            *([(item_moments, narrow(self.config.same * decayed))] if self.config.same else []),
+        ]
 
         def neighbours(rows: slice) -> sp.csr_array:
             block = sp.csr_array(item_moments[rows] @ following)
-            if guests is not None:
-                pairs = sp.csr_array(guests[0][rows] @ guests[1])
+            for by_item, baskets in together:
+                pairs = sp.csr_array(by_item[rows] @ baskets)
                 pairs.setdiag(0.0, k=rows.start)  # an item is not its own neighbour in a basket
                 block = sp.csr_array(block + pairs)
                 block.eliminate_zeros()
@@ -77,7 +81,9 @@ class CoVisitation:
             return largest(block, self.config.width, sums)
 
         n_products = products(item_moments, following)
-        return in_blocks(n_products if guests is None else n_products + products(*guests), neighbours)
+        for factors in together:
+            n_products = n_products + products(*factors)
+        return in_blocks(n_products, neighbours)
 
 
 def _moment_items(items: np.ndarray, offsets: np.ndarray, size: int) -> sp.csr_array:
@@ -96,16 +102,16 @@ def _moment_items(items: np.ndarray, offsets: np.ndarray, size: int) -> sp.csr_a
     return sp.csr_array((np.ones(len(items)), items, offsets), shape=(len(lengths), size))
 
 
-def _together(data: TrainData, half_life: float | None, weight: float) -> tuple[sp.csr_array, sp.csr_array] | None:
-    """Factors of the pair counts of guest baskets; None without baskets.
+def _guest_pairs(data: TrainData, half_life: float | None, weight: float) -> list[tuple[sp.csr_array, sp.csr_array]]:
+    """Factors (N+1, M) and (M, N+1) of the pair counts of guest baskets.
 
-    Their shapes are (N+1, M) and (M, N+1).
+    The list is empty without baskets.
     """
     if data.guests is None or not weight:
-        return None
+        return []
     baskets = _moment_items(data.guests.items, data.guests.offsets, data.n_items + 1)
     decay = weight * decay_at(data.guests.stamps, data.cut, half_life)
-    return sp.csr_array(baskets.T), sp.csr_array(sp.diags_array(decay) @ baskets)
+    return [(sp.csr_array(baskets.T), sp.csr_array(sp.diags_array(decay) @ baskets))]
 
 
 def _following(moment_items: sp.csr_array, user: np.ndarray, lags: tuple[float, ...]) -> sp.csr_array:

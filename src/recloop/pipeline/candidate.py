@@ -189,8 +189,7 @@ def _fit_counts(
     scorers = _closed_form_scorers(parent)
     kept = kept or {}
     options = closed_form({source: spec for source, spec in scorers.items() if source not in kept}, config)
-    half_lives, strengths = baselines.half_lives_of(scorers), strengths_of(parent)
-    counts, fitted = baselines.fit_counts(arrays, tables, options, half_lives, strengths)
+    counts, fitted = baselines.fit_counts(arrays, tables, options, scorers, strengths_of(parent))
     return {**counts, **kept_arrays(parent, kept, arrays.n_items)}, with_fits(scorers, fitted)
 
 

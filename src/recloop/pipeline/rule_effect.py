@@ -187,7 +187,7 @@ def counts_bundle(
     rows = valid_rows.filter(pl.col(STAMP) < cut)
     tables = make_tables(FeatureSpec.from_config(config, dwell), rows, cut, items, users)
     arrays = train_data(tables, rows, None)
-    counts, scorers = baselines.fit_counts(arrays, tables, half_lives={})
+    counts, scorers = baselines.fit_counts(arrays, tables)
     trained = TrainingRows(cut, until_seq=max_int(rows[SEQ]), held_seq=nothing_held(rows), protocol="temporal")
     manifest = Manifest(ModelSpec("counts", {}), trained, Training(seed=config.train.seed), recloop=__version__)
     return baselines.draft_bundle(config, tables, arrays, counts, scorers, manifest)

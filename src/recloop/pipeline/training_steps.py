@@ -301,8 +301,8 @@ def refit(config: Config, learned: FittedBundle, data: PreparedData, run: Path, 
     tables = make_tables(learned.bundle.spec, data.events, cut, data.items, data.users)
     arrays = train_data(tables, data.events, None)
     scorers = learned.bundle.scorers
-    half_lives, strengths = baselines.half_lives_of(scorers), strengths_of(learned.bundle)
-    counts, fitted = baselines.fit_counts(arrays, tables, closed_form(scorers, config), half_lives, strengths)
+    models, strengths = closed_form(scorers, config), strengths_of(learned.bundle)
+    counts, fitted = baselines.fit_counts(arrays, tables, models, scorers, strengths)
     scorers = with_fits(scorers, fitted)
     manifest = base_manifest(config, tables, data.manifest.fingerprint, data.events, nothing_held(data.events))
     manifest = replace(manifest, recipe=learned.bundle.manifest.recipe, train=replace(manifest.train, refit=True))

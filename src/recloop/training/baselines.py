@@ -14,7 +14,7 @@ from recloop.features.state_history import StateHistory
 from recloop.features.vocabulary import as_text
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
-from recloop.models.base import SOURCE_OF, TrainData, load_model
+from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, load_model
 from recloop.policy import AGAIN, AGAIN_SOURCE, FADING, FALLBACK, NewItems, Placement, Policy, ScorerSpec
 from recloop.recommend import similar_items
 from recloop.recommend.fallback import segment_lists
@@ -28,6 +28,8 @@ from recloop.training.validation_recall import ValidationRecall
 
 HALF_LIFE_DAYS: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
 """Half-lives in days that ``baselines.half_life = "auto"`` tries; None: no decay."""
+SAME_WEIGHTS = (1.0, 4.0)
+"""Weights of two items of one moment that co-visitation tries beside 0, as long as they help."""
 SEGMENT_LENGTH = 1000
 
 
@@ -37,6 +39,7 @@ class Chosen:
 
     Attributes:
         half_life: Days by source; None: no decay.
+        same: Weight of two items of one moment in co-visitation.
         attributes: Sentence about the attribute lists of cold users.
         fusion: The fusion weights; None without validation moments.
         discovery: Those of the placements with the other ``filter_seen`` than the first one; None without such.
@@ -45,6 +48,7 @@ class Chosen:
 
     validation_moments: int
     half_life: Mapping[str, float | None]
+    same: float = 0.0
     attributes: str = ""
     fusion: FusionChoice | None = None
     ranker: JsonTree | None = None
@@ -53,6 +57,7 @@ class Chosen:
     def to_json(self) -> JsonTree:
         """Return the ``chosen`` section of a run's metrics.json."""
         tree: JsonTree = {"validation_moments": self.validation_moments, "half_life": dict(self.half_life)}
+        tree["same"] = self.same
         if self.attributes:
             tree["attributes"] = self.attributes
         if self.ranker is not None:
@@ -74,7 +79,7 @@ def fit_counts(
     data: TrainData,
     tables: ItemUserTables,
     custom: Mapping[str, Mapping[str, Any]] | None = None,
-    half_lives: Mapping[str, float | None] | None = None,
+    chosen: Mapping[str, ScorerSpec] | None = None,
     strengths: Sequence[float] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, ScorerSpec]]:
     """Fit the closed-form models and return their arrays and scorers.
@@ -82,23 +87,25 @@ def fit_counts(
     Args:
         custom: Options of further closed-form models, by name or dotted path. A model replaces the built-in one of its
             source, or adds a source of its own name.
-        half_lives: Days by source (`half_lives_of`); None if `choose_half_life_and_weights` sets them later.
+        chosen: Scorers whose half-lives and weights the baselines have; None: no decay and the defaults.
         strengths: Strengths of the attribute affinities (`strengths_of`); None: none.
     """
-    days = {source: (half_lives or {}).get(source) for source in FADING}
+    baselines = {
+        source: (chosen or {}).get(source) or ScorerSpec(source, name, "") for name, source in SOURCE_OF.items()
+    }
     models: dict[str, tuple[str, Any]] = {
-        source: (name, load_model(name, {} if source == "history" else {"half_life": days[source]}))
-        for name, source in SOURCE_OF.items()
+        source: (name, load_model(name, baselines[source].fit_options)) for name, source in SOURCE_OF.items()
     }
     for name, options in (custom or {}).items():
         if name not in SOURCE_OF:
             model = load_model(name, options)
             models[checked_source(name, model)] = (name, model)
     arrays = {name: array for _, model in models.values() for name, array in _named(model, model.fit(data)).items()}
-    arrays |= _segments(data, tables, days["popular"])
-    arrays |= refit_affinity(data, strengths, days["popular"])
+    half_life = baselines["popular"].half_life
+    arrays |= _segments(data, tables, half_life)
+    arrays |= refit_affinity(data, strengths, half_life)
     scorers = {
-        source: with_fit(_scorer(name, model, days.get(source)), data)
+        source: with_fit(_scorer(name, model, baselines.get(source)), data)
         for source, (name, model) in sorted(models.items())
     }
     return arrays, scorers
@@ -109,14 +116,15 @@ def _named(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     return {array_name(model.source, name): array for name, array in arrays.items()}
 
 
-def _scorer(name: str, model: Any, half_life: float | None = None) -> ScorerSpec:
-    """Return the scorer of a fitted closed-form model."""
+def _scorer(name: str, model: Any, chosen: ScorerSpec | None = None) -> ScorerSpec:
+    """Return the scorer of a fitted model; ``chosen``: settings of a baseline."""
     return ScorerSpec(
         source=model.source,
         model=name,
         kind=model.kind,
         config=None if name in SOURCE_OF else model.config.model_dump(mode="json"),
-        half_life=half_life,
+        half_life=None if chosen is None else chosen.half_life,
+        same=None if chosen is None else chosen.same,
         recent=recent_weights(model),
     )
 
@@ -190,12 +198,15 @@ def choose_half_life_and_weights(
             recall = ValidationRecall(bundle, judged, data, past).keep()
     for source in FADING:
         bundle = _choose_half_life(bundle, source, config, data, tables, recall)
+    if recall is not None:
+        bundle = _choose_same(bundle, data, tables, recall)
     half_lives = half_lives_of(bundle.scorers)
+    same = bundle.scorers["neighbours"].same or 0.0
     attributes = choose_strengths(bundle, config, data)
     arrays = refit_affinity(data, attributes.strengths, half_lives["popular"])
     bundle = replace(bundle, arrays={**bundle.arrays, **arrays})
     if validation is None:
-        return bundle, Chosen(len(sampled), half_lives, attributes.sentence)
+        return bundle, Chosen(len(sampled), half_lives, same, attributes.sentence)
     fusions: dict[bool, FusionChoice] = {}  # by whether seen items are left out
     placements = dict(bundle.policy.placements)
     main = bundle.policy.filters_seen(placements[bundle.default_placement])
@@ -223,7 +234,9 @@ def choose_half_life_and_weights(
     policy = replace(bundle.policy, placements=placements)
     named = keep if config.baselines.extra == "auto" else {*keep, *config.baselines.extra}
     bundle = _without_unused(replace(bundle, policy=policy), named)
-    return bundle, Chosen(len(sampled), half_lives, attributes.sentence, fusions[main], discovery=fusions.get(not main))
+    return bundle, Chosen(
+        len(sampled), half_lives, same, attributes.sentence, fusions[main], discovery=fusions.get(not main)
+    )
 
 
 def _without_unused(bundle: Bundle, named: Collection[str]) -> Bundle:
@@ -266,8 +279,8 @@ def refit_baselines(bundle: Bundle, data: TrainData, tables: ItemUserTables, con
     Args:
         data: All rows before the cut, including validation moments.
     """
-    half_lives, strengths = half_lives_of(bundle.scorers), strengths_of(bundle)
-    arrays, fitted = fit_counts(data, tables, closed_form(bundle.scorers, config), half_lives, strengths)
+    models = closed_form(bundle.scorers, config)
+    arrays, fitted = fit_counts(data, tables, models, bundle.scorers, strengths_of(bundle))
     manifest = replace(bundle.manifest, scorers=with_fits(bundle.scorers, fitted))
     items = replace(bundle.items, count=data.counts[1:])
     return replace(
@@ -307,11 +320,35 @@ def _choose_half_life(
     best: tuple[float, Bundle] | None = None
     for half_life in half_lives if len(half_lives) > 1 else []:
         candidate = _with_half_life(bundle, source, half_life, data, tables)
-        top_k = recall.recall(candidate, [source])[source]
-        value = float(np.nanmean(ndcg(top_k.items, data.held.items, data.held.offsets)))
+        value = _own_ndcg(candidate, source, data.held, recall)
         if best is None or value > best[0]:
             best = (value, candidate)
     return bundle if best is None else best[1]
+
+
+def _choose_same(bundle: Bundle, data: TrainData, tables: ItemUserTables, recall: ValidationRecall) -> Bundle:
+    """Choose the weight of two items of one moment in co-visitation.
+
+    NDCG@10 of its own list decides; a tie keeps the smaller weight.
+    """
+    source = "neighbours"
+    has_baskets = bool((np.diff(data.moment_offsets) > 1).any())
+    if bundle.scorers[source].model not in SOURCE_OF or data.held is None or not has_baskets:
+        return bundle
+    best, best_ndcg = bundle, _own_ndcg(bundle, source, data.held, recall)
+    for same in SAME_WEIGHTS:
+        candidate = _refitted(bundle, replace(bundle.scorers[source], same=same), data, tables)
+        value = _own_ndcg(candidate, source, data.held, recall)
+        if value <= best_ndcg:
+            break
+        best, best_ndcg = candidate, value
+    return best
+
+
+def _own_ndcg(bundle: Bundle, source: str, held: ValidationQueries, recall: ValidationRecall) -> float:
+    """Return NDCG@10 of the list of one source on validation."""
+    top_k = recall.recall(bundle, [source])[source]
+    return float(np.nanmean(ndcg(top_k.items, held.items, held.offsets)))
 
 
 def _with_half_life(
@@ -320,13 +357,17 @@ def _with_half_life(
     """Set the half-life of one source and refit the arrays that depend on it."""
     if bundle.scorers[source].half_life == half_life:
         return bundle
-    scorers = {**bundle.scorers, source: replace(bundle.scorers[source], half_life=half_life)}
+    return _refitted(bundle, replace(bundle.scorers[source], half_life=half_life), data, tables)
+
+
+def _refitted(bundle: Bundle, scorer: ScorerSpec, data: TrainData, tables: ItemUserTables) -> Bundle:
+    """Set the scorer of a baseline and refit the arrays that depend on it."""
+    scorers = {**bundle.scorers, scorer.source: scorer}
     arrays = dict(bundle.arrays)
-    if source != "history":
-        model = load_model(bundle.scorers[source].model, {"half_life": half_life})
-        arrays |= model.fit(data)
-    if source == "popular":
-        arrays |= _segments(data, tables, half_life)
+    if scorer.source != "history":
+        arrays |= load_model(scorer.model, scorer.fit_options).fit(data)
+    if scorer.source == "popular":
+        arrays |= _segments(data, tables, scorer.half_life)
     return replace(bundle, manifest=replace(bundle.manifest, scorers=scorers), arrays=arrays)
 
 
@@ -370,7 +411,8 @@ class ModelValidation:
         """Fit a model and return NDCG@10 of its own list."""
         model = load_model(name, options)
         arrays = _named(model, model.fit(self._data))
-        scorers = {**self._bundle.scorers, model.source: _scorer(name, model, getattr(model.config, "half_life", None))}
+        own = ScorerSpec(model.source, name, model.kind, half_life=getattr(model.config, "half_life", None))
+        scorers = {**self._bundle.scorers, model.source: _scorer(name, model, own)}
         bundle = replace(
             self._bundle,
             manifest=replace(self._bundle.manifest, scorers=scorers),
