@@ -93,6 +93,7 @@ list = "for_you"                  # for_you | again | popular | latest
 weights = "auto"                  # weights of the sources chosen on validation
 filter = ""                       # a condition over item fields
 n = 10                            # items of a list
+# cold_share = 0.1                # a tenth of a list for items without events before the training; needs item features
 {min_new}{further}
 [serve]
 host = "127.0.0.1"
