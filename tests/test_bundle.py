@@ -26,7 +26,7 @@ from recloop.features.state import StoredState
 from recloop.features.undo import Kind
 from recloop.graphs import has_external_tensors
 from recloop.policy import FALLBACK, Policy, ScorerSpec, custom_scorers
-from recloop.recommend.recommender import check_golden
+from recloop.recommend.golden import check_golden
 from recloop.simulation.shop import SimulatedShop
 
 STARTED = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)

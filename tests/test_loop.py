@@ -19,7 +19,8 @@ from recloop.features.state_history import StateHistory
 from recloop.project import open_project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import Recommender, check_golden
+from recloop.recommend.golden import check_golden
+from recloop.recommend.recommender import Recommender
 from recloop.records import Query
 from recloop.simulation.shop import SimulatedShop
 from recloop.storage import locks

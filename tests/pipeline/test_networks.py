@@ -17,7 +17,7 @@ from recloop import loop
 from recloop.bundle import Bundle
 from recloop.data.prepare import load
 from recloop.project import Project, open_project
-from recloop.recommend.recommender import check_golden
+from recloop.recommend.golden import check_golden
 from recloop.release import transitions
 from recloop.serve import offline
 from recloop.simulation.shop import SimulatedShop

@@ -13,7 +13,7 @@ from arriving import post
 from recloop import loop
 from recloop.bundle.checks import RANKER_GRAPH
 from recloop.project import Project, open_project
-from recloop.recommend.recommender import check_golden
+from recloop.recommend.golden import check_golden
 from recloop.simulation.shop import SimulatedShop
 from recloop.training import ranker
 

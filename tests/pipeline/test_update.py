@@ -34,7 +34,7 @@ from recloop.pipeline.update_run import UpdateResult
 from recloop.progress import NullProgress
 from recloop.project import Project, open_project
 from recloop.recommend import loading
-from recloop.recommend.recommender import check_golden
+from recloop.recommend.golden import check_golden
 from recloop.records import DAY, Item, User, now
 from recloop.release import gate as gate_rules
 from recloop.release import transitions

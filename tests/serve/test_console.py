@@ -26,7 +26,8 @@ from recloop.bundle import Bundle
 from recloop.monitoring import experiment, shadow_report
 from recloop.project import Project, open_project
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import Recommender, make_golden
+from recloop.recommend.golden import make_golden
+from recloop.recommend.recommender import Recommender
 from recloop.records import SECOND
 from recloop.release import assignment
 from recloop.storage import api_keys, releases

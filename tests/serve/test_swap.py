@@ -29,7 +29,8 @@ from recloop.monitoring.experiment_plan import EVIDENCE, Plan
 from recloop.monitoring.verify import verify
 from recloop.project import Project, open_project
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import Recommender, make_golden
+from recloop.recommend.golden import make_golden
+from recloop.recommend.recommender import Recommender
 from recloop.recommend.table_mask import TableMask
 from recloop.recommend.table_view import TableView
 from recloop.records import Decision

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recloop import bundle as bundles
-from recloop.recommend.recommender import check_golden
+from recloop.recommend.golden import check_golden
 from recloop.storage.control import ControlStore
 from recloop.storage.decisions import DecisionLog
 from recloop.storage.event_log import EventLog

@@ -22,7 +22,7 @@ from recloop.pipeline.quarantine import quarantine
 from recloop.policy import ScorerSpec
 from recloop.progress import NullProgress
 from recloop.project import open_project
-from recloop.recommend.recommender import check_golden
+from recloop.recommend.golden import check_golden
 from recloop.records import DAY
 from recloop.simulation.shop import SimulatedShop
 from recloop.training.kept_models import keepable, kept_arrays, refit_reason, with_fit, with_fits

@@ -174,7 +174,7 @@ def test_failing_ranker_answers_with_the_fusion_and_says_so(ranked: Bundle, shop
     recommender.ranker._session = None  # type: ignore[assignment]
     user = shop.data.user_ids[0]
     answer = recommender.recommend(shop.past.states([user], [10**9]), [Query(user_id=user, now=ranked.cut)])[0]
-    expected = lists(ranked, shop, with_ranker=False)[0]
+    expected = lists(ranked, shop, without=frozenset({"ranker"}))[0]
     assert answer.degraded == (RANKER,)
     assert (answer.slots, answer.inputs) == (expected.slots, expected.inputs)
     assert RANKER not in answer.inputs

@@ -41,7 +41,8 @@ from recloop.recommend import similar_items as similar
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import NO_IDS, NO_ITEMS, CandidateMask
 from recloop.recommend.fusion import fuse
-from recloop.recommend.recommender import RankedList, Recommender, make_golden
+from recloop.recommend.golden import make_golden
+from recloop.recommend.recommender import RankedList, Recommender
 from recloop.recommend.table_mask import TableMask
 from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query, guest_rows, max_int, now
 from recloop.settings import build

@@ -41,7 +41,7 @@ from recloop.models.base import is_closed_form
 from recloop.pipeline.step_reports import report_features
 from recloop.pipeline.training_steps import COUNTS_BUNDLE, THREADS, train_window, with_network
 from recloop.progress import ConsoleProgress, NullProgress, Progress
-from recloop.recommend.recommender import check_golden
+from recloop.recommend.golden import check_golden
 from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, guest_rows, max_int
 from recloop.settings import build
 from recloop.storage.event_rows import object_text

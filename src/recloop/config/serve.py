@@ -37,6 +37,8 @@ class Limits(Section):
     """Open connections, at most half of the file descriptors; above it 503."""
     waiting_lists: int = pydantic.Field(256, ge=0)
     """Lists that wait for their answer; above it 503."""
+    list_seconds: float = pydantic.Field(1.0, gt=0)
+    """Deadline of a waiting list: after a quarter no shadow scores it, after half no ranker, then the fallback answers."""
     reads: int = pydantic.Field(256, ge=0)
     """Other reads under way; above it 503."""
     writes: int = pydantic.Field(256, ge=0)

@@ -18,13 +18,14 @@ import polars as pl
 from recloop.errors import RecloopError
 from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps
-from recloop.features.state import StateBatch
+from recloop.features.state import StateBatch, StoredState
 from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree, replace_json
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import RANKER, SCORE_TOLERANCE, RankedList, Recommender
+from recloop.recommend.partial import STATE
+from recloop.recommend.recommender import SCORE_TOLERANCE, RankedList, Recommender
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
 from recloop.storage import EventLog, Retraction, releases
 from recloop.storage.retractions import retracted_at
@@ -258,9 +259,10 @@ class DecisionReplayer:
 
 
 def _recommend(recommender: Recommender, states: StateBatch, decision: Decision) -> RankedList:
-    """Answer a decision's query again; one whose ranker failed is answered without it."""
-    with_ranker = RANKER not in decision.degraded
-    return recommender.recommend(states, [query_of(decision)], with_ranker=with_ranker)[0]
+    """Answer a decision's query again, without the parts that it missed."""
+    if STATE in decision.degraded:
+        states = StoredState().to_batch(decision.user_id)
+    return recommender.recommend(states, [query_of(decision)], without=frozenset(decision.degraded))[0]
 
 
 def _cut(archived: pl.DataFrame | None, log_rows: pl.DataFrame, seq: int) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -25,7 +25,7 @@ from recloop.files import JsonTree, replacing
 from recloop.pipeline import training_steps
 from recloop.pipeline.journal import Journal
 from recloop.pipeline.update_run import UpdateRun
-from recloop.recommend.recommender import check_golden
+from recloop.recommend.golden import check_golden
 from recloop.records import DAY, STAMP, USER_ID, are_holdout_users, hash_unit_interval, is_guest
 from recloop.release import gate
 from recloop.release.gate import PairedScores

@@ -39,7 +39,8 @@ from recloop.policy import PERSONAL, ScorerSpec
 from recloop.progress import Progress
 from recloop.project import Project
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import Recommender, make_golden
+from recloop.recommend.golden import make_golden
+from recloop.recommend.recommender import Recommender
 from recloop.records import LABEL, SEQ, STAMP, USER_ID, guest_rows, hash_unit_intervals, max_int, now
 from recloop.settings import dump
 from recloop.storage import locks, releases

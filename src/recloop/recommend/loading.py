@@ -15,7 +15,7 @@ from recloop.features.labels import EventLabeler, count_unnamed
 from recloop.files import JsonTree, replace_json
 from recloop.models.base import model_class
 from recloop.project import Project
-from recloop.recommend.recommender import check_golden
+from recloop.recommend.golden import check_golden
 from recloop.records import RULE
 from recloop.storage import EventLog, releases
 from recloop.storage.control import ReleaseRow

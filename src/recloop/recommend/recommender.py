@@ -16,11 +16,11 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from recloop.bundle import Bundle, GoldenCase
-from recloop.errors import BundleError, UserError
+from recloop.bundle import Bundle
+from recloop.errors import UserError
 from recloop.features.attribute_affinity import AttributeAffinity
 from recloop.features.encode import EncodedBatch, digest, encode
-from recloop.features.state import StateBatch, StoredState
+from recloop.features.state import StateBatch
 from recloop.policy import AGAIN, Placement
 from recloop.recommend import similar_items
 from recloop.recommend.attribute_columns import ColumnTypes, fixed_types
@@ -40,14 +40,13 @@ from recloop.recommend.fallback import (
 from recloop.recommend.filters import NO_IDS, NO_ITEMS, CandidateMask, candidate_mask, joined
 from recloop.recommend.fusion import FusedTopK, fuse
 from recloop.recommend.new_items import with_new_items
+from recloop.recommend.partial import DEADLINE, RANKER, SOURCES, finite, is_fallback_only, working
 from recloop.recommend.ranker import Ranker, append_rest
 from recloop.recommend.sources import make_sources
 from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import Query, Slot
 
 LOGGER = logging.getLogger(__name__)
-RANKER = "ranker"
-"""Name of the ranker in ``degraded`` and among the inputs."""
 COLD_SOURCE = "attributes"
 """Source of the slots of `Placement.cold_share`."""
 LIST_STAGES: Mapping[str, tuple[str, ...]] = {"latest": ("latest",), AGAIN: ()}
@@ -65,7 +64,7 @@ class RankedList:
     positives: int
     n: int = 0  # maximum length, from the query or the placement
     empty_reason: str = ""  # cause of a list without slots
-    degraded: tuple[str, ...] = ()  # parts that failed: ``filter``, ``ranker``
+    degraded: tuple[str, ...] = ()  # parts that failed: ``filter`` and those of `recloop.recommend.partial`
 
     @property
     def items(self) -> list[str]:
@@ -127,37 +126,36 @@ class Recommender:
         return query if is_item_list or not query.item_id else msgspec.structs.replace(query, item_id="")
 
     def recommend(
-        self, states: StateBatch, queries: Sequence[Query], with_inputs: bool = True, with_ranker: bool = True
+        self,
+        states: StateBatch,
+        queries: Sequence[Query],
+        with_inputs: bool = True,
+        without: frozenset[str] = frozenset(),
     ) -> list[RankedList]:
         """Recommend a list for each query from the state at the same index of ``states``.
 
-        Queries that share placement, n, filter and filter_seen are processed together. If the ranker fails, the lists are
-        those of the fusion and name it in ``degraded``; so is a placement's own filter that cannot be evaluated.
+        Queries that share placement, n, filter and filter_seen are processed together. A ranker or source that fails, and
+        a placement's own filter that cannot be evaluated, are left out and named in ``degraded``.
+
+        Args:
+            without: Parts to leave out: the ranker, sources by name, or all sources (`recloop.recommend.partial`).
         """
         if len(queries) == 1 or len({_group(query) for query in queries}) == 1:
-            return self._recommend_batch(states, queries, with_inputs, with_ranker)
+            return self._recommend_batch(states, queries, with_inputs, without)
         answers: dict[int, RankedList] = {}
         for b, query in enumerate(queries):
-            answers[b] = self._recommend_batch(states.select(b), [query], with_inputs, with_ranker)[0]
+            answers[b] = self._recommend_batch(states.select(b), [query], with_inputs, without)[0]
         return [answers[b] for b in range(len(queries))]
 
     def _recommend_batch(
-        self, states: StateBatch, queries: Sequence[Query], with_inputs: bool, with_ranker: bool
+        self, states: StateBatch, queries: Sequence[Query], with_inputs: bool, without: frozenset[str]
     ) -> list[RankedList]:
         placement = self.placement(queries[0].placement)
         encoded = self.encode(states, [query.now for query in queries])
         allowed = self.candidate_mask(encoded, queries, placement)
         k = queries[0].n or placement.n
-        degraded = allowed.degraded
-        fused: FusedTopK | None = None
-        if self.is_ranked(placement) and with_ranker:
-            try:
-                fused = self.rank_sources(encoded, allowed, placement, k)
-            except Exception as error:  # noqa: BLE001 - the fusion answers instead of a failing ranker
-                LOGGER.warning("the ranker of bundle %s failed: %s", self.bundle.id, type(error).__name__)
-                degraded = (*degraded, RANKER)
-        if fused is None:
-            fused = self.fuse_sources(encoded, allowed, queries, placement, k, with_ranker=False)
+        fused, missing = self._fuse_partly(encoded, allowed, queries, placement, k, without)
+        degraded = (*allowed.degraded, *missing)
         answers = self.assemble(encoded, allowed, fused, queries, placement)
         if not with_inputs:
             return [dataclasses.replace(answer, degraded=degraded) for answer in answers] if degraded else answers
@@ -168,6 +166,42 @@ class Recommender:
             )
             for b, answer in enumerate(answers)
         ]  # fmt: skip
+
+    def _fuse_partly(
+        self,
+        encoded: EncodedBatch,
+        allowed: CandidateMask,
+        queries: Sequence[Query],
+        placement: Placement,
+        k: int,
+        without: frozenset[str],
+    ) -> tuple[FusedTopK, tuple[str, ...]]:
+        """Return the fused lists of the parts that work, and the names of the others."""
+        missing: tuple[str, ...] = ()
+        if is_fallback_only(without):
+            return FusedTopK.empty(len(queries), k), tuple(name for name in (SOURCES, DEADLINE) if name in without)
+        if self.is_ranked(placement):
+            try:
+                if RANKER not in without:
+                    return finite(self.rank_sources(encoded, allowed, placement, k)), ()
+            except Exception as error:  # noqa: BLE001 - the fusion answers instead of a failing ranker
+                LOGGER.warning("the ranker of bundle %s failed: %s", self.bundle.id, type(error).__name__)
+            missing = (RANKER,)
+        try:
+            if without.isdisjoint(self.scorers):
+                return self.fuse_sources(encoded, allowed, queries, placement, k, with_ranker=False), missing
+        except (UserError, pl.exceptions.PolarsError):  # of a filter
+            raise
+        except Exception as error:  # noqa: BLE001 - the working sources answer
+            LOGGER.warning("a source of bundle %s failed: %s", self.bundle.id, type(error).__name__)
+        if placement.list == similar_items.LIST_KIND:
+            return FusedTopK.empty(len(queries), k), (*missing, SOURCES)
+        names = [name for name in self.sources_of(placement, ranked=False) if name in self.scorers]
+        recalled = working(lambda name: self.scorers[name].best(encoded, allowed, DEPTH), names, without)
+        missing = (*missing, *(name for name in names if name not in recalled))
+        if not recalled:
+            return FusedTopK.empty(len(queries), k), (*missing, SOURCES)
+        return self.fuse_recalled(recalled, encoded, placement, k), missing
 
     @property
     def field_types(self) -> Mapping[str, ColumnTypes]:
@@ -287,11 +321,17 @@ class Recommender:
         sources: Sequence[str] | Mapping[str, float],
         depth: int = DEPTH,
     ) -> dict[str, TopK]:
-        """Return the top ``depth`` of each source, of a mapping those above 0."""
+        """Return the top ``depth`` of each source, of a mapping those above 0.
+
+        Raises:
+            FloatingPointError: a score is not a number.
+        """
         selected = _used(sources) if isinstance(sources, Mapping) else sources
         recalled = {
             source: self.scorers[source].best(encoded, allowed, depth) for source in selected if source in self.scorers
         }
+        if any(np.isnan(top_k.scores).any() for top_k in recalled.values()):
+            raise FloatingPointError("a source gave scores that are not numbers")
         return recalled or {"popular": self.scorers["popular"].best(encoded, allowed, depth)}
 
     def assemble(
@@ -424,31 +464,3 @@ def _used(weights: Mapping[str, float]) -> list[str]:
 def _group(query: Query) -> tuple[str, int, str, bool | None]:
     """Return what the queries of a batch share."""
     return query.placement, query.n, query.filter, query.filter_seen
-
-
-def make_golden(recommender: Recommender, states: StateBatch, now: int, placement: str, n: int) -> list[GoldenCase]:
-    """Build golden.json cases: states and their lists over the bundle's own catalog."""
-    cases = []
-    for b, user_id in enumerate(states.users):
-        stored = StoredState.from_batch(states, b)
-        query = Query(user_id=user_id, now=now, n=n, placement=placement)
-        answer = recommender.recommend(stored.to_batch(user_id), [query], with_inputs=False)[0]
-        cases.append(GoldenCase(stored, now, placement, n, answer.items, answer.scores))
-    return cases
-
-
-def check_golden(bundle: Bundle) -> None:
-    """Answer the golden cases with the bundle over its own catalog.
-
-    Raises:
-        BundleError: ids differ, or scores differ by more than 1e-5.
-    """
-    recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
-    for number, case in enumerate(bundle.golden):
-        query = Query(user_id="golden", now=case.now, n=case.n, placement=case.placement)
-        answer = recommender.recommend(case.state.to_batch("golden"), [query], with_inputs=False)[0]
-        same_scores = len(answer.scores) == len(case.scores) and np.allclose(
-            answer.scores, case.scores, rtol=0, atol=SCORE_TOLERANCE
-        )
-        if answer.items != case.ids or not same_scores:
-            raise BundleError("golden list", f"{bundle.id} case {number}", "the recorded list", "recloop update --full")

@@ -57,8 +57,12 @@ class ListEndpoint:
         self._routes = routes
         self._rules = rules
 
-    def reply(self, path: str, query_string: bytes, headers: list[tuple[bytes, bytes]]) -> Reply:
-        """Answer a request of this path, which starts with `LIST_PREFIX`; never raises."""
+    def reply(self, path: str, query_string: bytes, headers: list[tuple[bytes, bytes]], waited: float = 0.0) -> Reply:
+        """Answer a request of this path, which starts with `LIST_PREFIX`; never raises.
+
+        Args:
+            waited: Seconds since its arrival.
+        """
         head = Head(headers)
         ids = RequestKeys(REQUEST_IDS.next(), client_id(head.request_id))
         try:
@@ -67,7 +71,8 @@ class ListEndpoint:
             parameters = list_parameters(query_string)
             check_names(parameters.names, ALLOWED_NAMES)
             time_header = None if head.time is None else head.time.decode("latin-1")
-            body = self._routes.recommend_body(path[len(LIST_PREFIX) :], parameters, ids, time_header, page)
+            user_id = path[len(LIST_PREFIX) :]
+            body = self._routes.recommend_body(user_id, parameters, ids, time_header, page, waited)
             reply = json_reply(body)
         except Exception as error:  # noqa: BLE001 - the client gets a JSON error for every failure
             reply = error_reply(error)
@@ -256,7 +261,8 @@ class ListProtocol(BoundedProtocol):
         request, self._waiting = self._waiting, None
         if request is not None and not self.transport.is_closing():
             application: Any = self.app
-            reply = application.lists.reply(request.path, request.query_string, request.headers)
+            waited = time.perf_counter() - request.arrived
+            reply = application.lists.reply(request.path, request.query_string, request.headers, waited)
             self._write(reply, request.arrived)
 
     def _is_idle(self) -> bool:

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Final, NamedTuple
+
 from recloop.config import Limits, Serve
 from recloop.features.conditions import check_size
+from recloop.recommend.partial import DEADLINE, RANKER
 from recloop.serve.client_address import TrustedProxies
+
+
+class Shed(NamedTuple):
+    """Work that a request does not get under load.
+
+    Attributes:
+        shadow: The shadow bundles and replicas do not score it.
+        without: Parts that its list leaves out.
+    """
+
+    shadow: bool
+    without: frozenset[str]
+
+
+NOTHING: Final = Shed(shadow=False, without=frozenset())
+SHADOW_SHARE: Final = 0.25
+"""Share of the deadline after which a waiting list is not scored in shadow."""
+RANKER_SHARE: Final = 0.5
+"""Share of the deadline after which the fusion orders a waiting list."""
 
 
 class LiveConfig:
@@ -29,6 +51,15 @@ class LiveConfig:
         """Use other settings from the next request on."""
         self._set(serve)
         self.version += 1
+
+    def shed(self, waited: float) -> Shed:
+        """Return what a list that waited this long is made without, the dearest parts first."""
+        deadline = self.limits.list_seconds
+        if waited <= SHADOW_SHARE * deadline:
+            return NOTHING
+        if waited <= RANKER_SHARE * deadline:
+            return Shed(shadow=True, without=frozenset())
+        return Shed(shadow=True, without=frozenset({RANKER if waited <= deadline else DEADLINE}))
 
     def check_filter(self, text: str) -> None:
         """Check the size of a filter in a request.

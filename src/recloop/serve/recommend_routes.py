@@ -51,11 +51,13 @@ class RecommendRoutes:
         ids: RequestKeys,
         time_header: str | None,
         page: PageAccess | None = None,
+        waited: float = 0.0,
     ) -> bytes:
         """Recommend a list to a user; return the JSON body.
 
         Args:
             page: Access of a page token, whose limits hold for the list.
+            waited: Seconds that the request waited for its answer.
 
         Raises:
             HttpError: 422 for an invalid parameter, 403 for a limit of the page token.
@@ -65,7 +67,7 @@ class RecommendRoutes:
         query = self._query(user_id, parameters, ids, time_header, "home", parameters.item)
         if page is not None:
             page.check_list(query.user_id, query.placement)
-        return self._body(query, parameters, ids)
+        return self._body(query, parameters, ids, waited)
 
     async def similar(self, request: Request) -> Response:
         """Recommend items similar to an item; ``?user_id=`` is optional.
@@ -88,7 +90,7 @@ class RecommendRoutes:
             raise unprocessable("placement", query.placement, "a placement with list similar")
         return Response(self._body(query, parameters, ids), media_type="application/json")
 
-    def _body(self, query: Query, parameters: ListParameters, ids: RequestKeys) -> bytes:
+    def _body(self, query: Query, parameters: ListParameters, ids: RequestKeys, waited: float = 0.0) -> bytes:
         started = time.perf_counter()
         service = self._service
         try:
@@ -99,6 +101,7 @@ class RecommendRoutes:
                 session_id=parameters.session_id,
                 anonymous_id=parameters.anonymous_id,
                 client_request_id=ids.client_request_id,
+                waited=waited,
             )
         except UserError as error:
             raise unprocessable(error.name, str(error.value), error.expected) from None

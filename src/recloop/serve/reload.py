@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ async def poll_forever(service: Service) -> None:
         try:
             await service.reload()
             service.is_release_followed = True
+            service.followed_at = time.monotonic()
         except Exception as error:  # noqa: BLE001 - an unreadable store must not stop the service
             if service.is_release_followed:  # once, not every second
                 LOGGER.warning("reload failed: %s: %s", type(error).__name__, error)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import msgspec
 import polars as pl
 from starlette.concurrency import run_in_threadpool
 
@@ -19,12 +20,13 @@ from recloop.bundle import Bundle
 from recloop.config import Serve
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
-from recloop.features.state import StateBatch
+from recloop.features.state import StateBatch, StoredState
 from recloop.ingest.writer import LogUnavailableError, Writer, WriteRequest
 from recloop.monitoring.verify import query_of
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
+from recloop.recommend.partial import STATE
 from recloop.recommend.recommender import RankedList, Recommender
 from recloop.recommend.user_states import LabelledRows, StateRegistry, StateSource
 from recloop.records import Decision, Event, Item, Query, User, is_guest, now
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger(__name__)
 
+FOLLOW_SECONDS = 120.0
+"""Time without a finished poll of the releases after which answers say so; loading a large bundle takes a part of it."""
 Clock = Callable[[], int]
 """Clock of the process; returns int64 microseconds UTC."""
 
@@ -63,6 +67,7 @@ class Service:
         uncommitted_since: Seq after which committed rows may be missing from the caches; None if none are.
         moved: Stores whose files were moved away, replaced or emptied while this process serves.
         is_release_followed: False if the last poll of the releases failed.
+        followed_at: Monotonic time of the last poll that did not fail; None before the first one.
         token: Admin token of admin routes and console. live: Settings in force.
         workers: Further processes that answer; None if this is the only one.
 
@@ -77,6 +82,7 @@ class Service:
         self._force = force
         self.moved: frozenset[str] = frozenset()
         self.is_release_followed = True
+        self.followed_at: float | None = None
         self.clock = clock
         self.counts = AnswerCounts()
         self._stack = ExitStack()
@@ -146,7 +152,8 @@ class Service:
     def degraded(self) -> list[str]:
         """Sorted names of the parts that are missing from responses."""
         missing = set(self.moved) | ({"bundle"} if self.deployments.failed else set())
-        if not self.is_release_followed:
+        is_late = self.followed_at is not None and time.monotonic() - self.followed_at > FOLLOW_SECONDS
+        if is_late or not self.is_release_followed:
             missing.add("release")
         if self.writer.failing or self.uncommitted_since is not None:
             missing.add("log")
@@ -162,6 +169,7 @@ class Service:
         session_id: str | None = None,
         anonymous_id: str | None = None,
         client_request_id: str | None = None,
+        waited: float = 0.0,
     ) -> tuple[RankedList, Decision]:
         """Answer a query from the newest state and record the decision.
 
@@ -169,6 +177,7 @@ class Service:
             query: Query with ``now``, ``n`` (0 for the placement's) and ``request_id``.
             started: Time of receipt, by `time.perf_counter`.
             client_request_id: The client's id of the request; recorded in addition to ``request_id``.
+            waited: Seconds that the request waited for its answer.
 
         Raises:
             UserError: unknown placement, or invalid filter.
@@ -178,7 +187,8 @@ class Service:
         self.live.check_filter(query.filter)
         assigned.recommender.check_filter(query.filter)
         degraded = set(self.degraded)
-        deployment, ranked, as_of_seq = self._answer(assigned, query, degraded)
+        shed = self.live.shed(waited)
+        deployment, ranked, as_of_seq = self._answer(assigned, query, degraded, shed.without)
         decision = build_decision(
             query,
             ranked,
@@ -191,11 +201,23 @@ class Service:
             anonymous_id=anonymous_id,
             client_request_id=client_request_id,
         )
-        self.decisions.put(decision)
+        decision = self._record(decision)
         self.counts.add(decision.degraded)
         if not degraded and self._is_shadowed(query.user_id, deployment.arm):
-            self._add_to_shadow(query, decision)
+            if shed.shadow:
+                self.shadow.skip()
+            else:
+                self._add_to_shadow(query, decision)
         return ranked, decision
+
+    def _record(self, decision: Decision) -> Decision:
+        """Store a decision; if that fails, return one that says so."""
+        try:
+            self.decisions.put(decision)
+        except Exception as error:  # noqa: BLE001 - the list is made, so it is answered
+            LOGGER.error("a decision was not recorded: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
+            return msgspec.structs.replace(decision, degraded=sorted({*decision.degraded, "decisions"}))
+        return decision
 
     def preview(self, query: Query) -> tuple[RankedList, assignment.Arm]:
         """Compute the list and arm of a query without recording a decision."""
@@ -210,7 +232,9 @@ class Service:
         arm = assignment.assign(user_id, live.arm, candidate.arm)
         return candidate if arm is candidate.arm else live
 
-    def _answer(self, assigned: Deployment, query: Query, degraded: set[str]) -> tuple[Deployment, RankedList, int]:
+    def _answer(
+        self, assigned: Deployment, query: Query, degraded: set[str], without: frozenset[str]
+    ) -> tuple[Deployment, RankedList, int]:
         """Compute the list of the assigned deployment, or of live if a candidate fails.
 
         Returns:
@@ -219,10 +243,10 @@ class Service:
         live = self.deployments.live
         if assigned is not live:
             try:
-                return assigned, *self._list(assigned, query, degraded)
+                return assigned, *self._list(assigned, query, degraded, without)
             except Exception as error:  # noqa: BLE001 - a failing candidate must not leave its users without a list
                 LOGGER.warning("bundle %s failed, live answers: %s", assigned.arm.bundle, type(error).__name__)
-        return live, *self._list(live, query, degraded)
+        return live, *self._list(live, query, degraded, without)
 
     def record(self, decisions: Sequence[Decision], last_item_seq: int) -> None:
         """Store decisions of a worker and score them in shadow.
@@ -330,15 +354,20 @@ class Service:
         self.user_states = user_states
         self.archive = self.writer.archive = archive
 
-    def _list(self, served: Deployment, query: Query, degraded: set[str]) -> tuple[RankedList, int]:
+    def _list(
+        self, served: Deployment, query: Query, degraded: set[str], without: frozenset[str] = frozenset()
+    ) -> tuple[RankedList, int]:
         """Compute a bundle's list as of the newest seq; also return that seq.
+
+        Args:
+            without: Parts to leave out; see `Recommender.recommend`.
 
         Raises:
             UserError: unknown placement, or a filter whose values do not fit the fields.
         """
         state, as_of = self._state(served, query.user_id, self.as_of, degraded)
         try:
-            ranked = served.recommender.recommend(state, [query])[0]
+            ranked = served.recommender.recommend(state, [query], without=without)[0]
         except pl.exceptions.PolarsError as error:  # a valid filter that compares a text with a number
             reason = str(error).partition("\n")[0]
             raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
@@ -346,8 +375,16 @@ class Service:
         return ranked, as_of
 
     def _state(self, served: Deployment, user_id: str, seq: int, degraded: set[str]) -> tuple[StateBatch, int]:
-        """Read a user's state for a bundle at ``seq``, and the seq that it includes."""
-        return self.user_states.state(served.bundle.spec, user_id, seq, degraded)
+        """Read a user's state for a bundle at ``seq``, and the seq that it includes.
+
+        A state that cannot be read is that of an unknown user, and ``degraded`` names it.
+        """
+        try:
+            return self.user_states.state(served.bundle.spec, user_id, seq, degraded)
+        except Exception as error:  # noqa: BLE001 - a list without history is better than none
+            LOGGER.error("a state was not read: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
+            degraded.add(STATE)
+            return StoredState().to_batch(user_id), seq
 
     def _after_commit(self, jobs: list[WriteRequest], seq: int, labelled: object) -> None:
         """Apply a commit to caches and catalog, then advance ``as_of``; on the event loop.
