@@ -118,7 +118,7 @@ def test_feed_that_leaves_out_many_items_needs_force(project: Project, rows: lis
 
 
 def test_feed_row_that_cannot_be_stored_changes_nothing(project: Project, rows: list[Any], write: Any) -> None:
-    result, rejected = sync(project, write([*rows, {"item_id": "x" * 300}, {"name": "no id"}]))
+    result, rejected = sync(project, write([*rows, {"item_id": "x" * 600}, {"name": "no id"}]))
     assert (result.rejected, result.unchanged) == (2, 80)
     assert [reason.partition(":")[0] for _, reason in rejected] == ["item_id", "no item_id"]
     deep: Any = 1

@@ -63,7 +63,7 @@ def test_generated_client_parses_the_answer_of_every_route(
         "metrics": ((), {}, 200, str),
         "promote": ((), {"body": move}, 404, models.ErrorResponse),
         "rollback": ((), {"body": models.ReleaseRequest(reason="a test")}, 409, models.ErrorResponse),
-        "reject": ((), {"body": move}, 404, models.ErrorResponse),
+        "reject": ((), {"body": models.RejectRequest("none", "a test")}, 404, models.ErrorResponse),
         "reload": ((), {"body": models.ReloadRequest()}, 200, models.ReloadResponse),
     }
     operations = {one["operationId"] for path in openapi_document["paths"].values() for one in path.values()}

@@ -31,6 +31,35 @@ def test_openapi_paths_equal_the_routes(openapi_document: dict[str, Any], server
     assert routes == documented
 
 
+def test_openapi_operations_document_headers_and_405(openapi_document: dict[str, Any]) -> None:
+    headers = openapi_document["components"]["headers"]
+    for methods in openapi_document["paths"].values():
+        for operation in methods.values():
+            assert "X-Request-Id" in {one["name"] for one in operation["parameters"]}
+            responses = operation["responses"]
+            for status, name in (("405", "Allow"), ("503", "Retry-After"), ("200", "X-Request-Id")):
+                assert name in responses[status]["headers"]
+            named = {name for response in responses.values() for name in response["headers"]}
+            assert named <= set(headers)
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/v1/users"), ("PUT", "/v1/status"), ("GET", "/v1/events")])
+def test_other_method_is_405_with_allow(client: httpx.Client, method: str, path: str) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert answer.headers["Allow"] in answer.json()["error"]["expected"]
+
+
+def test_openapi_reject_requires_a_reason(openapi_document: dict[str, Any], client: httpx.Client) -> None:
+    schema = openapi_document["components"]["schemas"]["RejectRequest"]
+    assert schema["required"] == ["bundle", "reason"]
+    assert schema["properties"]["reason"]["minLength"] == 1
+    answer = client.post("/v1/admin/reject", json={"bundle": "none", "reason": ""})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "reason")
+    move = openapi_document["components"]["schemas"]["ReleaseRequest"]["properties"]["to"]
+    assert move["enum"] == ["", "shadow", "experiment", "live"]
+
+
 def test_openapi_references_are_defined(openapi_document: dict[str, Any]) -> None:
     names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(openapi_document)))
     assert names <= set(openapi_document["components"]["schemas"])

@@ -193,7 +193,7 @@ def test_recommend_with_more_than_50_properties_is_422_and_names_the_limit(clien
     for path in ("/v1/recommend/u14", "/v1/items/i01/similar"):
         answer = client.get(path, params={"properties": ",".join(names)})
         assert (answer.status_code, answer.json()["error"]["field"]) == (422, "properties")
-        assert answer.json()["error"]["expected"] == "at most 50 names"
+        assert answer.json()["error"]["expected"] == "at most 50 names, found 51"
 
 
 def test_recommend_without_a_user_is_422(client: httpx.Client) -> None:

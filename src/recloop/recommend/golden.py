@@ -1,4 +1,4 @@
-"""Golden cases of a bundle: made when it is built, answered again before it is used."""
+"""Golden cases of a bundle, answered when it is built and before it is used."""
 
 from __future__ import annotations
 

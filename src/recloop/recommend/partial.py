@@ -1,4 +1,4 @@
-"""Lists without parts that failed or are left out under load; the list names them in ``degraded``."""
+"""Lists without the parts that failed or are left out under load."""
 
 from __future__ import annotations
 

@@ -135,10 +135,8 @@ class Recommender:
         """Recommend a list for each query from the state at the same index of ``states``.
 
         Queries that share placement, n, filter and filter_seen are processed together. A ranker or source that fails, and
-        a placement's own filter that cannot be evaluated, are left out and named in ``degraded``.
-
-        Args:
-            without: Parts to leave out: the ranker, sources by name, or all sources (`recloop.recommend.partial`).
+        a placement's own filter that cannot be evaluated, are left out and named in ``degraded``, and so are the parts
+        ``without`` (`recloop.recommend.partial`).
         """
         if len(queries) == 1 or len({_group(query) for query in queries}) == 1:
             return self._recommend_batch(states, queries, with_inputs, without)
@@ -194,9 +192,8 @@ class Recommender:
             raise
         except Exception as error:  # noqa: BLE001 - the working sources answer
             LOGGER.warning("a source of bundle %s failed: %s", self.bundle.id, type(error).__name__)
-        if placement.list == similar_items.LIST_KIND:
-            return FusedTopK.empty(len(queries), k), (*missing, SOURCES)
-        names = [name for name in self.sources_of(placement, ranked=False) if name in self.scorers]
+        is_item_list = placement.list == similar_items.LIST_KIND
+        names = [] if is_item_list else [name for name in self.sources_of(placement, False) if name in self.scorers]
         recalled = working(lambda name: self.scorers[name].best(encoded, allowed, DEPTH), names, without)
         missing = (*missing, *(name for name in names if name not in recalled))
         if not recalled:
@@ -321,11 +318,7 @@ class Recommender:
         sources: Sequence[str] | Mapping[str, float],
         depth: int = DEPTH,
     ) -> dict[str, TopK]:
-        """Return the top ``depth`` of each source, of a mapping those above 0.
-
-        Raises:
-            FloatingPointError: a score is not a number.
-        """
+        """Return the top ``depth`` of each source, of a mapping those above 0; NaN raises."""
         selected = _used(sources) if isinstance(sources, Mapping) else sources
         recalled = {
             source: self.scorers[source].best(encoded, allowed, depth) for source in selected if source in self.scorers

@@ -53,7 +53,7 @@ class LiveConfig:
         self.version += 1
 
     def shed(self, waited: float) -> Shed:
-        """Return what a list that waited this long is made without, the dearest parts first."""
+        """Return the work that a list which waited this long does not get."""
         deadline = self.limits.list_seconds
         if waited <= SHADOW_SHARE * deadline:
             return NOTHING

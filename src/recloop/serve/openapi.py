@@ -10,6 +10,7 @@ from recloop.ingest import parse
 from recloop.ingest.parse import NDJSON
 from recloop.serve import request as request_parts
 from recloop.serve import schemas as messages
+from recloop.serve.openapi_headers import header_components, with_headers
 from recloop.serve.request import Parameter
 from recloop.storage.api_keys import KeyScope
 
@@ -19,6 +20,7 @@ ERROR_DESCRIPTIONS = {
     "401": "the key is missing, unknown, revoked or expired",
     "403": "the key does not have the scope, or the request is from a page of another origin",
     "404": "not found",
+    "405": "the route does not have this method",
     "408": "the head or the body did not arrive in time",
     "409": "refused; the message names the gate and its threshold",
     "413": "the body is too large",
@@ -30,7 +32,7 @@ ERROR_DESCRIPTIONS = {
     "500": "internal error",
     "503": "busy or temporarily unavailable; send the request again after Retry-After seconds",
 }
-COMMON_STATUSES = ("400", "403", "408", "421", "422", "431", "500", "503")
+COMMON_STATUSES = ("400", "403", "405", "408", "421", "422", "431", "500", "503")
 """Error statuses of every operation."""
 KEY_STATUSES = ("401", "429")
 """Error statuses of every operation that needs a key."""
@@ -38,6 +40,8 @@ KEY_SCHEME = "api_key"
 KEY_DESCRIPTION = (
     "A key of `recloop keys add`, or the admin token. Without any key in the project, only admin routes need one."
 )
+MOVE_BODIES = {"reject": "RejectRequest"}
+"""Schemas of the bodies of moves that differ from `ReleaseRequest`."""
 VERB_SUMMARIES = {
     "promote": "Promote a bundle to a step, or to live if both steps are earned",
     "rollback": "Restore the previous live bundle",
@@ -57,6 +61,7 @@ def document() -> JsonTree:
     )
     schemas["RecommendResponse"]["properties"]["items"]["items"] = {"$ref": "#/components/schemas/SlotResponse"}
     schemas["SlotResponse"]["additionalProperties"] = True  # attributes of ?properties=
+    _name_values(schemas)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -64,12 +69,26 @@ def document() -> JsonTree:
             "version": __version__,
             "description": "Recommendations, interaction log and releases of one project.",
         },
-        "paths": _paths(),
+        "paths": with_headers(_paths()),
         "components": {
             "schemas": schemas,
+            "headers": header_components(),
             "securitySchemes": {KEY_SCHEME: {"type": "http", "scheme": "bearer", "description": KEY_DESCRIPTION}},
         },
     }
+
+
+def _name_values(schemas: dict[str, JsonTree]) -> None:
+    """Add the values and lengths that a struct leaves to its handler."""
+    release = schemas["ReleaseRequest"]["properties"]
+    release["to"]["enum"] = ["", "shadow", "experiment", "live"]
+    text = {"type": "string", "minLength": 1}
+    schemas["RejectRequest"] = {
+        "title": "RejectRequest", "type": "object", "description": "Body of ``POST /v1/admin/reject``.",
+        "properties": {"bundle": text, "reason": text}, "required": ["bundle", "reason"], "additionalProperties": False,
+    }  # fmt: skip
+    schemas["HealthResponse"]["properties"]["status"]["enum"] = ["live", "ready", "not ready", "draining"]
+    schemas["RecommendResponse"]["properties"]["variant"]["enum"] = ["live", "candidate"]
 
 
 def _paths() -> dict[str, JsonTree]:
@@ -206,7 +225,7 @@ def _move(verb: str, summary: str) -> JsonTree:
             "operationId": verb,
             "summary": summary,
             "security": _security(KeyScope.ADMIN),
-            "requestBody": {"required": True, "content": _content("ReleaseRequest")},
+            "requestBody": {"required": True, "content": _content(MOVE_BODIES.get(verb, "ReleaseRequest"))},
             "responses": {
                 "200": _response(summary, "ReleaseResponse"),
                 **_errors("404", "409", "413", "415", *KEY_STATUSES),
