@@ -51,6 +51,7 @@ burst = "off"
 [train]
 time_budget = "2m"
 """
+DEFAULT_ROWS: Final = 1_000_000
 ROWS_PER_USER: Final = 50
 SESSION_ROWS: Final = 5
 DAYS: Final = 365
@@ -178,12 +179,12 @@ def main() -> None:
     """Measure one data set and print or write the result."""
     wanted = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     wanted.add_argument("--data", choices=("generated", "complete-journey"), default="generated")
-    wanted.add_argument("--rows", type=int, default=1_000_000)
+    wanted.add_argument("--rows", type=int, default=DEFAULT_ROWS)
     wanted.add_argument("--share", type=float, default=0.01)
     wanted.add_argument("--updates", type=int, default=2)
     wanted.add_argument("--folder", type=Path)
     wanted.add_argument("--profile", type=Path)
-    wanted.add_argument("--save", action="store_true", help="write benchmarks/results/update-cost-DATA.json")
+    wanted.add_argument("--save", action="store_true", help="write benchmarks/results/update-cost-DATA[-ROWS].json")
     asked = wanted.parse_args()
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="update-cost-")) / "shop"
     make = shop if asked.data == "generated" else complete_journey
@@ -194,7 +195,8 @@ def main() -> None:
     words = " ".join(["python", "benchmarks/update_cost.py", *sys.argv[1:]])
     tree = {"command": words, "commit": git("rev-parse", "HEAD"), "data": asked.data, **tree}
     if asked.save:
-        (RESULTS / f"update-cost-{asked.data}.json").write_text(json.dumps(tree, indent=1) + "\n")
+        size = "" if asked.data != "generated" or asked.rows == DEFAULT_ROWS else f"-{asked.rows}"
+        (RESULTS / f"update-cost-{asked.data}{size}.json").write_text(json.dumps(tree, indent=1) + "\n")
     sys.stdout.write(json.dumps(tree, indent=1) + "\n")
 
 
