@@ -17,7 +17,7 @@ from recloop.data.posted_rows import PostedRows
 from recloop.data.prepare import PrepareResult, load, prepare
 from recloop.evaluation.table import EvaluationTable
 from recloop.models.base import check_model
-from recloop.pipeline import new_files, publish, step_reports, update_steps
+from recloop.pipeline import new_files, publish, redaction, step_reports, update_steps
 from recloop.pipeline import restart as restarts
 from recloop.pipeline import training_steps as parts
 from recloop.pipeline import update_run as runs
@@ -74,8 +74,7 @@ def update(
     """Train a candidate on the new rows and publish it if it passes the gates.
 
     Args:
-        full: Train from scratch, for comparison; the item table still starts with the ids of live.
-        reset: Start from live's weights, but with a fresh optimizer.
+        full: Train from scratch; the item table still starts with the ids of live. reset: Use a fresh optimizer.
         restart: Start a new first run, as changed settings of the data do; posted rows are kept.
 
     Raises:
@@ -85,6 +84,7 @@ def update(
     with locks.run_lock(project.root, "update"), runs.explain_disk_full(project):
         begin, progress = time.monotonic(), progress or NullProgress()
         restarts.finish_interrupted(project, progress)
+        redaction.redact(project, progress)
         reason = restarts.reason(project) or ("asked for with --restart" if restart else "")
         if reason:
             restarts.check_files_complete(project, restart)

@@ -111,6 +111,7 @@ class Manifest:
         recipe: See `recloop.pipeline.recipe`.
         recloop: Version of recloop that wrote the bundle.
         bundle, format, encode_version, files: Empty until the bundle is written.
+        redacted: Files as they are since users were removed from them (`recloop.bundle.redaction`).
     """
 
     model: ModelSpec
@@ -125,6 +126,7 @@ class Manifest:
     format: int | None = None
     encode_version: int | None = None
     files: Mapping[str, FileFacts] = field(default_factory=dict)
+    redacted: Mapping[str, FileFacts] = field(default_factory=dict)
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -148,6 +150,7 @@ class Manifest:
             format=manifest.required("format", int),
             encode_version=manifest.required("encode_version", int),
             files=manifest.required("files", dict[str, FileFacts]),
+            redacted=manifest.optional("redacted", dict[str, FileFacts]) or {},
             other_keys=manifest.unread,
         )
 
@@ -171,6 +174,7 @@ class Manifest:
                 format=self.format,
                 encode_version=self.encode_version,
                 files={name: asdict(facts) for name, facts in self.files.items()} or None,
+                redacted={name: asdict(facts) for name, facts in self.redacted.items()} or None,
             ),
         }
 

@@ -25,7 +25,8 @@ from recloop.data.shards import Shards
 from recloop.errors import UserError
 from recloop.files import remove_folder
 from recloop.project import Project, open_project
-from recloop.records import DAY
+from recloop.records import DAY, USER_ID, now
+from recloop.storage.forgotten import Erasure, person_hash, record
 
 SETTINGS = """[data]
 events = "events.csv"
@@ -95,7 +96,7 @@ def sharded(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(
             sharded_log.ShardedLog,
             "open",
-            classmethod(lambda cls, folder, sources, config: cls(folder, n_shards, config)),
+            classmethod(lambda cls, folder, sources, config, forgotten: cls(folder, n_shards, config, forgotten)),
         )
 
     return use
@@ -122,6 +123,28 @@ def test_prepare_in_shards_equals_prepare_in_memory(
         monkeypatch.setattr(module, "_prepare_whole", refuse)
         assert prepare(project) == in_memory
         assert files_of(project.data) == whole
+
+
+def test_prepare_in_shards_leaves_out_the_forgotten_users_of_prepare_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: Callable[[int], None]
+) -> None:
+    """Other rows keep their seqs, and the left-out rows are counted."""
+    write_log(tmp_path)
+    project = open_project(tmp_path)
+    prepare(project)
+    before = project.open_archive().events()
+    names = [person_hash(tmp_path, user) for user in ("u1", "u2")]
+    record(tmp_path, [Erasure(user=name, requested=now(), seq=1, stores=1) for name in names])
+    in_memory = prepare(project)
+    whole = files_of(project.data)
+    assert project.open_archive().events().equals(before.filter(~pl.col(USER_ID).is_in(["u1", "u2"])))
+    assert in_memory.report.removed["forgotten"] > 10
+    report = in_memory.report
+    assert report.read == report.kept + sum(report.removed.values()) + report.rejected
+    sharded(7)
+    monkeypatch.setattr(module, "_prepare_whole", refuse)
+    assert prepare(project) == in_memory
+    assert files_of(project.data) == whole
 
 
 @pytest.mark.parametrize("form", ["seconds", "milliseconds.gz", "parquet", "parquet.zoned", "parquet.seconds"])

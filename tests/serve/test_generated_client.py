@@ -57,6 +57,8 @@ def test_generated_client_parses_the_answer_of_every_route(
         "post_users": ((), {"body": models.UserIn("generated")}, 200, models.UsersResponse),
         "get_item": (("i01",), {}, 200, models.ItemResponse),
         "get_user": (("u14",), {}, 200, models.UserResponse),
+        "delete_user": (("generated",), {}, 200, models.ForgetResponse),
+        "forget": ((), {"body": models.ForgetRequest(["generated"])}, 200, models.ForgetResponse),
         "health_live": ((), {}, 200, models.HealthResponse),
         "health_ready": ((), {}, 200, models.HealthResponse),
         "status": ((), {}, 200, models.StatusResponse),

@@ -23,6 +23,7 @@ from recloop.ingest.bulk import IngestResult
 from recloop.monitoring import experiment, report, verify
 from recloop.monitoring.shadow_requirement import shadow_requirement
 from recloop.pipeline import backup, promotion, quarantine, retention, training_steps
+from recloop.pipeline.forget import forget
 from recloop.pipeline.quarantine import Quarantined
 from recloop.pipeline.retention import Collection
 from recloop.pipeline.tune import BUDGET, N_TRIALS, TuneResult, tune
@@ -215,6 +216,11 @@ class ProjectFolder:
     def export_person(self, user_id: str | int) -> JsonTree:
         """Collect all that is stored of a user."""
         return export_person(self.project, str(user_id))
+
+    @python_errors("project")
+    def forget(self, *user_ids: str | int) -> JsonTree:
+        """Erase users at once from ``store/``; the next update erases the rest."""
+        return forget(self.project, [str(user) for user in user_ids])
 
     @python_errors("project")
     def gc(self, dry_run: bool = False) -> Collection:

@@ -203,11 +203,11 @@ def _stage(bundle: Bundle, stage: Path, started: datetime) -> Bundle:
 
 
 def content_hash(manifest: Mapping[str, Any]) -> str:
-    """First 8 hex digits of the SHA-256 of a manifest without ``bundle``.
+    """First 8 hex digits of the SHA-256 of a manifest, as it was first written.
 
-    The JSON is UTF-8 with sorted keys and no spaces.
+    Keys ``bundle`` and ``redacted`` are left out. The JSON is UTF-8 with sorted keys and no spaces.
     """
-    plain = {key: value for key, value in manifest.items() if key != "bundle"}
+    plain = {key: value for key, value in manifest.items() if key not in {"bundle", "redacted"}}
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -297,7 +297,7 @@ def check(path: Path, sha256: str | None = None) -> Manifest:
     for name in sorted(set(found) - listed - {MANIFEST}):
         raise BundleError("bundle file", path / name, "only files that the manifest lists", FIX)
     for name in sorted(manifest.files):
-        sha256 = manifest.files[name].sha256
+        sha256 = manifest.redacted.get(name, manifest.files[name]).sha256
         if unchanged_sha256(found[name]) != sha256:
             raise BundleError("bundle file", path / name, f"SHA-256 {sha256}", FIX)
     return manifest

@@ -31,7 +31,7 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None] | typer.Typer, ...]], ...] = 
             inspect.verify,
         ),
     ),
-    ("Access", (access.token, access.keys)),
+    ("Access", (access.token, access.keys, access.forget)),
     ("Release", (release.promote, release.rollback, release.reject)),
     (
         "Pipeline steps",

@@ -333,6 +333,8 @@ class Retention(Section):
     """Age after which decisions are removed."""
     log: str = "8d"
     """Age after which rows of the event log that `data/` holds are removed."""
+    backups: str = "90d"
+    """Age at which you delete your backups; `recloop forget` prints the date of the last one."""
 
     @property
     def decision_seconds(self) -> float:

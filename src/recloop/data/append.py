@@ -225,7 +225,7 @@ class _StagedData:
             config=self.project.config.model_dump(mode="json", by_alias=True),
             updates=(*previous.updates, UpdateRecord(previous.watermark + 1, self.until, result.read, result.kept)),
         )
-        return replace(manifest, split_hash=_split_hash(manifest))
+        return replace(manifest, split_hash=split_hash_of(manifest))
 
 
 def _last_seq(name: str) -> int:
@@ -233,7 +233,7 @@ def _last_seq(name: str) -> int:
     return int(name.removesuffix(".parquet").rsplit("-", 1)[1])
 
 
-def _split_hash(manifest: DataManifest) -> str:
+def split_hash_of(manifest: DataManifest) -> str:
     """SHA-256 over the hashes of the files of the split, and its window."""
     hashes = [f"{name}:{manifest.files[name].sha256}" for name in manifest.files_in(SPLIT)]
     return hashlib.sha256("\n".join([*hashes, f"{manifest.cut}:{manifest.held_seq}"]).encode()).hexdigest()

@@ -23,6 +23,7 @@ from recloop.data.doctor.report import report
 from recloop.data.doctor.warnings import CountedLog
 from recloop.data.entities import EntityTable, read_items, read_project, read_users
 from recloop.data.event_blocks import EventBlocks, NotStreamableError
+from recloop.data.forgotten_rows import leave_out, leave_out_users
 from recloop.data.labelled_log import UPDATE_FORMAT, LabelledLog, split_at
 from recloop.data.log_counts import LogCounts
 from recloop.data.posted_rows import PostedRows
@@ -38,6 +39,7 @@ from recloop.files import recover_folder
 from recloop.project import Project
 from recloop.records import SEQ
 from recloop.storage.data_manifest import DataManifest, FileRecord
+from recloop.storage.forgotten import ForgottenUsers
 
 __all__ = ["PrepareResult", "PreparedData", "load", "prepare", "read", "split_log"]
 
@@ -137,6 +139,8 @@ def _prepare_whole(project: Project, records: _Records, posted: PostedRows | Non
     items, users = _numbered(items, 0), _numbered(users, 0 if items is None else len(items.frame))
     after = sum(len(table.frame) for table in (items, users) if table is not None)
     last_seq = after + len(raw.frame)
+    forgotten = ForgottenUsers.read(project.sources)
+    users = leave_out_users(forgotten, users)
     if posted is not None:
         posted = posted.renumbered(last_seq)
         raw = replace(raw, read=raw.read + len(posted.events))
@@ -144,6 +148,10 @@ def _prepare_whole(project: Project, records: _Records, posted: PostedRows | Non
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame, posted)
     if cleaned.excessive:
         raise cleaned.excessive[0]
+    valid_rows, quarantine, removed = leave_out(
+        forgotten, cleaned.valid_rows, cleaned.quarantine, cleaned.removed, last_seq
+    )
+    cleaned = replace(cleaned, valid_rows=valid_rows, quarantine=quarantine, removed=removed)
     empty_error = nothing_left(len(cleaned.valid_rows), cleaned.removed, cleaned.quarantine)
     if empty_error is not None:
         raise empty_error
@@ -172,13 +180,15 @@ def _prepare_whole(project: Project, records: _Records, posted: PostedRows | Non
 def _prepare_shards(project: Project, sources: Sequence[InputFile], records: _Records) -> PrepareResult:
     """As `_prepare_whole`, in memory for one shard of the users at a time."""
     config = project.config
-    with staged_data(project) as files, ShardedLog.open(files.folder / "shards", sources, config) as log:
+    forgotten = ForgottenUsers.read(project.sources)
+    with staged_data(project) as files, ShardedLog.open(files.folder / "shards", sources, config, forgotten) as log:
         raw = log.read(EventBlocks(sources, config.data))
         items, users = read_items(project), read_users(project)
         imported = records.imported(raw, items, users, 0)
         _check_rejects(raw, config)
         items, users = _numbered(items, 0), _numbered(users, 0 if items is None else len(items.frame))
         after = sum(len(table.frame) for table in (items, users) if table is not None)
+        users = leave_out_users(forgotten, users)
         cleaned = log.clean(after, None if items is None else items.frame)
         if cleaned.excessive:
             raise cleaned.excessive[0]
@@ -217,11 +227,18 @@ def _check_rejects(raw: RawEvents, config: Config) -> None:
 def load(project: Project) -> PreparedData:
     """Read ``data/`` of a project and verify every page's checksum.
 
+    Rows of forgotten users that an update has yet to remove are left out.
+
     Raises:
         UserError: ``data/`` does not exist yet, or a file is damaged or of another format.
     """
     recover_folder(project.data)
-    return read(project.data)
+    data, forgotten = read(project.data), ForgottenUsers.read(project.root)
+    if not forgotten.pending:
+        return data
+    train, valid, test = (forgotten.without(frame) for frame in (data.train, data.valid, data.test))
+    users = None if data.users is None else forgotten.without(data.users)
+    return replace(data, train=train, valid=valid, test=test, users=users)
 
 
 def read(data: Path) -> PreparedData:

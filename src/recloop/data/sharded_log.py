@@ -30,6 +30,7 @@ from recloop.data.clean import (
     with_moments,
 )
 from recloop.data.event_blocks import EventBlocks, is_streamable
+from recloop.data.forgotten_rows import FORGOTTEN, leave_out
 from recloop.data.log_counts import LogCounts
 from recloop.data.read import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, RawEvents
 from recloop.data.shards import Shards
@@ -59,6 +60,7 @@ from recloop.records import (
     VALUE,
     WEIGHT,
 )
+from recloop.storage.forgotten import ForgottenUsers
 
 MIN_SHARDED_BYTES: Final = 1 << 28
 """Size of ``data.events`` from which a log is cleaned in shards; about five million rows of a text table."""
@@ -138,8 +140,9 @@ class ShardedLog:
     Call `read`, `clean`, `split` and `write` in this order.
     """
 
-    def __init__(self, folder: Path, n_shards: int, config: Config) -> None:
+    def __init__(self, folder: Path, n_shards: int, config: Config, forgotten: ForgottenUsers) -> None:
         self._folder = folder
+        self._forgotten = forgotten
         self._config = config
         self._columns = [
             name
@@ -156,10 +159,10 @@ class ShardedLog:
         self._day_starts = np.zeros(0, dtype=np.int64)
 
     @classmethod
-    def open(cls, folder: Path, sources: Sequence[InputFile], config: Config) -> ShardedLog:
+    def open(cls, folder: Path, sources: Sequence[InputFile], config: Config, forgotten: ForgottenUsers) -> ShardedLog:
         """Empty log with shards for the size of the files."""
         n_bytes = sum(map(text_bytes, sources))
-        return cls(folder, max(1, -(-n_bytes // SHARD_BYTES)), config)
+        return cls(folder, max(1, -(-n_bytes // SHARD_BYTES)), config, forgotten)
 
     def __enter__(self) -> Self:
         return self
@@ -209,6 +212,9 @@ class ShardedLog:
             rule = rule_of_rows(numbered, signal, config, numbered[SEQ].is_in(repeated.implode()))
             valid = with_moments(labeler.label(numbered.filter(rule.is_null())), config).select(*LABELLED)
             quarantine = numbered.with_columns(rule.alias(RULE)).filter(rule.is_not_null()).select(*QUARANTINED)
+            valid, quarantine, left_out = leave_out(self._forgotten, valid, quarantine, {}, after + len(seqs))
+            for name, rows in left_out.items():
+                removed[name] = removed.get(name, 0) + rows
             self._keep(shard, valid, quarantine)
             self._users.remove(shard)
             counts.append(LogCounts.of(valid, config))
@@ -220,7 +226,8 @@ class ShardedLog:
             shards.close()
         first_rows = pl.concat(samples).sort(SEQ)
         readable = len(seqs)
-        removed = {info.name: removed[info.name] for info in RULES if info.name in removed}
+        names = (*(info.name for info in RULES), FORGOTTEN)
+        removed = {name: removed[name] for name in names if name in removed}
         errors = excessive_rules(first_rows, removed, readable, config.clean.max_removed)
         total = LogCounts.total(counts)
         return CleanedShards(total, removed, first_rows, after + readable, tuple(errors), dwell, np.concatenate(stamps))

@@ -24,6 +24,7 @@ from recloop.ingest.arrival_rules import ArrivalRules
 from recloop.records import RULE, Event, Item, User
 from recloop.storage import EventLog, Retraction
 from recloop.storage.archive import Archive
+from recloop.storage.erasure import forget_in_log
 from recloop.storage.event_rows import RULED_SCHEMA, Receipt, event_ids, frame_of
 
 NO_EVENTS = pl.DataFrame(schema=RULED_SCHEMA)
@@ -56,13 +57,15 @@ class WriteRequest:
     items: Sequence[Item] = ()
     users: Sequence[User] = ()
     retractions: Sequence[Retraction] = ()
+    forgotten: Sequence[str] = ()
     receipts: list[Receipt] = field(default_factory=list)
     kept_items: list[Item] = field(default_factory=list)
     kept_users: list[User] = field(default_factory=list)
     kept_retractions: list[Retraction] = field(default_factory=list)
+    erasure_seq: int = 0
 
     def __len__(self) -> int:
-        return len(self.events) + len(self.items) + len(self.users) + len(self.retractions)
+        return len(self.events) + len(self.items) + len(self.users) + len(self.retractions) + len(self.forgotten)
 
 
 class NewEvents(NamedTuple):
@@ -108,6 +111,7 @@ class Writer:
         self._queue: queue.SimpleQueue[WriteRequest | None] = queue.SimpleQueue()
         self._waiting = 0  # queued rows; used on the event loop only
         self._pending: list[WriteRequest] = []  # used on the event loop only
+        self._next: WriteRequest | None = None  # taken from the queue and not committed yet
         self.failing = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -118,15 +122,19 @@ class Writer:
         items: Sequence[Item] = (),
         users: Sequence[User] = (),
         retractions: Sequence[Retraction] = (),
+        forgotten: Sequence[str] = (),
     ) -> WriteRequest:
         """Store rows; return when they are durable and later reads include them.
+
+        Args:
+            forgotten: Users whose earlier rows are deleted, in a commit of its own.
 
         Raises:
             LogBusyError: too many rows are queued.
             LogUnavailableError: the disk cannot be written; no row was stored.
             LogUncertainError: the disk failed during the commit; the rows may be stored.
         """
-        job = WriteRequest(asyncio.get_running_loop().create_future(), events, items, users, retractions)
+        job = WriteRequest(asyncio.get_running_loop().create_future(), events, items, users, retractions, forgotten)
         if self._waiting + len(job) > self.max_pending_rows:
             raise LogBusyError(self.max_pending_rows)
         self._waiting += len(job)
@@ -150,7 +158,8 @@ class Writer:
     def _run(self) -> None:
         ending = False
         while not ending:
-            request = self._queue.get()
+            request = self._queue.get() if self._next is None else self._next
+            self._next = None
             if request is None:
                 return
             group = [request]
@@ -162,15 +171,21 @@ class Writer:
                 self._deliver(group, 0, LogUncertainError())
 
     def _gather(self, group: list[WriteRequest]) -> bool:
-        """Add the queued requests to a group; True if the thread ends after it."""
+        """Add the queued requests to a group; True if the thread ends after it.
+
+        An erasure is a group of its own, so that rows before it are deleted and rows after it are kept.
+        """
         rows = len(group[0])
-        while rows < MAX_COMMIT_ROWS:
+        while rows < MAX_COMMIT_ROWS and not group[0].forgotten:
             try:
                 request = self._queue.get_nowait()
             except queue.Empty:
                 break
             if request is None:
                 return True
+            if request.forgotten:
+                self._next = request
+                break
             group.append(request)
             rows += len(request)
         return False
@@ -214,6 +229,9 @@ class Writer:
     def _append(self, group: list[WriteRequest]) -> NewEvents:
         """Number and insert a group's rows in the open commit."""
         for job in group:
+            if job.forgotten:
+                job.erasure_seq, _ = forget_in_log(self._log, job.forgotten)
+                self._rules.forget()
             job.kept_items = self._log.append_items(job.items) if job.items else []
             job.kept_users = self._log.append_users(job.users) if job.users else []
             job.kept_retractions = self._log.append_retractions(job.retractions) if job.retractions else []

@@ -64,7 +64,7 @@ def verify(project: Project, last: int = 1000) -> JsonTree:
 
     ``earlier``: answered before a new first run; their data no longer exist, so they cannot be recomputed.
 
-    ``removed``: answered by a bundle that ``[retention]`` has removed since.
+    ``removed``: answered by a bundle that ``[retention]`` has removed since, or emptied because its user was forgotten.
 
     ``late``: equal if rows received after the decision are ignored. A swap of items with scores closer than 1e-5 counts
     as equal. ``inputs`` must be equal even if the fusion gives them weight 0.
@@ -74,6 +74,7 @@ def verify(project: Project, last: int = 1000) -> JsonTree:
     """
     with project.open_decisions() as store:
         decisions = store.rows(last=last)
+        forgotten = store.count_forgotten(last)
     first_generation = releases.data_since(project.open_control())
     result = VerificationResult(checked=len(decisions))
     decisions = [decision for decision in decisions if decision.generation >= first_generation]
@@ -81,6 +82,7 @@ def verify(project: Project, last: int = 1000) -> JsonTree:
     removed = loading.removal_times(project)
     result.removed = sum(decision.bundle in removed for decision in decisions)
     decisions = [decision for decision in decisions if decision.bundle not in removed]
+    result.checked, result.removed = result.checked + forgotten, result.removed + forgotten
     if decisions:
         with project.open_log() as log:
             _compare_all(result, decisions, DecisionReplayer(project, log, decisions))

@@ -31,7 +31,7 @@ from recloop.progress import NullProgress, Progress
 from recloop.project import Project, open_project
 from recloop.recommend.loading import RESTART_FILE
 from recloop.records import FileFacts, iso, now
-from recloop.storage import admin_token, api_keys
+from recloop.storage import admin_token, api_keys, forgotten
 from recloop.storage.data_manifest import MANIFEST, DataManifest
 from recloop.storage.sqlite import check_pages, copy_database
 
@@ -40,7 +40,7 @@ LIST_FILE: Final = "backup.json"
 FOLDERS: Final = ("data", "bundles", "reports", "tuning")
 STORES: Final = ("control.db", "decisions.db", "log.db")
 """Stores in the order of their copies: a later one knows every row that an earlier one names."""
-SECRETS: Final = (admin_token.FILE_NAME, api_keys.FILE_NAME)
+SECRETS: Final = (admin_token.FILE_NAME, api_keys.FILE_NAME, forgotten.FILE_NAME, forgotten.KEY_FILE)
 MAX_ATTEMPTS: Final = 5
 WAIT_SECONDS: Final = 1.0
 VERIFIED_DECISIONS: Final = 100
@@ -99,12 +99,12 @@ def backup(project: Project, to: Path, progress: Progress | None = None) -> Back
     staged = _staging(to)
     for attempt in range(MAX_ATTEMPTS):
         shutil.rmtree(staged, ignore_errors=True)
-        published = _published(project)
+        published, erasures = _published(project), _erasures(project)
         try:
             _copy_project(project, staged, progress)
             last_seq = _last_seq(staged)
             files = {str(file.relative_to(staged)): _facts(file) for file in staged.rglob("*") if file.is_file()}
-            if _is_consistent(staged, files, published):
+            if _is_consistent(staged, files, published) and _erasures(project) == erasures:
                 break
         except FileNotFoundError:  # removed by an update; the next attempt reads the new data
             pass
@@ -164,6 +164,15 @@ def _published(project: Project) -> bytes:
         return (project.data / MANIFEST).read_bytes()
     except FileNotFoundError:
         return b""
+
+
+def _erasures(project: Project) -> tuple[int, int]:
+    """Identity of the list of erasures, which changes before bundles are redacted."""
+    try:
+        status = (project.store / forgotten.FILE_NAME).stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns
 
 
 def _is_consistent(staged: Path, files: Mapping[str, FileFacts], published: bytes) -> bool:

@@ -16,6 +16,7 @@ from recloop.recommend import loading
 from recloop.records import RECEIVED_AT, TIMESTAMP, Event, now
 from recloop.storage import admin_token, locks
 from recloop.storage.data_manifest import FileRecord
+from recloop.storage.forgotten import ForgottenUsers
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def import_new_files(project: Project, progress: Progress) -> Read:
     records = new_files.with_rows(new_data.records, raw)
     _limit(project, new_files.known_files(manifest), records, raw.rejects)
     with ExitStack() as stack:
-        row_count = _keep(project, raw.frame.sort(TIMESTAMP, maintain_order=True), stack)
+        rows = raw.frame.filter(~ForgottenUsers.read(project.root).imported_rows(raw.frame))
+        row_count = _keep(project, rows.sort(TIMESTAMP, maintain_order=True), stack)
     new_files.record_files(project, records, raw.rejects)
     reasons = f" ({rejected_rows.reasons(raw.rejects)})" if raw.rejects else ""
     progress.say(

@@ -20,6 +20,7 @@ from recloop.errors import Locked, UserError
 from recloop.files import JsonTree, sync_folder
 from recloop.monitoring.experiment import data_start
 from recloop.monitoring.experiment_plan import Plan
+from recloop.pipeline import redaction
 from recloop.pipeline.journal import JOURNAL_FILE as JOURNAL
 from recloop.progress import Progress
 from recloop.project import Project
@@ -108,7 +109,11 @@ def collect(project: Project, dry_run: bool = False) -> Collection:
 
 
 def apply_retention(project: Project, progress: Progress) -> None:
-    """Run `collect` after an update and log one line; the next one retries failures."""
+    """Run `collect` after an update and log one line; the next one retries failures.
+
+    Users whose removal waited for the end of an interrupted update are removed too.
+    """
+    redaction.redact(project, progress)
     try:
         collection = collect(project)
     except (OSError, sqlite3.Error) as error:

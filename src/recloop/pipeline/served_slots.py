@@ -6,7 +6,7 @@ retention deletes. It is a cache: without it, all requests of the rows are read 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import polars as pl
@@ -49,6 +49,14 @@ def forget(project: Project) -> None:
     """Delete the kept slots; rows with new seqs need it."""
     for file in project.store.glob(f"{PREFIX}*.parquet"):
         file.unlink(missing_ok=True)
+
+
+def drop(project: Project, request_ids: Collection[str]) -> None:
+    """Remove the kept slots of requests, such as those of a forgotten user."""
+    kept, until = _read(project)
+    left = kept.filter(~pl.col(REQUEST_ID).is_in(pl.Series(sorted(request_ids), dtype=pl.String).implode()))
+    if len(left) < len(kept):
+        _write(project, left, until)
 
 
 def _requests(rows: pl.DataFrame) -> list[str]:

@@ -40,6 +40,7 @@ from recloop.release import gate_result
 from recloop.release.gate_result import GateResult
 from recloop.settings import dump
 from recloop.storage import releases
+from recloop.storage.forgotten import ForgottenUsers
 
 RETROSPECTIVE_RULES = frozenset({"duplicates", "burst"})
 """Rules by which an update itself retracts rows."""
@@ -257,7 +258,7 @@ def start_or_resume(project: Project, full: bool, reset: bool, progress: Progres
             journal.close("left")
             journal = None
     if journal is None:
-        has_new_rows = last_seq > watermark + _by_updates(project, watermark)
+        has_new_rows = last_seq > watermark + _by_updates(project, watermark) + _erasures(project, watermark)
         if not has_new_rows and not retrain and not (requested_full and changed):
             return None
         if not has_new_rows and waiting_reason(project, config, live.id):
@@ -303,6 +304,11 @@ def _by_updates(project: Project, watermark: int) -> int:
     """Count rows after the watermark that updates retracted; they need no new update."""
     with project.open_log() as log:
         return sum(row.rule in RETROSPECTIVE_RULES for row in log.retractions(after=watermark))
+
+
+def _erasures(project: Project, watermark: int) -> int:
+    """Count the seqs after the watermark that erasures of users took."""
+    return len({one.seq for one in ForgottenUsers.read(project.root) if (one.seq or 0) > watermark})
 
 
 def _quarantined(project: Project) -> int:

@@ -31,6 +31,7 @@ from recloop.serve.event_endpoint import EventEndpoint
 from recloop.serve.event_routes import WriteRoutes
 from recloop.serve.list_endpoint import ListApplication, ListEndpoint
 from recloop.serve.middleware import RequestMiddleware, json_response, problem_response
+from recloop.serve.person_routes import PersonRoutes
 from recloop.serve.recommend_routes import RecommendRoutes
 from recloop.serve.request import (
     NO_PARAMETERS,
@@ -144,6 +145,7 @@ def build(
 
     reads = RecommendRoutes(service)
     writes = WriteRoutes(service)
+    persons = PersonRoutes(service)
     status = StatusRoutes(service)
     rules = AccessRules(service, host)
     reloader = ConfigReloader(service, rules)
@@ -174,6 +176,8 @@ def build(
             get("/v1/status", status.status, read),
             get("/metrics", status.metrics, read),
             get("/openapi.json", status.openapi, KeyScope.PUBLIC),
+            ScopedRoute("/v1/users/{user_id:path}", only(persons.delete_user), KeyScope.ADMIN, rules, ["DELETE"]),
+            ScopedRoute("/v1/admin/forget", only(persons.forget), KeyScope.ADMIN, rules, ["POST"]),
             *admin_routes.admin_routes(service, rules, reloader),
         ],
         exception_handlers={HTTPException: _http_exception, HttpError: _http_error, BadRequest: _bad_request},

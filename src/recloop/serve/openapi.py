@@ -128,15 +128,17 @@ def _paths() -> dict[str, JsonTree]:
             path="item_id",
             errors=("404",),
         ),
-        "/v1/users/{user_id}": _get(
-            "get_user", "Get a user's current state", "UserResponse", path="user_id", errors=("404",)
-        ),
+        "/v1/users/{user_id}": {
+            **_get("get_user", "Get a user's current state", "UserResponse", path="user_id", errors=("404",)),
+            "delete": _delete_user(),
+        },
         "/v1/health/live": _get("health_live", "Check that the process runs", "HealthResponse", scope=KeyScope.PUBLIC),
         "/v1/health/ready": _ready(),
         "/v1/status": _get("status", "Get the deployed bundles and list health", "StatusResponse"),
         "/metrics": _metrics(),
         **{f"/v1/admin/{verb}": _move(verb, summary) for verb, summary in VERB_SUMMARIES.items()},
         "/v1/admin/reload": _reload(),
+        "/v1/admin/forget": _forget(),
     }
 
 
@@ -245,6 +247,24 @@ def _reload() -> JsonTree:
             "responses": {"200": _response(summary, "ReloadResponse"), **_errors("413", "415", *KEY_STATUSES)},
         }
     }
+
+
+def _delete_user() -> JsonTree:
+    summary = "Forget a user; archive and bundles follow with the next update"
+    return {
+        "operationId": "delete_user",
+        "summary": summary,
+        "security": _security(KeyScope.ADMIN),
+        "parameters": [{"name": "user_id", "in": "path", "required": True, "schema": ID_SCHEMA}],
+        "responses": {"200": _response(summary, "ForgetResponse"), **_errors("404", "409", *KEY_STATUSES)},
+    }
+
+
+def _forget() -> JsonTree:
+    path = _move("forget", "Forget users; archive and bundles follow with the next update")
+    path["post"]["requestBody"]["content"] = _content("ForgetRequest")
+    path["post"]["responses"]["200"]["content"] = _content("ForgetResponse")
+    return path
 
 
 def _security(scope: KeyScope) -> list[JsonTree]:

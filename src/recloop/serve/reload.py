@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import msgspec
 from starlette.concurrency import run_in_threadpool
 
 from recloop.features import state_store
+from recloop.privacy import erasure
 from recloop.records import Item
 from recloop.serve.deployments import DeploymentLoader
 from recloop.storage.archive import Archive
@@ -82,6 +83,33 @@ class Reloader:
             await self._rebuild_caches()
         return switched
 
+    async def forget(self, users: Sequence[str]) -> None:
+        """Erase users: log, decisions, stored states, then the states in use.
+
+        Raises:
+            Refused: the pages of a store cannot be written again; the next call or start completes the erasure.
+        """
+        service = self._service
+        async with self._lock:
+            at = service.clock()
+            await run_in_threadpool(erasure.begin, service.project, users, at)
+            seq = (await service.writer.write(forgotten=users)).erasure_seq
+            if service.workers is not None:
+                await service.workers.confirm_commits()
+            service.decisions.forgotten |= dict.fromkeys(users, seq)
+            await run_in_threadpool(service.decisions.flush)
+            await run_in_threadpool(erasure.erase_stores, service.project, users, seq, at)
+            await self._use_archive(await run_in_threadpool(Archive, service.project.data))
+
+    async def _use_archive(self, archive: Archive) -> None:
+        """Use an archive and its states in this process and in the workers."""
+        service = self._service
+        specs = [deployment.bundle.spec for deployment in service.deployments.all]
+        await run_in_threadpool(archive.load_ids)
+        service.use_archive(archive, await run_in_threadpool(service.user_states.over_archive, archive, specs))
+        if service.workers is not None:
+            await service.workers.publish()
+
     async def _find_moved_stores(self) -> None:
         """Compare the stores with their files when they were opened.
 
@@ -133,11 +161,7 @@ class Reloader:
             return
         archive = await run_in_threadpool(Archive, service.project.data)
         if archive.watermark > service.archive.watermark:
-            specs = [deployment.bundle.spec for deployment in service.deployments.all]
-            await run_in_threadpool(archive.load_ids)
-            service.use_archive(archive, await run_in_threadpool(service.user_states.over_archive, archive, specs))
-            if service.workers is not None:
-                await service.workers.publish()
+            await self._use_archive(archive)
             await run_in_threadpool(state_store.forget, service.project.store, archive.watermark)
             await run_in_threadpool(trim, service.log, archive, service.project.config.retention.log_seconds)
         self._manifest = stamp

@@ -193,6 +193,33 @@ class ReloadResponse(msgspec.Struct):
     refused: list[RefusedKey]
 
 
+class ForgetRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /v1/admin/forget``."""
+
+    users: list[str]
+
+
+class ForgottenUser(msgspec.Struct):
+    """Dated lines of one erasure, ISO 8601; null: not done yet.
+
+    ``stores``: log, decisions and states are free of the user. ``data``: also archive and bundles, with the next update.
+    ``backups``: the last backup with the user is older than ``retention.backups``.
+    """
+
+    user_id: str
+    requested: str
+    stores: str | None
+    data: str | None
+    backups: str | None
+
+
+class ForgetResponse(msgspec.Struct):
+    """``files`` are those of ``[data]``, which recloop does not change."""
+
+    users: list[ForgottenUser]
+    files: list[str]
+
+
 class ErrorBody(msgspec.Struct):
     code: str
     message: str

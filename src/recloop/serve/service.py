@@ -23,6 +23,7 @@ from recloop.features.labels import EventLabeler
 from recloop.features.state import StateBatch, StoredState
 from recloop.ingest.writer import LogUnavailableError, Writer, WriteRequest
 from recloop.monitoring.verify import query_of
+from recloop.privacy import erasure
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
@@ -107,6 +108,9 @@ class Service:
         self.log.start_at(self.archive.watermark)
         loading.check_log_end(project, self.log, self._force)
         inbox.apply_inbox(self.control, self.log)
+        if erasure.resume(project, self.log):
+            self.archive = project.open_archive()
+            self.archive.load_ids()
         self.as_of = self.log.last_seq()
         self.uncommitted_since: int | None = None
         self.workers: WorkerPool | None = None
@@ -296,6 +300,12 @@ class Service:
         if self.workers is not None:
             await self.workers.confirm_commits()
         return written
+
+    async def forget(self, users: Sequence[str]) -> None:
+        """Erase users from ``store/`` and from all states; see `recloop.privacy.erasure`."""
+        if self.moved:
+            raise LogUnavailableError
+        await self._reloader.forget(users)
 
     def _is_shadowed(self, user_id: str, answered: assignment.Arm) -> bool:
         """Return True if the shadow bundles score a request of this user."""

@@ -15,6 +15,7 @@ from recloop.errors import UserError
 from recloop.records import EPOCH, EVENT_SCHEMA, RULE, SEQ, TIMESTAMP, USER_ID, Event
 from recloop.storage.archived_ids import ArchivedIds
 from recloop.storage.data_manifest import DataManifest
+from recloop.storage.forgotten import ForgottenUsers
 
 MAX_INT: Final = 2**63 - 1
 
@@ -47,7 +48,8 @@ class FileSpan(NamedTuple):
 class Archive:
     """Read-only view of ``data/`` as written by `prepare` or an update.
 
-    An update may append while the archive is open; rows after its watermark are ignored.
+    An update may append while the archive is open; rows after its watermark are ignored, and so are rows of forgotten
+    users that an update has yet to remove.
 
     Raises:
         UserError: no data was prepared yet.
@@ -56,6 +58,7 @@ class Archive:
     def __init__(self, data: Path) -> None:
         self.data = data
         self.manifest = DataManifest.read(data)
+        self.forgotten = ForgottenUsers.read(data.parent)
         self._ids: ArchivedIds | None = None
         self._spans: list[FileSpan] | None = None
         self._newest = 0
@@ -67,7 +70,7 @@ class Archive:
 
     def events(self) -> pl.DataFrame:
         """All valid events by seq: EVENT_SCHEMA."""
-        return self._believed().collect().sort(SEQ)
+        return self.forgotten.without(self._believed().collect()).sort(SEQ)
 
     def items(self) -> pl.DataFrame | None:
         """All item versions; None without a catalog."""
@@ -75,11 +78,12 @@ class Archive:
 
     def users(self) -> pl.DataFrame | None:
         """All user versions; None without user attributes."""
-        return self._table("users.parquet")
+        users = self._table("users.parquet")
+        return None if users is None else self.forgotten.without(users)
 
     def quarantine(self) -> pl.DataFrame:
         """Rows quarantined by a rule, by seq: EVENT_SCHEMA + rule."""
-        return self._quarantined().collect().sort(SEQ)
+        return self.forgotten.without(self._quarantined().collect()).sort(SEQ)
 
     def load_ids(self) -> None:
         """Open the look-up of ids and the spans of the files; write what is missing.
@@ -110,7 +114,7 @@ class Archive:
         ]
         rows = pl.concat([self._scan(files), self._quarantined().select(*EVENT_SCHEMA)])
         is_asked = pl.col(SEQ).is_in(pl.Series(seqs, dtype=pl.Int64).implode())
-        matches = rows.filter(pl.col(SEQ).is_between(seqs[0], seqs[-1]) & is_asked).collect()
+        matches = self.forgotten.without(rows.filter(pl.col(SEQ).is_between(seqs[0], seqs[-1]) & is_asked).collect())
         asked = set(event_ids)
         events = (Event(**row) for row in matches.sort(SEQ, descending=True).iter_rows(named=True))
         return {event.event_id: event for event in events if event.event_id is not None and event.event_id in asked}
@@ -118,24 +122,27 @@ class Archive:
     def owners(self, seqs: Sequence[int]) -> dict[int, str]:
         """User id of each of these seqs."""
         in_seqs = pl.col(SEQ).is_in(pl.Series(list(seqs), dtype=pl.Int64).implode())
-        return dict(self._all().filter(in_seqs).select(SEQ, USER_ID).collect().iter_rows())
+        return dict(self.forgotten.without(self._all().filter(in_seqs).select(SEQ, USER_ID).collect()).iter_rows())
 
     def for_users(self, users: Sequence[str] | pl.Series) -> pl.DataFrame:
         """Valid events of these users by seq: EVENT_SCHEMA."""
         of_users = pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).implode())
-        return self._believed().filter(of_users).collect().sort(SEQ)
+        return self.forgotten.without(self._believed().filter(of_users).collect()).sort(SEQ)
 
     def matching(self, condition: pl.Expr) -> pl.DataFrame:
         """Valid events that meet a condition, by seq: EVENT_SCHEMA."""
-        return self._believed().filter(condition).collect().sort(SEQ)
+        return self.forgotten.without(self._believed().filter(condition).collect()).sort(SEQ)
 
     def quarantined(self, condition: pl.Expr) -> pl.DataFrame:
         """Quarantined rows that meet a condition, by seq: EVENT_SCHEMA + rule."""
-        return self._quarantined().filter(condition).collect().sort(SEQ)
+        return self.forgotten.without(self._quarantined().filter(condition).collect()).sort(SEQ)
 
     def users_of(self, condition: pl.Expr) -> pl.Series:
         """Distinct users of the valid events that meet a condition."""
-        return self._believed().filter(condition).select(pl.col(USER_ID).unique()).collect().to_series()
+        rows = self._believed().filter(condition).select(USER_ID, SEQ)
+        if not self.forgotten.pending:
+            return rows.select(pl.col(USER_ID).unique()).collect().to_series()
+        return self.forgotten.without(rows.collect())[USER_ID].unique()
 
     def newest_timestamps(self, n_rows: int) -> pl.Series:
         """The largest timestamps of valid events, in any order."""
@@ -159,6 +166,8 @@ class Archive:
     def count(self, condition: pl.Expr | None = None) -> int:
         """Count the valid events, or those that meet a condition."""
         rows = self._believed() if condition is None else self._believed().filter(condition)
+        if self.forgotten.pending:
+            return len(self.forgotten.without(rows.select(USER_ID, SEQ).collect()))
         return int(rows.select(pl.len()).collect().item())
 
     def between(self, users: Sequence[str], after: int, until: int) -> pl.DataFrame:
@@ -182,10 +191,12 @@ class Archive:
         parts = [self._quarantined().filter(matches)]
         if files:
             parts.append(self._scan(files).filter(matches).with_columns(pl.lit(None, pl.String).alias(RULE)))
-        return pl.concat(parts).collect().sort(SEQ)
+        return self.forgotten.without(pl.concat(parts).collect()).sort(SEQ)
 
     def has_id(self, column: str, raw_id: str) -> bool:
         """True if an archived event has this user_id or item_id; reads no row."""
+        if column == USER_ID and self.forgotten.former_until(raw_id):
+            return False
         return bool(self.open_ids().has(column, pl.Series([raw_id], dtype=pl.String))[0])
 
     def _loaded_spans(self) -> list[FileSpan]:

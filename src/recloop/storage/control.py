@@ -148,6 +148,11 @@ class ControlStore(Store):
             _compare_and_set(connection, row, expected_generation)
         return row
 
+    def set_hash(self, bundle: str, sha256: str) -> None:
+        """Replace the registered hash of a bundle from which users were removed."""
+        with self._writing() as connection:
+            connection.execute("UPDATE releases SET sha256 = ? WHERE bundle = ?", (sha256, bundle))
+
     def submit(self, rows: Sequence[Retraction], by: str, at: int, reason: str = "") -> int:
         """Put retractions into the inbox and return the number of new ones.
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from recloop.records import Decision
 
 SCHEMA = 6
+FORGOTTEN = "forgotten"
+"""Role of a decision that was emptied because its user was forgotten."""
 
 PERIODS_INDEX = "CREATE INDEX IF NOT EXISTS periods_answers ON periods (unit, variant, placement, period, answers)"
 USERS_TABLE = """

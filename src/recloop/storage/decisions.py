@@ -25,7 +25,7 @@ from recloop.records import Decision
 from recloop.storage import decision_counts, decision_periods
 from recloop.storage.decision_counts import AnswerCounter
 from recloop.storage.decision_periods import Group, GroupCounts, Key, Window, WindowReader
-from recloop.storage.decision_schema import COLUMNS, MIGRATIONS, PRAGMAS, SCHEMA, SCRIPT, VIEWS
+from recloop.storage.decision_schema import COLUMNS, FORGOTTEN, MIGRATIONS, PRAGMAS, SCHEMA, SCRIPT, VIEWS
 from recloop.storage.sqlite import ReaderPool, Store, close_writer, insert_rows, open_writer, release_space, transaction
 
 COMMIT_SECONDS = 0.2
@@ -54,12 +54,14 @@ class DecisionLog(Store):
         lost: Rows lost when earlier processes ended, in total.
         repeated: Rows skipped because their key existed, since this process opened the store.
         failing: True if the last commit failed; its rows are committed again.
+        forgotten: Forgotten users and the seq of their erasure; decisions made before it are not written.
     """
 
     def __init__(self, file: Path, write: bool) -> None:
         self.file = file
         self.dropped = self.lost = self.repeated = 0
         self.failing = False
+        self.forgotten: dict[str, int] = {}
         self._buffer: list[Decision] = []
         self._wake = threading.Condition()
         self._urgent = self._closing = False
@@ -139,6 +141,7 @@ class DecisionLog(Store):
     def rows(self, last: int | None = None, since: int | None = None, until: int | None = None) -> list[Decision]:
         """Last rows with ``since`` <= served_at < ``until``, in insertion order."""
         where, bounds = _in_time(since, until)
+        where = f"role <> '{FORGOTTEN}' AND {where}"
         limit = "" if last is None else f"LIMIT {int(last)}"
         stored_rows = self._readers.get().execute(f"{SELECT} WHERE {where} ORDER BY id DESC {limit}", bounds)
         return [_decision(row) for row in stored_rows][::-1]
@@ -148,6 +151,12 @@ class DecisionLog(Store):
         statement = f"{SELECT} WHERE user_id = ? OR anonymous_id = ? ORDER BY id"
         for row in self._readers.get().execute(statement, (user_id, user_id)):
             yield _decision(row)
+
+    def count_forgotten(self, last: int) -> int:
+        """Count emptied decisions of forgotten users among the last rows."""
+        newest = "SELECT role FROM decisions ORDER BY id DESC LIMIT ?"
+        statement = f"SELECT count(*) FROM ({newest}) WHERE role = '{FORGOTTEN}'"
+        return int(self._readers.get().execute(statement, (last,)).fetchone()[0])
 
     def answered(self, request_ids: Sequence[str], role: str = "answer") -> Iterator[Decision]:
         """Stored responses to these requests, or their rows of another role."""
@@ -353,8 +362,9 @@ class DecisionLog(Store):
         if not batch and not dropped:
             return
         with transaction(writer):
-            inserted = insert_rows(writer, INSERT, [_row(decision) for decision in batch])
-            repeated = len(batch) - inserted
+            kept = [decision for decision in batch if decision.as_of_seq >= self.forgotten.get(decision.user_id, 0)]
+            inserted = insert_rows(writer, INSERT, [_row(decision) for decision in kept])
+            repeated = len(kept) - inserted
             writer.execute(
                 "UPDATE counts SET settled = settled + ?, dropped = dropped + ?, repeated = repeated + ?",
                 (len(batch) + dropped, dropped, repeated),

@@ -1,0 +1,169 @@
+"""Erasure of users in ``store/``, which is done at once.
+
+    begin     record the users' hashes in store/forgotten.json; from here on an interrupted erasure is completed
+    log       delete their rows; rows after this commit are of new users
+    number    record the seq of the commit
+    stores    empty their decisions, remove them from stored states, write every page again
+
+`recloop.pipeline.redaction` removes the users from ``data/`` and ``bundles/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import polars as pl
+
+from recloop.config import seconds
+from recloop.errors import Refused, UserError
+from recloop.features import state_store
+from recloop.features.id_form import form_id
+from recloop.features.state_erasure import remove_users
+from recloop.files import JsonTree
+from recloop.project import Project
+from recloop.records import SECOND, USER_ID, iso, now
+from recloop.storage import EventLog, forgotten
+from recloop.storage.erasure import forget_in_decisions, forget_in_log, rewrite, users_in
+from recloop.storage.forgotten import Erasure, ForgottenUsers
+from recloop.storage.sqlite import locate
+
+LOG_TABLES = ("events", "users")
+DECISION_TABLES = ("decisions", "last_seen")
+
+
+class StoreFiles(NamedTuple):
+    """Files of the log and of the decisions."""
+
+    log: Path
+    decisions: Path
+
+    @classmethod
+    def of(cls, project: Project) -> StoreFiles:
+        stores = project.config.stores
+        return cls(
+            locate("stores.log", stores.log, project.root), locate("stores.decisions", stores.decisions, project.root)
+        )
+
+
+def check(project: Project, users: Sequence[str]) -> list[str]:
+    """Return the ids in the form of the project, without repeats.
+
+    Raises:
+        UserError: no id is given, or nothing is stored of one that was not forgotten before.
+        Refused: no other user would be left.
+    """
+    ids = list(dict.fromkeys(form_id(user, project.config.data.id_form) for user in users))
+    if not ids or not all(ids):
+        raise UserError("USER", "", "one or more user ids", "recloop forget USER")
+    archive = project.open_archive()
+    stored = _stored_users(project)
+    for user in ids:
+        if user not in stored and not archive.has_id(USER_ID, user) and archive.forgotten.get(user) is None:
+            raise UserError("USER", user, "a user with stored rows or decisions", "recloop export person USER")
+    if len(ids) > 1 or len(stored) <= 1:
+        left = stored | set(archive.users_of(pl.lit(value=True)))
+        if not left - set(ids):
+            raise Refused("users left", 0, 1, "to forget everybody, delete the project folder")
+    return ids
+
+
+def begin(project: Project, users: Collection[str], at: int) -> None:
+    """Record that users are to be forgotten, before the first row is deleted."""
+    root = project.root
+    forgotten.record(root, [Erasure(user=forgotten.person_hash(root, user), requested=at) for user in users])
+
+
+def erase_stores(project: Project, users: Collection[str], seq: int, at: int) -> int:
+    """Erase users from ``store/`` after their rows were deleted from the log.
+
+    Args:
+        seq: Seq of the erasure in the log.
+        at: Time of the request, as for `begin`.
+
+    Returns:
+        The number of emptied decisions.
+
+    Raises:
+        Refused: a store is in use, so that its pages cannot be written again; the erasure is completed later.
+    """
+    root, files = project.root, StoreFiles.of(project)
+    names = [forgotten.person_hash(root, user) for user in users]
+    forgotten.record(root, [Erasure(user=name, requested=at, seq=seq) for name in names])
+    emptied = forget_in_decisions(files.decisions, users, seq)
+    remove_users(project.store, users)
+    rewrite(files.log)
+    rewrite(files.decisions)
+    done = now()
+    forgotten.record(root, [Erasure(user=name, requested=at, seq=seq, stores=done) for name in names])
+    return emptied
+
+
+def erase(project: Project, log: EventLog, users: Collection[str]) -> None:
+    """Erase users from ``store/`` without a running service.
+
+    Args:
+        log: Opened for writing; the caller holds the writer lock.
+    """
+    at = now()
+    begin(project, users, at)
+    seq, _ = forget_in_log(log, users)
+    erase_stores(project, users, seq, at)
+
+
+def resume(project: Project, log: EventLog) -> bool:
+    """Complete an interrupted erasure; return True if there was one.
+
+    Args:
+        log: Opened for writing; the caller holds the writer lock.
+    """
+    known = ForgottenUsers.read(project.root)
+    begun = [erasure for erasure in known if erasure.stores is None]
+    if not begun:
+        return False
+    names = {erasure.user for erasure in begun}
+    users = [user for user in _stored_users(project) if forgotten.person_hash(project.root, user) in names]
+    at = max(erasure.requested for erasure in begun)
+    seq, _ = forget_in_log(log, users)
+    forgotten.record(project.root, [msgspec.structs.replace(erasure, seq=seq) for erasure in begun])
+    erase_stores(project, users, seq, at)
+    forgotten.record(project.root, [msgspec.structs.replace(one, seq=seq, stores=now()) for one in begun])
+    return True
+
+
+def receipt(project: Project, users: Sequence[str]) -> JsonTree:
+    """Build the dated lines of erasures, as of ``recloop forget --json``.
+
+    ``backups`` is the time at which ``retention.backups`` has removed the last backup with the user; None until ``data/``
+    is free of the user. ``files`` are those of ``[data]``, which recloop does not change.
+    """
+    known = ForgottenUsers.read(project.root)
+    kept = round(seconds("retention.backups", project.config.retention.backups) * SECOND)
+    rows = []
+    for user in users:
+        erasure = known.get(user)
+        if erasure is not None:
+            backups = None if erasure.data is None else erasure.data + kept
+            rows.append({USER_ID: user, **_dated(erasure, backups)})
+    data = project.config.data
+    return {"users": rows, "files": [text for text in (data.events, data.orders, data.users) if text]}
+
+
+def _dated(erasure: Erasure, backups: int | None) -> JsonTree:
+    stamps = {
+        "requested": erasure.requested, "stores": erasure.stores, "data": erasure.data, "backups": backups,
+    }  # fmt: skip
+    return {name: None if stamp is None else iso(stamp) for name, stamp in stamps.items()}
+
+
+def _stored_users(project: Project) -> set[str]:
+    """Return the user ids and anonymous ids in ``store/``."""
+    files = StoreFiles.of(project)
+    users = users_in(files.log, LOG_TABLES) | users_in(files.decisions, DECISION_TABLES)
+    for name in state_store.folders(project.store):
+        stored = state_store.current(project.store / name, name.rpartition("-")[2])
+        if stored is not None:
+            users |= set(stored.history.users.ids())
+    return users
