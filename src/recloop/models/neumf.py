@@ -93,7 +93,7 @@ class NeuMF(SequenceModel):
         self.has_row: Tensor  # (U+1, 1): 1 for a user with a training pair
         n_pairs = np.bincount(data.moment_user[data.row_moment][data.target_rows] + 1, minlength=data.n_users + 1)
         is_learned = (n_pairs > 0) & ~np.concatenate([[True], data.old])
-        self.register_buffer("has_row", torch.from_numpy(is_learned)[:, None], persistent=False)
+        self.register_buffer("has_row", torch.from_numpy(is_learned)[:, None])
         order = torch.as_tensor(data.counts).argsort(descending=True, stable=True)
         self.examined: Tensor  # (at most MAX_VALIDATION_ITEMS,) rows
         self.register_buffer("examined", order[order > 0][:MAX_VALIDATION_ITEMS], persistent=False)

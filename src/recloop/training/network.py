@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from recloop.models.base import TrainData
 
@@ -52,10 +52,13 @@ class Network(Protocol):
 class PairNetwork(Network, Protocol):
     """Further members of a network that knows users by id.
 
-    It is trained on pairs instead of `forward_moments`; `forward_user` folds in a user without a row.
+    It is trained on pairs instead of `forward_moments`; `forward_user` folds in a user without a row. ``config.pairs`` is the
+    number of pairs in a step.
     """
 
-    has_row: Tensor  # (U+1, 1) bool: users with a training pair
+    users: nn.Embedding  # (U+1, D) rows of users; row 0 is of no user
+    has_row: Tensor  # (U+1, 1) bool buffer: users with a training pair
+    user_tables: ClassVar[tuple[str, ...]]  # ("users.weight",) and further parameters with a row for each user
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare the network for an epoch, counted from 0."""

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from recloop.models.base import TrainData
 from recloop.training.batches import SequenceDataset
+from recloop.training.warm_start import WarmStartState, parent_rows
 
 
 class PairBatch(NamedTuple):
@@ -81,6 +82,13 @@ class PairSampler(Sampler[np.ndarray]):
         order = np.random.default_rng([self.seed, self.epoch, 2]).permutation(self.size)
         for step in range(len(self)):
             yield order[step * self.pairs : (step + 1) * self.pairs]
+
+
+def users_with_row(data: TrainData, pairs: PairDataset, warm: WarmStartState) -> Tensor:
+    """Return (U+1, 1) bool: users of the parent or of a pair that is learned."""
+    has_row = torch.from_numpy(warm.state["network.has_row"][parent_rows(warm.users, data.user_ids)])
+    has_row[1 + pairs.users[pairs.is_positive]] = True
+    return has_row
 
 
 def fit_fold_in(network: Any, sequences: SequenceDataset, vectors: Tensor) -> None:

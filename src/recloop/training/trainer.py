@@ -29,7 +29,7 @@ from recloop.training.fit import Look
 from recloop.training.item_init import init_item_embeddings
 from recloop.training.losses import Criterion, LossRows
 from recloop.training.network import Network, OptionalMembers
-from recloop.training.pairs import PairBatch, PairDataset, PairSampler, fit_fold_in
+from recloop.training.pairs import PairBatch, PairDataset, PairSampler, fit_fold_in, users_with_row
 from recloop.training.sampled_losses import OwnedItems
 from recloop.training.validation import TrainingCallback, ValidationSet
 from recloop.training.warm_start import (
@@ -201,6 +201,8 @@ def train(
         steps: PairSampler | LengthBucketSampler
         if is_of_pairs:
             examples = PairDataset(data, chosen)
+            if warm is not None:
+                network.has_row.copy_(users_with_row(data, examples, warm))
             steps = PairSampler(len(examples), network.config.pairs, settings.seed)
         else:
             steps = LengthBucketSampler(sequences.lengths(windows), settings.seed)

@@ -134,11 +134,16 @@ def grow_user_rows(parent: np.ndarray, parent_users: Sequence[str], users: Seque
     """
     if len(parent) != len(parent_users) + 1:
         raise ValueError(f"rows of users: {len(parent)}, expected {len(parent_users) + 1}")
-    row_of = {user: row for row, user in enumerate(parent_users, start=1)}
-    rows = np.array([0, *(row_of.get(user, 0) for user in users)])
+    rows = parent_rows(parent_users, users)
     grown: np.ndarray = parent[rows]
     grown[1:][rows[1:] == 0] = parent[1:].mean(axis=0) if len(parent) > 1 else 0
     return grown
+
+
+def parent_rows(parent_users: Sequence[str], users: Sequence[str]) -> np.ndarray:
+    """Return the row (U+1,) of each user in the parent's tables; 0 for a new user."""
+    row_of = {user: row for row, user in enumerate(parent_users, start=1)}
+    return np.array([0, *(row_of.get(user, 0) for user in users)], dtype=np.int64)
 
 
 def grow_moments(key: str, parent: np.ndarray, rows: int) -> np.ndarray:
