@@ -175,9 +175,9 @@ def drop_a_filter(service: Service) -> None:
 def shift_an_hour(service: Service) -> None:
     right = service.recommender.recommend
 
-    def late(states: Any, queries: Any, *rest: Any) -> Any:
+    def late(states: Any, queries: Any, **options: Any) -> Any:
         moved = [msgspec.structs.replace(query, now=query.now + 3600 * SECOND) for query in queries]
-        return right(states, moved, *rest)
+        return right(states, moved, **options)
 
     service.recommender.recommend = late  # type: ignore[method-assign]
 

@@ -527,7 +527,7 @@ def test_experiment_with_a_failing_candidate_answers_from_live(project: Project,
         await service.reload()
         releases.promote(control_of(project), candidate, to="experiment", evidence=planned(candidate), **WHO)
         await service.reload()
-        service.deployments.candidate.recommender.recommend = lambda *_: 1 / 0
+        service.deployments.candidate.recommender.recommend = lambda *_, **__: 1 / 0
         for n in range(20):
             answer = (await client.get(f"/v1/recommend/u{n:02}")).json()
             assert (answer["variant"], len(answer["items"])) == ("live", 10)
