@@ -286,7 +286,7 @@ def test_update_with_excessive_removals_exits_2_and_writes_no_data(cli: Cli, sim
 def test_help_has_five_panels_and_needs_no_project(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "recloop", *words], capture_output=True, text=True, check=True)
     panels = re.findall(r"─ ([A-Z][a-z ]+) ─", done.stdout)
-    assert panels == ["Options", "Get started", "Inspect", "Access", "Release", "Pipeline steps"]
+    assert panels == ["Options", "Get started", "Inspect", "Data", "Release", "Access", "Operation", "Pipeline steps"]
 
 
 def help_texts() -> Iterator[tuple[str, str]]:

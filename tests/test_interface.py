@@ -103,10 +103,10 @@ def test_cli_in_a_process_equals_run(updated_folder: Path, arguments: tuple[str,
 
 
 def test_cli_help_shows_panels_and_verbs(tmp_path: Path) -> None:
-    """The help shows four panels and a page for each verb."""
+    """The help shows its panels and a page for each verb."""
     shown = recloop(tmp_path, "--help")
     assert shown.code == 0
-    for panel in ("Get started", "Inspect", "Release", "Pipeline steps"):
+    for panel in ("Get started", "Inspect", "Data", "Release", "Access", "Operation", "Pipeline steps"):
         assert panel in shown.out
     verbs = ("init", "update", "serve", "demo", "doctor", "evaluate", "recommend", "status", "report", "verify")
     for verb in (*verbs, "promote", "rollback", "reject", "prepare", "train", "ingest", "export", "quarantine", "gc"):

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from recloop import __version__
-from recloop.cli import access, get_started, inspect, items, pipeline_steps, release, terminal
+from recloop.cli import access, data, get_started, inspect, operation, pipeline_steps, release, terminal
 
 PANELS: tuple[tuple[str, tuple[Callable[..., None] | typer.Typer, ...]], ...] = (
     ("Get started", (get_started.init, get_started.update, get_started.serve, get_started.demo)),
@@ -31,23 +31,11 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None] | typer.Typer, ...]], ...] = 
             inspect.verify,
         ),
     ),
-    ("Access", (access.token, access.keys, access.forget)),
+    ("Data", (data.ingest, data.items, data.export, data.quarantine, data.forget)),
     ("Release", (release.promote, release.rollback, release.reject)),
-    (
-        "Pipeline steps",
-        (
-            pipeline_steps.prepare,
-            pipeline_steps.train,
-            pipeline_steps.tune,
-            pipeline_steps.ingest,
-            items.group,
-            pipeline_steps.export,
-            pipeline_steps.quarantine,
-            pipeline_steps.gc,
-            pipeline_steps.backup,
-            pipeline_steps.restore,
-        ),
-    ),
+    ("Access", (access.token, access.keys)),
+    ("Operation", (operation.backup, operation.restore, operation.gc)),
+    ("Pipeline steps", (pipeline_steps.prepare, pipeline_steps.train, pipeline_steps.tune)),
 )
 """Panels of --help with their verbs and groups of verbs, in display order."""
 

@@ -30,29 +30,6 @@ def token(
         plain(secret)
 
 
-def forget(
-    users: Annotated[list[str], typer.Argument(metavar="USER...", help="forget these users")],
-    as_json: Json = False,
-) -> None:
-    """Erase users from log, decisions and states at once.
-
-    The next update erases them from archive and bundles. Later events with the same ids are of new users.
-    """
-    from recloop.pipeline import forget as erasures
-
-    tree = erasures.forget(project(), users)
-    if as_json:
-        print_json(tree)
-        return
-    for row in tree["users"]:
-        plain(row["user_id"])
-        plain(f"  {row['stores']}  log, decisions and states are free of the user")
-        plain(f"  {row['data'] or 'next recloop update'}  archive, split and bundles")
-        plain(f"  {row['backups'] or 'retention.backups later'}  the last backup with the user is deleted")
-    if tree["files"]:
-        plain(f"your files are unchanged: {', '.join(tree['files'])}; their rows of these users are not imported again")
-
-
 @keys.command("add")
 def add_key(
     name: KeyName,
