@@ -68,13 +68,14 @@ def test_unpack_of_gzip_returns_the_body_of_all_members(encoding: bytes) -> None
             "the unpacked body has 1025 bytes or more; expected at most 1024 bytes",
         ),
         (gzip.compress(b"0" * 1_000) * 2, b"gzip", 413, "the unpacked body has 1025 bytes or more"),
-        (gzip.compress(b"0" * 100_000_000), b"gzip", 413, "the unpacked body has 1025 bytes or more"),
+        (gzip.compress(b"0" * 20_000_000), b"gzip", 413, "the unpacked body has 1025 bytes or more"),
         (gzip.compress(b"abc")[:-3], b"gzip", 400, "it ends before the end of its data"),
         (b"[]", b"gzip", 400, "the body is not gzip: "),
         (gzip.compress(b"abc") + b"rest", b"gzip", 400, "the body is not gzip: "),
         (b"abc", b"br", 415, "Content-Encoding is br; expected gzip or none"),
         (b"abc", b"gzip, gzip", 415, "Content-Encoding is gzip, gzip; expected gzip or none"),
     ],
+    ids=["large", "large members", "bomb", "cut", "not gzip", "rest", "other encoding", "two encodings"],
 )
 def test_unpack_refuses_large_damaged_and_unknown_bodies(
     body: bytes, encoding: bytes, status: int, message: str
