@@ -73,7 +73,7 @@ def posted(value: Value, data: Data, _: Path) -> int | None:
 def stdin(value: Value, data: Data, _: Path) -> int | None:
     """Read the value as ``recloop ingest -`` reads a line."""
     line = json.dumps({"user_id": "u", "item_id": "i", "event_type": "purchase", "timestamp": value}).encode()
-    batch = bulk._checked_batch([(1, line)], data)
+    batch = bulk._checked_batch([(1, line)], Config(data=data))
     return batch.events[0].timestamp if batch.events else None
 
 

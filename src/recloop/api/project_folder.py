@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from recloop.data.export import Exported, export
 from recloop.data.frames import as_polars
 from recloop.evaluation.table import EvaluationTable
 from recloop.files import JsonTree
-from recloop.ingest import bulk
+from recloop.ingest import bulk, item_sync
 from recloop.ingest.bulk import IngestResult
+from recloop.ingest.item_sync import SyncResult
 from recloop.monitoring import experiment, report, verify
 from recloop.monitoring.shadow_requirement import shadow_requirement
 from recloop.pipeline import backup, promotion, quarantine, retention, training_steps
@@ -177,13 +179,8 @@ class ProjectFolder:
             rows: A file, or a frame with the columns of the project's log.
             url: Post to this running service; empty: write the log of this folder.
         """
-        if isinstance(rows, str | Path):
-            return bulk.ingest(self.project, str(rows), url, self._progress)
-        frame = as_polars(rows, "rows")
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "rows.parquet"
-            frame.write_parquet(file)
-            return bulk.ingest(self.project, str(file), url, self._progress)
+        with _as_file(rows, "rows") as file:
+            return bulk.ingest(self.project, file, url, self._progress)
 
     @python_errors("project")
     def quarantine(
@@ -211,6 +208,19 @@ class ProjectFolder:
     def export(self, what: str, folder: str | Path, form: str = "parquet") -> Exported:
         """Write the split (parquet, hdf5) or the log (jsonl, parquet) into a folder."""
         return export(self.project, what, form, Path(folder))
+
+    @python_errors("project")
+    def sync_items(self, feed: Any, id_column: str = "", force: bool = False, dry_run: bool = False) -> SyncResult:
+        """Bring the catalog to a feed of all items.
+
+        Args:
+            feed: A file, a URL, or a frame with one row per item.
+            id_column: Column of the item id; empty: that of the project's items, otherwise ``id``.
+            force: Hide more than 20 % of the visible items.
+            dry_run: Count the changes only.
+        """
+        with _as_file(feed, "feed") as file:
+            return item_sync.sync(self.project, file, id_column, force, dry_run)[0]
 
     @python_errors("project")
     def export_person(self, user_id: str | int) -> JsonTree:
@@ -297,3 +307,16 @@ class ProjectFolder:
 
     def __repr__(self) -> str:
         return f"<ProjectFolder: {self.project.root}>"
+
+
+@contextmanager
+def _as_file(rows: Any, name: str) -> Iterator[str]:
+    """Path of a file, or of a temporary Parquet file of a frame."""
+    if isinstance(rows, str | Path):
+        yield str(rows)
+        return
+    frame = as_polars(rows, name)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{name}.parquet"
+        frame.write_parquet(file)
+        yield str(file)
