@@ -17,7 +17,7 @@ help:
 	@echo "make bench-serve    lists per second against a typical service, up to 1 M items (minutes, resumable)"
 	@echo "make bench-ingest   durable events per second beside bare SQLite inserts (minutes)"
 	@echo "make test           the fast tests"
-	@echo "make test-demo      both demos of the seeded world and the console in a browser, checked (about 4 minutes)"
+	@echo "make test-demo      both demos of the seeded world, the console in a browser, restarts of services (about 5 minutes)"
 	@echo "make test-all       all tests: the slow ones too, and those on the data sets in ../shared/data"
 	@echo "make check          format, lint, types, import contracts, anchors, docs executed"
 
@@ -43,11 +43,15 @@ bench-ingest: $(VENV)/.test
 IN_CHECK := tests/test_docs.py tests/test_reference.py tests/test_interface.py tests/test_imports.py tests/test_cli.py \
   tests/test_bad_input.py tests/test_style.py tests/evaluation/test_anchor.py
 
+# Tests that start and restart many services; they run in `make test-demo`.
+OF_SERVICES := tests/client tests/privacy/test_forget.py tests/serve/test_socket_activation.py
+
 test: $(VENV)/.test
-	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK))
+	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK) $(OF_SERVICES))
 
 test-demo: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow tests/demo/test_quick.py tests/demo/test_simulated.py tests/serve/test_console.py
+	$(PYTEST) -m "not slow" $(OF_SERVICES)
 
 test-all: $(VENV)/.test
 	$(PYTEST) --timeout 3600
