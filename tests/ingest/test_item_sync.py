@@ -173,6 +173,8 @@ def test_parquet_feed_with_another_id_column(project: Project, tmp_path: Path) -
     file = tmp_path / "feed.parquet"
     pl.DataFrame({"sku": [1, 2], "price": [1.5, None]}).write_parquet(file)
     assert read_feed(project, str(file), "sku").items == {"1": {"price": 1.5}, "2": {}}
+    with pytest.raises(UserError, match="--id=code: expected a column"):
+        read_feed(project, str(file), "code")
 
 
 @pytest.fixture

@@ -88,12 +88,15 @@ def _read_entities(project: Project, text: str, key: str, id_column: str, name: 
     return read_sources(project, find(project.sources, text, key), key, id_column, name)
 
 
-def read_sources(project: Project, sources: Sequence[InputFile], key: str, id_column: str, name: str) -> EntityTable:
+def read_sources(
+    project: Project, sources: Sequence[InputFile], key: str, id_column: str, name: str, id_key: str = ""
+) -> EntityTable:
     """Read items or users from files.
 
     Args:
         key: Setting or argument that names the files, for errors.
         name: Column of the files that has the id.
+        id_key: Setting or argument that names this column; empty: ``data.columns``.
 
     Raises:
         UserError: a file cannot be read or has no such column, or no row has an id.
@@ -102,7 +105,7 @@ def read_sources(project: Project, sources: Sequence[InputFile], key: str, id_co
     for source in sources:
         table, rows = read_rows(source, project.config.data)
         if name not in table.columns:
-            no_such_column(table, f"data.columns.{id_column}", name)
+            no_such_column(table, id_key or f"data.columns.{id_column}", name)
         ids = as_ids(table.frame[name], table, id_column)
         ids = pl.select(form_ids(pl.lit(ids), project.config.data.id_form)).to_series()
         reasons = _reasons(ids, rows, name, id_column)

@@ -54,7 +54,7 @@ def read_feed(project: Project, file: str, id_name: str = "") -> ItemFeed:
     with _local(file) as path, _as_table(path) as table:
         sources = find(Path(), str(table), "FILE")
         name = _id_name(project, sources)
-        rows = read_sources(project, sources, "FILE", ITEM_ID, id_name or name)
+        rows = read_sources(project, sources, "FILE", ITEM_ID, id_name or name, "--id" if id_name else "")
     texts = rows.frame.select(ITEM_ID, "attributes").iter_rows()
     items = {item_id: with_numeric_prices(json.loads(attributes)) for item_id, attributes in texts}
     rejected = [(row.place, row.reason) for row in rows.rejects]
