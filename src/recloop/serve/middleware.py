@@ -102,7 +102,8 @@ class RequestMiddleware:
         request_id = REQUEST_IDS.next()
         client_request_id = client_id(None if header is None else header.encode("latin-1"))
         scope.setdefault("state", {}).update(request_id=request_id, client_request_id=client_request_id)
-        state: State = scope["app"].state
+        application = scope["app"]  # a mounted application replaces it in the scope
+        state: State = application.state
         arrived = time.perf_counter()
         status = 0  # of an answer that has begun
 
@@ -124,7 +125,7 @@ class RequestMiddleware:
             if not status:
                 await problem_response(_http_error(error))(scope, receive, pass_on)
         route = scope.get(ROUTE_TEMPLATE, OTHER_ROUTE)
-        scope["app"].requests.add(scope["method"], route, status, time.perf_counter() - arrived)
+        application.requests.add(scope["method"], route, status, time.perf_counter() - arrived)
 
 
 def json_response(body: msgspec.Struct, status: int = 200) -> Response:
