@@ -22,9 +22,9 @@ from recloop.errors import BundleError, UserError
 T = TypeVar("T")
 
 MAX_PARALLEL_WRITES: Final = 8
+"""Number of files of a folder that are flushed or deleted in parallel."""
 SETTLED_SECONDS: Final = 2
 """Age of a change from which another one has other times, also on file systems with coarse clocks."""
-"""Number of files of a folder that are flushed or deleted in parallel."""
 
 
 def private_folder(folder: Path) -> None:
