@@ -109,6 +109,14 @@ def test_running_service_applies_the_feed_from_the_next_request(
     assert server.client.get(f"/v1/items/{rows[0]['item_id']}").json()["attributes"]["stock"] == 7
 
 
+def test_row_that_the_service_rejects_is_an_error(
+    project: Project, serving: Callable[..., Server], rows: list[Any], write: Any
+) -> None:
+    serving(project.root, "--set", "serve.limits.id_bytes=10")
+    with pytest.raises(UserError, match="an item that the service stores"):
+        sync(project, write([*rows, {"item_id": "longer than 10"}]))
+
+
 def test_feed_that_leaves_out_many_items_needs_force(project: Project, rows: list[Any], write: Any) -> None:
     with pytest.raises(Refused, match=r"leaves out=0\.5000, threshold 0\.2: 40 items would be hidden"):
         sync(project, write(rows[:40]))

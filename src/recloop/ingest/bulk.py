@@ -326,8 +326,11 @@ def _key(project: Project, url: str) -> str:
     return os.environ.get(KEY_VARIABLE, "") or (admin_token.read(project.root) if own else "")
 
 
-def call_service(client: Client, method: str, path: str, body: bytes) -> JsonTree:
+def call_service(client: Client, method: str, path: str, body: bytes, name: str = "--url") -> JsonTree:
     """Send rows to a service, again while it is overloaded.
+
+    Args:
+        name: Setting or argument that names the service, for errors.
 
     Raises:
         UserError: the service cannot be reached, refuses the rows, or stays overloaded.
@@ -340,10 +343,10 @@ def call_service(client: Client, method: str, path: str, body: bytes) -> JsonTre
             problem = error.read().decode("utf-8", "replace")[:300]
             if error.code not in RETRIED_STATUSES:
                 raise UserError(
-                    "--url", client.url, f"a service that accepts rows ({error.code}: {problem})", "recloop serve"
+                    name, client.url, f"a service that accepts rows ({error.code}: {problem})", "recloop serve"
                 ) from None
         except (OSError, ValueError) as error:
-            raise UserError("--url", client.url, f"a running service ({error})", "recloop serve") from None
+            raise UserError(name, client.url, f"a running service ({error})", "recloop serve") from None
         time.sleep(1)
     expected = f"a service that is not overloaded, but {MAX_POST_ATTEMPTS} attempts were refused ({problem})"
-    raise UserError("--url", client.url, expected, "run the command again later")
+    raise UserError(name, client.url, expected, "run the command again later")

@@ -1,4 +1,7 @@
-"""HTTP client of the service, and the service as a child process, for the demo."""
+"""HTTP client of the command line and the demo, and a service as a child process.
+
+It needs no extra; applications use `recloop.client`.
+"""
 
 from __future__ import annotations
 

@@ -184,11 +184,19 @@ def _checked(project: Project, known: Mapping[str, Item], changes: Changes) -> l
 
 
 def _post(project: Project, url: str, changes: Changes) -> None:
-    """Send the changes to the service of this folder."""
+    """Send the changes to the service of this folder.
+
+    Raises:
+        UserError: the service refuses a row; rows of earlier batches are stored.
+    """
     with closing(Client(url, token=admin_token.read(project.root))) as client:
         for method, rows in (("POST", changes.new), ("PATCH", changes.changed)):
             for batch in batches(rows):
-                call_service(client, method, "/v1/items", batch.body)
+                answer = call_service(client, method, "/v1/items", batch.body, "serve")
+                for row in answer["rows"]:
+                    if row["status"] == "rejected":
+                        expected = f"an item that the service stores ({row['reason']})"
+                        raise UserError("FILE", row["item_id"], expected, "correct the feed")
 
 
 def _store(project: Project, items: Sequence[Item]) -> None:

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from recloop.client.batches import STATUSES
 from recloop.config import Limits
 from recloop.features.id_form import form_id, id_text
 from recloop.ingest import parse
@@ -37,7 +38,6 @@ from recloop.serve.stored_ids import event_seq, item_exists
 from recloop.storage.event_rows import Receipt
 from recloop.storage.retractions import DELETED, Retraction
 
-STATUSES = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
 REPEAT_REASONS = {
     "duplicate": "this event_id was received before",
     "conflict": "this event_id was received before with other content",
