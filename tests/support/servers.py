@@ -102,12 +102,16 @@ def command(root: Path, *words: str, program: Sequence[str] = ("-m", "recloop"))
     return [sys.executable, *program, "-C", str(root), "serve", *words]
 
 
-def start(root: Path, *words: str, program: Sequence[str] = WITHOUT_CONSOLE) -> Server:
-    """Start a server on a free port and wait for its first line."""
+def start(root: Path, *words: str, program: Sequence[str] = WITHOUT_CONSOLE, under: Sequence[str] = ()) -> Server:
+    """Start a server on a free port and wait for its first line.
+
+    Args:
+        under: Command that runs the server in its own process, such as ``strace -D``.
+    """
     errors = root / f"stderr-{len(list(root.glob('stderr-*')))}"
     with errors.open("w") as file:
         process = subprocess.Popen(
-            command(root, "--port", "0", *words, program=program), stdout=subprocess.PIPE, stderr=file, text=True,
+            [*under, *command(root, "--port", "0", *words, program=program)], stdout=subprocess.PIPE, stderr=file, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     assert process.stdout is not None

@@ -45,7 +45,7 @@ class LogUnavailableError(Exception):
 
 
 class LogUncertainError(Exception):
-    """The log failed during a commit and cannot be read; the rows may be stored."""
+    """The log failed during a commit and the next one; the rows may be stored."""
 
 
 @dataclass
@@ -203,7 +203,7 @@ class Writer:
                 newest = self._log.newest_in(commit)
         except Exception as error:  # noqa: BLE001 - whatever one request did must not end the thread
             self._rules.forget()
-            is_stored = self._is_kept(newest)
+            is_stored = self._is_kept(newest, error)
             if not is_stored:
                 self._not_kept(group, error, uncertain=is_stored is None)
                 return
@@ -249,8 +249,11 @@ class Writer:
         receipts = arrivals.receipts(self._log.insert_events(arrivals.rows, rules.to_list()))
         return NewEvents(receipts, frame.hstack([rules]))
 
-    def _is_kept(self, newest: int | None) -> bool | None:
-        """Return whether a failed commit is on disk; None if the log cannot be read.
+    def _is_kept(self, newest: int | None, error: Exception) -> bool | None:
+        """Return whether a failed commit is on disk; None if that is uncertain.
+
+        A failed sync leaves the rows in the write-ahead log, where a restart would find them. The next commit overwrites
+        them, so this one skips their seqs.
 
         Args:
             newest: Last seq that it assigned; None if it failed before all rows were appended.
@@ -258,9 +261,13 @@ class Writer:
         if newest is None:
             return False
         try:
-            return self._log.last_seq() >= newest
-        except sqlite3.Error:
+            if self._log.last_seq() >= newest:
+                return True
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:  # a full disk has no end of the commit
+                self._log.continue_after(newest)
+        except (sqlite3.Error, OSError):
             return None
+        return False
 
     def _not_kept(self, group: list[WriteRequest], error: Exception, uncertain: bool) -> None:
         """Fail the requests of a group after a disk error; otherwise retry each alone.
@@ -268,7 +275,7 @@ class Writer:
         A request that fails alone gets its error.
 
         Args:
-            uncertain: True if the log cannot be read, so the rows may be stored.
+            uncertain: True if the rows may be stored.
         """
         if uncertain or isinstance(error, sqlite3.Error | OSError):
             self.failing = True

@@ -1,0 +1,59 @@
+"""Failing syncs under a service: each post is answered as stored, lists go on, and no restart is needed."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable
+
+import httpx
+from fault_runs import Facts, size
+from servers import Server
+
+from recloop.project import Project
+
+UNKNOWN, STORED, NOT_STORED = "log_uncertain", "accepted", "log_unavailable"
+
+
+def failing_syncs(first: int, step: int) -> list[str]:
+    """Command under which each step-th sync of a thread fails with EIO, from its first-th on."""
+    fault = f"inject=fsync,fdatasync:error=EIO:when={first}+{step}"
+    return ["strace", "-D", "-f", "--seccomp-bpf", "-e", "trace=fsync,fdatasync", "-e", fault, "-o", "/dev/null"]
+
+
+def post(client: httpx.Client, number: int) -> str:
+    """Post one view and return ``accepted`` or the code of the error."""
+    row = {"user_id": f"visitor {number}", "item_id": "i14", "event_type": "view", "event_id": f"e{number}"}
+    answer = client.post("/v1/events", json=row)
+    if answer.status_code == 200:
+        assert answer.json()["accepted"] == 1
+        return STORED
+    assert answer.status_code == 503, answer.text
+    return str(answer.json()["error"]["code"])
+
+
+def test_service_with_failing_syncs_answers_as_stored_and_goes_on(
+    serving: Callable[..., Server], project: Project, facts: Facts
+) -> None:
+    faults = size(12, 500)
+    server = serving(project.root, under=failing_syncs(first=20, step=5))
+    by_answer: dict[str, set[str]] = {STORED: set(), NOT_STORED: set(), UNKNOWN: set()}
+    with server.client as client:
+        for number in itertools.count():
+            by_answer[post(client, number)].add(f"e{number}")
+            assert client.get("/v1/recommend/u14", params={"n": 3}).status_code == 200
+            if number - len(by_answer[STORED]) >= faults:
+                break
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait()
+    with project.open_log(write=True) as log:
+        stored = log.events()["event_id"].to_list()
+    facts["failing syncs"] = {
+        "posts": sum(map(len, by_answer.values())),
+        "failed": len(by_answer[NOT_STORED]) + len(by_answer[UNKNOWN]),
+        "acknowledged_but_lost": len(by_answer[STORED] - set(stored)),
+        "refused_but_stored": len(by_answer[NOT_STORED] & set(stored)),
+    }
+    assert by_answer[STORED] <= set(stored)
+    assert by_answer[NOT_STORED].isdisjoint(stored)
+    assert len(stored) == len(set(stored))
