@@ -16,6 +16,7 @@ help:
 	@echo "make bench-collect  prepare against hand-written Polars and DuckDB queries (about 20 minutes)"
 	@echo "make bench-serve    lists per second against a typical service, up to 1 M items (minutes, resumable)"
 	@echo "make bench-ingest   durable events per second beside bare SQLite inserts (minutes)"
+	@echo "make faults         kills, power cuts and broken writes at full size (hours); benchmarks/results/faults.json"
 	@echo "make test           the fast tests"
 	@echo "make test-demo      both demos of the seeded world, the console in a browser, restarts of services (about 5 minutes)"
 	@echo "make test-all       all tests: the slow ones too, and those on the data sets in ../shared/data"
@@ -39,12 +40,15 @@ bench-serve: $(VENV)/.test
 bench-ingest: $(VENV)/.test
 	$(BIN)/python benchmarks/ingest.py
 
+faults: $(VENV)/.test
+	RECLOOP_FAULTS=full $(BIN)/python -m pytest -n 0 --timeout 14400 tests/faults
+
 # The fast tests; docs, style, the command line, import contracts and the anchors run in `make check`.
 IN_CHECK := tests/test_docs.py tests/test_reference.py tests/test_interface.py tests/test_imports.py tests/test_cli.py \
   tests/test_bad_input.py tests/test_style.py tests/evaluation/test_anchor.py
 
 # Tests that start and restart many services; they run in `make test-demo`.
-OF_SERVICES := tests/client tests/privacy/test_forget.py tests/serve/test_socket_activation.py
+OF_SERVICES := tests/client tests/faults tests/privacy/test_forget.py tests/serve/test_socket_activation.py
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK) $(OF_SERVICES))

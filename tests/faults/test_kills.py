@@ -1,0 +1,101 @@
+"""SIGKILL of a service at random instants: what it acknowledged is stored, once."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+from fault_runs import Facts, size
+from servers import PATIENCE, Server
+
+from recloop.project import Project
+
+BATCH = 10
+
+
+@dataclass
+class Sender(threading.Thread):
+    """A client that posts batches and sends each again, with the same event ids, until it is acknowledged."""
+
+    number: int
+    url: str
+    token: str
+    until: threading.Event
+    acknowledged: list[str] = field(default_factory=list)
+    attempts: int = 0
+    refused: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(daemon=True)
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def run(self) -> None:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        with httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE) as client:
+            batch = 0
+            while not self.until.is_set():
+                names = [f"{self.number}-{batch}-{row}" for row in range(BATCH)]
+                self._send(client, [{"user_id": name, "item_id": "i14", "event_id": name} for name in names])
+                self.acknowledged += names
+                batch += 1
+                time.sleep(0.02)
+
+    def _send(self, client: httpx.Client, rows: list[dict[str, str]]) -> None:
+        while True:
+            self.attempts += 1
+            try:
+                answer = client.post("/v1/events", json=[{**row, "event_type": "view"} for row in rows])
+            except httpx.HTTPError:
+                time.sleep(0.05)
+                continue
+            if answer.status_code in (200, 207) and answer.json()["accepted"] + answer.json()["duplicate"] == len(rows):
+                return
+            if answer.status_code != 503:
+                self.refused.append(answer.text)
+                return
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_killed_service_keeps_what_it_acknowledged_once(
+    serving: Callable[..., Server], project: Project, facts: Facts
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    kills, draw, until = size(5, 1_000), random.Random(0), threading.Event()
+    server = serving(project.root, "--port", port)
+    senders = [Sender(number, server.url, server.token, until) for number in range(8)]
+    for sender in senders:
+        sender.start()
+    for _ in range(kills):
+        time.sleep(draw.random())
+        server.close()
+        server = serving(project.root, "--port", port)
+    until.set()
+    for sender in senders:
+        sender.join(PATIENCE)
+        assert not sender.is_alive()
+    assert server.stop() == 0
+    with project.open_log() as log:
+        stored = Counter(log.events()["event_id"].to_list())
+    acknowledged = {name for sender in senders for name in sender.acknowledged}
+    facts["kills"] = {
+        "kills": kills,
+        "acknowledged_events": len(acknowledged),
+        "requests_sent_again": sum(sender.attempts for sender in senders) - len(acknowledged) // BATCH,
+        "lost": len(acknowledged - set(stored)),
+        "stored_twice": sum(count > 1 for count in stored.values()),
+    }
+    assert [text for sender in senders for text in sender.refused] == []
+    assert facts["kills"]["requests_sent_again"] > 0, "no kill met a request"
+    assert stored == Counter(acknowledged)
