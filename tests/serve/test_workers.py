@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +24,14 @@ from recloop.monitoring.verify import verify
 from recloop.project import Project
 from recloop.records import Event, Item, Query, User
 from recloop.serve import channel
-from recloop.serve.channel import TO_WORKER, TO_WRITER, Committed, Confirmed, Decided, Deployed, frame
+from recloop.serve import worker as module
+from recloop.serve.channel import TO_WORKER, TO_WRITER, Committed, Confirmed, Decided, Deployed, Started, frame
 from recloop.serve.server import check_workers
 from recloop.serve.service import Service
 from recloop.serve.worker import WorkerService
+from recloop.serve.worker_pool import WorkerPool
 from recloop.storage import releases
+from recloop.storage.accepted_count import WRITER_SLOT, AcceptedCounter, accepted_file, total
 
 NOW = 1_752_000_000_000_000
 
@@ -63,7 +66,7 @@ def worker_of(service: Service) -> WorkerService:
     """Open a worker of a service in this process."""
     live = service.deployments.live.arm
     deployed = Deployed(1, service.deployments.generation, live, None, "")
-    return WorkerService(service.project, deployed, ctypes.c_uint64())
+    return WorkerService(service.project, deployed, WRITER_SLOT + 1)
 
 
 def lists(service: Service, users: list[str]) -> list[Any]:
@@ -122,7 +125,6 @@ def test_worker_decisions_are_counted_and_scored_in_shadow_unless_items_changed(
     worker = worker_of(service)
     query = Query(user_id="u14", now=NOW, request_id="r", exclude=("i01",), n=10)
     decision = worker.recommend(query, started=0.0)[1]
-    assert worker.forwarded._taken.value == 1
     scored: list[Any] = []
     monkeypatch.setattr(service, "_is_shadowed", lambda *_: True)
     monkeypatch.setattr(service, "_add_to_shadow", lambda query, decision: scored.append(query))
@@ -133,13 +135,53 @@ def test_worker_decisions_are_counted_and_scored_in_shadow_unless_items_changed(
     assert service.shadow.skipped == 1
     service.decisions.flush()
     assert service.decisions.repeated == 1
-    service.decisions.lose(3)
-    assert service.decisions.lost == 3
     worker.close()
+
+
+def test_decisions_that_a_worker_did_not_send_are_counted_in_the_store_at_once(service: Service) -> None:
+    worker = worker_of(service)
+    for n in range(4):
+        worker.recommend(Query(user_id="u14", now=NOW, request_id=f"r{n}"), started=0.0)
+    service.record(worker.forwarded.waiting[:1], last_item_seq=0)
+    worker.close()
+    assert service.decisions.end_worker(WRITER_SLOT + 1, 1) == 3
+    assert service.decisions.flush()
+    with service.project.open_decisions() as reader:
+        assert (len(reader.rows()), reader.lost) == (1, 3)
     service.close()
-    again = Service(service.project)
-    assert again.decisions.lost == 3
-    again.close()
+    for _ in range(2):
+        again = Service(service.project)
+        assert again.decisions.lost == 3
+        again.close()
+
+
+def send_garbage_and_answer(_project: Project, _listening: Any, channel_: socket.socket, slot: int, file: str) -> None:
+    """Worker that sends a malformed message and accepts decisions for a while after that."""
+    accepted = AcceptedCounter(Path(file), slot)
+    channel_.sendall(frame(Started()) + (1).to_bytes(channel.HEAD_BYTES, "big") + b"?")
+    for _ in range(20):
+        accepted.add(1)
+        time.sleep(0.02)
+
+
+def test_decisions_of_a_worker_are_counted_after_its_end(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = accepted_file(service.decisions.file)
+    monkeypatch.setattr(module, "run", send_garbage_and_answer)
+
+    async def work(listening: socket.socket) -> None:
+        app: Any = None
+        pool = WorkerPool(service, app, listening, str(file), 1)
+        pool.start()
+        end = time.monotonic() + servers.PATIENCE
+        while not service.decisions.lost:
+            assert time.monotonic() < end, "no decision was counted as lost"
+            await asyncio.sleep(0.05)
+        await pool.close()
+
+    with socket.socket() as listening:
+        asyncio.run(work(listening))
+    assert service.decisions.lost >= 20
+    assert service.decisions.lost == total(file)
 
 
 def test_messages_survive_their_encoding(service: Service) -> None:
@@ -250,7 +292,8 @@ def test_workers_under_load_kill_and_promotion(project: Project, serving: Callab
     assert server.stop() == 0
     assert [reader.failed for reader in readers] == [[], [], []]
     store = project.open_decisions()
-    assert len(store.rows()) + store.lost >= sum(reader.answered for reader in readers) + 10
+    answers = [row for row in store.rows() if row.role == "answer"]
+    assert len(answers) + store.lost >= sum(reader.answered for reader in readers) + 10
     store.close()
     found = verify(project)
     assert (found["unexplained"], found["late"]) == (0, 0)

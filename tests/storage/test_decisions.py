@@ -15,6 +15,7 @@ import pytest
 from recloop.records import Decision
 from recloop.storage import DecisionLog, open_decisions
 from recloop.storage import decisions as module
+from recloop.storage.accepted_count import WRITER_SLOT, AcceptedCounter, accepted_file
 
 URL = "sqlite:///store/decisions.db"
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -222,6 +223,9 @@ def _answer_and_die(root: Path) -> None:
     decisions.flush()
     for n in range(3):
         decisions.put(decision(f"gone{n}"))
+    worker = AcceptedCounter(accepted_file(decisions.file), WRITER_SLOT + 1)
+    worker.add(4)
+    decisions.put_many([decision("of a worker")], of_worker=True)
     os.kill(os.getpid(), 9)
 
 
@@ -233,9 +237,9 @@ def test_decisions_lost_by_a_kill_are_counted(tmp_path: Path) -> None:
     for _ in range(2):  # counted once over several openings
         decisions = open_decisions(URL, tmp_path, write=True)
         assert [row.request_id for row in decisions.rows()] == [f"kept{n}" for n in range(5)]
-        assert decisions.lost == 3
+        assert decisions.lost == 3 + 4
         decisions.close()
     reader = open_decisions(URL, tmp_path)
-    assert reader.lost == 3
+    assert reader.lost == 3 + 4
     assert not reader.is_empty()
     reader.close()

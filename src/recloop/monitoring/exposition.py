@@ -55,7 +55,7 @@ PROCESS_METRICS: Final = {
     "degraded_answers_total": "Answers without a part, such as a source of data or a filter",
     "mistyped_items_total": "Posted items with a value of another type than the live bundle has",
     "decisions_dropped_total": "Decisions dropped because the buffer was full",
-    "decisions_lost_total": "Decisions that earlier processes accepted but did not write",
+    "decisions_lost_total": "Decisions that ended processes accepted but did not write",
     "decisions_repeated_total": "Decisions not written because their key existed",
     "shadow_skipped_total": "Requests not scored in shadow because too many were waiting",
     "bundle_cut_seconds": "End of the rows that the live bundle was fitted on, in seconds since 1970; its age is time() less this",

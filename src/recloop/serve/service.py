@@ -260,7 +260,7 @@ class Service:
         Args:
             last_item_seq: Seq of the last commit with items.
         """
-        self.decisions.put_many(decisions)
+        self.decisions.put_many(decisions, of_worker=True)
         for decision in decisions:
             self.counts.add(decision.degraded)
         for decision in decisions if self.deployments.shadows else ():

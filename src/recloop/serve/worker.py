@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
-from ctypes import c_uint64
 from typing import TYPE_CHECKING, cast
 
 from starlette.concurrency import run_in_threadpool
@@ -55,7 +54,9 @@ from recloop.serve.schemas import HttpError
 from recloop.serve.service import Service
 from recloop.serve.shadow import ShadowScorer
 from recloop.storage import admin_token
+from recloop.storage.accepted_count import AcceptedCounter, accepted_file
 from recloop.storage.archive import Archive
+from recloop.storage.sqlite import locate
 
 if TYPE_CHECKING:
     from recloop.storage import DecisionLog
@@ -73,29 +74,35 @@ class ForwardedDecisions:
     """Decisions to send to the writer process, as a `DecisionLog`.
 
     Args:
-        taken: Number of decisions so far, in memory shared with the writer process. It counts the missing ones as lost
-            if this process ends.
+        accepted: Number of decisions so far, in a file. The writer process counts the missing ones as lost if this
+            process ends, and the next one if both end.
     """
 
     failing = full = False
     dropped = lost = repeated = 0
 
-    def __init__(self, taken: c_uint64) -> None:
-        self._taken = taken
+    def __init__(self, accepted: AcceptedCounter) -> None:
+        self._accepted = accepted
         self.waiting: list[Decision] = []
 
     def put(self, decision: Decision) -> bool:
-        self._taken.value += 1
+        self._accepted.add(1)
         self.waiting.append(decision)
         return True
 
 
 class WorkerService(Service):
-    """Service of a worker: reads the project and follows the writer process."""
+    """Service of a worker: reads the project and follows the writer process.
 
-    def __init__(self, project: Project, deployed: Deployed, taken: c_uint64) -> None:
+    Args:
+        slot: Slot of this worker in the file of accepted decisions.
+    """
+
+    def __init__(self, project: Project, deployed: Deployed, slot: int) -> None:
         self._deployed = deployed
-        self.forwarded = ForwardedDecisions(taken)
+        store = locate("stores.decisions", project.config.stores.decisions, project.root)
+        accepted = AcceptedCounter(accepted_file(store), slot)
+        self.forwarded = ForwardedDecisions(accepted)
         self.writer_degraded: list[str] = []
         super().__init__(project, locked=True)
 
@@ -328,7 +335,7 @@ class WorkerApplication(ListApplication):
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
 
 
-def run(project: Project, listening: socket.socket, channel: socket.socket, taken: c_uint64, host: str) -> None:
+def run(project: Project, listening: socket.socket, channel: socket.socket, slot: int, host: str) -> None:
     """Run a worker until SIGTERM, or until the writer process ends."""
     from recloop.serve import app, server
 
@@ -338,7 +345,7 @@ def run(project: Project, listening: socket.socket, channel: socket.socket, take
         return
     assert isinstance(first, Deployed)
     with gc_paused():
-        service = WorkerService(project, first, taken)
+        service = WorkerService(project, first, slot)
     link = WriterLink(service, channel)
 
     @contextlib.asynccontextmanager

@@ -8,13 +8,12 @@ write is acknowledged, so a later read on any connection includes the write.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import itertools
 import logging
 import multiprocessing
 import socket
 import time
-from ctypes import c_uint64
+from collections.abc import Coroutine
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +42,7 @@ from recloop.serve.channel import (
     frame,
     read_frame,
 )
+from recloop.storage.accepted_count import WRITER_SLOT
 from recloop.storage.retractions import Retraction
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ COMMIT_SECONDS = 5.0
 """Time for a worker to apply a commit; a slower worker is replaced, so that writes do not wait for it."""
 DEPLOY_SECONDS = 120.0
 """Time for a worker to load bundles or an archive."""
+JOIN_SECONDS = 5.0
+"""Time for a worker to end after its channel is closed."""
 RESTART_SECONDS = 1.0
 DEGRADED_SECONDS = 0.5
 
@@ -62,16 +64,15 @@ class Worker:
     """One worker process and its channel; used on the event loop.
 
     Attributes:
-        taken: Decisions that the worker has made, in memory shared with it.
+        slot: Slot of the worker in the file of accepted decisions.
         received: Decisions that arrived here.
         in_flight: Requests that it had in flight a moment ago.
         unconfirmed: Future of each numbered message that the worker has not applied yet.
     """
 
-    def __init__(self, process: BaseProcess, channel: socket.socket, taken: c_uint64) -> None:
+    def __init__(self, process: BaseProcess, slot: int) -> None:
         self.process = process
-        self.channel = channel
-        self.taken = taken
+        self.slot = slot
         self.received = self.in_flight = 0
         self.is_started = False
         self.unconfirmed: dict[int, asyncio.Future[None]] = {}
@@ -108,6 +109,7 @@ class WorkerPool:
         self._workers: list[Worker] = []
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[None]] = set()  # one for each worker
         self._last_item_seq = 0
         self._stopping = False
 
@@ -127,9 +129,9 @@ class WorkerPool:
 
     def start(self) -> None:
         """Start the workers; on the event loop."""
-        for _ in range(self._n_workers):
-            self._spawn(self._keep_running())
-        self._spawn(self._send_degraded())
+        for number in range(self._n_workers):
+            self._spawn(self._keep_running(WRITER_SLOT + 1 + number), self._running)
+        self._spawn(self._send_degraded(), self._tasks)
 
     def stop(self) -> None:
         """Let the workers drain their connections."""
@@ -143,10 +145,13 @@ class WorkerPool:
         self._stopping = True
         for one in self._workers:
             one.kill()
-        tasks = list(self._tasks)
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=3 * JOIN_SECONDS)
+            for task in late:
+                task.cancel()
+        await asyncio.gather(*self._tasks, *self._running, return_exceptions=True)
 
     def commit(
         self,
@@ -215,41 +220,46 @@ class WorkerPool:
             next(self._numbers), deployments.generation, deployments.live.arm, candidate, deployments.failed
         )
 
-    def _spawn(self, work: Any) -> None:
+    @staticmethod
+    def _spawn(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
-    async def _keep_running(self) -> None:
+    async def _keep_running(self, slot: int) -> None:
         """Run a worker, and another one whenever it ends."""
         while not self._stopping:
             started = time.monotonic()
-            await self._run_one()
+            try:
+                await self._run_one(slot)
+            except Exception as error:  # noqa: BLE001 - the next one may work
+                LOGGER.error("a worker failed: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
             if not self._stopping:
                 LOGGER.warning("a worker process ended; another one is started")
                 await asyncio.sleep(max(0.0, RESTART_SECONDS - (time.monotonic() - started)))
 
-    async def _run_one(self) -> None:
+    async def _run_one(self, slot: int) -> None:
         context = multiprocessing.get_context("spawn")
-        taken = context.RawValue(ctypes.c_uint64, 0)
         channel, other = socket.socketpair()
-        arguments = (self._service.project, self._listening, other, taken, self._host)
+        arguments = (self._service.project, self._listening, other, slot, self._host)
         process = context.Process(target=worker.run, args=arguments, name="recloop worker", daemon=True)
-        one = Worker(process, channel, taken)
+        one = Worker(process, slot)
         try:
             await run_in_threadpool(process.start)
             other.close()
             reader, one.stream = await asyncio.open_connection(sock=channel)
             self._workers.append(one)
+            if self._stopping:  # since it was started
+                one.kill()
             one.send(self._deployed())
             while (content := await read_frame(reader)) is not None:
                 self._handle(one, content)
         finally:
             self._forget(one)
-            if process.pid is not None:
-                await run_in_threadpool(process.join, 5.0)
+            await self._end(one)
 
     def _forget(self, one: Worker) -> None:
+        """Stop waiting for a worker."""
         if one in self._workers:
             self._workers.remove(one)
         for future in one.unconfirmed.values():
@@ -257,10 +267,18 @@ class WorkerPool:
                 future.set_result(None)
         if one.stream is not None:
             one.stream.close()
-        missing = one.taken.value - one.received
-        if missing:
-            LOGGER.warning("%d decisions of a worker were lost", missing)
-            self._service.decisions.lose(missing)
+
+    async def _end(self, one: Worker) -> None:
+        """Wait until a worker has ended, then count its decisions that are missing."""
+        if one.process.pid is None:
+            return
+        await run_in_threadpool(one.process.join, JOIN_SECONDS)
+        if one.process.is_alive():
+            one.kill()
+            await run_in_threadpool(one.process.join, JOIN_SECONDS)
+        n_lost = self._service.decisions.end_worker(one.slot, one.received)
+        if n_lost:
+            LOGGER.warning("%d decisions of a worker were lost", n_lost)
 
     def _handle(self, one: Worker, content: bytes) -> None:
         message = TO_WRITER.decode(content)
@@ -276,7 +294,7 @@ class WorkerPool:
             one.in_flight = message.requests.in_flight
             self._app.requests.merge(message.requests)
         elif isinstance(message, ForwardedRequest):
-            self._spawn(self._answer(one, message))
+            self._spawn(self._answer(one, message), self._tasks)
         elif isinstance(message, Started):
             one.is_started = True  # from now on writes wait for it, and it has all earlier commits
             one.send(Degraded(self._service.degraded))

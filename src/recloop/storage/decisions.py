@@ -2,7 +2,7 @@
 
 A request never waits for the disk. It adds a row to a buffer, and the writer thread commits every 200 ms or 1,000 rows
 (``synchronous=NORMAL``). A row is dropped and counted if the buffer is full, and skipped and counted if its key exists.
-A counter in a memory-mapped file survives a killed process, so the next process knows how many rows were lost.
+Counters in a file survive killed processes, so the next process knows how many rows were lost (`recloop.storage.accepted_count`).
 The writer thread also counts the committed answers by period (`recloop.storage.decision_counts`).
 """
 
@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ import msgspec
 import polars as pl
 
 from recloop.records import Decision
-from recloop.storage import decision_counts, decision_periods
+from recloop.storage import accepted_count, decision_counts, decision_periods
+from recloop.storage.accepted_count import AcceptedCounter
 from recloop.storage.decision_counts import AnswerCounter
 from recloop.storage.decision_periods import Group, GroupCounts, Key, Window, WindowReader
 from recloop.storage.decision_schema import COLUMNS, FORGOTTEN, MIGRATIONS, PRAGMAS, SCHEMA, SCRIPT, VIEWS
@@ -51,7 +51,7 @@ class DecisionLog(Store):
 
     Attributes:
         dropped: Rows dropped by a full buffer since this process opened the store.
-        lost: Rows lost when earlier processes ended, in total.
+        lost: Rows lost when earlier processes or workers ended, in total.
         repeated: Rows skipped because their key existed, since this process opened the store.
         failing: True if the last commit failed; its rows are committed again.
         forgotten: Forgotten users and the seq of their erasure; decisions made before it are not written.
@@ -69,8 +69,8 @@ class DecisionLog(Store):
         self._thread: threading.Thread | None = None
         if write:
             writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
-            self._taken = _TakenCounter(file.with_suffix(".taken"))
             self._count_lost(writer)
+            self._accepted = AcceptedCounter(accepted_count.accepted_file(file))
             counter = AnswerCounter(writer)
             counter.count_all()  # answers that a crash or a migration left uncounted
             self._thread = threading.Thread(target=self._run, args=(writer, counter), name="decisions", daemon=True)
@@ -92,26 +92,44 @@ class DecisionLog(Store):
         """
         return self.put_many((decision,)) == 1
 
-    def put_many(self, decisions: Sequence[Decision]) -> int:
-        """Add rows to the buffer, such as those of another process; return how many fit."""
-        with self._wake:
-            self._taken.add(len(decisions))
-            free = max(0, MAX_BUFFERED_ROWS - len(self._buffer))
-            accepted = decisions if len(decisions) <= free else decisions[:free]
-            self.dropped += len(decisions) - len(accepted)
-            if accepted:
-                was_empty = not self._buffer
-                self._buffer += accepted
-                self._is_counted = False
-                if was_empty or len(self._buffer) >= MAX_BATCH_ROWS:
-                    self._wake.notify_all()
-        return len(accepted)
+    def put_many(self, decisions: Sequence[Decision], of_worker: bool = False) -> int:
+        """Add rows to the buffer; return how many fit.
 
-    def lose(self, n_rows: int) -> None:
-        """Count rows as lost that another process took and did not deliver."""
+        Args:
+            of_worker: A worker accepted and counted them.
+        """
         with self._wake:
-            self._taken.add(n_rows)  # never settled, so the next process counts them in the store
-            self.lost += n_rows
+            if not of_worker:
+                self._accepted.add(len(decisions))
+            return self._add(decisions)
+
+    def _add(self, decisions: Sequence[Decision]) -> int:
+        """Add accepted rows, under the lock."""
+        free = max(0, MAX_BUFFERED_ROWS - len(self._buffer))
+        kept = decisions if len(decisions) <= free else decisions[:free]
+        self.dropped += len(decisions) - len(kept)
+        if kept:
+            was_empty = not self._buffer
+            self._buffer += kept
+            self._is_counted = False
+            if was_empty or len(self._buffer) >= MAX_BATCH_ROWS:
+                self._wake.notify_all()
+        return len(kept)
+
+    def end_worker(self, slot: int, n_received: int) -> int:
+        """Count the decisions of a worker that ended, and return how many were lost.
+
+        Args:
+            slot: Slot of the worker in the file of accepted decisions.
+            n_received: Decisions of it that `put_many` got.
+        """
+        with self._wake:
+            n_lost = self._accepted.take_over(slot) - n_received
+            if n_lost > 0:
+                self.lost += n_lost
+                self._is_counted, self._urgent = False, True  # a reader of the store knows it at once
+                self._wake.notify_all()
+        return max(0, n_lost)
 
     @property
     def full(self) -> bool:
@@ -135,7 +153,7 @@ class DecisionLog(Store):
                 self._wake.notify_all()
             self._thread.join(10.0)
             self._thread = None
-            self._taken.close()
+            self._accepted.close()
         self._readers.close()
 
     def rows(self, last: int | None = None, since: int | None = None, until: int | None = None) -> list[Decision]:
@@ -308,18 +326,20 @@ class DecisionLog(Store):
         return self._readers.get().execute("SELECT 1 FROM decisions LIMIT 1").fetchone() is None
 
     def _count_lost(self, writer: sqlite3.Connection) -> None:
-        """Count decisions that a previous process accepted but did not write as lost."""
+        """Count decisions that earlier processes accepted but did not write as lost."""
+        file = accepted_count.accepted_file(self.file)
         settled, lost = writer.execute("SELECT settled, lost FROM counts").fetchone()
-        missing = max(0, self._taken.value - settled)
+        missing = max(0, accepted_count.total(file) - settled)
         self.lost = lost + missing
         settled += missing
-        self._taken.set(settled)  # a crash of the machine may have lost the counter's page
         writer.execute("UPDATE counts SET settled = ?, lost = ?", (settled, self.lost))
+        accepted_count.restart(file, settled)  # a crash of the machine may have lost the file's page
 
     def _run(self, writer: sqlite3.Connection, counter: AnswerCounter) -> None:
         if sys.platform == "linux":  # threads have priorities of their own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + WRITER_NICE)
-        counted_drops = 0  # part of `dropped` that is in the store
+        stored_drops = 0  # part of `dropped` that is in the store
+        stored_lost = self.lost
         last_count = time.monotonic()
         while True:
             with self._wake:
@@ -332,11 +352,13 @@ class DecisionLog(Store):
                     )
                 batch = self._buffer[:MAX_BATCH_ROWS]
                 dropped = self.dropped
+                lost = self.lost
                 is_closing = self._closing
                 is_last = (self._urgent or is_closing) and len(batch) == len(self._buffer)
             try:
-                self._write(writer, batch, dropped - counted_drops)
-                counted_drops = dropped
+                self._write(writer, batch, dropped - stored_drops, lost - stored_lost)
+                stored_drops = dropped
+                stored_lost = lost
                 with self._wake:
                     del self._buffer[: len(batch)]
                 self.failing = False
@@ -357,17 +379,18 @@ class DecisionLog(Store):
                 if self.failing:
                     self._wake.wait(COMMIT_SECONDS)  # pause before the retry on a full disk
 
-    def _write(self, writer: sqlite3.Connection, batch: Sequence[Decision], dropped: int) -> None:
-        """Commit rows and the number of rows dropped since the last commit."""
-        if not batch and not dropped:
+    def _write(self, writer: sqlite3.Connection, batch: Sequence[Decision], dropped: int, lost: int) -> None:
+        """Commit rows, and the numbers of rows dropped and lost since the last commit."""
+        if not batch and not dropped and not lost:
             return
         with transaction(writer):
             kept = [decision for decision in batch if decision.as_of_seq >= self.forgotten.get(decision.user_id, 0)]
             inserted = insert_rows(writer, INSERT, [_row(decision) for decision in kept])
             repeated = len(kept) - inserted
             writer.execute(
-                "UPDATE counts SET settled = settled + ?, dropped = dropped + ?, repeated = repeated + ?",
-                (len(batch) + dropped, dropped, repeated),
+                """UPDATE counts SET settled = settled + ?, dropped = dropped + ?, lost = lost + ?,
+                repeated = repeated + ?""",
+                (len(batch) + dropped + lost, dropped, lost, repeated),
             )
         self.repeated += repeated
 
@@ -397,33 +420,6 @@ def remove_before(file: Path, stamp: int) -> int:
     finally:
         writer.close()
     return removed
-
-
-class _TakenCounter:
-    """Counter in a file that survives the end of the process.
-
-    The file is written, not mapped: a mapped file on a full disk ends the process.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.value = int.from_bytes(os.pread(self._handle, 8, 0), "little")
-        try:
-            os.posix_fallocate(self._handle, 0, 8)
-        except OSError:
-            os.close(self._handle)
-            raise
-
-    def add(self, n: int) -> None:
-        self.set(self.value + n)
-
-    def set(self, value: int) -> None:
-        self.value = value
-        with suppress(OSError):  # another process cut the file, and the disk is full
-            os.pwrite(self._handle, value.to_bytes(8, "little"), 0)
-
-    def close(self) -> None:
-        os.close(self._handle)
 
 
 def _in_time(since: int | None, until: int | None) -> tuple[str, list[int]]:
