@@ -20,12 +20,14 @@ from reference_page import COMMAND, DESCRIPTIONS, DOCS, described, first_sentenc
 
 from recloop import errors
 from recloop.cli import app, terminal
+from recloop.client.batches import STATUSES
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.monitoring import exposition
 from recloop.monitoring.last_update import LastUpdate
 from recloop.policy import NewItems, Placement, Policy, RankerSpec, ScorerSpec
 from recloop.serve import openapi
 from recloop.serve.request_metrics import RequestMetrics, request_families
+from recloop.serve.row_counts import row_families
 from recloop.storage import control, decisions, event_log
 
 FOLDER: Final = DOCS / "reference"
@@ -276,7 +278,7 @@ def metric_families() -> list[tuple[str, str, str, str]]:
     )
     requests = RequestMetrics()
     requests.add("GET", "/v1/status", 200, 0.0)
-    families = request_families(requests.snapshot())
+    families = [*row_families(dict.fromkeys(STATUSES, 0)), *request_families(requests.snapshot())]
     process = dict.fromkeys(exposition.PROCESS_METRICS, 0.0)
     text = exposition.exposition(seen, process, families).decode()  # type: ignore[arg-type]
     rows = []

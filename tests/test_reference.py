@@ -50,7 +50,7 @@ def test_config_descriptions_are_one_sentence() -> None:
 
 def test_cli_page_names_every_verb_and_option() -> None:
     for name, command in generate.commands().items():
-        section = page("cli").split(f"### `recloop {name}")[1].split("\n### ")[0]
+        section = re.split(rf"### `recloop {name}(?=[` ])", page("cli"))[1].split("\n### ")[0]
         options = [one.opts for one in command.params if one.param_type_name == "option" and not one.hidden]
         assert [opts for opts in options if opts != ["--help"] and ", ".join(opts) not in section] == [], name
 

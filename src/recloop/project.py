@@ -18,8 +18,9 @@ from recloop.errors import UserError
 from recloop.features import state_store
 from recloop.manifest import Manifest
 from recloop.settings import build
-from recloop.storage import ControlStore, DecisionLog, EventLog, releases
+from recloop.storage import ControlStore, DecisionLog, EventLog, rejected, releases
 from recloop.storage.archive import Archive
+from recloop.storage.rejected import RejectedStore
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class Project:
         It keeps no file open between calls and does not have to be closed.
         """
         return storage.open_control(self.config.stores.control, self.root)
+
+    def open_rejected(self) -> RejectedStore:
+        """Open the rejected rows of requests; it keeps no file open between calls."""
+        return RejectedStore(self.store / rejected.FILE_NAME, self.config.retention.rejected_bytes)
 
     def open_archive(self) -> Archive:
         """Open the archived events, items and users of ``data/``.

@@ -46,6 +46,12 @@ async def shop_a_little(client: httpx.AsyncClient, _: Service) -> None:
         broken = {**row, "event_id": f"broken-by-{user}", "quantity": 0}
         counts = (await client.post("/v1/events", json=[row, broken])).json()
         assert (counts["accepted"], counts["quarantined"]) == (1, 1)
+        wrong = [{**row, "item_id": ""}, {"user": user}, {"user_id": 7, "anonymous_id": user, "event_type": "purchase"}]
+        assert (await client.post("/v1/events", json=wrong)).json()["rejected"] == 3
+        lines = f'{json.dumps(row)}\n{{"user_id": "{user}", "item_id'
+        reply = await client.post("/v1/events", content=lines, headers={"Content-Type": "application/x-ndjson"})
+        assert (reply.json()["duplicate"], reply.json()["rejected"]) == (1, 1)
+        await client.post("/v1/users", json={USER_ID: user, "attributes": {"age": "60+"}, "unknown": 1})
         await client.post("/v1/users", json={USER_ID: user, "attributes": {"age": "60+"}})
         await client.get(f"/v1/recommend/{user}", headers={"X-Request-Id": f"seen-by-{user}"})
 
@@ -74,11 +80,13 @@ def lists(project: Project, users: Sequence[str]) -> dict[str, Any]:
 def test_no_byte_of_20_users_is_left_after_each_line(used: Project) -> None:
     before = lists(used, OTHERS)
     assert files_naming(used.store, FORGOTTEN)
+    assert len(used.open_rejected().rows()) == 5 * len((*FORGOTTEN, *OTHERS))
     tree = forget(used, FORGOTTEN)
     assert [row["stores"] is not None for row in tree["users"]] == [True] * 20
     assert {(row["data"], row["backups"]) for row in tree["users"]} == {(None, None)}
     assert tree["files"] == ["events.csv", "users.csv"]
     assert files_naming(used.store, FORGOTTEN) == []
+    assert len(used.open_rejected().rows()) == 5 * len(OTHERS)
     assert lists(used, OTHERS) == before
     assert len(files_naming(used.root, FORGOTTEN, IMPORTED)) > 10
 

@@ -32,6 +32,7 @@ def used(project: Project) -> Project:
             ]
             response = await client.post("/v1/events", json=rows)
             assert (response.json()["accepted"], response.json()["quarantined"]) == (1, 1)
+            await client.post("/v1/events", json=[{"user_id": user, "item_id": ""}, {"user": user}])
             await client.post("/v1/users", json={"user_id": user, "attributes": {"age": "60+"}})
             await client.get(f"/v1/recommend/{user}")
 
@@ -45,6 +46,7 @@ def test_export_has_the_rows_of_every_store_and_no_other_user(used: Project) -> 
     assert len(tree["events"]) == len(archived) + 1
     assert tree["events"][-1]["event_id"] == "u14-1"
     assert [row["rule"] for row in tree["quarantine"]] == ["keep"]
+    assert [json.loads(row["raw"]) for row in tree["rejected"]] == [{"user_id": "u14", "item_id": ""}, {"user": "u14"}]
     assert tree["attributes"][-1]["attributes"] == {"age": "60+"}
     assert len(tree["attributes"]) == 2
     assert [row["anonymous_id"] for row in tree["decisions"]] == ["browser-of-u14", None]

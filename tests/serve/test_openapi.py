@@ -92,7 +92,7 @@ def test_response_keys_equal_the_required_ones_of_the_schema(
 
 def test_openapi_operation_ids_are_unique(openapi_document: dict[str, Any]) -> None:
     names = [one["operationId"] for path in openapi_document["paths"].values() for one in path.values()]
-    assert len(names) == len(set(names)) == 22
+    assert len(names) == len(set(names)) == 23
     assert all(re.fullmatch("[a-z_]+", name) for name in names)
 
 
@@ -113,7 +113,7 @@ ROUTES = [
     ("GET", "/v1/users/u14"), ("GET", "/v1/health/live"), ("GET", "/v1/health/ready"), ("GET", "/v1/status"),
     ("GET", "/metrics"), ("GET", "/openapi.json"), ("POST", "/v1/events"), ("POST", "/v1/items"), ("POST", "/v1/users"),
     ("POST", "/v1/admin/reload"), ("POST", "/v1/admin/promote"), ("POST", "/v1/admin/rollback"), ("POST", "/v1/admin/reject"),
-    ("POST", "/v1/admin/forget"), ("DELETE", "/v1/users/u14"),
+    ("POST", "/v1/admin/replay"), ("POST", "/v1/admin/forget"), ("DELETE", "/v1/users/u14"),
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from recloop.ingest.bulk import IngestResult
 from recloop.ingest.item_sync import SyncResult
 from recloop.monitoring import experiment, report, verify
 from recloop.monitoring.shadow_requirement import shadow_requirement
-from recloop.pipeline import backup, promotion, quarantine, retention, training_steps
+from recloop.pipeline import backup, promotion, quarantine, rejected, retention, training_steps
 from recloop.pipeline.forget import forget
 from recloop.pipeline.quarantine import Quarantined
 from recloop.pipeline.retention import Collection
@@ -226,6 +226,21 @@ class ProjectFolder:
     def export_person(self, user_id: str | int) -> JsonTree:
         """Collect all that is stored of a user."""
         return export_person(self.project, str(user_id))
+
+    @python_errors("project")
+    def rejected(self, newest: int = 1_000) -> JsonTree:
+        """Return the newest rows that were not stored, with route, time and reason."""
+        return rejected.listing(self.project, newest)
+
+    @python_errors("project")
+    def replay_rejected(self, *ids: int) -> JsonTree:
+        """Check rejected events again, all without ids, and store the valid ones."""
+        return rejected.replay(self.project, ids)
+
+    @python_errors("project")
+    def drop_rejected(self, *ids: int) -> int:
+        """Delete rejected rows of requests, all without ids, and return their number."""
+        return rejected.drop(self.project, ids)
 
     @python_errors("project")
     def forget(self, *user_ids: str | int) -> JsonTree:

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from recloop import __version__
-from recloop.cli import access, data, get_started, inspect, operation, pipeline_steps, release, terminal
+from recloop.cli import access, data, get_started, inspect, operation, pipeline_steps, rejected, release, terminal
 
 PANELS: tuple[tuple[str, tuple[Callable[..., None] | typer.Typer, ...]], ...] = (
     ("Get started", (get_started.init, get_started.update, get_started.serve, get_started.demo)),
@@ -31,7 +31,7 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None] | typer.Typer, ...]], ...] = 
             inspect.verify,
         ),
     ),
-    ("Data", (data.ingest, data.items, data.export, data.quarantine, data.forget)),
+    ("Data", (data.ingest, data.items, rejected.rejected, data.export, data.quarantine, data.forget)),
     ("Release", (release.promote, release.rollback, release.reject)),
     ("Access", (access.token, access.keys)),
     ("Operation", (operation.backup, operation.restore, operation.gc)),

@@ -336,9 +336,18 @@ class Retention(Section):
     backups: str = "90d"
     """Age at which you delete your backups; `recloop forget` prints the date of the last one."""
 
+    rejected: str = "30d"
+    """Age after which rejected rows of requests are removed, from today."""
+    rejected_bytes: int = pydantic.Field(64 * 2**20, ge=0)
+    """Largest size of the rejected rows; above it the oldest are dropped and counted."""
+
     @property
     def decision_seconds(self) -> float:
         return seconds("retention.decisions", self.decisions)
+
+    @property
+    def rejected_seconds(self) -> float:
+        return seconds("retention.rejected", self.rejected)
 
     @property
     def log_seconds(self) -> float:

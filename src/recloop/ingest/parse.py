@@ -91,6 +91,7 @@ class UserIn(msgspec.Struct, forbid_unknown_fields=True):
 
 
 Row = TypeVar("Row", EventIn, ItemIn, ItemPatch, UserIn)
+Checked = TypeVar("Checked")
 
 
 class BadRequest(Exception):
@@ -108,10 +109,14 @@ class BadRequest(Exception):
 
 
 class Rejected(msgspec.Struct):
-    """Rejected row with its reason; ``ids`` are its ids that are strings."""
+    """Rejected row with its reason; ``ids`` are its ids that are strings.
+
+    ``raw`` is the row as it was sent: a JSON value, or the text of a line that is not JSON.
+    """
 
     ids: dict[str, str]
     reason: str
+    raw: Any = None
 
 
 def parse_rows(body: bytes, content_type: str, limits: Limits = DEFAULT_LIMITS) -> list[Any]:
@@ -154,8 +159,17 @@ def parse_events(
     """
     rows = _typed_rows(body, content_type, limits)
     if rows is None:
-        return [check_event(raw, received_at, data, limits) for raw in parse_rows(body, content_type, limits)]
-    return [_event(row, received_at, data, limits) for row in rows]
+        trees = parse_rows(body, content_type, limits)
+        return with_raw([check_event(tree, received_at, data, limits) for tree in trees], trees)
+    return with_raw([_event(row, received_at, data, limits) for row in rows], rows)
+
+
+def with_raw(checked: list[Checked], rows: Sequence[Any]) -> list[Checked]:
+    """Return the checked rows; each rejected one has the row as it was sent."""
+    for row, raw in zip(checked, rows, strict=True):
+        if isinstance(row, Rejected) and row is not raw:  # a line that is not JSON has its text already
+            row.raw = raw
+    return checked
 
 
 def check_event(raw: Any, received_at: int, data: Data, limits: Limits = DEFAULT_LIMITS) -> Event | Rejected:
@@ -396,7 +410,7 @@ def _line(line: bytes) -> Any:
     try:
         return _decode(line)
     except ValueError as error:
-        return Rejected({}, f"not JSON: {error}")
+        return Rejected({}, f"not JSON: {error}", line.decode("utf-8", "replace"))
 
 
 def _decode(data: bytes) -> Any:

@@ -319,6 +319,11 @@ class Writer:
         return self._rules.judge(frame, self.archive)
 
 
+def kept_items(requests: Sequence[WriteRequest]) -> list[Item]:
+    """Return the stored item versions of these requests, by seq."""
+    return sorted((item for request in requests for item in request.kept_items), key=lambda item: item.seq)
+
+
 def _acknowledge(group: Sequence[WriteRequest], error: Exception | None) -> None:
     """Resolve the future of each request that still waits."""
     for job in group:

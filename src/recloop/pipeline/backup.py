@@ -31,14 +31,14 @@ from recloop.progress import NullProgress, Progress
 from recloop.project import Project, open_project
 from recloop.recommend.loading import RESTART_FILE
 from recloop.records import FileFacts, iso, now
-from recloop.storage import admin_token, api_keys, forgotten
+from recloop.storage import admin_token, api_keys, forgotten, rejected
 from recloop.storage.data_manifest import MANIFEST, DataManifest
 from recloop.storage.sqlite import check_pages, copy_database
 
 FORMAT: Final = 1
 LIST_FILE: Final = "backup.json"
 FOLDERS: Final = ("data", "bundles", "reports", "tuning")
-STORES: Final = ("control.db", "decisions.db", "log.db")
+STORES: Final = (rejected.FILE_NAME, "control.db", "decisions.db", "log.db")
 """Stores in the order of their copies: a later one knows every row that an earlier one names."""
 SECRETS: Final = (admin_token.FILE_NAME, api_keys.FILE_NAME, forgotten.FILE_NAME, forgotten.KEY_FILE)
 MAX_ATTEMPTS: Final = 5

@@ -100,6 +100,7 @@ def collect(project: Project, dry_run: bool = False) -> Collection:
         "runs": Freed(len(runs), sum(_size(project.runs / name) for name in runs)),
         "decisions": _decisions(project, dry_run),
     }
+    freed["rejected"] = Freed(*project.open_rejected().delete_before(_rejected_cutoff(project), dry_run))
     freed["log"], not_archived, holder = _log(project, dry_run)
     if not dry_run:
         _remove_bundles(project, bundles)
@@ -178,6 +179,14 @@ def _decisions(project: Project, dry_run: bool) -> Freed:
         count = decision_store.remove_before(file, cutoff)
         return Freed(count, max(0, size - bytes_of(file)))
     return Freed(count, size * count // max(1, rows))
+
+
+def _rejected_cutoff(project: Project) -> int:
+    """Return the time before which rejected rows are removed.
+
+    It is counted from today, so that the last rows are removed too.
+    """
+    return now() - round(project.config.retention.rejected_seconds * SECOND)
 
 
 def _judged_since(row: ReleaseRow) -> int:

@@ -60,8 +60,10 @@ def check(project: Project, users: Sequence[str]) -> list[str]:
         raise UserError("USER", "", "one or more user ids", "recloop forget USER")
     archive = project.open_archive()
     stored = _stored_users(project)
+    rejected = project.open_rejected()
     for user in ids:
-        if user not in stored and not archive.has_id(USER_ID, user) and archive.forgotten.get(user) is None:
+        is_known = user in stored or archive.has_id(USER_ID, user) or archive.forgotten.get(user) is not None
+        if not is_known and not rejected.of_user(user):
             raise UserError("USER", user, "a user with stored rows or decisions", "recloop export person USER")
     if len(ids) > 1 or len(stored) <= 1:
         left = stored | set(archive.users_of(pl.lit(value=True)))
@@ -74,6 +76,7 @@ def begin(project: Project, users: Collection[str], at: int) -> None:
     """Record that users are to be forgotten, before the first row is deleted."""
     root = project.root
     forgotten.record(root, [Erasure(user=forgotten.person_hash(root, user), requested=at) for user in users])
+    project.open_rejected().forget(users)
 
 
 def erase_stores(project: Project, users: Collection[str], seq: int, at: int) -> int:
@@ -94,6 +97,9 @@ def erase_stores(project: Project, users: Collection[str], seq: int, at: int) ->
     forgotten.record(root, [Erasure(user=name, requested=at, seq=seq) for name in names])
     emptied = forget_in_decisions(files.decisions, users, seq)
     remove_users(project.store, users)
+    rejected = project.open_rejected()
+    rejected.forget(users)
+    rewrite(rejected.file)
     rewrite(files.log)
     rewrite(files.decisions)
     done = now()

@@ -28,8 +28,9 @@ def export_person(project: Project, user_id: str) -> JsonTree:
     """Collect all that is stored of a user; times are ISO 8601.
 
     Returns:
-        ``events`` (valid rows), ``quarantine`` (rows that a rule removed), ``attributes`` (all versions), ``decisions``
-        (with shadow lists), ``state`` (what the live bundle sees) and ``bundles`` (those that have a vector of the user).
+        ``events`` (valid rows), ``quarantine`` (rows that a rule removed), ``rejected`` (rows of requests that were not
+        stored), ``attributes`` (all versions), ``decisions`` (with shadow lists), ``state`` (what the live bundle sees) and
+        ``bundles`` (those that have a vector of the user).
 
     Raises:
         UserError: nothing is stored of the user, or no bundle is live yet.
@@ -41,7 +42,8 @@ def export_person(project: Project, user_id: str) -> JsonTree:
         attributes = _attributes(archive, log, user_id)
         answered = _decisions(decisions, user_id)
         state = _state(project, archive, log, user_id)
-    if not rows and not attributes and not answered:
+    rejected = _rejected(project, user_id)
+    if not rows and not attributes and not answered and not rejected:
         raise UserError("USER", user_id, "a user with stored rows or decisions", "recloop export person USER")
     return {
         "format": FORMAT,
@@ -49,6 +51,7 @@ def export_person(project: Project, user_id: str) -> JsonTree:
         "exported": iso(now()),
         "events": [row for row in rows if row[RULE] is None],
         "quarantine": [row for row in rows if row[RULE] is not None],
+        "rejected": rejected,
         "attributes": attributes,
         "decisions": answered,
         "state": state,
@@ -92,6 +95,14 @@ def _attributes(archive: Archive, log: EventLog, user_id: str) -> list[JsonTree]
             "deleted": row["deleted"],
         }
         for row in pl.concat(frames).unique(SEQ).sort(SEQ).iter_rows(named=True)
+    ]
+
+
+def _rejected(project: Project, user_id: str) -> list[JsonTree]:
+    """Rejected rows of requests that name a user, with their text."""
+    return [
+        {"route": row.route, "at": iso(row.at), "reason": row.reason, "raw": row.raw}
+        for row in project.open_rejected().of_user(user_id)
     ]
 
 

@@ -177,6 +177,7 @@ def build(
             get("/metrics", status.metrics, read),
             get("/openapi.json", status.openapi, KeyScope.PUBLIC),
             ScopedRoute("/v1/users/{user_id:path}", only(persons.delete_user), KeyScope.ADMIN, rules, ["DELETE"]),
+            ScopedRoute("/v1/admin/replay", only(writes.replay), KeyScope.ADMIN, rules, ["POST"]),
             ScopedRoute("/v1/admin/forget", only(persons.forget), KeyScope.ADMIN, rules, ["POST"]),
             *admin_routes.admin_routes(service, rules, reloader),
         ],

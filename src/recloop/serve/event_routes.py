@@ -17,6 +17,7 @@ from recloop.config import Limits
 from recloop.features.id_form import form_id, id_text
 from recloop.ingest import parse
 from recloop.ingest.parse import Rejected
+from recloop.ingest.rejected import check_again, rejected_rows, settle
 from recloop.recommend.attribute_columns import mistyped
 from recloop.records import ITEM_ID, USER_ID, Event, Item
 from recloop.serve import request as request_parts
@@ -29,6 +30,7 @@ from recloop.serve.schemas import (
     HttpError,
     ItemResult,
     ItemsResponse,
+    ReplayRequest,
     RetractionResponse,
     UserResult,
     UsersResponse,
@@ -87,7 +89,41 @@ class WriteRoutes:
         if page is not None:
             page.check_events(events, project.config.data.id_form)
         receipts = (await self._service.write(events=events)).receipts if events else []
-        return events_response(checked, receipts)
+        await self._keep("event", "POST /v1/events", now, checked)
+        results = event_results(checked, receipts)
+        self._service.rows.events.update(result.status for result in results)
+        return events_reply(results)
+
+    async def replay(self, request: Request) -> Response:
+        """Check rejected events again; those that are stored leave the rejected rows.
+
+        Raises:
+            HttpError: 422 for an invalid body or too many numbers.
+        """
+        body = await request_parts.read_body(request)
+        try:
+            ids = msgspec.json.decode(body, type=ReplayRequest).ids
+        except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise HttpError(422, "bad_body", f"the body is invalid: {error}", "body", '{"ids": [NUMBER]}') from None
+        if not 0 < len(ids) <= self.limits.rows:
+            raise HttpError(422, "bad_body", f"{len(ids)} numbers; expected 1 to {self.limits.rows}", "ids")
+        service = self._service
+        rows = await run_in_threadpool(service.rejected.rows, ids, "event")
+        now = request_time(request.headers.get("x-recloop-now"), service.project, service.clock)
+        checked = check_again(rows, now, service.project.config.data, self.limits)
+        events = [event for event in checked if not isinstance(event, Rejected)]
+        receipts = (await service.write(events=events)).receipts if events else []
+        results = event_results(checked, receipts)
+        statuses, reasons = [result.status for result in results], [result.reason or "" for result in results]
+        await run_in_threadpool(settle, service.rejected, rows, statuses, reasons)
+        service.rows.events.update(statuses)
+        reply = events_reply(results)
+        return Response(reply.body, reply.status, media_type="application/json")
+
+    async def _keep(self, kind: str, route: str, at: int, checked: Sequence[Any]) -> None:
+        """Keep the rejected rows of a request."""
+        id_form = self._service.project.config.data.id_form
+        await self._service.rows.keep(list(rejected_rows(kind, route, at, checked, id_form)))
 
     async def delete_event(self, request: Request) -> Response:
         """Retract an event from states and training; its row stays in the log.
@@ -106,6 +142,7 @@ class WriteRoutes:
         now, rows = await self._rows(request)
         config = self._service.project.config
         checked = [parse.check_item(row, now, config.data, config.features.item, self.limits) for row in rows]
+        await self._keep("item", "POST /v1/items", now, parse.with_raw(checked, rows))
         async with self._changing_items:
             return await self._store_items(checked)
 
@@ -113,7 +150,9 @@ class WriteRoutes:
         """Change the named attributes of items; the rest stays."""
         now, rows = await self._rows(request)
         async with self._changing_items:
-            return await self._store_items(await self._patched(rows, now))
+            checked = await self._patched(rows, now)
+            await self._keep("item", "PATCH /v1/items", now, parse.with_raw(checked, rows))
+            return await self._store_items(checked)
 
     async def patch_item(self, request: Request) -> Response:
         """Change the named attributes of one item."""
@@ -178,6 +217,7 @@ class WriteRoutes:
         now, rows = await self._rows(request)
         config = self._service.project.config
         checked = [parse.check_user(row, now, config.data, config.features.user, self.limits) for row in rows]
+        await self._keep("user", "POST /v1/users", now, parse.with_raw(checked, rows))
         if users := [user for user in checked if not isinstance(user, Rejected)]:
             await self._service.write(users=users)
         return _upserted(UsersResponse, UserResult, checked, USER_ID)
@@ -193,19 +233,23 @@ class WriteRoutes:
         return now, body, request.headers.get("content-type", "")
 
 
-def events_response(checked: Sequence[Event | Rejected], receipts: Sequence[Receipt]) -> Reply:
-    """Build the reply to events; 207 if a row is not stored as a valid one.
+def event_results(checked: Sequence[Event | Rejected], receipts: Sequence[Receipt]) -> list[EventResult]:
+    """Return the status of each event.
 
     Args:
         receipts: Receipts of the events in ``checked``, in order.
     """
     stored = iter(receipts)
-    results = [
+    return [
         EventResult(event.ids.get("event_id"), "rejected", event.reason)
         if isinstance(event, Rejected)
         else _result(event, next(stored))
         for event in checked
     ]
+
+
+def events_reply(results: list[EventResult]) -> Reply:
+    """Build the reply to events; 207 if a row is not stored as a valid one."""
     statuses: list[str] = [result.status for result in results]
     counts = {name: statuses.count(name) for name in STATUSES}
     partial = counts["conflict"] + counts["quarantined"] + counts["rejected"] > 0

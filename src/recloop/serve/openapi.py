@@ -138,6 +138,7 @@ def _paths() -> dict[str, JsonTree]:
         "/metrics": _metrics(),
         **{f"/v1/admin/{verb}": _move(verb, summary) for verb, summary in VERB_SUMMARIES.items()},
         "/v1/admin/reload": _reload(),
+        "/v1/admin/replay": _replay(),
         "/v1/admin/forget": _forget(),
     }
 
@@ -258,6 +259,14 @@ def _delete_user() -> JsonTree:
         "parameters": [{"name": "user_id", "in": "path", "required": True, "schema": ID_SCHEMA}],
         "responses": {"200": _response(summary, "ForgetResponse"), **_errors("404", "409", *KEY_STATUSES)},
     }
+
+
+def _replay() -> JsonTree:
+    summary = "Check rejected events again; those that are stored leave the rejected rows"
+    path = _rows("replay", summary, "ReplayRequest", "EventsResponse")
+    path["post"]["security"] = _security(KeyScope.ADMIN)
+    path["post"]["requestBody"]["content"] = _content("ReplayRequest")
+    return path
 
 
 def _forget() -> JsonTree:

@@ -129,9 +129,18 @@ class VerificationSummary(msgspec.Struct):
     unexplained: int
 
 
+class RejectedSummary(msgspec.Struct):
+    """Rejected rows that are kept, their bytes, and those dropped since the start."""
+
+    rows: int
+    bytes: int
+    dropped: int
+
+
 class StatusResponse(msgspec.Struct):
     """Status of the service.
 
+    ``event_rows`` counts posted events by status since the start; the sum is the number of events in answered requests.
     ``degraded_answers`` counts answers without a part, and ``mistyped_items`` posted items with a value of another type
     than the live bundle has, both since the start. ``shadow_skipped`` counts requests not scored in shadow, and ``workers``
     the processes that answer.
@@ -147,6 +156,8 @@ class StatusResponse(msgspec.Struct):
     degraded: list[str]
     degraded_answers: int
     mistyped_items: int
+    event_rows: dict[str, int]
+    rejected: RejectedSummary
     shadow_skipped: int
     workers: int
     health: dict[str, dict[str, dict[str, JsonTree]]]
@@ -191,6 +202,15 @@ class ReloadResponse(msgspec.Struct):
 
     changed: list[str]
     refused: list[RefusedKey]
+
+
+class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /v1/admin/replay``.
+
+    ``ids``: numbers of rejected events, at most ``serve.limits.rows``.
+    """
+
+    ids: list[int]
 
 
 class ForgetRequest(msgspec.Struct, forbid_unknown_fields=True):

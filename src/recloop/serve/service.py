@@ -21,7 +21,7 @@ from recloop.config import Serve
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.state import StateBatch, StoredState
-from recloop.ingest.writer import LogUnavailableError, Writer, WriteRequest
+from recloop.ingest.writer import LogUnavailableError, Writer, WriteRequest, kept_items
 from recloop.monitoring.verify import query_of
 from recloop.privacy import erasure
 from recloop.project import Project
@@ -37,6 +37,7 @@ from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
 from recloop.serve.live_config import LiveConfig
 from recloop.serve.reload import Reloader
 from recloop.serve.response import build_decision, build_response
+from recloop.serve.row_counts import RowCounts
 from recloop.serve.schemas import RecommendResponse
 from recloop.serve.service_status import ServiceStatus
 from recloop.serve.shadow import ShadowScorer
@@ -68,6 +69,7 @@ class Service:
         uncommitted_since: Seq after which committed rows may be missing from the caches; None if none are.
         moved: Stores whose files were moved away, replaced or emptied while this process serves.
         is_release_followed: False if the last poll of the releases failed.
+        rejected: Rejected rows of requests. rows: Counts of posted rows.
         followed_at: Monotonic time of the last poll that did not fail; None before the first one.
         token: Admin token of admin routes and console. live: Settings in force.
         workers: Further processes that answer; None if this is the only one.
@@ -86,6 +88,8 @@ class Service:
         self.followed_at: float | None = None
         self.clock = clock
         self.counts = AnswerCounts()
+        self.rejected = project.open_rejected()
+        self.rows = RowCounts(self.rejected)
         self._stack = ExitStack()
         if not locked:
             self._stack.enter_context(locks.writer_lock(project.root))
@@ -451,8 +455,3 @@ class Service:
         for item in items:
             self.catalog.upsert(item)
         self.shadow.upsert(items)
-
-
-def kept_items(jobs: Sequence[WriteRequest]) -> list[Item]:
-    """Return the stored item versions of these requests, by seq."""
-    return sorted((item for job in jobs for item in job.kept_items), key=lambda item: item.seq)

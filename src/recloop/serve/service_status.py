@@ -11,6 +11,7 @@ from recloop.monitoring.summary import HealthCache, HealthSummary, Windows
 from recloop.recommend import loading
 from recloop.records import SECOND
 from recloop.serve.request_metrics import RequestCounts, request_families
+from recloop.serve.row_counts import row_families
 from recloop.storage import releases
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class ServiceStatus:
             "degraded": service.degraded,
             "degraded_answers": service.counts.degraded_answers,
             "mistyped_items": service.counts.mistyped_items,
+            "event_rows": dict(service.rows.events),
+            "rejected": {**service.rows.size()._asdict(), "dropped": service.rows.dropped},
             "shadow_skipped": service.shadow.skipped,
             "workers": 1 + (0 if service.workers is None else service.workers.n_started),
             **self.health(),
@@ -66,17 +69,21 @@ class ServiceStatus:
     def metrics(self, requests: RequestCounts | None = None) -> bytes:
         """Build the content of ``GET /metrics``, with counts of HTTP requests."""
         service = self._service
+        rejected = service.rows.size()
         process = {
             "generation": service.deployments.generation,
             "last_seq": service.as_of,
             "degraded": len(service.degraded),
             "degraded_answers_total": service.counts.degraded_answers,
             "mistyped_items_total": service.counts.mistyped_items,
+            "rejected_rows": rejected.rows,
+            "rejected_bytes": rejected.bytes,
+            "rejected_dropped_total": service.rows.dropped,
             "decisions_dropped_total": service.decisions.dropped,
             "decisions_lost_total": service.decisions.lost,
             "decisions_repeated_total": service.decisions.repeated,
             "shadow_skipped_total": service.shadow.skipped,
             "bundle_cut_seconds": service.bundle.cut / SECOND,
         }
-        families = () if requests is None else request_families(requests)
+        families = [*row_families(service.rows.events), *(() if requests is None else request_families(requests))]
         return exposition(self._health_summary(), process, families)
