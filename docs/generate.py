@@ -227,7 +227,9 @@ def tables(script: str) -> Iterator[tuple[str, list[tuple[str, str, bool]]]]:
     connection = sqlite3.connect(":memory:")
     try:
         connection.executescript(script)
-        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rowid").fetchall()
+        names = connection.execute(
+            "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
+        ).fetchall()
         for (name,) in names:
             columns = connection.execute(f"PRAGMA table_info({name})").fetchall()
             yield name, [(column[1], column[2], not column[3] and not column[5]) for column in columns]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import servers
+from access import control_of
 
 from recloop.bundle import Bundle
 from recloop.errors import Refused, UserError
@@ -25,7 +26,7 @@ def saved(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     """A project with a key, and its backup."""
     folder = tmp_path_factory.mktemp("saved")
     project = open_project(shutil.copytree(trained_folder, folder / "shop"))
-    api_keys.add(project.root, "shop", ["read"])
+    api_keys.add(project.root, control_of(project.root), "shop", ["read"])
     backups.backup(project, folder / "copy")
     return project, folder / "copy"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from access import TOKEN, Browser, application, status_and_code
+from access import TOKEN, Browser, application, control_of, status_and_code
 from servers import PATIENCE, Server, command
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -192,12 +192,12 @@ def test_token_file_is_private_and_stable_until_renewed(tmp_path: Any) -> None:
     file.chmod(0o644)
     assert admin_token.ensure(tmp_path) == token
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert admin_token.renew(tmp_path) != token
+    assert admin_token.renew(tmp_path, control_of(tmp_path)) != token
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     file.write_text("short\n")
     with pytest.raises(UserError, match="recloop token --new"):
         admin_token.ensure(tmp_path)
-    assert [one.name for one in file.parent.iterdir()] == ["admin-token"]
+    assert sorted(one.name for one in file.parent.iterdir()) == ["admin-token", "control.db"]
 
 
 def test_token_is_printed_on_a_terminal_and_not_into_a_log(server: Server) -> None:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 import servers
 import tomli_w
+from access import control_of
 
 from recloop.project import Project
 from recloop.serve.app import create
@@ -126,14 +127,14 @@ def test_reload_needs_the_admin_scope_and_an_empty_body(project: Project) -> Non
 
 
 def test_reload_reads_keys_origins_and_rates_at_once(project: Project) -> None:
-    secret = api_keys.add(project.root, "shop", ["read"])[1]
+    secret = api_keys.add(project.root, control_of(project.root), "shop", ["read"])[1]
     app = create(project)
 
     async def work(client: httpx.AsyncClient, _: Any) -> None:
         headers = {"Authorization": f"Bearer {secret}"}
         assert (await client.get("/v1/recommend/u14", headers=headers)).status_code == 200
-        api_keys.revoke(project.root, "shop")
-        added = api_keys.add(project.root, "slow", ["read"], rate=0.001)[1]
+        api_keys.revoke(project.root, control_of(project.root), "shop")
+        added = api_keys.add(project.root, control_of(project.root), "slow", ["read"], rate=0.001)[1]
         assert (await reload(client))["changed"] == ["api-keys"]
         assert (await client.get("/v1/recommend/u14", headers=headers)).status_code == 401
         slow = {"Authorization": f"Bearer {added}"}
@@ -144,7 +145,7 @@ def test_reload_reads_keys_origins_and_rates_at_once(project: Project) -> None:
 
 
 def test_reload_with_a_damaged_file_of_keys_is_422_and_keeps_the_keys(project: Project) -> None:
-    secret = api_keys.add(project.root, "shop", ["read"])[1]
+    secret = api_keys.add(project.root, control_of(project.root), "shop", ["read"])[1]
     app = create(project)
 
     async def work(client: httpx.AsyncClient, _: Any) -> None:

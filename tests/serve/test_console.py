@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import servers
+from access import control_of
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import recloop
@@ -437,7 +438,7 @@ def test_page_of_another_origin_reads_its_list_and_other_origins_do_not(
     (tmp_path / "site" / "framed.html").write_text('<iframe sandbox="allow-scripts" src="/index.html"></iframe>')
     with site(tmp_path / "site") as port:
         known = f"http://127.0.0.1:{port}"
-        secret = api_keys.add(folder, "web", ["page"], page=api_keys.PageLimits((known,)))[1]
+        secret = api_keys.add(folder, control_of(folder), "web", ["page"], page=api_keys.PageLimits((known,)))[1]
         server = servers.start(folder)
         question = [f"{server.url}/v1/recommend/u05?n=3", recloop.sign("u05", "web", secret)]
         context = browser.new_context()

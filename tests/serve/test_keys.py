@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import servers
-from access import TOKEN, Browser, application, status_and_code
+from access import TOKEN, Browser, application, control_of, status_and_code
 
 import recloop
 from recloop.errors import UserError
@@ -34,15 +34,15 @@ CODES = {401: "unauthorized", 403: "missing_scope"}
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Browser, dict[str, str]]:
     """An application over a folder with one key per scope, a revoked and an expired one, and their secrets."""
     root = tmp_path_factory.mktemp("keyed")
-    secrets = {scope: api_keys.add(root, scope, [scope])[1] for scope in SCOPES}
-    secrets["revoked"] = api_keys.add(root, "revoked", SCOPES)[1]
-    api_keys.revoke(root, "revoked")
+    secrets = {scope: api_keys.add(root, control_of(root), scope, [scope])[1] for scope in SCOPES}
+    secrets["revoked"] = api_keys.add(root, control_of(root), "revoked", SCOPES)[1]
+    api_keys.revoke(root, control_of(root), "revoked")
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(api_keys, "now", lambda: now() - 3600 * SECOND)
-    secrets["expired"] = api_keys.add(root, "expired", SCOPES, expires=now() - SECOND)[1]
+    secrets["expired"] = api_keys.add(root, control_of(root), "expired", SCOPES, expires=now() - SECOND)[1]
     monkeypatch.undo()
     secrets |= {"none": "", "wrong": "recloop_" + "x" * 43, "token": TOKEN}
-    page = api_keys.add(root, "page", ["page"])[1]
+    page = api_keys.add(root, control_of(root), "page", ["page"])[1]
     secrets |= {
         "page": page,
         "own page": recloop.sign("u1", "page", page),
@@ -144,14 +144,14 @@ def is_let_in(ring: KeyRing, secret: str, scope: KeyScope = KeyScope.READ) -> bo
 def test_added_and_revoked_keys_are_followed(tmp_path: Path, clock: Clock) -> None:
     ring = KeyRing(tmp_path, TOKEN)
     assert is_let_in(ring, "")
-    _, first = api_keys.add(tmp_path, "first", ["read"])
+    _, first = api_keys.add(tmp_path, control_of(tmp_path), "first", ["read"])
     clock.pass_()
     assert (is_let_in(ring, ""), is_let_in(ring, first)) == (False, True)
-    _, second = api_keys.add(tmp_path, "second", ["read"])
-    api_keys.revoke(tmp_path, "first")
+    _, second = api_keys.add(tmp_path, control_of(tmp_path), "second", ["read"])
+    api_keys.revoke(tmp_path, control_of(tmp_path), "first")
     clock.pass_()
     assert (is_let_in(ring, first), is_let_in(ring, second)) == (False, True)
-    api_keys.revoke(tmp_path, "second")
+    api_keys.revoke(tmp_path, control_of(tmp_path), "second")
     clock.pass_()
     assert (is_let_in(ring, ""), is_let_in(ring, second), is_let_in(ring, TOKEN)) == (False, False, True)
 
@@ -162,7 +162,7 @@ def test_added_and_revoked_keys_are_followed(tmp_path: Path, clock: Clock) -> No
 def test_damaged_or_removed_file_leaves_the_last_keys_in_force(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], Any]
 ) -> None:
-    _, secret = api_keys.add(tmp_path, "shop", ["read"])
+    _, secret = api_keys.add(tmp_path, control_of(tmp_path), "shop", ["read"])
     ring = KeyRing(tmp_path, TOKEN)
     damage(api_keys.path(tmp_path))
     with caplog.at_level(logging.ERROR):
@@ -174,7 +174,7 @@ def test_damaged_or_removed_file_leaves_the_last_keys_in_force(
 
 
 def test_use_of_a_key_is_recorded_once_a_minute(tmp_path: Path, clock: Clock) -> None:
-    _, secret = api_keys.add(tmp_path, "shop", ["read"])
+    _, secret = api_keys.add(tmp_path, control_of(tmp_path), "shop", ["read"])
     ring = KeyRing(tmp_path, TOKEN)
     assert is_let_in(ring, secret)
     first = api_keys.last_used(tmp_path, "shop")
@@ -189,7 +189,7 @@ def test_use_of_a_key_is_recorded_once_a_minute(tmp_path: Path, clock: Clock) ->
 
 
 def test_key_above_its_rate_is_429_until_its_budget_returns(tmp_path: Path, clock: Clock) -> None:
-    _, secret = api_keys.add(tmp_path, "shop", ["read"], rate=2.0)
+    _, secret = api_keys.add(tmp_path, control_of(tmp_path), "shop", ["read"], rate=2.0)
     ring = KeyRing(tmp_path, TOKEN)
     header = f"Bearer {secret}".encode()
     for _ in range(2):
@@ -198,7 +198,7 @@ def test_key_above_its_rate_is_429_until_its_budget_returns(tmp_path: Path, cloc
         ring.authorize(header, KeyScope.READ)
     assert (refused.value.status, refused.value.answer.error.code) == (429, "rate_limit")
     assert refused.value.headers["Retry-After"] == "1"
-    api_keys.add(tmp_path, "other", ["read"])  # the file changes, the budget stays
+    api_keys.add(tmp_path, control_of(tmp_path), "other", ["read"])  # the file changes, the budget stays
     clock.pass_(0.51)
     ring.authorize(header, KeyScope.READ)
     with pytest.raises(HttpError):
@@ -231,10 +231,10 @@ def test_workers_follow_the_keys_and_answer_other_addresses(project: Project) ->
     """Lists are answered by any worker and posts by the writing process; both know a new key within a second."""
     with pytest.raises(AssertionError, match="a project with an API key"):
         servers.start(project.root, "--host", "0.0.0.0")
-    _, reader = api_keys.add(project.root, "reader", ["read"])
+    _, reader = api_keys.add(project.root, control_of(project.root), "reader", ["read"])
     running = servers.start(project.root, "--host", "0.0.0.0", "--workers", "2")
     try:
-        _, sender = api_keys.add(project.root, "sender", ["ingest"])
+        _, sender = api_keys.add(project.root, control_of(project.root), "sender", ["ingest"])
         time.sleep(1)
         for number in range(10):  # each connection may reach the other worker
             row = {"user_id": f"sent-{number}", "item_id": "i01", "event_type": "purchase"}

@@ -11,7 +11,7 @@ import httpx
 import jwt
 import pytest
 import servers
-from access import TOKEN, Browser, application, status_and_code
+from access import TOKEN, Browser, application, control_of, status_and_code
 
 import recloop
 from recloop.errors import UserError
@@ -109,7 +109,7 @@ def test_access_is_limited_to_its_user_placements_and_event_types() -> None:
 
 
 def test_rate_of_a_page_key_holds_for_each_user(tmp_path: Path) -> None:
-    _, secret = api_keys.add(tmp_path, "web", ["page"], rate=1.0)
+    _, secret = api_keys.add(tmp_path, control_of(tmp_path), "web", ["page"], rate=1.0)
     ring = KeyRing(tmp_path, TOKEN)
 
     def ask(user: str) -> None:
@@ -128,7 +128,7 @@ def test_rate_of_a_page_key_holds_for_each_user(tmp_path: Path) -> None:
 @pytest.fixture
 def paged(tmp_path: Path) -> tuple[Browser, str]:
     """The access checks of a folder with a page key, and its secret."""
-    secret = api_keys.add(tmp_path, "web", ["page"], page=PageLimits((ORIGIN,)))[1]
+    secret = api_keys.add(tmp_path, control_of(tmp_path), "web", ["page"], page=PageLimits((ORIGIN,)))[1]
     return Browser(application(tmp_path)), secret
 
 
@@ -165,8 +165,8 @@ def test_page_of_a_known_origin_reaches_only_lists_and_events(paged: tuple[Brows
 
 
 def test_token_of_a_key_without_this_origin_is_403(tmp_path: Path) -> None:
-    api_keys.add(tmp_path, "web", ["page"], page=PageLimits((ORIGIN,)))
-    other = api_keys.add(tmp_path, "app", ["page"])[1]
+    api_keys.add(tmp_path, control_of(tmp_path), "web", ["page"], page=PageLimits((ORIGIN,)))
+    other = api_keys.add(tmp_path, control_of(tmp_path), "app", ["page"])[1]
     browser = Browser(application(tmp_path))
     bearer = f"Bearer {recloop.sign('u1', 'app', other)}"
     page = {"origin": ORIGIN, "authorization": bearer}
@@ -175,7 +175,9 @@ def test_token_of_a_key_without_this_origin_is_403(tmp_path: Path) -> None:
 
 
 def test_page_gets_its_list_and_posts_its_events(project: Project) -> None:
-    secret = api_keys.add(project.root, "web", ["page"], page=PageLimits((ORIGIN,), ("home",), ("view",)))[1]
+    secret = api_keys.add(
+        project.root, control_of(project.root), "web", ["page"], page=PageLimits((ORIGIN,), ("home",), ("view",))
+    )[1]
     headers = {"Origin": ORIGIN, "Authorization": f"Bearer {recloop.sign('u05', 'web', secret)}"}
     row = {"user_id": "u05", "item_id": "i01", "event_type": "view"}
 

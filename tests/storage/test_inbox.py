@@ -58,14 +58,14 @@ def test_control_store_of_schema_1_is_read_and_migrated_on_write(tmp_path: Path)
     control.submit([Retraction(5, "duplicates")], "x", 1)
     assert (control.generation(), [one.retracted_seq for one in control.pending()]) == (2, [5])
     connection = sqlite3.connect(file)
-    assert connection.execute("PRAGMA user_version").fetchone() == (4,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (5,)
     connection.close()
     newer = tmp_path / "newer"
     shutil.copytree(tmp_path / "store", newer / "store")
     connection = sqlite3.connect(newer / "store" / "control.db")
-    connection.execute("PRAGMA user_version = 5")
+    connection.execute("PRAGMA user_version = 6")
     connection.close()
-    with pytest.raises(UserError, match="schema 5: expected schema 4 or older"):
+    with pytest.raises(UserError, match="schema 6: expected schema 5 or older"):
         open_control(URL, newer)
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import httpx
 from starlette.applications import Starlette
 
+from recloop.config import Stores
 from recloop.project import Project
 from recloop.records import now
 from recloop.serve.app import build
 from recloop.serve.live_config import LiveConfig
 from recloop.settings import build as config_of
+from recloop.storage import ControlStore, open_control
 
 TOKEN = "t" * 43
 """The admin token of `application`."""
@@ -63,3 +65,8 @@ def status_and_code(client: Any, path: str = "/v1/health/live", method: str = "G
     answer = client.request(method, path, headers={name.replace("_", "-"): text for name, text in headers.items()})
     code = answer.json()["error"]["code"] if answer.status_code >= 400 else ""
     return answer.status_code, code
+
+
+def control_of(root: Path) -> ControlStore:
+    """The control store of a folder, which has the audit log of its keys."""
+    return open_control(Stores().control, root)

@@ -29,6 +29,7 @@ from recloop.pipeline.forget import forget
 from recloop.pipeline.quarantine import Quarantined
 from recloop.pipeline.retention import Collection
 from recloop.pipeline.tune import BUDGET, N_TRIALS, TuneResult, tune
+from recloop.privacy.audit_rows import audit_rows
 from recloop.privacy.person_export import export_person
 from recloop.progress import ConsoleProgress, NullProgress, Progress
 from recloop.project import Project, open_project
@@ -38,6 +39,7 @@ from recloop.release import transitions
 from recloop.release.transitions import MIN_SHADOW_REQUESTS
 from recloop.serve import offline
 from recloop.storage import admin_token, api_keys, locks
+from recloop.storage.audit import AuditCheck
 
 
 @python_errors("project")
@@ -248,6 +250,16 @@ class ProjectFolder:
         return forget(self.project, [str(user) for user in user_ids])
 
     @python_errors("project")
+    def audit(self, user_id: str | int = "") -> list[JsonTree]:
+        """Return the rows of the audit log, or those of one person, oldest first."""
+        return audit_rows(self.project, str(user_id))
+
+    @python_errors("project")
+    def check_audit(self) -> AuditCheck:
+        """Check the hash chain of the audit log; ``problem`` is empty for a whole one."""
+        return self.project.open_control().check_audit()
+
+    @python_errors("project")
     def gc(self, dry_run: bool = False) -> Collection:
         """Remove expired bundles, runs and rows; with ``dry_run`` only list them."""
         with locks.run_lock(self.project.root, "gc"):
@@ -256,7 +268,8 @@ class ProjectFolder:
     @python_errors("project")
     def token(self, new: bool = False) -> str:
         """Return the project's admin token; ``new`` replaces it."""
-        return admin_token.renew(self.project.root) if new else admin_token.ensure(self.project.root)
+        root = self.project.root
+        return admin_token.renew(root, self.project.open_control()) if new else admin_token.ensure(root)
 
     @python_errors("project")
     def backup(self, to: str | Path) -> JsonTree:
@@ -298,7 +311,8 @@ class ProjectFolder:
         """
         stamp = None if expires is None else round(expires.timestamp() * SECOND)
         page = api_keys.PageLimits(tuple(origins), tuple(placements), tuple(event_types))
-        return api_keys.add(self.project.root, name, scopes, stamp, rate, page)[1]
+        root, control = self.project.root, self.project.open_control()
+        return api_keys.add(root, control, name, scopes, stamp, rate, page)[1]
 
     @python_errors("project")
     def revoke_key(self, name: str) -> None:
@@ -307,7 +321,7 @@ class ProjectFolder:
         Raises:
             UserError: the key does not exist.
         """
-        api_keys.revoke(self.project.root, name)
+        api_keys.revoke(self.project.root, self.project.open_control(), name)
 
     @python_errors("project")
     def serve(self, host: str = "", port: int | None = None) -> None:

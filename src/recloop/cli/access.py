@@ -22,8 +22,8 @@ def token(
     """Show the project's admin token."""
     from recloop.storage import admin_token
 
-    root = project().root
-    secret = admin_token.renew(root) if new else admin_token.ensure(root)
+    here = project()
+    secret = admin_token.renew(here.root, here.open_control()) if new else admin_token.ensure(here.root)
     if as_json:
         print_json({"token": secret})
     else:
@@ -50,9 +50,10 @@ def add_key(
     scopes = [name for names in scope for name in names.split(",")]
     expires_at = now() + round(seconds("--expires", expires) * SECOND) if expires else None
     page = api_keys.PageLimits(tuple(origin or ()), tuple(placement or ()), tuple(event_type or ()))
-    key, secret = api_keys.add(project().root, name, scopes, expires_at, rate, page)
+    here = project()
+    key, secret = api_keys.add(here.root, here.open_control(), name, scopes, expires_at, rate, page)
     if as_json:
-        print_json({**api_keys.to_json(project().root, key), "key": secret})
+        print_json({**api_keys.to_json(here.root, key), "key": secret})
     else:
         plain(secret)
 
@@ -85,7 +86,8 @@ def revoke_key(name: KeyName, as_json: Json = False) -> None:
     """Revoke a key; a running serve refuses it within a second."""
     from recloop.storage import api_keys
 
-    key = api_keys.revoke(project().root, name)
+    here = project()
+    key = api_keys.revoke(here.root, here.open_control(), name)
     if as_json:
         print_json({"revoked": key.name})
     else:

@@ -1,14 +1,18 @@
-"""Verbs backup, restore and gc: work on the project folder."""
+"""Verbs backup, restore, gc and audit: work on the project folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from recloop.cli.terminal import Json, plain, print_json, project
+from recloop.errors import UserError
 from recloop.progress import ConsoleProgress
+
+if TYPE_CHECKING:
+    from recloop.storage.audit import AuditCheck
 
 
 def backup(
@@ -58,3 +62,37 @@ def gc(
         return
     for line in done.lines:
         plain(line)
+
+
+def audit(
+    user: Annotated[str, typer.Option(help="show the rows of this person")] = "",
+    verify: Annotated[bool, typer.Option("--verify", help="check the hash chain; exit 1 on a break")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show who changed keys, releases and persons' data."""
+    from recloop.privacy.audit_rows import audit_rows
+
+    here = project()
+    if verify:
+        if user:
+            raise UserError("--user", user, "audit without --verify, which checks all rows", "recloop audit --verify")
+        _check_audit(here.open_control().check_audit(), as_json)
+        return
+    rows = audit_rows(here, user)
+    if as_json:
+        print_json({"rows": rows})
+        return
+    for row in rows:
+        details = " ".join(f"{name}={value}" for name, value in row["details"].items())
+        plain(
+            f"{row['id']}  {row['at']}  {row['action']}  {row['subject'] or '-'}  by {row['who']}  {details}".rstrip()
+        )
+
+
+def _check_audit(check: AuditCheck, as_json: bool) -> None:
+    if as_json:
+        print_json(check._asdict())
+    else:
+        plain(f"{check.rows:,} rows: {check.problem or 'the chain is whole'}; last hash {check.last or 'none'}")
+    if check.problem:
+        raise typer.Exit(1)

@@ -31,7 +31,8 @@ from recloop.progress import NullProgress, Progress
 from recloop.project import Project, open_project
 from recloop.recommend.loading import RESTART_FILE
 from recloop.records import FileFacts, iso, now
-from recloop.storage import admin_token, api_keys, forgotten, rejected
+from recloop.storage import admin_token, api_keys, audit, forgotten, rejected
+from recloop.storage.audit import AuditAction, AuditEntry
 from recloop.storage.data_manifest import MANIFEST, DataManifest
 from recloop.storage.sqlite import check_pages, copy_database
 
@@ -142,6 +143,9 @@ def restore(source: Path, to: Path, progress: Progress | None = None) -> BackupR
         for name in STORES:
             check_pages(staged / "store" / name)
         verified = _verify(open_project(staged))
+        details = {"created": iso(listed.created), "last_seq": listed.last_seq}
+        entry = AuditEntry(audit.command("restore"), AuditAction.RESTORE, source.resolve().name, details, now())
+        open_project(staged).open_control().record([entry])
         _put_in_place(staged, to)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

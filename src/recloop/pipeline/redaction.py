@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -29,7 +30,7 @@ from recloop.pipeline.restart import MARKER_FILE, STAGE_FOLDER
 from recloop.progress import Progress
 from recloop.project import Project
 from recloop.records import RULE, SEQ, USER_ID, FileFacts, now
-from recloop.storage import forgotten
+from recloop.storage import audit, forgotten
 from recloop.storage.archived_ids import FOLDER as IDS_FOLDER
 from recloop.storage.data_manifest import MANIFEST, DataManifest, RowCounts
 from recloop.storage.forgotten import ForgottenUsers
@@ -55,7 +56,7 @@ def redact(project: Project, progress: Progress) -> bool:
     if not (project.store / MARKER_FILE).exists():
         shutil.rmtree(project.root / STAGE_FOLDER, ignore_errors=True)
     forgotten.record(project.root, pending)  # a backup under way begins again
-    bundle_redaction.recover(project.bundles, project.open_control().set_hash)
+    bundle_redaction.recover(project.bundles, _set_hash(project))
     data = _Data(project, erasures)
     data.redact()
     served_slots.drop(project, data.requests)
@@ -179,7 +180,11 @@ class _Data:
 
 def _redact_bundles(project: Project, erasures: ForgottenUsers, users: set[str]) -> int:
     """Remove users from every bundle; return how many changed."""
-    set_hash = project.open_control().set_hash
+    set_hash = _set_hash(project)
     folders = [path for path in sorted(project.bundles.glob("[!.]*")) if (path / MANIFEST).exists()]
     is_former = erasures.former_until
     return sum(bundle_redaction.redact(folder, lambda user: is_former(user) > 0, users, set_hash) for folder in folders)
+
+
+def _set_hash(project: Project) -> bundle_redaction.SetHash:
+    return partial(project.open_control().redact, by=audit.command("update"), at=now())

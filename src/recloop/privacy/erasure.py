@@ -25,7 +25,8 @@ from recloop.features.state_erasure import remove_users
 from recloop.files import JsonTree
 from recloop.project import Project
 from recloop.records import SECOND, USER_ID, iso, now
-from recloop.storage import EventLog, forgotten
+from recloop.storage import EventLog, audit, forgotten
+from recloop.storage.audit import AuditAction, AuditEntry
 from recloop.storage.erasure import forget_in_decisions, forget_in_log, rewrite, users_in
 from recloop.storage.forgotten import Erasure, ForgottenUsers
 from recloop.storage.sqlite import locate
@@ -72,10 +73,15 @@ def check(project: Project, users: Sequence[str]) -> list[str]:
     return ids
 
 
-def begin(project: Project, users: Collection[str], at: int) -> None:
-    """Record that users are to be forgotten, before the first row is deleted."""
+def begin(project: Project, users: Collection[str], at: int, who: str) -> None:
+    """Record that users are to be forgotten, before the first row is deleted.
+
+    ``who``: Origin of the request for the audit log.
+    """
     root = project.root
-    forgotten.record(root, [Erasure(user=forgotten.person_hash(root, user), requested=at) for user in users])
+    names = [forgotten.person_hash(root, user) for user in users]
+    project.open_control().record([AuditEntry(who, AuditAction.FORGET, name, {}, at) for name in names])
+    forgotten.record(root, [Erasure(user=name, requested=at) for name in names])
     project.open_rejected().forget(users)
 
 
@@ -114,7 +120,7 @@ def erase(project: Project, log: EventLog, users: Collection[str]) -> None:
         log: Opened for writing; the caller holds the writer lock.
     """
     at = now()
-    begin(project, users, at)
+    begin(project, users, at, audit.command("forget"))
     seq, _ = forget_in_log(log, users)
     erase_stores(project, users, seq, at)
 

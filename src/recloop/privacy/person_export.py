@@ -13,11 +13,13 @@ from recloop.errors import UserError
 from recloop.features.id_form import form_id
 from recloop.features.state import StateBatch
 from recloop.files import JsonTree
+from recloop.privacy.audit_rows import record_look
 from recloop.project import Project
 from recloop.recommend.user_states import StateRegistry
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, TIMESTAMP, USER_ID, iso, now
-from recloop.storage import DecisionLog, EventLog
+from recloop.storage import DecisionLog, EventLog, audit
 from recloop.storage.archive import Archive
+from recloop.storage.audit import AuditAction
 from recloop.storage.event_rows import RULED_SCHEMA
 from recloop.storage.retractions import retracted_at
 
@@ -25,12 +27,12 @@ FORMAT = 1
 
 
 def export_person(project: Project, user_id: str) -> JsonTree:
-    """Collect all that is stored of a user; times are ISO 8601.
+    """Collect all that is stored of a user, and add a row to the audit log.
 
     Returns:
-        ``events`` (valid rows), ``quarantine`` (rows that a rule removed), ``rejected`` (rows of requests that were not
-        stored), ``attributes`` (all versions), ``decisions`` (with shadow lists), ``state`` (what the live bundle sees) and
-        ``bundles`` (those that have a vector of the user).
+        Times are ISO 8601. ``events`` (valid rows), ``quarantine`` (rows that a rule removed), ``rejected`` (rows of requests
+        that were not stored), ``attributes`` (all versions), ``decisions`` (with shadow lists), ``state`` (what the live
+        bundle sees) and ``bundles`` (those that have a vector of the user).
 
     Raises:
         UserError: nothing is stored of the user, or no bundle is live yet.
@@ -45,6 +47,8 @@ def export_person(project: Project, user_id: str) -> JsonTree:
     rejected = _rejected(project, user_id)
     if not rows and not attributes and not answered and not rejected:
         raise UserError("USER", user_id, "a user with stored rows or decisions", "recloop export person USER")
+    details = {"rows": len(rows), "decisions": len(answered)}
+    record_look(project, user_id, AuditAction.EXPORT_PERSON, audit.command("export person"), details)
     return {
         "format": FORMAT,
         USER_ID: user_id,

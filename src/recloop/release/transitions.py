@@ -11,7 +11,6 @@ steps are earned. An operator who names the step and gives a reason may override
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from recloop.project import Project
 from recloop.recommend.loading import check_servable, open_bundle, verify_hash
 from recloop.records import now
 from recloop.release.assignment import CANDIDATE, LIVE
-from recloop.storage import ControlStore, locks, releases
+from recloop.storage import ControlStore, audit, locks, releases
 from recloop.storage.control import ReleaseRow
 
 NOT_DEPLOYED = ("registered", "checked")
@@ -81,7 +80,7 @@ def validate(project: Project, control: ControlStore, bundle: str, to: str = "",
     _share(project, target)
     machine = releases.read_state(control)
     if machine.state(bundle) == "registered":
-        _check(project, control, machine.since(bundle), by or _who("promote"))
+        _check(project, control, machine.since(bundle), by or audit.command("promote"))
         machine = releases.read_state(control)
     releases.allowed(machine, bundle, target)
     return machine
@@ -120,7 +119,7 @@ def promote(
             another process moved a release meanwhile.
     """
     control = project.open_control()
-    by = by or _who("promote")
+    by = by or audit.command("promote")
     target = _target(bundle, to)
     at = at or now()
     machine = validate(project, control, bundle, target, by)
@@ -179,7 +178,7 @@ def rollback(project: Project, reason: str = "", by: str = "", at: int = 0) -> J
     previous = releases.lives(control)[1:2]
     if previous:
         verify_hash(project, previous[0])
-    return _result(releases.rollback(control, by=by or _who("rollback"), reason=reason, at=at or now()))
+    return _result(releases.rollback(control, by=by or audit.command("rollback"), reason=reason, at=at or now()))
 
 
 def reject(project: Project, bundle: str, reason: str, by: str = "", at: int = 0) -> JsonTree:
@@ -192,20 +191,13 @@ def reject(project: Project, bundle: str, reason: str, by: str = "", at: int = 0
     if not reason.strip():
         raise UserError("--reason", reason, "a reason for this rejection", f"recloop reject {bundle} --reason TEXT")
     control = project.open_control()
-    return _result(releases.reject(control, bundle, by=by or _who("reject"), reason=reason, at=at or now()))
+    return _result(releases.reject(control, bundle, by=by or audit.command("reject"), reason=reason, at=at or now()))
 
 
 def _result(row: ReleaseRow) -> JsonTree:
     return {
         "bundle": row.bundle, "from": row.from_, "to": row.to, "generation": row.generation, "evidence": row.evidence,
     }  # fmt: skip
-
-
-def _who(verb: str) -> str:
-    try:
-        return f"recloop {verb} ({getpass.getuser()})"
-    except (KeyError, OSError, ImportError):  # the process user has no name
-        return f"recloop {verb}"
 
 
 def _share(project: Project, target: str) -> None:

@@ -100,6 +100,10 @@ class AccessRules:
         origin = None if head.origin is None or self._is_own(head.origin, head) else head.origin
         return self._keys.authorize(head.authorization, scope, for_page, origin)
 
+    def origin(self, route: str, request: Request) -> str:
+        """Name a route with the key of an authorized request, for the audit log."""
+        return f"{route} ({self._keys.holder(Head(request.scope['headers']).authorization)})"
+
     def reload_keys(self) -> bool:
         """Read the API keys again; see `KeyRing.reload`."""
         return self._keys.reload()

@@ -35,24 +35,27 @@ def admin_routes(service: Service, rules: AccessRules, reloader: ConfigReloader)
     verbs = ("promote", "rollback", "reject")
     admin, post = KeyScope.ADMIN, ["POST"]
     routes = [
-        ScopedRoute(f"/v1/admin/{verb}", only(AdminRoutes(service, verb).move), admin, rules, post) for verb in verbs
+        ScopedRoute(f"/v1/admin/{verb}", only(AdminRoutes(service, rules, verb).move), admin, rules, post)
+        for verb in verbs
     ]
-    routes.append(ScopedRoute("/v1/admin/reload", only(ReloadRoute(reloader).reload), admin, rules, post))
+    routes.append(ScopedRoute("/v1/admin/reload", only(ReloadRoute(rules, reloader).reload), admin, rules, post))
     return [*routes, ScopedRoute("/v1/admin/refuse", _renamed, admin, rules, post, include_in_schema=False)]
 
 
 class AdminRoutes:
     """Handler of one release verb."""
 
-    def __init__(self, service: Service, verb: str) -> None:
+    def __init__(self, service: Service, rules: AccessRules, verb: str) -> None:
         self._service = service
+        self._rules = rules
         self._verb = verb
 
     async def move(self, request: Request) -> Response:
         """Make one release move and deploy it before the response."""
         release_request = await _parse_body(request, ReleaseRequest, "{bundle, to, reason}")
         try:
-            result = await run_in_threadpool(self._move, release_request, self._at(request))
+            origin = self._rules.origin(f"POST /v1/admin/{self._verb}", request)
+            result = await run_in_threadpool(self._move, release_request, self._at(request), origin)
         except BundleError as error:
             raise HttpError(409, "bad_bundle", str(error), "bundle", error.expected) from None
         except UserError as error:
@@ -64,9 +67,8 @@ class AdminRoutes:
         await self._service.reload()
         return Response(msgspec.json.encode(msgspec.convert(result, ReleaseResponse)), media_type="application/json")
 
-    def _move(self, move: ReleaseRequest, at: int) -> JsonTree:
+    def _move(self, move: ReleaseRequest, at: int, origin: str) -> JsonTree:
         project = self._service.project
-        origin = f"POST /v1/admin/{self._verb}"
         if self._verb == "rollback":
             return transitions.rollback(project, move.reason, origin, at)
         if self._verb == "reject":
@@ -86,14 +88,15 @@ class AdminRoutes:
 class ReloadRoute:
     """Handler of ``POST /v1/admin/reload``."""
 
-    def __init__(self, reloader: ConfigReloader) -> None:
+    def __init__(self, rules: AccessRules, reloader: ConfigReloader) -> None:
+        self._rules = rules
         self._reloader = reloader
 
     async def reload(self, request: Request) -> Response:
         """Apply changed limits, hosts, proxies and keys."""
         await _parse_body(request, ReloadRequest, "{}")
         try:
-            return json_response(await self._reloader.reload())
+            return json_response(await self._reloader.reload(self._rules.origin("POST /v1/admin/reload", request)))
         except UserError as error:
             raise HttpError(422, "bad_config", str(error), error.name, error.expected) from None
 

@@ -145,9 +145,9 @@ def build(
 
     reads = RecommendRoutes(service)
     writes = WriteRoutes(service)
-    persons = PersonRoutes(service)
     status = StatusRoutes(service)
     rules = AccessRules(service, host)
+    persons = PersonRoutes(service, rules)
     reloader = ConfigReloader(service, rules)
     read = KeyScope.READ
 

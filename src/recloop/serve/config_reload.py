@@ -19,6 +19,7 @@ from recloop.project import open_project
 from recloop.serve.access import AccessRules
 from recloop.serve.schemas import RefusedKey, ReloadResponse
 from recloop.serve.service import Service
+from recloop.storage.audit import AuditAction, AuditEntry
 
 LOGGER = logging.getLogger(__name__)
 RELOADABLE: Final = ("serve.limits.", "serve.hosts", "serve.trusted_proxies")
@@ -38,10 +39,13 @@ class ConfigReloader:
         self._lock = asyncio.Lock()
         self._in_force = service.project.config
 
-    async def reload(self) -> ReloadResponse:
+    async def reload(self, who: str) -> ReloadResponse:
         """Apply changed limits, hosts, proxies and API keys from the next request on.
 
         Other changed keys are named in the answer and are not applied.
+
+        Args:
+            who: Origin of the request for the audit log.
 
         Raises:
             UserError: recloop.toml or the file of keys is invalid; nothing was applied.
@@ -59,12 +63,19 @@ class ConfigReloader:
                 )
                 self._in_force = self._in_force.model_copy(update={"serve": in_force})
             refused = [RefusedKey(key, fix_of(key)) for key in differing if key not in applied]
-            return ReloadResponse([*applied, *([API_KEYS] if has_new_keys else [])], refused)
+            changed = [*applied, *([API_KEYS] if has_new_keys else [])]
+            await run_in_threadpool(self._record, who, changed, refused)
+            return ReloadResponse(changed, refused)
+
+    def _record(self, who: str, changed: list[str], refused: list[RefusedKey]) -> None:
+        details = {"changed": changed, "refused": [key.key for key in refused]}
+        entry = AuditEntry(who, AuditAction.RELOAD, "", details, self._service.clock())
+        self._service.control.record([entry])
 
     async def reload_and_log(self) -> None:
         """Reload after a signal; the log has the result."""
         try:
-            result = await self.reload()
+            result = await self.reload("SIGHUP")
         except UserError as error:
             LOGGER.error("the settings in force stay: %s", error)  # noqa: TRY400 - no traceback
             return

@@ -14,10 +14,12 @@ from starlette.routing import Route
 from recloop.files import JsonTree
 from recloop.monitoring.report import readable
 from recloop.monitoring.summary import Windows
+from recloop.privacy.audit_rows import record_look
 from recloop.records import Query
 from recloop.release import transitions
 from recloop.serve.comparisons import Comparison, Comparisons, Kind, measure_steps
 from recloop.serve.service import Service
+from recloop.storage.audit import AuditAction
 
 INSTALL_HINT_PAGE = """<!doctype html><meta charset="utf-8"><title>recloop</title>
 <p>The API is at <a href="/openapi.json">/v1</a>. The console is not installed. To install it: <code>pip install "recloop[console]"</code>"""
@@ -77,6 +79,8 @@ class ServiceConsoleBackend:
 
         ``list`` holds (rank, name, source, score); ``history`` holds (at, name). States are read on the event loop.
         """
+        project = self._service.project
+        await run_in_threadpool(record_look, project, user_id, AuditAction.CONSOLE_USER, RELEASE_ORIGIN, {})
         state = self._service.user_state(user_id)
         ranked, arm = self._service.preview(Query(user_id=user_id, now=self._service.clock()))
         moments, attributes = state.moments(), state.attributes[0] or {}

@@ -104,6 +104,12 @@ class KeyRing:
         self._check_key(found, scope, seconds)
         return None
 
+    def holder(self, authorization: bytes) -> str:
+        """Name the key of an authorized request."""
+        token = authorization.partition(b" ")[2].strip()
+        found = (self._keys or {}).get(api_keys.sha256(token))
+        return "admin token" if found is None else f"key {found.key.name}"
+
     def _check_key(self, found: _KeyInUse, scope: KeyScope, seconds: float) -> None:
         key = found.key
         if key.is_expired(int(time.time() * SECOND)):

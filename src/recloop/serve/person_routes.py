@@ -10,6 +10,7 @@ from starlette.responses import Response
 from recloop.errors import Refused, UserError
 from recloop.privacy import erasure
 from recloop.serve import request as request_parts
+from recloop.serve.access import AccessRules
 from recloop.serve.middleware import json_response
 from recloop.serve.schemas import ForgetRequest, ForgetResponse, HttpError
 from recloop.serve.service import Service
@@ -18,12 +19,13 @@ from recloop.serve.service import Service
 class PersonRoutes:
     """Handlers of ``DELETE /v1/users/{user_id}`` and ``POST /v1/admin/forget``."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, rules: AccessRules) -> None:
         self._service = service
+        self._rules = rules
 
     async def delete_user(self, request: Request) -> Response:
         """Forget one user."""
-        return await self._forget([request.path_params["user_id"]])
+        return await self._forget([request.path_params["user_id"]], self._rules.origin("DELETE /v1/users", request))
 
     async def forget(self, request: Request) -> Response:
         """Forget the users of a body."""
@@ -32,13 +34,13 @@ class PersonRoutes:
             users = msgspec.json.decode(content, type=ForgetRequest).users
         except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
             raise HttpError(422, "bad_body", f"the body is invalid: {error}", "body", '{"users": [ID]}') from None
-        return await self._forget(users)
+        return await self._forget(users, self._rules.origin("POST /v1/admin/forget", request))
 
-    async def _forget(self, users: list[str]) -> Response:
+    async def _forget(self, users: list[str], who: str) -> Response:
         project = self._service.project
         try:
             ids = await run_in_threadpool(erasure.check, project, users)
-            await self._service.forget(ids)
+            await self._service.forget(ids, who)
         except UserError as error:
             message = f"unknown user; expected {error.expected}" if error.value else f"expected {error.expected}"
             raise HttpError(404 if error.value else 422, "not_found" if error.value else "bad_body", message) from None

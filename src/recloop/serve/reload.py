@@ -83,8 +83,10 @@ class Reloader:
             await self._rebuild_caches()
         return switched
 
-    async def forget(self, users: Sequence[str]) -> None:
+    async def forget(self, users: Sequence[str], who: str) -> None:
         """Erase users: log, decisions, stored states, then the states in use.
+
+        ``who``: Origin of the request for the audit log.
 
         Raises:
             Refused: the pages of a store cannot be written again; the next call or start completes the erasure.
@@ -92,7 +94,7 @@ class Reloader:
         service = self._service
         async with self._lock:
             at = service.clock()
-            await run_in_threadpool(erasure.begin, service.project, users, at)
+            await run_in_threadpool(erasure.begin, service.project, users, at, who)
             seq = (await service.writer.write(forgotten=users)).erasure_seq
             if service.workers is not None:
                 await service.workers.confirm_commits()

@@ -305,11 +305,11 @@ class Service:
             await self.workers.confirm_commits()
         return written
 
-    async def forget(self, users: Sequence[str]) -> None:
+    async def forget(self, users: Sequence[str], who: str) -> None:
         """Erase users from ``store/`` and from all states; see `recloop.privacy.erasure`."""
         if self.moved:
             raise LogUnavailableError
-        await self._reloader.forget(users)
+        await self._reloader.forget(users, who)
 
     def _is_shadowed(self, user_id: str, answered: assignment.Arm) -> bool:
         """Return True if the shadow bundles score a request of this user."""

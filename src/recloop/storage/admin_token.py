@@ -9,6 +9,9 @@ from pathlib import Path
 
 from recloop.errors import UserError
 from recloop.files import private_folder
+from recloop.records import now
+from recloop.storage import ControlStore, audit
+from recloop.storage.audit import AuditAction, AuditEntry
 
 FILE_NAME = "admin-token"
 """File name in the project's ``store/``."""
@@ -51,8 +54,12 @@ def ensure(root: Path) -> str:
     return read(root)
 
 
-def renew(root: Path) -> str:
-    """Replace the token; a running service uses the old one until it restarts."""
+def renew(root: Path, control: ControlStore) -> str:
+    """Replace the token; a running service uses the old one until it restarts.
+
+    ``control``: Store of the audit log, which has the row before the new token.
+    """
+    control.record([AuditEntry(audit.command("token --new"), AuditAction.RENEWED, "", {}, now())])
     _write(root, keep=False)
     return read(root)
 

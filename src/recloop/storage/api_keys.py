@@ -17,7 +17,8 @@ import msgspec
 from recloop.errors import UserError
 from recloop.files import JsonTree, private_file, private_folder, replacing
 from recloop.records import iso, now
-from recloop.storage import locks
+from recloop.storage import ControlStore, audit, locks
+from recloop.storage.audit import AuditAction, AuditEntry
 
 FILE_NAME: Final = "api-keys.json"
 """File name in the project's ``store/``."""
@@ -129,6 +130,7 @@ def read(root: Path) -> tuple[ApiKey, ...] | None:
 
 def add(
     root: Path,
+    control: ControlStore,
     name: str,
     scopes: Iterable[str],
     expires: int | None = None,
@@ -138,6 +140,7 @@ def add(
     """Add a key and return it with its secret, which is not stored.
 
     Args:
+        control: Store of the audit log, which has the row before the key is in force.
         expires: Microseconds since 1970 UTC. rate: See `ApiKey`.
         page: Limits of a page key.
 
@@ -163,11 +166,12 @@ def add(
         keys = read(root) or ()
         if any(present.name == name for present in keys):
             raise UserError("NAME", name, "a name that is not in use", f"recloop keys revoke {name}")
+        _record(control, AuditAction.KEY_ADDED, key)
         _write(root, (*keys, key))
     return key, secret
 
 
-def revoke(root: Path, name: str) -> ApiKey:
+def revoke(root: Path, control: ControlStore, name: str) -> ApiKey:
     """Remove a key and return it.
 
     Raises:
@@ -179,6 +183,7 @@ def revoke(root: Path, name: str) -> ApiKey:
         key = next((key for key in keys if key.name == name), None)
         if key is None:
             raise UserError("NAME", name, "the name of a key", "recloop keys list")
+        _record(control, AuditAction.KEY_REVOKED, key)
         _write(root, tuple(kept for kept in keys if kept is not key))
         _use_file(root, name).unlink(missing_ok=True)
     return key
@@ -214,6 +219,12 @@ def last_used(root: Path, name: str) -> int | None:
         return _use_file(root, name).stat().st_mtime_ns // 1000
     except FileNotFoundError:
         return None
+
+
+def _record(control: ControlStore, action: AuditAction, key: ApiKey) -> None:
+    verb = "keys add" if action is AuditAction.KEY_ADDED else "keys revoke"
+    details = {"scopes": list(key.scopes), "expires": None if key.expires is None else iso(key.expires)}
+    control.record([AuditEntry(audit.command(verb), action, key.name, details, now())])
 
 
 def _use_file(root: Path, name: str) -> Path:

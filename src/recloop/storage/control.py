@@ -1,4 +1,4 @@
-"""Control store: release rows and the inbox of pending retractions.
+"""Control store: release rows, the audit log and the inbox of pending retractions.
 
 Any process may add a release row by a compare-and-set on the generation. The inbox holds retractions that another
 process, such as an update, submits to the single writer of the log. The writer numbers them and marks them as applied.
@@ -19,10 +19,12 @@ import msgspec
 
 from recloop.errors import Refused
 from recloop.files import JsonTree
+from recloop.storage import audit
+from recloop.storage.audit import AuditAction, AuditCheck, AuditEntry, AuditRow
 from recloop.storage.retractions import RESTORED, Retraction
 from recloop.storage.sqlite import Store, open_reader, open_writer, transaction
 
-SCHEMA = 4
+SCHEMA = 5
 INBOX = """
 CREATE TABLE inbox (
     id INTEGER PRIMARY KEY, retracted_seq INTEGER NOT NULL, rule TEXT NOT NULL, "by" TEXT NOT NULL,
@@ -41,19 +43,26 @@ DROP TABLE inbox_of_schema_2""",
     3: """
 ALTER TABLE inbox RENAME COLUMN of_seq TO retracted_seq;
 ALTER TABLE inbox RENAME COLUMN taken TO applied""",
+    4: audit.TABLE,
 }
-"""Schema 1 has no inbox; in schema 2 an event is in it once."""
+"""Schema 1 has no inbox; in schema 2 an event is in it once; schema 4 has no audit log."""
 NO_INBOX = """
 CREATE TEMP VIEW inbox AS SELECT 0 AS id, 0 AS retracted_seq, '' AS rule, '' AS "by", 0 AS at, 0 AS applied WHERE 0"""
 OLD_INBOX = """
 CREATE TEMP VIEW inbox AS
 SELECT id, of_seq AS retracted_seq, rule, "by", at, taken AS applied FROM main.inbox"""
-VIEWS = {1: NO_INBOX, 2: OLD_INBOX, 3: OLD_INBOX}
+VIEWS = {
+    1: f"{NO_INBOX};{audit.NO_AUDIT}",
+    2: f"{OLD_INBOX};{audit.NO_AUDIT}",
+    3: f"{OLD_INBOX};{audit.NO_AUDIT}",
+    4: audit.NO_AUDIT,
+}
 SCRIPT = f"""
 CREATE TABLE releases (
     generation INTEGER PRIMARY KEY, at INTEGER NOT NULL, bundle TEXT NOT NULL, sha256 TEXT NOT NULL,
     "from" TEXT NOT NULL, "to" TEXT NOT NULL, "by" TEXT NOT NULL, reason TEXT NOT NULL, evidence TEXT NOT NULL);
-{INBOX}"""
+{INBOX};
+{audit.TABLE}"""
 COLUMNS = 'generation, at, bundle, sha256, "from", "to", "by", reason, evidence'
 
 
@@ -136,8 +145,12 @@ class ControlStore(Store):
         evidence: Mapping[str, Any],
         expected_generation: int,
         at: int,
+        action: AuditAction | None = None,
     ) -> ReleaseRow:
         """Add the row of one move with generation ``expected_generation`` + 1.
+
+        Args:
+            action: Name of the move in the audit log; None: the log does not have it.
 
         Raises:
             ReleaseConflict: the newest generation is not ``expected_generation``; nothing was written.
@@ -146,12 +159,48 @@ class ControlStore(Store):
         row = ReleaseRow(generation, at, bundle, sha256, from_, to, by, reason, evidence=dict(evidence))
         with self._writing() as connection:
             _compare_and_set(connection, row, expected_generation)
+            if action is not None:
+                details = {"from": from_, "to": to, "generation": generation}
+                audit.append(connection, [AuditEntry(by, action, bundle, details, at)])
         return row
 
-    def set_hash(self, bundle: str, sha256: str) -> None:
-        """Replace the registered hash of a bundle from which users were removed."""
+    def redact(self, bundle: str, sha256: str, *, by: str, at: int) -> None:
+        """Replace the registered hash of a bundle that has forgotten users.
+
+        It may be repeated.
+        """
         with self._writing() as connection:
+            query = "SELECT DISTINCT sha256 FROM releases WHERE bundle = ? AND sha256 <> ?"
+            before = [str(old) for (old,) in connection.execute(query, (bundle, sha256))]
             connection.execute("UPDATE releases SET sha256 = ? WHERE bundle = ?", (sha256, bundle))
+            details = ({"from": old, "to": sha256} for old in before)
+            audit.append(connection, [AuditEntry(by, AuditAction.REDACTION, bundle, one, at) for one in details])
+
+    def record(self, entries: Sequence[AuditEntry]) -> None:
+        """Add rows to the audit log."""
+        with self._writing() as connection:
+            audit.append(connection, entries)
+
+    def audit_rows(self, subject: str = "") -> list[AuditRow]:
+        """Rows of the audit log, oldest first; with ``subject`` those of one."""
+        connection = open_reader(self.file, SCHEMA, SCRIPT, VIEWS)
+        try:
+            query = f"SELECT {audit.COLUMNS} FROM audit WHERE ? IN ('', subject) ORDER BY id"
+            return [AuditRow._make(row) for row in connection.execute(query, (subject,))]
+        finally:
+            connection.close()
+
+    def check_audit(self) -> AuditCheck:
+        """Check the chain of the audit log."""
+        connection = open_reader(self.file, SCHEMA, SCRIPT, VIEWS)
+        try:
+            connection.execute("BEGIN")  # rows and counter as of one commit
+            rows = [AuditRow._make(row) for row in connection.execute(f"SELECT {audit.COLUMNS} FROM audit ORDER BY id")]
+            has_counter = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").fetchone()
+            last_id = int(connection.execute(audit.LAST_ID).fetchone()[0]) if has_counter else 0
+            return audit.check(rows, last_id)
+        finally:
+            connection.close()
 
     def submit(self, rows: Sequence[Retraction], by: str, at: int, reason: str = "") -> int:
         """Put retractions into the inbox and return the number of new ones.

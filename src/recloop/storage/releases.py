@@ -26,6 +26,7 @@ from typing import Any, Literal
 from recloop.errors import Refused, UserError
 from recloop.files import JsonTree
 from recloop.storage import ControlStore
+from recloop.storage.audit import AuditAction
 from recloop.storage.control import ReleaseRow
 
 Target = Literal["shadow", "experiment", "live"]
@@ -267,4 +268,13 @@ def _move(
     return control.move(
         bundle, machine.hashes[bundle], machine.state(bundle), to,
         by=by, reason=reason, evidence=evidence, expected_generation=machine.generation, at=at,
+        action=_audit_action(to, evidence),
     )  # fmt: skip
+
+
+def _audit_action(to: str, evidence: Mapping[str, Any]) -> AuditAction | None:
+    if to == "checked":
+        return None
+    if ROLLED_BACK in evidence:
+        return AuditAction.ROLLBACK
+    return AuditAction.REJECT if to == "refused" else AuditAction.PROMOTE

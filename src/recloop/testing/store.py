@@ -14,6 +14,7 @@ import pytest
 from recloop.files import JsonTree
 from recloop.records import Decision, Event, Item, User
 from recloop.storage import ControlStore, DecisionLog, EventLog, open_control, open_decisions, open_log
+from recloop.storage.audit import AuditAction, AuditCheck, AuditEntry
 from recloop.storage.control import ReleaseConflict
 
 
@@ -204,6 +205,23 @@ class StoreContract:
             thread.join()
         assert [row.bundle for row in stores.control().releases()] == ["b", *moved]
         assert len(moved) == 1
+
+    def test_audit_rows_of_a_move_and_of_an_entry_form_a_chain(self, stores: Stores) -> None:
+        control = stores.control()
+        control.move("b", "00", "", "live", action=AuditAction.PROMOTE, **_move(0))
+        control.record([AuditEntry("test", AuditAction.FORGET, "person", {"n": 1}, 6)])
+        rows = stores.control().audit_rows()
+        assert [(row.id, row.who, row.action, row.subject) for row in rows] == [
+            (1, "test", "promote", "b"),
+            (2, "test", "forget", "person"),
+        ]
+        assert stores.control().audit_rows("person") == rows[1:]
+        assert stores.control().check_audit() == AuditCheck(2, rows[-1].hash, "")
+
+    def test_refused_move_has_no_audit_row(self, stores: Stores) -> None:
+        with pytest.raises(ReleaseConflict):
+            stores.control().move("b", "00", "", "live", action=AuditAction.PROMOTE, **_move(7))
+        assert stores.control().audit_rows() == []
 
 
 def _move(expected: int, evidence: Mapping[str, Any] | None = None) -> JsonTree:
