@@ -75,3 +75,11 @@ class Locked(RecloopError):
     def __init__(self, lock: str, holder: str, fix: str = "wait for it to end, or end it") -> None:
         self.lock, self.holder = lock, holder
         super().__init__(f"{lock} is held by {holder}; try: {fix}")
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return True for an error of code or data.
+
+    A panic of Polars, which a damaged Parquet file causes, counts. An interrupt does not.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

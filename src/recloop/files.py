@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import msgspec
 
-from recloop.errors import BundleError, UserError
+from recloop.errors import BundleError, UserError, is_failure
 
 T = TypeVar("T")
 
@@ -119,10 +119,10 @@ def readable(file: Path) -> Iterator[None]:
     """Raise a `BundleError` that names the file for any error of its content."""
     try:
         yield
-    except (BundleError, OSError):
-        raise
-    except Exception as error:  # noqa: BLE001 - a parser may raise anything
-        cause = f"{type(error).__name__}: {error}"[:300]
+    except BaseException as error:
+        if isinstance(error, BundleError) or not is_failure(error) or getattr(error, "errno", None) is not None:
+            raise  # an errno is of the disk and says nothing about the content
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise BundleError(file.name, file, f"a readable file ({cause})", "recloop update --full") from None
 
 

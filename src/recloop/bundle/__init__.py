@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -94,7 +94,7 @@ class GoldenCase:
     state: StoredState
     now: int
     placement: str
-    n: int
+    n: Annotated[int, msgspec.Meta(ge=1)]
     ids: list[str]
     scores: list[float]
 
@@ -243,6 +243,9 @@ def _loaded(path: Path, manifest: Manifest) -> Bundle:
     check_sizes(path, manifest)
     with readable(path / "spec.json"):
         spec = FeatureSpec.from_json(_read_json(path / "spec.json"))
+    with readable(path / "fields.json"):
+        fields = FieldCodes.from_json(_read_json(path / "fields.json"))
+        fields.check(spec)
     graphs = {name: (path / name).read_bytes() for name in GRAPHS if name in manifest.files}
     for name, data in graphs.items():
         check_graph(name, data, path)
@@ -258,7 +261,7 @@ def _loaded(path: Path, manifest: Manifest) -> Bundle:
     return Bundle(
         manifest=manifest,
         spec=spec,
-        fields=FieldCodes.from_json(_read_json(path / "fields.json")),
+        fields=fields,
         policy=policy,
         items=ItemTable(
             ids=Vocabulary(table["item_id"]),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import rich.console
 import typer
 
-from recloop.errors import RecloopError, UserError
+from recloop.errors import RecloopError, UserError, is_failure
 
 if TYPE_CHECKING:
     from recloop.project import Project
@@ -90,7 +90,9 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
         if not isinstance(ended, BrokenPipeError) and not isinstance(ended.__context__, BrokenPipeError):
             raise
         return _discard_output()
-    except Exception as error:  # noqa: BLE001 - the command line never shows a traceback
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         if hasattr(error, "format_message"):  # a usage error of typer or click
             return _print_usage_error(arguments, error)
         user_error = _as_user_error(error)
@@ -127,7 +129,7 @@ def _discard_output() -> int:
     return 0
 
 
-def _as_user_error(error: Exception) -> UserError | None:
+def _as_user_error(error: BaseException) -> UserError | None:
     """Convert permission, disk and path errors to a `UserError`; None for others."""
     if isinstance(error, sqlite3.Error):
         expected = BARRED_STORE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
+from zoneinfo import ZoneInfo
 
-from recloop.config import Clean, Config, Events, Field
+from recloop.config import Clean, Config, Events, Features, Field
 from recloop.features.dwell import DwellPercentiles
 from recloop.files import JsonTree
 
@@ -97,16 +98,24 @@ class FeatureSpec:
 
     @classmethod
     def from_json(cls, tree: JsonTree) -> FeatureSpec:
+        """Read a spec.json.
+
+        Raises:
+            KeyError, TypeError, ValueError: a value is missing or of another kind.
+        """
+        stored = {name: tree[name] for name in ("item", "user", "dim")} | {"max_history": tree["history"]}
+        context = tree["context"] if "context" in tree else _earlier_context(tree["request"])
+        features = Features.model_validate(stored | {"context": context})
         return cls(
             events=Events.model_validate(tree["events"]),
             clean=Clean.model_validate(tree["clean"]),
-            item={name: Field.model_validate(field) for name, field in tree["item"].items()},
-            user={name: Field.model_validate(field) for name, field in tree["user"].items()},
-            context=tuple(tree["context"]) if "context" in tree else _earlier_context(tree["request"]),
-            dim=tree["dim"],
-            history=tree["history"],
-            timezone=tree["timezone"],
-            segment=tree["segment"],
+            item=features.item,
+            user=features.user,
+            context=features.context,
+            dim=features.dim,
+            history=features.max_history,
+            timezone=ZoneInfo(tree["timezone"]).key,
+            segment=str(tree["segment"]),
             dwell=DwellPercentiles.from_json(tree["dwell"]) if tree.get("dwell") else None,
         )
 

@@ -168,6 +168,13 @@ class NumericBuckets:
 SeveralCodes = CategoriesCodes | TextCodes | VectorCodes
 """Codes with several columns."""
 Codes = CategoryCodes | NumericBuckets | SeveralCodes
+_CODES: Mapping[str, type[Codes]] = {
+    "category": CategoryCodes,
+    "categories": CategoriesCodes,
+    "number": NumericBuckets,
+    "text": TextCodes,
+    "vector": VectorCodes,
+}
 
 
 @dataclass(frozen=True)
@@ -207,6 +214,22 @@ class FieldCodes:
             else:
                 codes[name] = NumericBuckets(tuple(float(edge) for edge in entry["edges"]))
         return cls(codes)
+
+    def check(self, spec: FeatureSpec) -> None:
+        """Check that each feature of a spec has codes of its kind.
+
+        Raises:
+            TypeError: a feature has none, or of another kind.
+        """
+        kinds = {f"item.{name}": field.kind for name, field in spec.item.items()}
+        kinds |= {f"user.{name}": field.kind for name, field in spec.user.items()}
+        kinds |= {f"context.{name}": "number" if name == "days_since_last" else "category" for name in spec.context}
+        for name, kind in kinds.items():
+            codes = self.codes.get(name)
+            if not isinstance(codes, _CODES[kind]):
+                raise TypeError(f"{name}: {type(codes).__name__}, expected {_CODES[kind].__name__}")
+            if isinstance(codes, CategoryCodes | CategoriesCodes) and not all(isinstance(v, str) for v in codes.values):
+                raise TypeError(f"{name}: expected texts")
 
     @classmethod
     def fit(

@@ -34,8 +34,20 @@ def check_golden(bundle: Bundle) -> None:
     """Answer the golden cases with the bundle over its own catalog.
 
     Raises:
-        BundleError: ids differ, or scores differ by more than 1e-5.
+        BundleError: a case fails, ids differ, or scores differ by more than 1e-5.
     """
+    try:
+        _check_golden(bundle)
+    except BundleError:
+        raise
+    except Exception as error:  # noqa: BLE001 - tables that disagree may fail anywhere
+        cause = f"{type(error).__name__}: {error}"[:300]
+        raise BundleError(
+            "golden list", bundle.id, f"lists without an error ({cause})", "recloop update --full"
+        ) from None
+
+
+def _check_golden(bundle: Bundle) -> None:
     recommender = Recommender(bundle, Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes))
     for number, case in enumerate(bundle.golden):
         query = Query(user_id="golden", now=case.now, n=case.n, placement=case.placement)

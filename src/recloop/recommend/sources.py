@@ -225,13 +225,23 @@ class RepeatedSource:
 
 
 def open_session(graph: bytes, threads: int = 1) -> ort.InferenceSession:
-    """Open an ONNX graph for a number of threads."""
+    """Open an ONNX graph for a number of threads.
+
+    Raises:
+        BundleError: onnxruntime cannot load it.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - onnxruntime has no common class of errors
+        cause = f"{type(error).__name__}: {error}"[:300]
+        raise BundleError(
+            "graph", f"{len(graph):,} bytes", f"an ONNX graph that loads ({cause})", "recloop update --full"
+        ) from None
 
 
 def make_sources(bundle: Bundle, threads: int = 1) -> dict[str, Source]:
