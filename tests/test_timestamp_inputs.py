@@ -24,6 +24,7 @@ from recloop.errors import UserError
 from recloop.features.clock_rule import received_by_end, wrong_clock
 from recloop.features.timestamp_text import parse_timestamp
 from recloop.ingest import bulk, parse
+from recloop.ingest.body import parse_rows
 from recloop.records import SECOND, Event
 
 NOW = 1_795_010_112 * SECOND + 345_000  # 2026-11-18T13:15:12.345Z
@@ -65,7 +66,7 @@ def python(value: Value, data: Data, _: Path) -> int | None:
 def posted(value: Value, data: Data, _: Path) -> int | None:
     """Read the value as ``POST /v1/events`` reads a body."""
     body = json.dumps({"user_id": "u", "item_id": "i", "event_type": "purchase", "timestamp": value}).encode()
-    (row,) = parse.parse_rows(body, "application/json")
+    (row,) = parse_rows(body, "application/json")
     event = parse.check_event(row, ARRIVAL, data)
     return event.timestamp if isinstance(event, Event) else None
 

@@ -22,7 +22,8 @@ from recloop.evaluation.queries import make_queries
 from recloop.features.spec import FeatureSpec
 from recloop.features.state_delta import rows_of
 from recloop.features.state_history import StateHistory
-from recloop.ingest.parse import Rejected, check_event
+from recloop.ingest.body import Rejected
+from recloop.ingest.parse import check_event
 from recloop.project import Project
 from recloop.records import Event, guest_rows, is_guest
 from recloop.training.dataset import make_tables, train_data

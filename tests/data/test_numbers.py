@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from recloop.data.numbers import read_numbers
+from recloop.data.numbers import read_number, read_numbers
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,16 @@ def test_read_numbers_of_typed_columns_keeps_nulls_and_rejects_infinity() -> Non
     read, wrong, _ = read_numbers(pl.Series([1.0, float("nan"), None, float("inf")]))
     assert read.to_list()[:3] == [1.0, None, None]
     assert wrong.to_list() == [False, False, False, True]
+
+
+NUMBERLIKE = st.one_of(
+    st.text(alphabet="0123456789.,+-eE \x1c\u2003\u0663", max_size=12),
+    st.from_regex(r"\A[+-]?[0-9]{1,3}([.,][0-9]{3}){0,3}([.,][0-9]{0,3})?\Z"),
+    st.floats().map(repr),
+)
+
+
+@given(NUMBERLIKE)
+def test_read_number_equals_a_column_of_one_text(text: str) -> None:
+    numbers, _, _ = read_numbers(pl.Series([text], dtype=pl.String), "")
+    assert read_number(text) == numbers[0]

@@ -16,6 +16,7 @@ from recloop.data.sources import InputFile
 from recloop.data.tables import read_table
 from recloop.errors import UserError
 from recloop.ingest import bulk, parse
+from recloop.ingest.body import Rejected, parse_rows
 from recloop.ingest.file_rows import read_arrivals
 from recloop.records import SECOND, Event
 
@@ -61,7 +62,7 @@ def ingested(row: Row, settings: Data, folder: Path, kind: str = "jsonl") -> Res
 
 
 def posted(row: Row, settings: Data) -> Result:
-    (parsed,) = parse.parse_rows(json.dumps(row).encode(), "application/json")
+    (parsed,) = parse_rows(json.dumps(row).encode(), "application/json")
     return of(parse.check_event(parsed, ARRIVAL, settings))
 
 
@@ -70,7 +71,7 @@ def piped(row: Row, settings: Data) -> Result:
     return of(batch.events[0]) if batch.events else None
 
 
-def of(event: Event | parse.Rejected) -> Result:
+def of(event: Event | Rejected) -> Result:
     return tuple(getattr(event, name) for name in COLUMNS) if isinstance(event, Event) else None
 
 

@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Final
 
+NDJSON: Final = "application/x-ndjson"
 MAX_BATCH_ROWS: Final = 1_000
+"""Items or users of one request."""
+MAX_BATCH_EVENTS: Final = 5_000
+"""Events of one request, which the service stores in one commit."""
 MAX_BATCH_BYTES: Final = 4_000_000  # below the service's 5 MiB
 STATUSES: Final = ("accepted", "duplicate", "conflict", "quarantined", "rejected")
 
@@ -20,7 +24,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one request with their JSON."""
+    """Rows of one request, and its body of JSON lines."""
 
     rows: list[Row]
     body: bytes
@@ -66,13 +70,13 @@ def batches(rows: Iterable[Row], max_rows: int = MAX_BATCH_ROWS, max_bytes: floa
     for row in rows:
         text = to_json(row)
         if batch and (len(batch) == max_rows or size + len(text) > max_bytes):
-            yield Batch(batch, _array(texts))
+            yield Batch(batch, _lines(texts))
             batch, texts, size = [], [], 0
         batch.append(row)
         texts.append(text)
         size += len(text) + 1
     if batch:
-        yield Batch(batch, _array(texts))
+        yield Batch(batch, _lines(texts))
 
 
 def to_json(row: Row) -> bytes:
@@ -88,5 +92,5 @@ def _plain(value: object) -> object:
     return value.isoformat() if isinstance(value, date) else operator.index(value)  # type: ignore[arg-type]
 
 
-def _array(texts: list[bytes]) -> bytes:
-    return b"[" + b",".join(texts) + b"]"
+def _lines(texts: list[bytes]) -> bytes:
+    return b"\n".join(texts) + b"\n"

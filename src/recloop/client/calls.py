@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
-from recloop.client.batches import Row, to_json, with_event_ids
+from recloop.client.batches import MAX_BATCH_EVENTS, MAX_BATCH_ROWS, Row, to_json, with_event_ids
 
 Reply = TypeVar("Reply")
 Sent = TypeVar("Sent")
@@ -16,12 +16,13 @@ Sent = TypeVar("Sent")
 
 @dataclass(frozen=True)
 class Call:
-    """One request; ``body`` is JSON, or empty."""
+    """One request; ``body`` may be empty."""
 
     method: str
     path: str
     parameters: list[tuple[str, str]] = field(default_factory=list)
     body: bytes = b""
+    content_type: str = "application/json"
 
 
 class Calls(ABC, Generic[Reply, Sent]):
@@ -38,7 +39,7 @@ class Calls(ABC, Generic[Reply, Sent]):
         """Send a request until it succeeds or may not be sent again."""
 
     @abstractmethod
-    def _send_rows(self, method: str, path: str, rows: Iterable[Row]) -> Sent:
+    def _send_rows(self, method: str, path: str, rows: Iterable[Row], max_rows: int) -> Sent:
         """Send rows in batches.
 
         Raises:
@@ -50,19 +51,19 @@ class Calls(ABC, Generic[Reply, Sent]):
 
         An event without ``event_id`` gets a random one, so that a retry counts once.
         """
-        return self._send_rows("POST", "/v1/events", with_event_ids(events))
+        return self._send_rows("POST", "/v1/events", with_event_ids(events), MAX_BATCH_EVENTS)
 
     def send_items(self, items: Iterable[Mapping[str, Any]]) -> Sent:
         """Add or replace items: ``item_id``, ``attributes``, ``hidden``."""
-        return self._send_rows("POST", "/v1/items", map(dict, items))
+        return self._send_rows("POST", "/v1/items", map(dict, items), MAX_BATCH_ROWS)
 
     def change_items(self, items: Iterable[Mapping[str, Any]]) -> Sent:
         """Change the named attributes of items; None removes one."""
-        return self._send_rows("PATCH", "/v1/items", map(dict, items))
+        return self._send_rows("PATCH", "/v1/items", map(dict, items), MAX_BATCH_ROWS)
 
     def send_users(self, users: Iterable[Mapping[str, Any]]) -> Sent:
         """Add or replace users: ``user_id``, ``attributes``."""
-        return self._send_rows("POST", "/v1/users", map(dict, users))
+        return self._send_rows("POST", "/v1/users", map(dict, users), MAX_BATCH_ROWS)
 
     def recommend(self, user_id: str, **parameters: Any) -> Reply:
         """Recommend items to a user.

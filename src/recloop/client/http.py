@@ -9,7 +9,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Self
 
-from recloop.client.batches import Batch, Row, SendResult, batches
+from recloop.client.batches import NDJSON, Batch, Row, SendResult, batches
 from recloop.client.calls import Call, Calls
 from recloop.client.errors import ServiceError
 from recloop.client.retry import wait_seconds
@@ -54,11 +54,11 @@ class Client(Calls[Row, SendResult]):
     ) -> None:
         self.close()
 
-    def _send_rows(self, method: str, path: str, rows: Iterable[Row]) -> SendResult:
+    def _send_rows(self, method: str, path: str, rows: Iterable[Row], max_rows: int) -> SendResult:
         result = SendResult()
-        for batch in batches(rows):
+        for batch in batches(rows, max_rows):
             try:
-                result.add(batch, self._send(Call(method, path, body=batch.body)))
+                result.add(batch, self._send(Call(method, path, body=batch.body, content_type=NDJSON)))
             except ServiceError as error:
                 raise _with_rows(error, batch, result) from None
         return result
@@ -100,11 +100,11 @@ class AsyncClient(Calls[Awaitable[Row], Awaitable[SendResult]]):
     ) -> None:
         await self.close()
 
-    async def _send_rows(self, method: str, path: str, rows: Iterable[Row]) -> SendResult:
+    async def _send_rows(self, method: str, path: str, rows: Iterable[Row], max_rows: int) -> SendResult:
         result = SendResult()
-        for batch in batches(rows):
+        for batch in batches(rows, max_rows):
             try:
-                result.add(batch, await self._send(Call(method, path, body=batch.body)))
+                result.add(batch, await self._send(Call(method, path, body=batch.body, content_type=NDJSON)))
             except ServiceError as error:
                 raise _with_rows(error, batch, result) from None
         return result
@@ -131,7 +131,7 @@ def _headers(key: str) -> dict[str, str]:
 
 def _request(call: Call) -> dict[str, Any]:
     """Arguments of ``httpx.Client.request``."""
-    body = {"content": call.body, "headers": {"Content-Type": "application/json"}} if call.body else {}
+    body = {"content": call.body, "headers": {"Content-Type": call.content_type}} if call.body else {}
     return {"method": call.method, "url": call.path, "params": call.parameters or None, **body}
 
 

@@ -50,7 +50,9 @@ class Limits(Section):
     client_rate: float = pydantic.Field(0.0, ge=0)
     """Requests per second of one client address; above it 429. 0: no limit."""
     rows: int = pydantic.Field(1000, ge=1, le=10_000)
-    """Rows of one body; above it 422."""
+    """Rows of one JSON body; above it 422."""
+    ndjson_rows: int = pydantic.Field(10_000, ge=1, le=10_000)
+    """Rows of one body of `application/x-ndjson`; above it 422."""
     id_bytes: int = pydantic.Field(MAX_ID_BYTES, ge=1, le=MAX_ID_BYTES)
     """Bytes of an id or a name in a posted row; a row above it is rejected. Files have at most 512."""
     attributes: int = pydantic.Field(MAX_ATTRIBUTES, ge=0, le=MAX_ATTRIBUTES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Final
 
 import polars as pl
@@ -10,6 +12,10 @@ THOUSANDS_COMMA: Final = r"^[+-]?\d{1,3}(,\d{3})+(\.\d+)?$"
 THOUSANDS_POINT: Final = r"^[+-]?\d{1,3}(\.\d{3})+(,\d+)?$"
 DECIMAL_COMMA: Final = r"^[+-]?\d+,\d+$"
 PLAIN_NUMBER: Final = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+WHITE_SPACE: Final = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+"""Characters that Polars strips; Python strips the separators 0x1c to 0x1f too."""
 
 
 def read_numbers(column: pl.Series, separator: str = ",") -> tuple[pl.Series, pl.Series, str]:
@@ -51,7 +57,18 @@ def read_numbers(column: pl.Series, separator: str = ",") -> tuple[pl.Series, pl
 
 
 def read_number(text: str) -> float | None:
-    """Parse one posted text as in a JSON file; None if it is not a number."""
-    numbers, _, _ = read_numbers(pl.Series([text], dtype=pl.String), "")
-    number: float | None = numbers[0]
-    return number
+    """Parse one posted text as in a JSON file; None if it is not a number.
+
+    Equal to `read_numbers` of a column with this text and no separator, which costs a millisecond.
+    """
+    text = text.strip(WHITE_SPACE)
+    if "," in text:
+        has_point = "." in text
+        if has_point and re.fullmatch(THOUSANDS_COMMA, text, re.ASCII):
+            text = text.replace(",", "")
+        elif re.fullmatch(DECIMAL_COMMA, text, re.ASCII) or re.fullmatch(THOUSANDS_POINT, text, re.ASCII):
+            text = text.replace(".", "").replace(",", ".", 1)
+    if not re.fullmatch(PLAIN_NUMBER, text, re.ASCII):
+        return None
+    number = float(text)
+    return number if math.isfinite(number) else None

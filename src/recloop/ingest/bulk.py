@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import polars as pl
 
-from recloop.client.batches import MAX_BATCH_BYTES, STATUSES, batches
+from recloop.client.batches import MAX_BATCH_BYTES, MAX_BATCH_EVENTS, NDJSON, STATUSES, batches
 from recloop.config import Columns, Config, Limits
 from recloop.data.guests import GUEST_REFUSED
 from recloop.data.rejected_rows import GUEST_REASON
@@ -30,9 +30,9 @@ from recloop.errors import Locked, UserError
 from recloop.features.labels import EventLabeler
 from recloop.files import JsonTree
 from recloop.ingest import parse
+from recloop.ingest.body import Rejected, parse_rows
 from recloop.ingest.client import Client, iso
 from recloop.ingest.file_rows import read_arrivals
-from recloop.ingest.parse import Rejected
 from recloop.ingest.writer import LogUnavailableError, LogUncertainError, Writer
 from recloop.progress import Progress
 from recloop.project import Project
@@ -181,9 +181,9 @@ def _checked_batch(numbered: Sequence[tuple[int, bytes]], config: Config) -> Bat
         lines = numbered[start : start + limits.rows]
         body = b"\n".join(line for _, line in lines)
         if _has_own_names(data.columns):
-            checked = parse.parse_events(body, parse.NDJSON[0], received_at, data, limits)
+            checked = parse.parse_events(body, NDJSON, received_at, data, limits)
         else:
-            rows = (_named(row, data.columns) for row in parse.parse_rows(body, parse.NDJSON[0], limits))
+            rows = (_named(row, data.columns) for row in parse_rows(body, NDJSON, limits))
             checked = [parse.check_event(row, received_at, data, limits) for row in rows]
         for (number, line), event in zip(lines, checked, strict=True):
             if isinstance(event, Rejected):
@@ -308,7 +308,7 @@ def into_service(url: str, stack: ExitStack, key: str, limits: Limits) -> Sink:
 
     def store(events: list[Event]) -> Sequence[Outcome]:
         outcomes: list[Outcome] = []
-        for batch in batches(map(_row, events), limits.rows, max_bytes):
+        for batch in batches(map(_row, events), min(limits.ndjson_rows, MAX_BATCH_EVENTS), max_bytes):
             response = call_service(client, "POST", "/v1/events", batch.body)
             outcomes += [Outcome(row["status"], row["reason"]) for row in response["rows"]]
         return outcomes
@@ -327,7 +327,7 @@ def _key(project: Project, url: str) -> str:
 
 
 def call_service(client: Client, method: str, path: str, body: bytes, name: str = "--url") -> JsonTree:
-    """Send rows to a service, again while it is overloaded.
+    """Send rows to a service, again while it is overloaded; the body is JSON lines.
 
     Args:
         name: Setting or argument that names the service, for errors.
@@ -338,7 +338,7 @@ def call_service(client: Client, method: str, path: str, body: bytes, name: str 
     problem = ""
     for _ in range(MAX_POST_ATTEMPTS):
         try:
-            return client.send(method, path, body)
+            return client.send(method, path, body, NDJSON)
         except urllib.error.HTTPError as error:
             problem = error.read().decode("utf-8", "replace")[:300]
             if error.code not in RETRIED_STATUSES:

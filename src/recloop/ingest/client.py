@@ -54,9 +54,9 @@ class Client:
     def post(self, path: str, body: Any) -> dict[str, Any]:
         return self.send("POST", path, json.dumps(body).encode())
 
-    def send(self, method: str, path: str, body: bytes) -> dict[str, Any]:
-        """Send a body of JSON."""
-        return self._call(method, path, body, {"Content-Type": "application/json"})
+    def send(self, method: str, path: str, body: bytes, content_type: str = "application/json") -> dict[str, Any]:
+        """Send a body of JSON, or of JSON lines."""
+        return self._call(method, path, body, {"Content-Type": content_type})
 
     def recommend(self, user_id: str, **query: str) -> dict[str, Any]:
         return self.get(f"/v1/recommend/{urllib.parse.quote(user_id, safe='')}", **query)

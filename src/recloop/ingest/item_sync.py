@@ -15,10 +15,10 @@ from recloop.client.batches import batches
 from recloop.errors import Locked, Refused, UserError
 from recloop.files import JsonTree
 from recloop.ingest import parse
+from recloop.ingest.body import Rejected
 from recloop.ingest.bulk import call_service
 from recloop.ingest.client import Client
 from recloop.ingest.item_feed import ItemFeed, read_feed
-from recloop.ingest.parse import Rejected
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog

@@ -17,11 +17,11 @@ from recloop.features.categories import with_categories
 from recloop.features.id_form import form_id, id_text
 from recloop.features.timestamp_text import EXPECTED_FORMS, parse_timestamp
 from recloop.files import AttributeValues, JsonTree
+from recloop.ingest.body import Rejected, is_ndjson, parse_rows
 from recloop.ingest.row_limits import DEFAULT_LIMITS, attributes_excess, size_excess, tree_excess
 from recloop.records import GUEST_PREFIX, MAX_ID_BYTES, Event, Item, User
 from recloop.storage.event_rows import object_text
 
-NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
 ID_NAMES = "user_id", "item_id", "event_id"
 TEXT_NAMES = (
     "user_id", "item_id", "event_type", "group_id", "event_id", "session_id", "anonymous_id", "placement", "request_id",
@@ -94,59 +94,6 @@ Row = TypeVar("Row", EventIn, ItemIn, ItemPatch, UserIn)
 Checked = TypeVar("Checked")
 
 
-class BadRequest(Exception):
-    """Refusal of a whole request; ``status`` is its HTTP status."""
-
-    def __init__(
-        self, status: int, code: str, message: str, field: str | None = None, expected: str | None = None
-    ) -> None:
-        super().__init__(code)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.field = field
-        self.expected = expected
-
-
-class Rejected(msgspec.Struct):
-    """Rejected row with its reason; ``ids`` are its ids that are strings.
-
-    ``raw`` is the row as it was sent: a JSON value, or the text of a line that is not JSON.
-    """
-
-    ids: dict[str, str]
-    reason: str
-    raw: Any = None
-
-
-def parse_rows(body: bytes, content_type: str, limits: Limits = DEFAULT_LIMITS) -> list[Any]:
-    """Parse a body (object, array or NDJSON) into rows.
-
-    NDJSON is recognized by its content type, or by a first line that is a complete object followed by another line. An
-    NDJSON line that is not JSON becomes a `Rejected`.
-
-    Raises:
-        BadRequest: 400 if the body is not JSON; 422 if it is neither object nor array, or has more rows than ``limits``.
-    """
-    lines = [line for line in body.split(b"\n") if line.strip()]
-    if content_type.partition(";")[0].strip().lower() in NDJSON:
-        rows = [_line(line) for line in _check_row_count(lines, limits)]
-    else:
-        try:
-            tree = _decode(body)
-        except ValueError as error:
-            if len(lines) < 2 or not isinstance(_line(lines[0]), dict):
-                raise BadRequest(
-                    400, "not_json", f"the body is not JSON: {error}", "body", "JSON in UTF-8, without NaN or Infinity"
-                ) from None
-            rows = [_line(line) for line in _check_row_count(lines, limits)]
-        else:
-            rows = _check_row_count(tree, limits) if isinstance(tree, list) else [tree]
-            if not isinstance(tree, list | dict):
-                raise BadRequest(422, "not_rows", "the body is neither an object nor an array", "body", "rows")
-    return rows
-
-
 def parse_events(
     body: bytes, content_type: str, received_at: int, data: Data, limits: Limits = DEFAULT_LIMITS
 ) -> list[Event | Rejected]:
@@ -172,6 +119,18 @@ def with_raw(checked: list[Checked], rows: Sequence[Any]) -> list[Checked]:
     return checked
 
 
+def parse_checked(
+    body: bytes, content_type: str, check: Callable[[Any], Checked], limits: Limits = DEFAULT_LIMITS
+) -> list[Checked]:
+    """Parse a body and check each row.
+
+    Raises:
+        BadRequest: see `parse_rows`.
+    """
+    rows = parse_rows(body, content_type, limits)
+    return with_raw([check(row) for row in rows], rows)
+
+
 def check_event(raw: Any, received_at: int, data: Data, limits: Limits = DEFAULT_LIMITS) -> Event | Rejected:
     """Convert a row to an event, or reject it.
 
@@ -189,8 +148,9 @@ def _typed_rows(body: bytes, content_type: str, limits: Limits) -> list[EventIn]
 
     None for every other body: its rows are converted one by one.
     """
+    lines = is_ndjson(content_type)
     try:
-        if content_type.partition(";")[0].strip().lower() in NDJSON:
+        if lines:
             rows = EVENT_DECODER.decode_lines(body)
         elif body.startswith(b"["):
             rows = EVENTS_DECODER.decode(body)
@@ -198,7 +158,9 @@ def _typed_rows(body: bytes, content_type: str, limits: Limits) -> list[EventIn]
             rows = [EVENT_DECODER.decode(body)]
     except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, RecursionError):
         return None
-    if len(rows) > limits.rows or any(_needs_conversion(row, limits) for row in rows):
+    if len(rows) > (limits.ndjson_rows if lines else limits.rows) or any(
+        _needs_conversion(row, limits) for row in rows
+    ):
         return None
     is_ascii = body.isascii() and b"\\u" not in body  # a character is then a byte, and `Text` has checked the length
     has_checked_lengths = is_ascii and limits.id_bytes == MAX_ID_BYTES
@@ -397,34 +359,6 @@ def _text_ids(row: EventIn) -> dict[str, str]:
 
 def _texts(row: EventIn) -> Iterator[tuple[str, object]]:
     return ((name, getattr(row, name)) for name in TEXT_NAMES)
-
-
-def _check_row_count(rows: Sequence[Any], limits: Limits) -> list[Any]:
-    if len(rows) > limits.rows:
-        message = f"{len(rows)} rows in one request; expected at most {limits.rows}"
-        raise BadRequest(422, "too_many_rows", message, "body", f"at most {limits.rows} rows")
-    return list(rows)
-
-
-def _line(line: bytes) -> Any:
-    try:
-        return _decode(line)
-    except ValueError as error:
-        return Rejected({}, f"not JSON: {error}", line.decode("utf-8", "replace"))
-
-
-def _decode(data: bytes) -> Any:
-    """Decode JSON.
-
-    Raises:
-        ValueError: invalid JSON or UTF-8, a lone surrogate, a number out of range, or too deep nesting.
-    """
-    try:
-        return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(str(error)) from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def _reason(message: str) -> str:

@@ -15,7 +15,7 @@ from recloop.config import Data, Limits
 from recloop.data.guests import is_present
 from recloop.features.id_form import form_id, id_text
 from recloop.ingest import parse
-from recloop.ingest.parse import Rejected
+from recloop.ingest.body import Rejected
 from recloop.records import Event, iso
 from recloop.storage.rejected import RejectedRow, RejectedStore
 

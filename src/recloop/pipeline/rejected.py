@@ -20,8 +20,8 @@ from recloop.data.new_files import REJECTS_FILE
 from recloop.errors import Locked, UserError
 from recloop.files import JsonTree
 from recloop.ingest import bulk
+from recloop.ingest.body import Rejected
 from recloop.ingest.client import Client
-from recloop.ingest.parse import Rejected
 from recloop.ingest.rejected import check_again, settle
 from recloop.project import Project
 from recloop.records import EVENT_ID, EVENT_TYPE, ITEM_ID, RECEIVED_AT, RULE, SEQ, USER_ID, iso, now

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from recloop.ingest.parse import NDJSON
+from recloop.ingest.body import NDJSON
 from recloop.serve.key_ring import KeyRing
 from recloop.serve.login import LOGIN_PATH, Login, login_page, private
 from recloop.serve.page_token import PageAccess

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Lifespan
 
-from recloop.ingest.parse import BadRequest
+from recloop.ingest.body import BadRequest
 from recloop.project import Project
 from recloop.records import now
 from recloop.serve import admin_routes, openapi, reload, server

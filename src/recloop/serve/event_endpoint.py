@@ -11,7 +11,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from recloop.ingest.parse import BadRequest
+from recloop.ingest.body import BadRequest
 from recloop.serve.access import AccessRules, Head
 from recloop.serve.event_routes import WriteRoutes
 from recloop.serve.middleware import REQUEST_IDS, Reply, client_id, error_reply

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -16,10 +16,10 @@ from recloop.client.batches import STATUSES
 from recloop.config import Limits
 from recloop.features.id_form import form_id, id_text
 from recloop.ingest import parse
-from recloop.ingest.parse import Rejected
+from recloop.ingest.body import Rejected, parse_rows
 from recloop.ingest.rejected import check_again, rejected_rows, settle
 from recloop.recommend.attribute_columns import mistyped
-from recloop.records import ITEM_ID, USER_ID, Event, Item
+from recloop.records import ITEM_ID, USER_ID, Event, Item, User
 from recloop.serve import request as request_parts
 from recloop.serve.middleware import Reply, json_reply, json_response
 from recloop.serve.page_token import PageAccess
@@ -40,6 +40,8 @@ from recloop.serve.stored_ids import event_seq, item_exists
 from recloop.storage.event_rows import Receipt
 from recloop.storage.retractions import DELETED, Retraction
 
+P = ParamSpec("P")
+T = TypeVar("T")
 REPEAT_REASONS = {
     "duplicate": "this event_id was received before",
     "conflict": "this event_id was received before with other content",
@@ -50,6 +52,8 @@ QUARANTINE_REASONS = {
     "exclude_items": "rule exclude_items: the item is in clean.exclude_items, so it is not a product",
     "keep": "rule keep: the row does not meet clean.keep",
 }
+MAX_BYTES_ON_LOOP = 256 * 1024
+"""Size of a body from which its rows are checked in a thread, so that lists do not wait for them."""
 
 
 class WriteRoutes:
@@ -84,7 +88,7 @@ class WriteRoutes:
         """
         project = self._service.project
         now = request_time(time_header, project, self._service.clock)
-        checked = parse.parse_events(body, content_type, now, project.config.data, self.limits)
+        checked = await _checked(body, parse.parse_events, body, content_type, now, project.config.data, self.limits)
         events = [event for event in checked if not isinstance(event, Rejected)]
         if page is not None:
             page.check_events(events, project.config.data.id_form)
@@ -139,10 +143,14 @@ class WriteRoutes:
         return json_response(RetractionResponse(event_id, "retracted" if written.kept_retractions else "unchanged"))
 
     async def post_items(self, request: Request) -> Response:
-        now, rows = await self._rows(request)
+        now, body, content_type = await self._body(request)
         config = self._service.project.config
-        checked = [parse.check_item(row, now, config.data, config.features.item, self.limits) for row in rows]
-        await self._keep("item", "POST /v1/items", now, parse.with_raw(checked, rows))
+
+        def check(row: Any) -> Item | Rejected:
+            return parse.check_item(row, now, config.data, config.features.item, self.limits)
+
+        checked = await _checked(body, parse.parse_checked, body, content_type, check, self.limits)
+        await self._keep("item", "POST /v1/items", now, checked)
         async with self._changing_items:
             return await self._store_items(checked)
 
@@ -214,23 +222,34 @@ class WriteRoutes:
         return _upserted(ItemsResponse, ItemResult, checked, ITEM_ID, notes)
 
     async def post_users(self, request: Request) -> Response:
-        now, rows = await self._rows(request)
+        now, body, content_type = await self._body(request)
         config = self._service.project.config
-        checked = [parse.check_user(row, now, config.data, config.features.user, self.limits) for row in rows]
-        await self._keep("user", "POST /v1/users", now, parse.with_raw(checked, rows))
+
+        def check(row: Any) -> User | Rejected:
+            return parse.check_user(row, now, config.data, config.features.user, self.limits)
+
+        checked = await _checked(body, parse.parse_checked, body, content_type, check, self.limits)
+        await self._keep("user", "POST /v1/users", now, checked)
         if users := [user for user in checked if not isinstance(user, Rejected)]:
             await self._service.write(users=users)
         return _upserted(UsersResponse, UserResult, checked, USER_ID)
 
     async def _rows(self, request: Request) -> tuple[int, list[Any]]:
         now, body, content_type = await self._body(request)
-        return now, parse.parse_rows(body, content_type, self.limits)
+        return now, parse_rows(body, content_type, self.limits)
 
     async def _body(self, request: Request) -> tuple[int, bytes, str]:
         """Time, body and content type of a request."""
         body = await request_parts.read_body(request)
         now = request_time(request.headers.get("x-recloop-now"), self._service.project, self._service.clock)
         return now, body, request.headers.get("content-type", "")
+
+
+async def _checked(body: bytes, check: Callable[P, list[T]], *arguments: P.args, **names: P.kwargs) -> list[T]:
+    """Call a parser of a body; the rows of a large one are checked in a thread."""
+    if len(body) <= MAX_BYTES_ON_LOOP:
+        return check(*arguments, **names)
+    return await run_in_threadpool(check, *arguments, **names)
 
 
 def event_results(checked: Sequence[Event | Rejected], receipts: Sequence[Receipt]) -> list[EventResult]:

@@ -7,7 +7,7 @@ import msgspec
 from recloop import __version__
 from recloop.files import JsonTree
 from recloop.ingest import parse
-from recloop.ingest.parse import NDJSON
+from recloop.ingest.body import NDJSON
 from recloop.serve import request as request_parts
 from recloop.serve import schemas as messages
 from recloop.serve.openapi_headers import header_components, with_headers
@@ -190,7 +190,7 @@ def _rows(name: str, summary: str, row: str, response: str, method: str = "post"
         "application/json": {
             "schema": {"oneOf": [row_schema, {"type": "array", "items": row_schema, "maxItems": 1000}]}
         },
-        NDJSON[0]: {"schema": {"type": "string", "description": "one object per line"}},
+        NDJSON[0]: {"schema": {"type": "string", "description": "one object per line, at most 10,000 lines"}},
     }
     return {
         method: {
