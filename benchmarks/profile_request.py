@@ -134,7 +134,7 @@ def install(steps: Steps, service: Service) -> None:
         steps.wrap(recommender.ranker._session, "run", "ranker trees")
         steps.wrap(recommender.ranker, "rank", "ranker rest")
     steps.wrap(recommenders, "fuse", "fuse")
-    steps.wrap(recommender, "assemble", "slots")
+    steps.wrap(recommender.slots, "assemble", "slots")
     steps.wrap(recommender, "inputs", "inputs")
     steps.wrap(services, "build_decision", "decision")
     steps.wrap(service.decisions, "put", "decision")

@@ -18,7 +18,7 @@ from recloop import loop
 from recloop.features.vocabulary import CategoryCodes
 from recloop.monitoring.verify import compare, verify
 from recloop.project import Project, open_project
-from recloop.recommend.recommender import RankedList
+from recloop.recommend.ranked_list import RankedList
 from recloop.records import SECOND, Decision, Slot
 from recloop.serve.app import create
 from recloop.serve.service import Service

@@ -12,7 +12,8 @@ from recloop.errors import UserError
 from recloop.evaluation import cold_items
 from recloop.policy import Placement
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import COLD_SOURCE, Recommender
+from recloop.recommend.recommender import Recommender
+from recloop.recommend.slots import COLD_SOURCE
 from recloop.records import Item, Query
 from recloop.settings import build
 from recloop.simulation.shop import SimulatedShop

@@ -14,7 +14,8 @@ from recloop.policy import NewItems, Placement, Policy
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.new_items import seen_items, with_new_items
-from recloop.recommend.recommender import RankedList, Recommender
+from recloop.recommend.ranked_list import RankedList
+from recloop.recommend.recommender import Recommender
 from recloop.recommend.top_k import TopK
 from recloop.records import DAY, Query
 from recloop.testing.states import UserActs, states_of

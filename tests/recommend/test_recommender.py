@@ -14,7 +14,8 @@ from recloop.bundle import Bundle
 from recloop.errors import BundleError, UserError
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.golden import check_golden, make_golden
-from recloop.recommend.recommender import RankedList, Recommender
+from recloop.recommend.ranked_list import RankedList
+from recloop.recommend.recommender import Recommender
 from recloop.records import DAY, Item, Query
 from recloop.testing.states import UserActs, states_of
 

@@ -15,7 +15,8 @@ from recloop.features.vocabulary import FieldCodes
 from recloop.policy import Placement
 from recloop.recommend import similar_items
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import RankedList, Recommender
+from recloop.recommend.ranked_list import RankedList
+from recloop.recommend.recommender import Recommender
 from recloop.records import Item, Query
 from recloop.settings import build
 from recloop.testing.states import UserActs, states_of

@@ -340,3 +340,19 @@ def test_lists_of_a_large_batch_equal_those_of_small_ones(source: str, monkeypat
         ranked = lists._ranked(one_query(encoded, b))[0]
         is_shown = allowed.mask[ranked] & ~np.isin(ranked, allowed.banned[b])
         assert listed(together.items[b]) == ranked[is_shown][:9].tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("depth", [1, 3, 40])
+def test_first_allowed_items_of_a_ranking_equal_the_filtered_ranking(seed: int, depth: int) -> None:
+    generator = np.random.default_rng(seed)
+    items = generator.permutation(N_ITEMS)[: int(generator.integers(0, N_ITEMS))].astype(np.int32) + 1
+    scores = np.sort(generator.random(len(items)))[::-1]
+    mask = np.append(False, generator.random(N_ITEMS) < 0.15)  # some lists need items after the first block
+    banned = np.sort(generator.choice(N_ITEMS, 5, replace=False).astype(np.int32) + 1)
+    allowed = CandidateMask(TableMask.of(mask), [banned], [frozenset()], "")
+    recalled = count_sources.first_allowed((items, scores), allowed, Workspace(N_ITEMS + 1), depth)
+    rows = [row for row, item in enumerate(items.tolist()) if mask[item] and item not in banned][:depth]
+    n_empty = depth - len(rows)
+    assert recalled.items.tolist() == [[*items[rows].tolist(), *[0] * n_empty]]
+    assert recalled.scores.tolist() == [[*scores[rows].astype(np.float32).tolist(), *[-np.inf] * n_empty]]

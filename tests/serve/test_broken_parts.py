@@ -97,7 +97,7 @@ def test_list_with_a_broken_part_names_it_and_is_verified(
 
 def test_list_about_an_item_with_a_broken_source_is_labelled(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     def apply(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service.recommender._similar, "recall", fail)
+        monkeypatch.setattr(service.recommender.slots.similar, "recall", fail)
 
     (answer,) = answered(project, apply, monkeypatch, "/v1/items/i01/similar?n=3")
     assert answer["degraded"] == ["sources"]

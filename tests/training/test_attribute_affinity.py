@@ -24,7 +24,8 @@ from recloop.manifest import Manifest, ModelSpec, TrainingRows
 from recloop.models.base import TrainData
 from recloop.recommend.attribute_lists import OUTSIDE_EVERY
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import RankedList, Recommender
+from recloop.recommend.ranked_list import RankedList
+from recloop.recommend.recommender import Recommender
 from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USE, USER_ID, WEIGHT, Item, Query, Use
 from recloop.settings import build
 from recloop.training import attribute_affinity as affinities

@@ -24,7 +24,8 @@ from recloop.features.state_history import StateHistory
 from recloop.models.base import TrainData
 from recloop.policy import NewItems
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import RANKER, RankedList, Recommender
+from recloop.recommend.ranked_list import RankedList
+from recloop.recommend.recommender import RANKER, Recommender
 from recloop.records import DAY, SEQ, Query
 from recloop.simulation.shop import SimulatedShop
 from recloop.training import ranker

@@ -42,7 +42,8 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import NO_IDS, NO_ITEMS, CandidateMask
 from recloop.recommend.fusion import fuse
 from recloop.recommend.golden import make_golden
-from recloop.recommend.recommender import RankedList, Recommender
+from recloop.recommend.ranked_list import RankedList
+from recloop.recommend.recommender import Recommender
 from recloop.recommend.table_mask import TableMask
 from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, TIMESTAMP, USER_ID, Query, guest_rows, max_int, now
 from recloop.settings import build
@@ -192,7 +193,7 @@ class FittedRecommender:
             shown[0] = False  # padding: the index of an item outside the table
             allowed = replace(allowed, table=TableMask.of(allowed.mask & shown))
         fused = recommender.fuse_sources(encoded, allowed, queries, placement, n)
-        return recommender.assemble(encoded, allowed, fused, queries, placement, fallback)
+        return recommender.slots.assemble(encoded, allowed, fused, queries, placement, fallback)
 
     @python_errors("fit")
     def score(self, users: Any, items: Any, now: int | None = None) -> Any:

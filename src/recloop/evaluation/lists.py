@@ -20,7 +20,8 @@ from recloop.policy import Placement
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.fusion import FusedTopK
-from recloop.recommend.recommender import COLD_SOURCE, Recommender
+from recloop.recommend.recommender import Recommender
+from recloop.recommend.slots import COLD_SOURCE
 from recloop.records import IMPERSONAL, Query
 
 
@@ -98,15 +99,15 @@ class ListRecommender:
         is_covering = np.array([*(name not in IMPERSONAL for name in fused.names), False])  # index -1: an empty slot
         covering[:, :width] = is_covering[fused.sources[:, :width]]
         if stages is None:
-            is_cold = [self.recommender.is_cold(encoded, b, self.settings) for b in range(len(encoded))]
+            is_cold = [self.recommender.slots.is_cold(encoded, b, self.settings) for b in range(len(encoded))]
             items[is_cold], covering[is_cold] = 0, False
         n_cold = self.settings.cold_slots(self.k) if stages is None else 0
         for b in range(len(items)) if n_cold else np.flatnonzero(items[:, -1] == 0).tolist():
-            cold = self.recommender.cold_items(encoded, allowed, b, self.settings, self.k) if n_cold else []
+            cold = self.recommender.slots.cold_items(encoded, allowed, b, self.settings, self.k) if n_cold else []
             k_warm = self.k - len(cold)
             items[b, k_warm:], covering[b, k_warm:] = 0, False
             used = [self._table.ids[item_ix - 1] for item_ix in items[b, : np.count_nonzero(items[b])].tolist()]
-            slots = self.recommender.fallback(
+            slots = self.recommender.slots.fallback(
                 encoded, allowed, b, self.query, self.settings, [*used, *cold], k_warm - len(used), stages
             )
             slots += [(item_id, COLD_SOURCE) for item_id in cold]

@@ -48,7 +48,7 @@ class EncodedBatch:
     def __len__(self) -> int:
         return len(self.now)
 
-    @property
+    @functools.cached_property
     def row_offsets(self) -> np.ndarray:
         """(B+1,) int64 offsets of the queries' rows.
 
@@ -69,11 +69,13 @@ class EncodedBatch:
 
     def inputs(self, b: int) -> dict[str, str]:
         """Digests (8 hex) of the inputs of query b: history, then each context feature."""
-        low, high = self.row_offsets[b], self.row_offsets[b + 1]
-        digests = {"history": self.history_digest or _history_digest(self.items[low:high])}
+        digests = {"history": self.history_digest or self._history_digest(b)}
         for name, code in zip(self.context_names, self.context[b].tolist(), strict=True):
             digests[name] = code_digest(code)
         return digests
+
+    def _history_digest(self, b: int) -> str:
+        return _history_digest(self.items[self.row_offsets[b] : self.row_offsets[b + 1]])
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.partial import STATE
-from recloop.recommend.recommender import SCORE_TOLERANCE, RankedList, Recommender
+from recloop.recommend.ranked_list import RankedList
+from recloop.recommend.recommender import SCORE_TOLERANCE, Recommender
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
 from recloop.storage import EventLog, Retraction, releases
 from recloop.storage.retractions import retracted_at

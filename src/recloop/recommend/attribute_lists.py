@@ -68,7 +68,10 @@ class AttributeLists:
 
         It does if it has no history and its user a field with an affinity.
         """
-        if encoded.row_offsets[b] < encoded.row_offsets[b + 1]:
+        has_history = (
+            len(encoded.items) > 0 if len(encoded) == 1 else encoded.row_offsets[b] < encoded.row_offsets[b + 1]
+        )
+        if has_history:
             return False
         return bool(self._profile(encoded, b).any())
 

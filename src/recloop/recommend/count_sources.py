@@ -29,6 +29,10 @@ INPUT_WEIGHT = 0.2
 POPULAR_PREFIX = 4 * DEPTH
 """Popular items that are kept for each of the last `CACHED_PREFIXES` masks."""
 CACHED_PREFIXES = 1_000
+ROWS_PER_SLOT = 8
+"""Items of a ranking for each slot of a list that are filtered at first."""
+RECIPROCALS = (1.0 / np.arange(1, POPULAR_PREFIX + 1)).astype(np.float32)
+RECIPROCALS.flags.writeable = False
 
 
 Ranked = tuple[np.ndarray, np.ndarray]
@@ -47,14 +51,20 @@ def kept(encoded: EncodedBatch, key: Hashable, compute: Callable[[EncodedBatch],
     return ranked
 
 
-def put_ranked(recalled: TopK, ranked: Ranked, allowed: CandidateMask, workspace: Workspace) -> None:
-    """Store the first allowed items of a ranking as the list of a batch of one."""
+def first_allowed(ranked: Ranked, allowed: CandidateMask, workspace: Workspace, depth: int) -> TopK:
+    """Return the first allowed items of a ranking as the list of a batch of one.
+
+    Most lists end within the first `ROWS_PER_SLOT` times ``depth`` items, so the others are read only if needed.
+    """
     items, scores = ranked
     if len(items) and not (allowed.is_all and not len(allowed.banned[0])):
-        is_allowed = workspace.is_allowed(items, allowed, 0)
-        items, scores = items[is_allowed], scores[is_allowed]
-    depth = recalled.items.shape[1]
-    recalled.put(0, items[:depth], scores[:depth])
+        n_first = ROWS_PER_SLOT * depth
+        rows = np.flatnonzero(workspace.is_allowed(items[:n_first], allowed, 0))
+        if len(rows) < depth and n_first < len(items):
+            rows = np.flatnonzero(workspace.is_allowed(items, allowed, 0))
+        rows = rows[:depth]
+        return TopK.of_one(items[rows], scores[rows], depth)
+    return TopK.of_one(items[:depth], scores[:depth], depth)
 
 
 class PopularSource:
@@ -66,8 +76,10 @@ class PopularSource:
         self._prefixes: MaskCache[np.ndarray] = MaskCache(self._prefix, CACHED_PREFIXES)
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
-        recalled = TopK.empty(len(encoded), depth)
         prefix = self._prefixes.get(allowed.table)
+        if len(encoded) == 1 and not len(allowed.banned[0]) and depth <= len(prefix):
+            return TopK(prefix[None, :depth], RECIPROCALS[None, :depth])
+        recalled = TopK.empty(len(encoded), depth)
         for b, banned in enumerate(allowed.banned):
             n_first = depth + len(banned)
             items = prefix[:n_first] if n_first <= POPULAR_PREFIX else self._first_allowed(allowed.mask, n_first)
@@ -107,12 +119,11 @@ class HistorySource:
         self._workspace = workspace
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
-        recalled = TopK.empty(len(encoded), depth)
         if not len(encoded.items):
-            return recalled
+            return TopK.empty(len(encoded), depth)
         if len(encoded) == 1:
-            put_ranked(recalled, kept(encoded, self._key, self._ranked), allowed, self._workspace)
-            return recalled
+            return first_allowed(kept(encoded, self._key, self._ranked), allowed, self._workspace, depth)
+        recalled = TopK.empty(len(encoded), depth)
         weights = self._row_weights(encoded)
         for span in count_batches.steps(len(encoded)):
             offsets = encoded.row_offsets[span.start : span.stop + 1]
@@ -150,13 +161,12 @@ class BuyAgainSource:
         self._workspace = workspace
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
-        recalled = TopK.empty(len(encoded), depth)
         if len(encoded) == 1:
             own = self._own_items(encoded)
             scores = _in_24_bits(own.hazards(self._log_gaps, encoded.now))
             ranked = best_ranked(own.items, scores, self._rank, len(scores))
-            put_ranked(recalled, ranked, allowed, self._workspace)
-            return recalled
+            return first_allowed(ranked, allowed, self._workspace, depth)
+        recalled = TopK.empty(len(encoded), depth)
         for span in count_batches.steps(len(encoded)):
             own = OwnItems.of(encoded, span)
             hazards = _in_24_bits(own.hazards(self._log_gaps, encoded.now[span]))
@@ -241,10 +251,9 @@ class NeighbourSource:
             self._shared_key = other._shared_key = self._shared_key or object()
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
-        recalled = TopK.empty(len(encoded), depth)
         if len(encoded) == 1:
-            put_ranked(recalled, kept(encoded, self._key, self._ranked), allowed, self._workspace)
-            return recalled
+            return first_allowed(kept(encoded, self._key, self._ranked), allowed, self._workspace, depth)
+        recalled = TopK.empty(len(encoded), depth)
         for span in count_batches.steps(len(encoded)):
             items, weights, offsets = self._recent_items_of_batch(encoded, span)
             lengths = self._indptr[items + 1] - self._indptr[items]

@@ -33,7 +33,10 @@ class FusedTopK:
     @classmethod
     def empty(cls, size: int, k: int, names: tuple[str, ...] = FUSED_SOURCES) -> FusedTopK:
         """Return empty lists for ``size`` queries."""
-        scores, sources = np.full((size, k), -np.inf, np.float32), np.full((size, k), -1, np.int8)
+        scores = np.empty((size, k), np.float32)
+        scores.fill(-np.inf)
+        sources = np.empty((size, k), np.int8)
+        sources.fill(-1)
         return cls(np.zeros((size, k), np.int32), scores, sources, names=names)
 
 

@@ -6,11 +6,8 @@ The steps on a batch are encode, filter, recall, fuse and fill; a request is a b
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
 
 import msgspec
 import numpy as np
@@ -18,65 +15,26 @@ import polars as pl
 
 from recloop.bundle import Bundle
 from recloop.errors import UserError
-from recloop.features.attribute_affinity import AttributeAffinity
 from recloop.features.encode import EncodedBatch, digest, encode
 from recloop.features.state import StateBatch
-from recloop.policy import AGAIN, Placement
+from recloop.policy import Placement
 from recloop.recommend import similar_items
 from recloop.recommend.attribute_columns import ColumnTypes, fixed_types
-from recloop.recommend.attribute_lists import AttributeLists
-from recloop.recommend.attribute_towers import AttributeTowers
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.fallback import (
-    AttributeRanking,
-    AttributesStage,
-    FallbackQuery,
-    FallbackStage,
-    LatestStage,
-    PopularStage,
-    SegmentStage,
-    fill_fallback,
-)
 from recloop.recommend.filters import NO_IDS, NO_ITEMS, CandidateMask, candidate_mask, joined
 from recloop.recommend.fusion import FusedTopK, fuse
 from recloop.recommend.new_items import with_new_items
 from recloop.recommend.partial import DEADLINE, RANKER, SOURCES, finite, is_fallback_only, working
+from recloop.recommend.ranked_list import RankedList
 from recloop.recommend.ranker import Ranker, append_rest
+from recloop.recommend.slots import SlotBuilder
 from recloop.recommend.sources import make_sources
 from recloop.recommend.top_k import DEPTH, TopK
-from recloop.records import Query, Slot
+from recloop.records import Query
 
 LOGGER = logging.getLogger(__name__)
-COLD_SOURCE = "attributes"
-"""Source of the slots of `Placement.cold_share`."""
-LIST_STAGES: Mapping[str, tuple[str, ...]] = {"latest": ("latest",), AGAIN: ()}
-"""Stages that fill free slots by kind of list; others have those of the policy."""
 SCORE_TOLERANCE = 1e-5
 """Scores closer than this are equal; their items may change order."""
-
-
-@dataclass(frozen=True)
-class RankedList:
-    """Ranked list; ``inputs`` holds 8 hex per named input, in the order of comparison."""
-
-    slots: list[Slot]
-    inputs: dict[str, str]
-    positives: int
-    n: int = 0  # maximum length, from the query or the placement
-    empty_reason: str = ""  # cause of a list without slots
-    degraded: tuple[str, ...] = ()  # parts that failed: ``filter`` and those of `recloop.recommend.partial`
-
-    @property
-    def items(self) -> list[str]:
-        return [slot.item_id for slot in self.slots]
-
-    @property
-    def scores(self) -> list[float]:
-        return [slot.score for slot in self.slots]
-
-    @property
-    def sources(self) -> list[str]:
-        return [slot.source for slot in self.slots]
 
 
 class Recommender:
@@ -86,19 +44,9 @@ class Recommender:
         self.bundle = bundle
         self.catalog = catalog
         self.scorers = make_sources(bundle, threads)
-        self.towers = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
-        affinity = None if self.towers is not None else AttributeAffinity.from_arrays(bundle.arrays)
-        self.attribute_lists = None if affinity is None else AttributeLists(bundle, affinity)
-        self._by_attributes: AttributeRanking | None = self.attribute_lists or self.towers
         ranker = bundle.policy.ranker
         self.ranker = None if ranker is None else Ranker(bundle, ranker)
-        self._similar = similar_items.SimilarItems(bundle, self.towers)
-        self._stages: dict[str, FallbackStage] = {
-            "attributes": AttributesStage(catalog, self._by_attributes, self._similar),
-            "segment": SegmentStage(bundle),
-            "popular": PopularStage(bundle),
-            "latest": LatestStage(bundle, catalog),
-        }
+        self.slots = SlotBuilder(bundle, catalog)
 
     def placement(self, name: str) -> Placement:
         """Return the settings of a placement; every bundle has `similar`.
@@ -154,16 +102,13 @@ class Recommender:
         k = queries[0].n or placement.n
         fused, missing = self._fuse_partly(encoded, allowed, queries, placement, k, without)
         degraded = (*allowed.degraded, *missing)
-        answers = self.assemble(encoded, allowed, fused, queries, placement)
-        if not with_inputs:
-            return [dataclasses.replace(answer, degraded=degraded) for answer in answers] if degraded else answers
-        return [
-            RankedList(
-                answer.slots, self.inputs(encoded, allowed, b, fused), answer.positives, answer.n, answer.empty_reason,
-                degraded,
-            )
-            for b, answer in enumerate(answers)
-        ]  # fmt: skip
+        answers = self.slots.assemble(encoded, allowed, fused, queries, placement)
+        if with_inputs:
+            return [
+                msgspec.structs.replace(answer, inputs=self.inputs(encoded, allowed, b, fused), degraded=degraded)
+                for b, answer in enumerate(answers)
+            ]
+        return [msgspec.structs.replace(answer, degraded=degraded) for answer in answers] if degraded else answers
 
     def _fuse_partly(
         self,
@@ -224,7 +169,7 @@ class Recommender:
         The catalog belongs to the thread that answers; another thread uses a snapshot, which the catalog then adopts.
         """
         encoded = self.encode(states, [query.now])
-        self._similar.warm_up()
+        self.slots.similar.warm_up()
         snapshot.use_types(self.field_types)
         for placement in self.bundle.policy.placements.values():
             text = joined((placement.filter, ""))
@@ -306,10 +251,23 @@ class Recommender:
         if placement.list == "latest":
             return FusedTopK.empty(len(queries), k)
         if placement.list == similar_items.LIST_KIND:
-            recalled = self._similar.recall([query.item_id for query in queries], allowed, weights)
+            recalled = self.slots.similar.recall([query.item_id for query in queries], allowed, weights)
             return fuse(recalled, {source: weights.get(source) or 1.0 for source in recalled}, k)
-        recalled = self.recall(encoded, allowed, self.sources_of(placement, ranked=False))
+        sources = self.sources_of(placement, ranked=False)
+        recalled = self.recall(encoded, allowed, sources, self._depth(sources, placement, k))
         return self.fuse_recalled(recalled, encoded, placement, k)
+
+    def _depth(self, sources: Sequence[str], placement: Placement, k: int) -> int:
+        """Return the items of a source that a list of ``k`` needs.
+
+        The list of a single source begins with its first items.
+        """
+        is_single = len(sources) == 1 and placement.new is None
+        return min(k, DEPTH) if is_single and not self._is_reranking(sources[0]) else DEPTH
+
+    def _is_reranking(self, source: str) -> bool:
+        scorer = self.bundle.scorers.get(source)
+        return scorer is not None and scorer.kind == "rank"
 
     def recall(
         self,
@@ -326,110 +284,6 @@ class Recommender:
         if any(np.isnan(top_k.scores).any() for top_k in recalled.values()):
             raise FloatingPointError("a source gave scores that are not numbers")
         return recalled or {"popular": self.scorers["popular"].best(encoded, allowed, depth)}
-
-    def assemble(
-        self,
-        encoded: EncodedBatch,
-        allowed: CandidateMask,
-        fused: FusedTopK,
-        queries: Sequence[Query],
-        placement: Placement,
-        stage_names: Sequence[str] | None = None,
-    ) -> list[RankedList]:
-        """Build the slots: fused items, then fallback and cold items.
-
-        The latter have the scores -1, -2, ...
-        """
-        ids = self.bundle.items.ids.ids
-        answers = []
-        for b, query in enumerate(queries):
-            k = query.n or placement.n
-            n_found = int(np.count_nonzero(fused.items[b, :k]))
-            if stage_names is None and self.is_cold(encoded, b, placement):
-                n_found = 0
-            cold = self.cold_items(encoded, allowed, b, placement, k) if stage_names is None else []
-            k_warm = k - len(cold)
-            n_found = min(n_found, k_warm)
-            slots = [
-                Slot(ids[item_ix - 1], score, fused.names[source])
-                for item_ix, score, source in zip(
-                    fused.items[b, :n_found].tolist(),
-                    fused.scores[b, :n_found].tolist(),
-                    fused.sources[b, :n_found].tolist(),
-                    strict=True,
-                )
-            ]
-            more = []
-            if n_found < k_warm:
-                used = [*(slot.item_id for slot in slots), *cold]
-                more = self.fallback(encoded, allowed, b, query, placement, used, k_warm - n_found, stage_names)
-            more += [(item_id, COLD_SOURCE) for item_id in cold]
-            slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
-            empty_reason = "" if slots else self._empty_reason(allowed, b)
-            answers.append(RankedList(slots, {}, int(encoded.states.positives[b]), k, empty_reason))
-        return answers
-
-    def cold_items(
-        self, encoded: EncodedBatch, allowed: CandidateMask, b: int, placement: Placement, k: int
-    ) -> list[str]:
-        """Return the items without a row that end the list of query b.
-
-        They are at most the placement's share.
-        """
-        n_slots = placement.cold_slots(k)
-        if not n_slots or self._by_attributes is None:
-            return []
-        banned_ids = allowed.banned_ids[b]
-        ranking = self._by_attributes.cold_items(self.catalog, encoded, allowed, b)
-        return [*islice((item_id for item_id in ranking if item_id not in banned_ids), n_slots)]
-
-    def is_cold(self, encoded: EncodedBatch, b: int, placement: Placement) -> bool:
-        """Return True if the attribute list replaces the fused list.
-
-        The query has no history and its user has a field with an affinity. A placement with Popular as its only source keeps it.
-        """
-        if (
-            self.attribute_lists is None
-            or placement.list != "for_you"
-            or "attributes" not in self.bundle.policy.fallback
-        ):
-            return False
-        is_personal = any(weight > 0 for source, weight in placement.weights.items() if source != "popular")
-        return is_personal and self.attribute_lists.is_first(encoded, b)
-
-    def fallback(
-        self,
-        encoded: EncodedBatch,
-        allowed: CandidateMask,
-        b: int,
-        query: Query,
-        placement: Placement,
-        used_ids: Sequence[str],
-        n_free: int,
-        stage_names: Sequence[str] | None = None,
-    ) -> list[tuple[str, str]]:
-        """Return (item_id, source) of the free slots of query b.
-
-        ``stage_names``: stages of the fallback; None: those of the placement.
-        """
-        if stage_names is None:
-            stage_names = LIST_STAGES.get(placement.list, self.bundle.policy.fallback)
-        stages = [(name, self._stages[name]) for name in stage_names]
-        return fill_fallback(
-            stages, FallbackQuery(encoded, allowed, b, query.item_id, placement.list), used_ids, n_free
-        )
-
-    def _empty_reason(self, allowed: CandidateMask, b: int) -> str:
-        """Name the cause of an empty list: the filter, the excluded items or the sources."""
-        outside = self.catalog.latest(allowed.text, self.bundle.items.ids)
-        newest = next(outside, None)
-        if newest is None and not allowed.n_allowed:
-            return f"no shown item passes the filter {allowed.text}" if allowed.text else "all items are hidden"
-        banned_ids = allowed.banned_ids[b]
-        has_outside = newest is not None and (newest not in banned_ids or any(i not in banned_ids for i in outside))
-        if np.count_nonzero(allowed.mask[allowed.banned[b]]) == allowed.n_allowed and not has_outside:
-            return "every remaining item is excluded: seen, disliked or in exclude"
-        return "the placement has no source for the remaining items"
 
     def inputs(
         self, encoded: EncodedBatch, allowed: CandidateMask, b: int, fused: FusedTopK | None = None

@@ -25,7 +25,18 @@ class TopK:
 
     @classmethod
     def empty(cls, size: int, depth: int = DEPTH) -> TopK:
-        return cls(np.zeros((size, depth), dtype=np.int32), np.full((size, depth), -np.inf, dtype=np.float32))
+        scores = np.empty((size, depth), dtype=np.float32)
+        scores.fill(-np.inf)
+        return cls(np.zeros((size, depth), dtype=np.int32), scores)
+
+    @classmethod
+    def of_one(cls, items: np.ndarray, scores: np.ndarray, depth: int) -> TopK:
+        """Return the list of a batch of one, from at most ``depth`` items (int32)."""
+        if len(items) == depth:
+            return cls(items[None], scores.astype(np.float32, copy=False)[None])
+        recalled = cls.empty(1, depth)
+        recalled.put(0, items, scores)
+        return recalled
 
     def put(self, b: int, items: np.ndarray, scores: np.ndarray) -> None:
         """Store the list of query b, at most n items."""

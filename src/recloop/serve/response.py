@@ -9,7 +9,7 @@ import msgspec
 
 from recloop.files import JsonTree
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import RankedList
+from recloop.recommend.ranked_list import RankedList
 from recloop.records import Decision, Query
 from recloop.release.assignment import Arm
 from recloop.serve.schemas import RecommendResponse, SlotResponse

@@ -28,7 +28,8 @@ from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.partial import STATE
-from recloop.recommend.recommender import RankedList, Recommender
+from recloop.recommend.ranked_list import RankedList
+from recloop.recommend.recommender import Recommender
 from recloop.recommend.user_states import LabelledRows, StateRegistry, StateSource
 from recloop.records import Decision, Event, Item, Query, User, is_guest, now
 from recloop.release import assignment

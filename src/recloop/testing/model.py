@@ -24,7 +24,8 @@ from recloop.models.base import MODELS
 from recloop.project import Project, open_project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.fusion import fuse
-from recloop.recommend.recommender import SCORE_TOLERANCE, RankedList, Recommender
+from recloop.recommend.ranked_list import RankedList
+from recloop.recommend.recommender import SCORE_TOLERANCE, Recommender
 from recloop.records import DAY, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, Query, Use
 from recloop.simulation.shop import SimulatedShop
 
@@ -83,7 +84,7 @@ class Fitted:
         placement = recommender.placement("home")
         allowed = recommender.candidate_mask(encoded, queries, placement)
         fused = fuse(recommender.recall(encoded, allowed, [self.source]), {self.source: 1.0}, n)
-        return recommender.assemble(encoded, allowed, fused, queries, placement, ALONE)
+        return recommender.slots.assemble(encoded, allowed, fused, queries, placement, ALONE)
 
 
 def fit_on_world(folder: Path, model: str, settings: Sequence[str] = (), shuffle: int | None = None) -> Fitted:
