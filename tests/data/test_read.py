@@ -190,17 +190,22 @@ def test_read_events_without_an_event_type_uses_interaction(project_factory: Pro
     assert raw.frame["event_type"].to_list() == ["interaction", "buy"]
 
 
-def test_read_items_rejects_long_ids_and_too_many_attributes(project_factory: ProjectFactory, tmp_path: Path) -> None:
+def test_read_items_rejects_invalid_ids_and_attributes(project_factory: ProjectFactory, tmp_path: Path) -> None:
     many = {f"a{n}": 1 for n in range(65)}
-    rows = [{"item_id": "i", "a": 1}, {"item_id": "i" * 513}, {"item_id": "j", **many}, {"item_id": "k", "b" * 513: 1}]
+    rows = [
+        {"item_id": "i", "a": 1}, {"item_id": "i" * 513}, {"item_id": "j", **many}, {"item_id": "k", "b" * 513: 1},
+        {"item_id": "l\0m"}, {"item_id": "l", "\0": 1},
+    ]  # fmt: skip
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     read = read_items(project_factory(HEAD + "u,i,2025-01-01\n", 'data.items="items.jsonl"'))
     assert read is not None
     assert read.frame["item_id"].to_list() == ["i"]
     assert [reject.reason for reject in read.rejects] == [
-        "item_id: expected at most 512 bytes",
+        "item_id: expected at most 512 bytes without the character NUL",
         "attributes: 65 names; expected at most 64",
         "attributes: a name of 513 bytes; expected at most 512 bytes",
+        "item_id: expected at most 512 bytes without the character NUL",
+        "attributes: expected names without the character NUL",
     ]
 
 

@@ -114,6 +114,9 @@ def test_parse_events_of_a_long_id_or_name_rejects_its_row(name: str) -> None:
     assert isinstance(rejected, Rejected)
     assert rejected.reason == f"{name}: 513 bytes; expected at most 512 bytes"
     assert name not in rejected.ids
+    (with_nul,) = parse.parse_events(json.dumps([row | {name: "a\0b"}]).encode(), "", NOW, Data())
+    assert isinstance(with_nul, Rejected)
+    assert with_nul.reason == f"{name}: expected a text without the character NUL"
 
 
 def test_check_item_rejects_too_many_attributes_and_long_names() -> None:

@@ -94,6 +94,12 @@ def test_recommend_with_a_bad_n_is_422(client: httpx.Client, n: str) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["user_id", "session_id", "anonymous_id", "item"])
+def test_recommend_with_a_nul_in_an_id_is_422(client: httpx.Client, name: str) -> None:
+    response = client.get("/v1/recommend", params={"user_id": "u14", name: "a\0b"})
+    assert (response.status_code, response.json()["error"]["code"]) == (422, f"bad_{name}")
+
+
 def test_recommend_with_an_unknown_placement_is_422_and_lists_the_known(client: httpx.Client) -> None:
     answer = client.get("/v1/recommend/u14", params={"placement": "moon"})
     assert answer.status_code == 422

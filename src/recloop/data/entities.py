@@ -9,7 +9,7 @@ import polars as pl
 
 from recloop.config import Data, Field
 from recloop.data.attributes import attribute_texts, typed_columns, typed_rows
-from recloop.data.limits import TOO_LONG, attribute_excess, is_too_long
+from recloop.data.limits import INVALID_ID, attribute_excess, is_invalid_id
 from recloop.data.log_catalog import entity_table
 from recloop.data.read import RawEvents, as_ids, no_such_column, parse_events, read_log, read_orders, rejected_rows_of
 from recloop.data.rejected_rows import RejectedRow
@@ -130,7 +130,7 @@ def _from_log(project: Project, tables: Sequence[Table], id_column: str, names: 
     table = entity_table(tables, key, names)
     rows = typed_rows(table)
     ids = as_ids(table.frame[key], table, id_column)
-    ids = pl.select(pl.when(~is_too_long(ids)).then(ids)).to_series()  # the log's own reader names these rows
+    ids = pl.select(pl.when(~is_invalid_id(ids)).then(ids)).to_series()  # the log's own reader names these rows
     frame = pl.DataFrame(
         {
             id_column: ids,
@@ -153,8 +153,8 @@ def _reasons(ids: pl.Series, rows: Sequence[JsonTree], name: str, id_column: str
     return pl.select(
         pl.when(ids.is_null())
         .then(pl.lit(f"no {id_column}"))
-        .when(is_too_long(ids))
-        .then(pl.lit(f"{id_column}: {TOO_LONG}"))
+        .when(is_invalid_id(ids))
+        .then(pl.lit(f"{id_column}: {INVALID_ID}"))
         .otherwise(pl.Series([reason or None for reason in excess], dtype=pl.String))
     ).to_series()
 

@@ -13,7 +13,7 @@ from recloop.config import Data
 from recloop.data.attributes import object_texts
 from recloop.data.csv.table import repeated_name
 from recloop.data.guests import GUEST_REFUSED, fill_guests
-from recloop.data.limits import TOO_LONG, is_too_long
+from recloop.data.limits import INVALID_ID, is_invalid_id
 from recloop.data.numbers import read_numbers
 from recloop.data.rejected_rows import RejectedRow
 from recloop.data.shape import input_columns, shape_log
@@ -235,7 +235,7 @@ def _events(
     size = len(table.frame)
     reasons = pl.Series([None], dtype=pl.String).new_from_index(0, size)
     for name, texts in ids.items():
-        reasons = _because(reasons, is_too_long(texts), f"{name}: {TOO_LONG}")
+        reasons = _because(reasons, is_invalid_id(texts), f"{name}: {INVALID_ID}")
     ids[USER_ID], is_refused = fill_guests(ids[USER_ID], ids.get(GROUP_ID), data.guests)
     reasons = _because(reasons, is_refused, GUEST_REFUSED)
     for name in (USER_ID, ITEM_ID):
@@ -259,7 +259,7 @@ def _events(
             reasons = _because(reasons, is_wrong, f"{name}: not a JSON object")
         else:
             ids[name] = as_ids(table.frame[name], table, name)
-            reasons = _because(reasons, is_too_long(ids[name]), f"{name}: {TOO_LONG}")
+            reasons = _because(reasons, is_invalid_id(ids[name]), f"{name}: {INVALID_ID}")
     columns = {
         name: pl.Series([None], dtype=kind).new_from_index(0, size)
         for name, kind in EVENT_SCHEMA.items()

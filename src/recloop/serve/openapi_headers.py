@@ -8,8 +8,8 @@ from recloop.files import JsonTree
 
 REQUEST_ID: Final = {
     "name": "X-Request-Id", "in": "header", "required": False,
-    "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-~]+$"},
-    "description": "id of the client; echoed, and stored beside a list",
+    "schema": {"type": "string"},
+    "description": "id of the client, 1 to 200 visible ASCII characters; echoed, and stored beside a list; another one is ignored",
 }  # fmt: skip
 REQUEST_TIME: Final = {
     "name": "X-Recloop-Now", "in": "header", "required": False, "schema": {"type": "string"},

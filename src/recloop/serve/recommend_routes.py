@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from recloop.data.limits import NUL
 from recloop.errors import UserError
 from recloop.recommend import similar_items
 from recloop.records import Query, iso
@@ -159,8 +160,15 @@ class RecommendRoutes:
         """Build the query of a request; ``placement`` is the default placement.
 
         Raises:
-            HttpError: 422 for an invalid length or time, or too many properties.
+            HttpError: 422 for an invalid id, length or time, or too many properties.
         """
+        named = (
+            ("user_id", user_id), ("item", item_id), ("session_id", parameters.session_id),
+            ("anonymous_id", parameters.anonymous_id),
+        )  # fmt: skip
+        for name, text in named:
+            if text and NUL in text:
+                raise unprocessable(name, text, "a text without the character NUL")
         limit = self._service.live.limits.properties
         if len(parameters.properties) > limit:
             expected = f"at most {limit} names, found {len(parameters.properties)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -210,13 +210,13 @@ class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):
     ``ids``: numbers of rejected events, at most ``serve.limits.rows``.
     """
 
-    ids: list[int]
+    ids: Annotated[list[int], msgspec.Meta(min_length=1)]
 
 
 class ForgetRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Body of ``POST /v1/admin/forget``."""
 
-    users: list[str]
+    users: Annotated[list[str], msgspec.Meta(min_length=1)]
 
 
 class ForgottenUser(msgspec.Struct):
