@@ -66,6 +66,7 @@ def test_generated_client_parses_the_answer_of_every_route(
         "promote": ((), {"body": move}, 404, models.ErrorResponse),
         "rollback": ((), {"body": models.ReleaseRequest(reason="a test")}, 409, models.ErrorResponse),
         "reject": ((), {"body": models.RejectRequest("none", "a test")}, 404, models.ErrorResponse),
+        "replay": ((), {"body": models.ReplayRequest([1])}, 200, models.EventsResponse),
         "reload": ((), {"body": models.ReloadRequest()}, 200, models.ReloadResponse),
     }
     operations = {one["operationId"] for path in openapi_document["paths"].values() for one in path.values()}
