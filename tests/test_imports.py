@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 NETWORKS = ("models.gru4rec", "models.layers", "models.neumf", "models.pooling", "models.sasrec", "models.two_tower")
@@ -64,6 +65,15 @@ def test_import_of_commands_and_service_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'lightning', 'onnx'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_rows_of_data_are_read_without_pandas(tmp_path: Path) -> None:
+    """`pyarrow.parquet.read_table` imports pandas where it is installed, which takes a third of a second."""
+    pl.DataFrame({"seq": [1, 2]}).write_parquet(tmp_path / "items.parquet")
+    read = f"LabelledLog(Path({str(tmp_path)!r}), manifest=True).table('items.parquet')"
+    code = f"import sys; from pathlib import Path; from recloop.data.labelled_log import LabelledLog; {read}; print('pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("module", ["recloop.cli", "recloop.serve.app"])

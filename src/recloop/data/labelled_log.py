@@ -129,7 +129,8 @@ class LabelledLog:
         path = self._path(name)
         selected = None if columns is None else list(columns)
         try:
-            table = pyarrow.parquet.read_table(path, columns=selected, page_checksum_verification=True)
+            with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                table = file.read(columns=selected)  # `read_table` would import pandas where it is installed
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError("data", path, f"a complete file ({error})", "recloop prepare") from None
         frame = pl.from_arrow(table)
