@@ -69,8 +69,13 @@ def measure_steps(project: Project, bundle: str, with_experiment: bool) -> StepE
         return StepEvidence(*counts, problem=str(error))
 
 
-def validate(project: Project, control: ControlStore, bundle: str, to: str = "", by: str = "") -> releases.ReleaseState:
+def validate(
+    project: Project, control: ControlStore, bundle: str, to: str = "", by: str = "", with_golden: bool = True
+) -> releases.ReleaseState:
     """Check that a move is possible, and the bundle if needed; return the new state.
+
+    Args:
+        with_golden: False if the caller has just compared the golden lists of these files.
 
     Raises:
         UserError: unknown bundle or state, or an experiment plan with too few users in an arm.
@@ -80,7 +85,7 @@ def validate(project: Project, control: ControlStore, bundle: str, to: str = "",
     _share(project, target)
     machine = releases.read_state(control)
     if machine.state(bundle) == "registered":
-        _check(project, control, machine.since(bundle), by or audit.command("promote"))
+        _check(project, control, machine.since(bundle), by or audit.command("promote"), with_golden)
         machine = releases.read_state(control)
     releases.allowed(machine, bundle, target)
     return machine
@@ -209,7 +214,7 @@ def _share(project: Project, target: str) -> None:
         raise UserError("release.shadow_share", 0.0, "a share above 0", "edit release.shadow_share in recloop.toml")
 
 
-def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str) -> None:
+def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str, with_golden: bool) -> None:
     """Have a registered bundle checked by the running server, or check it here.
 
     Raises:
@@ -219,7 +224,7 @@ def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str) ->
     while time.monotonic() < deadline:
         try:
             with locks.writer_lock(project.root, "promote"):
-                _check_here(project, control, row, by)
+                _check_here(project, control, row, by, with_golden)
                 return
         except Locked:
             time.sleep(0.1)
@@ -233,10 +238,10 @@ def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str) ->
     )
 
 
-def _check_here(project: Project, control: ControlStore, row: ReleaseRow, by: str) -> None:
+def _check_here(project: Project, control: ControlStore, row: ReleaseRow, by: str, with_golden: bool) -> None:
     live = project.load_bundle() if releases.live(control) else None
     try:
-        evidence = check_servable(project, open_bundle(project, row), live)
+        evidence = check_servable(project, open_bundle(project, row, with_golden), live)
     except BundleError as error:
         releases.reject(control, row.bundle, by=by, reason=str(error), at=now())
         raise Refused("check", "failed", "passed", str(error)) from None
