@@ -49,7 +49,7 @@ MAX_QUERIES = 4_000
 MIN_WINDOWS = 10
 """Minimum number of windows of earlier queries; with fewer the band is too wide to detect a change."""
 TIMED_QUERIES = 200
-FIRST_TIMED_QUERIES = 50
+FIRST_TIMED_QUERIES = 20
 """Timed queries that suffice for a candidate whose lists are fast enough."""
 MIN_NDCG = 1e-4
 """Lower bound of NDCG in the loss."""
