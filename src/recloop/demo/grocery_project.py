@@ -32,6 +32,8 @@ value = "sales_value"
 quantity = "quantity"
 group_id = "basket_id"
 name = "{{product_type}}, {{package_size}}"
+[features]
+max_history = 100              # 200 by default; the network reads a list's history twice as fast
 [features.item.department]
 from = "department"
 [features.item.category]
