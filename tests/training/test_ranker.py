@@ -17,6 +17,7 @@ from recloop.bundle import Bundle
 from recloop.bundle.checks import RANKER_GRAPH
 from recloop.config import Config, Placement, Ranker
 from recloop.errors import BundleError, UserError
+from recloop.evaluation import parallel
 from recloop.evaluation.evaluate import evaluate
 from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.table import QueryMetrics
@@ -28,7 +29,7 @@ from recloop.recommend.ranked_list import RankedList
 from recloop.recommend.recommender import RANKER, Recommender
 from recloop.records import DAY, SEQ, Query
 from recloop.simulation.shop import SimulatedShop
-from recloop.training import ranker
+from recloop.training import ranker, ranker_examples
 from recloop.training.dataset import ItemUserTables, make_tables, validation_data
 
 STARTED = datetime(2025, 1, 2, tzinfo=UTC)
@@ -45,9 +46,9 @@ class Shop:
     past: StateHistory
     rows: FittedData  # the test of an evaluation is validation
 
-    def choose(self, model: str = "gbdt", bundle: Bundle | None = None) -> ranker.RankerChoice:
+    def choose(self, model: str = "gbdt", bundle: Bundle | None = None, threads: int = 1) -> ranker.RankerChoice:
         config = self.config.model_copy(update={"ranker": Ranker(model=model, trees=5, leaves=4)})
-        return ranker.choose_ranker(bundle or self.bundle, config, self.data, self.tables, self.past)
+        return ranker.choose_ranker(bundle or self.bundle, config, self.data, self.tables, self.past, threads)
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +94,23 @@ def test_ranker_scores_fewer_candidates_than_teach(shop: Shop, monkeypatch: pyte
     whole = shop.choose()
     assert whole.bundle.policy.ranker is not None
     assert dict(whole.bundle.policy.ranker.depths) == {
-        source: ranker.LIST_DEPTHS[source] for source in whole.bundle.policy.ranker.depths
+        source: ranker_examples.LIST_DEPTHS[source] for source in whole.bundle.policy.ranker.depths
     }
-    monkeypatch.setattr(ranker, "LIST_DEPTHS", dict.fromkeys(ranker.DEPTHS, 1))
+    monkeypatch.setattr(ranker, "LIST_DEPTHS", dict.fromkeys(ranker_examples.DEPTHS, 1))
     few = shop.choose()
     assert few.recall is not None
     assert whole.recall is not None
     assert few.recall < whole.recall
     assert few.bundle.graphs[RANKER_GRAPH] == whole.bundle.graphs[RANKER_GRAPH]
+
+
+def test_ranker_of_two_threads_equals_that_of_one(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranker, "MIN_MOMENTS", 2)
+    monkeypatch.setattr(ranker, "MIN_JUDGED", 1)
+    monkeypatch.setattr(parallel, "CHUNK_QUERIES", 3)
+    one, two = (shop.choose(threads=threads) for threads in (1, 2))
+    assert one.to_json() == two.to_json()
+    assert one.bundle.graphs[RANKER_GRAPH] == two.bundle.graphs[RANKER_GRAPH]
 
 
 def test_ranked_lists_with_new_items_keep_the_order_and_features_of_the_ranker(ranked: Bundle, shop: Shop) -> None:
@@ -244,7 +254,7 @@ def test_ranker_without_lightgbm_is_left_out_or_an_error(shop: Shop, monkeypatch
 
 
 def test_one_class_raises(shop: Shop) -> None:
-    examples = ranker.Examples(np.zeros((4, 2), np.float32), np.ones(4, np.int8), np.array([4]), 4, 4)
+    examples = ranker_examples.Examples(np.zeros((4, 2), np.float32), np.ones(4, np.int8), np.array([4]), 4, 4)
     with pytest.raises(UserError, match="one class"):
         ranker.fit_trees(examples, shop.config)
 

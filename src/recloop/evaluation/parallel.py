@@ -15,6 +15,12 @@ CHUNK_QUERIES = 256
 Worker = TypeVar("Worker")
 
 
+def spans(n_queries: int) -> list[slice]:
+    """Return the positions of each batch of queries, in order."""
+    starts = range(0, n_queries, CHUNK_QUERIES)
+    return [slice(start, min(start + CHUNK_QUERIES, n_queries)) for start in starts]
+
+
 def each_span(workers: Sequence[Worker], n_queries: int, answer: Callable[[Worker, slice], None]) -> Iterator[slice]:
     """Answer the queries in one thread per worker; yield the finished spans in order.
 
@@ -32,8 +38,6 @@ def each_span(workers: Sequence[Worker], n_queries: int, answer: Callable[[Worke
             free.put(worker)
         return span
 
-    starts = range(0, n_queries, CHUNK_QUERIES)
-    spans = [slice(start, min(start + CHUNK_QUERIES, n_queries)) for start in starts]
     # The threads of BLAS would compete with these and wait busily.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(len(workers)) as pool:
-        yield from pool.map(run, spans)
+        yield from pool.map(run, spans(n_queries))

@@ -94,7 +94,7 @@ def _with_new_trees(
     counts, scorers = _fit_counts(run.config, data, tables, child_of_recalled)
     early = baselines.draft_bundle(run.config, tables, data, counts, scorers, recalled)
     past = StateHistory(rows, run.data.users)
-    return ranker.refit_trees(child, early, run.config, data, tables, past)
+    return ranker.refit_trees(child, early, run.config, data, tables, past, training_steps.THREADS)
 
 
 @dataclass(frozen=True)

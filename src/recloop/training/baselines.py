@@ -195,7 +195,7 @@ def choose_half_life_and_weights(
         judged = validation.at(sampled) if len(sampled) else validation
         data = replace(data, held=judged)
         if config.baselines.half_life == "auto":
-            recall = ValidationRecall(bundle, judged, data, past).keep()
+            recall = ValidationRecall(bundle, judged, data, past, threads=threads).keep()
     for source in FADING:
         bundle = _choose_half_life(bundle, source, config, data, tables, recall)
     if recall is not None:
@@ -214,8 +214,8 @@ def choose_half_life_and_weights(
     def choose(name: str, filters_seen: bool) -> FusionChoice:
         if filters_seen not in fusions:
             policy = bundle.policy.with_placement(name, replace(placements[name], filter_seen=filters_seen))
-            moments = ValidationRecall(replace(bundle, policy=policy), validation, data, past, name)
-            lists = moments.recall(bundle, [*bundle.scorers], threads)
+            moments = ValidationRecall(replace(bundle, policy=policy), validation, data, past, name, threads)
+            lists = moments.recall(bundle, [*bundle.scorers])
             items, offsets = (
                 moments.new_targets() if filters_seen and not main else (validation.items, validation.offsets)
             )

@@ -6,8 +6,6 @@ each with the state just before it. Statistics and sources are then fitted up to
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -17,29 +15,19 @@ from recloop.bundle import Bundle
 from recloop.bundle.checks import RANKER_GRAPH
 from recloop.config import Config
 from recloop.errors import UserError
-from recloop.evaluation import bootstrap, metrics
+from recloop.evaluation import bootstrap
 from recloop.evaluation.bootstrap import Estimate
-from recloop.features.encode import EncodedBatch
 from recloop.features.state_history import StateHistory
-from recloop.features.user_profile import MAX_QUERIES
 from recloop.files import JsonTree
 from recloop.models.base import TrainData, ValidationQueries
 from recloop.policy import RankerSpec
-from recloop.recommend.catalog import Catalog
-from recloop.recommend.filters import CandidateMask
-from recloop.recommend.ranker import candidates_of, feature_space
-from recloop.recommend.recommender import Recommender
-from recloop.records import DAY, FUSED_SOURCES, Query
+from recloop.recommend.ranker import feature_space
+from recloop.records import DAY, FUSED_SOURCES
 from recloop.training.dataset import ItemUserTables
 from recloop.training.item_statistics import fit_statistics
+from recloop.training.ranker_examples import DEPTHS, LIST_DEPTHS, ExampleMaker, Examples, QueryBatches, ndcg
 from recloop.training.tree_graph import tree_graph
 
-DEPTHS: Final = {"model": 50, "history": 100, "neighbours": 50, "popular": 50}
-"""Candidates of each source that teach (docs/decisions/2026-11-28-a-ranker-over-recalled-items.md)."""
-LIST_DEPTHS: Final = {"model": 30, "history": 60, "neighbours": 30, "popular": 30}
-"""Candidates of each source that a list scores: the best slots are as good, and a request costs less."""
-NEGATIVES: Final = 60
-"""Recalled items without a target that a moment teaches at most, drawn evenly."""
 MIN_MOMENTS: Final = 200
 """Moments with a recalled target that the trees need."""
 MIN_JUDGED: Final = 30
@@ -48,8 +36,6 @@ PERIOD_DAYS: Final = 28
 """Days before the cut whose moments teach when an update fits the trees again."""
 LEARNING_SHARE: Final = 0.7
 """Share of the period whose moments teach while the ranker is judged on later validation moments."""
-CHUNK_QUERIES: Final = 256
-LIST_LENGTH: Final = 10
 TREES: Final = {
     "objective": "lambdarank", "learning_rate": 0.15, "max_depth": 6, "min_data_in_leaf": 100, "max_bin": 63, "lambda_l2": 20.0,
     "feature_fraction": 0.5, "lambdarank_truncation_level": 20, "deterministic": True, "force_row_wise": True, "verbose": -1,
@@ -70,33 +56,6 @@ class RankerChoice:
         """Return the ``ranker`` section of a run's metrics.json."""
         gain = None if self.gain is None else self.gain.to_json()
         return {"kept": self.bundle.policy.ranker is not None, "gain": gain, "candidate_recall": self.recall}
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Rows that teach: features (R, F) float32, labels (R,), sizes of moments (Q,).
-
-    ``targets`` counts the targets of all moments that were asked, ``recalled`` those within `LIST_DEPTHS`.
-    """
-
-    features: np.ndarray
-    labels: np.ndarray
-    sizes: np.ndarray
-    recalled: int
-    targets: int
-
-    def __add__(self, other: Examples) -> Examples:
-        return Examples(
-            np.concatenate([self.features, other.features]),
-            np.concatenate([self.labels, other.labels]),
-            np.concatenate([self.sizes, other.sizes]),
-            self.recalled + other.recalled,
-            self.targets + other.targets,
-        )
-
-    @property
-    def recall(self) -> float:
-        return self.recalled / max(1, self.targets)
 
 
 def choose_ranker(
@@ -137,7 +96,7 @@ def choose_ranker(
     interval = gain.signed_text()
     if gain.low <= 0 and not required:
         return RankerChoice(bundle, f"no ranker: {means} ({interval})", gain, early.recall)
-    examples = early + learner.examples(split.late) + learner.examples(split.held)
+    examples = Examples.join([early, learner.examples(split.late), learner.examples(split.held)])
     sentence = f"ranker over {examples.recall:.1%} of the targets that sources recall: {means} ({interval})"
     return RankerChoice(learner.bundle_of(examples), sentence, gain, examples.recall)
 
@@ -186,7 +145,13 @@ def _skipped(bundle: Bundle, required: bool, problem: str) -> RankerChoice:
 
 
 def refit_trees(
-    bundle: Bundle, early: Bundle, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory
+    bundle: Bundle,
+    early: Bundle,
+    config: Config,
+    data: TrainData,
+    tables: ItemUserTables,
+    past: StateHistory,
+    threads: int = 1,
 ) -> Bundle:
     """Fit the trees of a bundle's ranker again on the moments after ``data``.
 
@@ -201,7 +166,7 @@ def refit_trees(
     spec = bundle.policy.ranker
     if spec is None or data.history is None or any(source not in early.scorers for source in spec.depths):
         return bundle
-    learner = _Learner(early, config, data, tables, past, threads=1)
+    learner = _Learner(early, config, data, tables, past, threads)
     examples = learner.examples(moments_between(data.history, data.cut, data.history.cut))
     if _problem(examples):
         return bundle
@@ -284,41 +249,6 @@ def moments_between(data: TrainData, start: int, end: int) -> ValidationQueries:
     )
 
 
-def ndcg(
-    bundle: Bundle, queries: ValidationQueries, user_ids: Sequence[str], past: StateHistory, threads: int = 1
-) -> np.ndarray:
-    """(Q,) NDCG@10 of the lists of a bundle's first placement, without fallback."""
-    batches = _Batches(bundle, user_ids, past, threads)
-    lists = np.zeros((len(queries), LIST_LENGTH), dtype=np.int64)
-    for span, encoded, allowed in batches.of(queries):
-        query = [batches.query] * len(encoded)
-        fused = batches.recommender.fuse_sources(encoded, allowed, query, batches.placement, LIST_LENGTH)
-        lists[span] = fused.items
-    return metrics.ranking(lists, queries.items, queries.offsets, LIST_LENGTH)["NDCG"]
-
-
-class _Batches:
-    """Queries as encoded batches of a bundle's default placement."""
-
-    def __init__(self, bundle: Bundle, user_ids: Sequence[str], past: StateHistory, threads: int) -> None:
-        catalog = Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
-        self.recommender = Recommender(bundle, catalog, threads)
-        self.placement = self.recommender.placement(bundle.default_placement)
-        self.query = Query(user_id="", now=0, placement=bundle.default_placement)
-        self._user_ids = user_ids
-        self._past = past
-
-    def of(self, queries: ValidationQueries) -> Iterator[tuple[slice, EncodedBatch, CandidateMask]]:
-        """Yield the positions of each batch, its encoded states and its filters."""
-        for start in range(0, len(queries), CHUNK_QUERIES):
-            span = slice(start, min(start + CHUNK_QUERIES, len(queries)))
-            users = [self._user_ids[ix] for ix in queries.user_ix[span]]
-            now = queries.now[span]
-            states = self._past.states(users, queries.as_of[span].tolist(), now.tolist())
-            encoded = self.recommender.encode(states, now)
-            yield span, encoded, self.recommender.candidate_mask(encoded, [self.query] * len(users), self.placement)
-
-
 class _Learner:
     """Examples and trees over one bundle's sources and statistics."""
 
@@ -332,35 +262,14 @@ class _Learner:
         names = RankerSpec("gbdt", depths, (), statistics.fields, statistics.numbers, 0, 0)
         self._space = feature_space(self._bundle, names, check=False)
         self._spec = replace(names, features=self._space.names)
-        self._batches = _Batches(bundle, data.user_ids, past, threads)
+        batches = QueryBatches(bundle, data.user_ids, past, threads)
+        self._maker = ExampleMaker(batches, self._space, depths, self._list_depths, config.train.seed)
         self._config = config
         self._until = data.cut if data.history is None else data.history.cut
 
     def examples(self, queries: ValidationQueries) -> Examples:
-        """Describe the recalled targets of each moment and a sample of other items."""
-        queries = _spread(queries, self._config.ranker.moments)
-        random = np.random.default_rng(self._config.train.seed)
-        features: list[np.ndarray] = [np.zeros((0, len(self._space.names)), dtype=np.float32)]
-        labels: list[np.ndarray] = [np.zeros(0, dtype=np.int8)]
-        sizes: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
-        n_recalled = 0
-        for span, encoded, allowed in self._batches.of(queries):
-            recalled = self._batches.recommender.recall(encoded, allowed, list(self._spec.depths))
-            for start in range(0, len(encoded), MAX_QUERIES):
-                some = slice(start, min(start + MAX_QUERIES, len(encoded)))
-                asked = queries.at(np.arange(span.start + some.start, span.start + some.stop))
-                candidates = candidates_of(recalled, self._spec.depths, some)
-                is_target = candidates.are_targets(asked.items, asked.offsets)
-                n_recalled += int((is_target & candidates.are_within(list(self._list_depths.values()))).sum())
-                columns = sampled_columns(is_target, candidates.offsets, random)
-                taken = candidates.take(columns)
-                features.append(self._space.matrix(encoded, some, taken))
-                labels.append(is_target[columns].astype(np.int8))
-                sizes.append(np.diff(taken.offsets))
-        all_sizes = np.concatenate(sizes)
-        return Examples(
-            np.concatenate(features), np.concatenate(labels), all_sizes[all_sizes > 0], n_recalled, len(queries.items)
-        )
+        """Describe at most ``ranker.moments`` of these moments, spread evenly."""
+        return self._maker.examples(_spread(queries, self._config.ranker.moments))
 
     def bundle_of(self, examples: Examples) -> Bundle:
         """Return the bundle with trees that learned from these examples."""
@@ -371,22 +280,6 @@ class _Learner:
 def _is_ranked(config: Config, name: str, kind: str) -> bool:
     """Personal lists are ranked unless the configuration weighs the sources itself."""
     return kind == "for_you" and (name not in config.placement or config.placement[name].weights == "auto")
-
-
-def sampled_columns(is_target: np.ndarray, offsets: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the columns of `sampled_rows` of each query."""
-    spans = itertools.pairwise(offsets.tolist())
-    return np.concatenate([low + sampled_rows(is_target[low:high], random) for low, high in spans])
-
-
-def sampled_rows(is_target: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the rows of all targets and a sample of others; none for a single class."""
-    others = np.flatnonzero(~is_target)
-    if len(others) in {0, len(is_target)}:
-        return np.zeros(0, dtype=np.int64)
-    if len(others) > NEGATIVES:
-        others = random.choice(others, NEGATIVES, replace=False)
-    return np.sort(np.concatenate([np.flatnonzero(is_target), others]))
 
 
 def _problem(examples: Examples) -> str:

@@ -1,0 +1,181 @@
+"""Examples that teach the trees of a ranker, and the lists that judge them.
+
+Batches of queries are answered in threads. A sample depends on the seed and the position of its batch, so that the
+number of threads does not change the examples.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+
+from recloop.bundle import Bundle
+from recloop.evaluation import metrics
+from recloop.evaluation.parallel import each_span
+from recloop.features.encode import EncodedBatch
+from recloop.features.ranking import FeatureSpace
+from recloop.features.state_history import StateHistory
+from recloop.features.user_profile import MAX_QUERIES
+from recloop.models.base import ValidationQueries
+from recloop.recommend.catalog import Catalog
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.ranker import candidates_of
+from recloop.recommend.recommender import Recommender
+from recloop.records import Query
+
+DEPTHS: Final = {"model": 50, "history": 100, "neighbours": 50, "popular": 50}
+"""Candidates of each source that teach (docs/decisions/2026-11-28-a-ranker-over-recalled-items.md)."""
+LIST_DEPTHS: Final = {"model": 30, "history": 60, "neighbours": 30, "popular": 30}
+"""Candidates of each source that a list scores: the best slots are as good, and a request costs less."""
+NEGATIVES: Final = 60
+"""Recalled items without a target that a moment teaches at most, drawn evenly."""
+LIST_LENGTH: Final = 10
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows that teach: features (R, F) float32, labels (R,), sizes of moments (Q,).
+
+    ``targets`` counts the targets of all moments that were asked, ``recalled`` those within `LIST_DEPTHS`.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    sizes: np.ndarray
+    recalled: int
+    targets: int
+
+    @classmethod
+    def join(cls, parts: Sequence[Examples]) -> Examples:
+        """Return the examples of several parts, at least one, in their order."""
+        return cls(
+            np.concatenate([part.features for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.sizes for part in parts]),
+            sum(part.recalled for part in parts),
+            sum(part.targets for part in parts),
+        )
+
+    @property
+    def recall(self) -> float:
+        return self.recalled / max(1, self.targets)
+
+
+class QueryBatches:
+    """Queries of a bundle's default placement, answered in batches by threads."""
+
+    def __init__(self, bundle: Bundle, user_ids: Sequence[str], past: StateHistory, threads: int) -> None:
+        catalog = Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
+        catalogs = [catalog, *(catalog.copy() for _ in range(threads - 1))]
+        self._workers = [Recommender(bundle, one) for one in catalogs]
+        self.placement = self._workers[0].placement(bundle.default_placement)
+        self.query = Query(user_id="", now=0, placement=bundle.default_placement)
+        self._user_ids = user_ids
+        self._past = past
+
+    def each(
+        self, queries: ValidationQueries, answer: Callable[[Recommender, EncodedBatch, CandidateMask, slice], Answer]
+    ) -> list[Answer]:
+        """Return the answer to each batch: its states and filters, and its positions."""
+        answers: dict[int, Answer] = {}
+
+        def ask(recommender: Recommender, span: slice) -> None:
+            users = [self._user_ids[ix] for ix in queries.user_ix[span]]
+            now = queries.now[span]
+            states = self._past.states(users, queries.as_of[span].tolist(), now.tolist())
+            encoded = recommender.encode(states, now)
+            allowed = recommender.candidate_mask(encoded, [self.query] * len(users), self.placement)
+            answers[span.start] = answer(recommender, encoded, allowed, span)
+
+        return [answers[span.start] for span in each_span(self._workers, len(queries), ask)]
+
+
+class ExampleMaker:
+    """Describes the recalled items of moments by the features of a ranker.
+
+    Args:
+        depths: Recalled items of each source.
+        list_depths: Those that a list scores; the recall of targets counts them alone.
+    """
+
+    def __init__(
+        self,
+        batches: QueryBatches,
+        space: FeatureSpace,
+        depths: Mapping[str, int],
+        list_depths: Mapping[str, int],
+        seed: int,
+    ) -> None:
+        self._batches = batches
+        self._space = space
+        self._depths = depths
+        self._list_depths = list_depths
+        self._seed = seed
+
+    def examples(self, queries: ValidationQueries) -> Examples:
+        """Describe the recalled targets of each moment and a sample of other items."""
+
+        def of_batch(
+            recommender: Recommender, encoded: EncodedBatch, allowed: CandidateMask, span: slice
+        ) -> list[Examples]:
+            recalled = recommender.recall(encoded, allowed, list(self._depths))
+            random = np.random.default_rng([self._seed, span.start])
+            parts = []
+            for start in range(0, len(encoded), MAX_QUERIES):
+                some = slice(start, min(start + MAX_QUERIES, len(encoded)))
+                asked = queries.at(np.arange(span.start + some.start, span.start + some.stop))
+                candidates = candidates_of(recalled, self._depths, some)
+                is_target = candidates.are_targets(asked.items, asked.offsets)
+                columns = sampled_columns(is_target, candidates.offsets, random)
+                taken = candidates.take(columns)
+                sizes = np.diff(taken.offsets)
+                is_listed = candidates.are_within(list(self._list_depths.values()))
+                parts.append(
+                    Examples(
+                        self._space.matrix(encoded, some, taken), is_target[columns].astype(np.int8), sizes[sizes > 0],
+                        int((is_target & is_listed).sum()), len(asked.items),
+                    )
+                )  # fmt: skip
+            return parts
+
+        n_features = len(self._space.names)
+        nothing = Examples(np.zeros((0, n_features), np.float32), np.zeros(0, np.int8), np.zeros(0, np.int64), 0, 0)
+        return Examples.join([nothing, *itertools.chain(*self._batches.each(queries, of_batch))])
+
+
+def ndcg(
+    bundle: Bundle, queries: ValidationQueries, user_ids: Sequence[str], past: StateHistory, threads: int = 1
+) -> np.ndarray:
+    """(Q,) NDCG@10 of the lists of a bundle's first placement, without fallback."""
+    batches = QueryBatches(bundle, user_ids, past, threads)
+
+    def items(recommender: Recommender, encoded: EncodedBatch, allowed: CandidateMask, _span: slice) -> np.ndarray:
+        query = [batches.query] * len(encoded)
+        return recommender.fuse_sources(encoded, allowed, query, batches.placement, LIST_LENGTH).items
+
+    lists = np.zeros((len(queries), LIST_LENGTH), dtype=np.int64)
+    if len(queries):
+        lists[:] = np.concatenate(batches.each(queries, items))
+    return metrics.ranking(lists, queries.items, queries.offsets, LIST_LENGTH)["NDCG"]
+
+
+def sampled_columns(is_target: np.ndarray, offsets: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return the columns of `sampled_rows` of each query."""
+    spans = itertools.pairwise(offsets.tolist())
+    return np.concatenate([low + sampled_rows(is_target[low:high], random) for low, high in spans])
+
+
+def sampled_rows(is_target: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return the rows of all targets and a sample of others; none for a single class."""
+    others = np.flatnonzero(~is_target)
+    if len(others) in {0, len(is_target)}:
+        return np.zeros(0, dtype=np.int64)
+    if len(others) > NEGATIVES:
+        others = random.choice(others, NEGATIVES, replace=False)
+    return np.sort(np.concatenate([np.flatnonzero(is_target), others]))
