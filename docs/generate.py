@@ -24,7 +24,7 @@ from recloop.client.batches import STATUSES
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.monitoring import exposition
 from recloop.monitoring.last_update import LastUpdate
-from recloop.policy import NewItems, Placement, Policy, RankerSpec, ScorerSpec
+from recloop.policy import CatalogRules, NewItems, Placement, Policy, RankerSpec, ScorerSpec
 from recloop.serve import openapi
 from recloop.serve.request_metrics import RequestMetrics, request_families
 from recloop.serve.row_counts import row_families
@@ -46,6 +46,7 @@ RECORDS: Final[Mapping[str, type[Any]]] = {
     "policy.json: placements.NAME": Placement,
     "policy.json: placements.NAME.new": NewItems,
     "policy.json: ranker": RankerSpec,
+    "policy.json: catalog": CatalogRules,
 }
 VALUES: Final = {"int": "NUMBER", "int range": "NUMBER", "float": "NUMBER"}
 """Names of an option's value by its type; other types are text."""

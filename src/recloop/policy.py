@@ -176,6 +176,34 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class CatalogRules:
+    """Attributes that take items out of lists; an empty name: no such rule.
+
+    Attributes:
+        availability: Attribute that is false, 0 or a text such as ``out_of_stock`` for items that cannot be bought.
+        published, expires: Attributes with the times from which an item is shown and no longer shown.
+        group: Attribute that variants of one product share; a list holds one of them.
+        timezone: Zone of times without one.
+    """
+
+    availability: str = ""
+    published: str = ""
+    expires: str = ""
+    group: str = ""
+    timezone: str = "UTC"
+    other_keys: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, tree: JsonObject) -> CatalogRules:
+        fields = tree.fields(cls)
+        return cls(**fields, other_keys=tree.unread)
+
+    def to_json(self) -> JsonTree:
+        known = {name: value for name, value in vars(self).items() if name != "other_keys"}
+        return {**self.other_keys, **known}
+
+
+@dataclass(frozen=True)
 class Policy:
     """Policy of a bundle: placements, seen-item filter, fallback order and ranker."""
 
@@ -183,6 +211,7 @@ class Policy:
     filter_seen: bool
     fallback: tuple[str, ...]
     ranker: RankerSpec | None = None
+    catalog: CatalogRules = CatalogRules()
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -220,6 +249,7 @@ class Policy:
             filter_seen=policy.required("filter_seen", bool),
             fallback=_read_fallback(policy),
             ranker=RankerSpec.read(policy.child("ranker")) if policy.unread.get("ranker") else None,
+            catalog=CatalogRules.read(policy.child("catalog")) if policy.unread.get("catalog") else CatalogRules(),
             other_keys=policy.unread,
         )
 
@@ -230,6 +260,7 @@ class Policy:
             "filter_seen": self.filter_seen,
             "fallback": [*self.fallback],
             **({} if self.ranker is None else {"ranker": self.ranker.to_json()}),
+            **({} if self.catalog == CatalogRules() else {"catalog": self.catalog.to_json()}),
         }
 
 

@@ -126,8 +126,8 @@ def test_worker_decisions_are_counted_and_scored_in_shadow_unless_items_changed(
     query = Query(user_id="u14", now=NOW, request_id="r", exclude=("i01",), n=10)
     decision = worker.recommend(query, started=0.0)[1]
     scored: list[Any] = []
-    monkeypatch.setattr(service, "_is_shadowed", lambda *_: True)
-    monkeypatch.setattr(service, "_add_to_shadow", lambda query, decision: scored.append(query))
+    monkeypatch.setattr(service.shadow_choice, "is_shadowed", lambda *_: True)
+    monkeypatch.setattr(service.shadow_choice, "add", lambda query, decision: scored.append(query))
     service.deployments = replace(service.deployments, shadows=(service.deployments.live,))
     service.record([decision], last_item_seq=decision.as_of_seq)
     service.record([decision], last_item_seq=decision.as_of_seq + 1)

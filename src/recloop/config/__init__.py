@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from recloop.config.catalog import Catalog
 from recloop.config.data import Cell, Columns, Data, Fallback
 from recloop.config.section import FILE, Section
 from recloop.config.serve import Limits, Serve
 from recloop.errors import UserError
 from recloop.files import JsonTree
 
-__all__ = ["FILE", "Cell", "Columns", "Config", "Data", "Fallback", "Limits", "Serve"]
+__all__ = ["FILE", "Catalog", "Cell", "Columns", "Config", "Data", "Fallback", "Limits", "Serve"]
 
 HEAVIEST = 1000  # largest weight in [events]
 
@@ -377,6 +378,8 @@ class Config(Section):
     """Training of networks."""
     placement: dict[str, Placement] = {"home": Placement()}
     """Placements by name; `home` always exists."""
+    catalog: Catalog = Catalog()
+    """Attributes of items with a meaning of their own."""
     evaluate: Evaluate = Evaluate()
     """Offline evaluation."""
     serve: Serve = Serve()

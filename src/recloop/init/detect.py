@@ -20,6 +20,7 @@ from recloop.data.repeats import new_item_share, repeat_share
 from recloop.data.split import split
 from recloop.errors import UserError
 from recloop.files import JsonTree, replace_file
+from recloop.init.catalog import guess_catalog
 from recloop.init.events import guess_events
 from recloop.init.features import Side, choose_fields, choose_title, title_columns
 from recloop.init.guess_data import guess_data
@@ -152,6 +153,7 @@ def inspect_log(
     )
     if segment:
         guesses.say("serve.segment", segment, "popular items per value of this field")
+    catalog = {} if log.items is None else guess_catalog(log.items[0].columns, guesses)
     scenario, reason = _scenario(cleaned, repeats, any(fields.values()))
     guesses.say("scenario", scenario, reason)
     text = config_text(
@@ -162,6 +164,7 @@ def inspect_log(
         repeats=repeats,
         new_items=new_items,
         fields=fields,
+        catalog=catalog,
         segment=segment,
         scenario=(scenario, reason),
         rules=rules,

@@ -110,6 +110,7 @@ def config_text(
     repeats: float,
     new_items: float,
     fields: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    catalog: Mapping[str, str],
     segment: str,
     scenario: tuple[str, str],
     rules: Clean,
@@ -125,6 +126,7 @@ def config_text(
         repeats: Share of repeats among positive rows.
         new_items: Share of new items among the newest items of users; 0 for a log without repeats.
         fields: By side and name: kind, from, dim, why.
+        catalog: Keys of ``[catalog]`` that differ from their defaults.
         segment: ``serve.segment``.
         scenario: Name of the scenario and the reason.
         rules: The guessed ``[clean]``.
@@ -168,6 +170,9 @@ def config_text(
             blocks.append(f'kind = "{field["kind"]}"\nfrom = {_text(field["from"])}\ndim = {field["dim"]}\n')
             if field.get("separator"):
                 blocks[-1] += f"separator = {_text(field['separator'])}\n"
+    if catalog:
+        lines = "".join(f"{key} = {_text(column)}\n" for key, column in catalog.items())
+        blocks.append(f"\n[catalog]                         # columns with a meaning of their own\n{lines}")
     blocks.append(
         TAIL_TEMPLATE.format(
             scenario=scenario[0],

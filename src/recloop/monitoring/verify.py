@@ -224,7 +224,9 @@ class DecisionReplayer:
         in_time = pl.col(RECEIVED_AT) <= decision.served_at
         served = self._recommender(decision.bundle)
         items = self._new_items.filter(in_time)
-        recommender = Recommender(served.bundle, Catalog.from_frames([self._old_items, items], decision.as_of_seq))
+        recommender = Recommender(
+            served.bundle, Catalog.from_frames([self._old_items, items], decision.as_of_seq), with_availability=True
+        )
         user_events = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
         timeline = self._timeline(recommender, user_events, self._new_users.filter(in_time), self._out(decision))
         states = timeline.states([decision.user_id], [decision.as_of_seq])
@@ -232,7 +234,9 @@ class DecisionReplayer:
 
     def _recommender(self, name: str) -> Recommender:
         if name not in self._recommenders:
-            self._recommenders[name] = Recommender(self._project.load_bundle(name), self._catalog)
+            self._recommenders[name] = Recommender(
+                self._project.load_bundle(name), self._catalog, with_availability=True
+            )
         return self._recommenders[name]
 
     def _retractions_by_user(self, log: EventLog, until: int) -> dict[str, list[Retraction]]:

@@ -2,7 +2,7 @@
 
     [data], [clean], the cuts of [split]                  a new first run, because the rows change
     [events], [features], [model], [baselines], [ranker], ..  a full retrain on the same rows, judged by the gate
-    [placement], train.seed                               used by the next bundle; does not start a training
+    [placement], [catalog], train.seed                    used by the next bundle; does not start a training
 
 Limits (``clean.max_removed``, ``clean.max_rejected``), ``train.time_budget`` and ``ranker.threads`` do not change a bundle and are not compared.
 """
@@ -20,6 +20,7 @@ from recloop.settings import translate_recorded
 
 COMPARED_SECTIONS: Final = (
     "data", "events", "clean", "split", "features", "model", "baselines", "ranker", "train", "placement",
+    "catalog",
 )  # fmt: skip
 """Sections of recloop.toml that a bundle records."""
 IGNORED_KEYS: Final = (
@@ -29,11 +30,14 @@ IGNORED_KEYS: Final = (
     "train.time_budget",
     "data.columns.name",
     "ranker.threads",
+    "catalog.price",
+    "catalog.image",
+    "catalog.url",
 )
 RESTART_KEY_PREFIXES: Final = ("data.", "clean.", "split.protocol", "split.quantile", "split.ties", "split.k_core")
 """Keys (or prefixes of keys) that decide the rows and their split."""
 FEATURE_TABLES: Final = ("features.item.", "features.user.")
-NEXT_BUNDLE_KEY_PREFIXES: Final = ("placement.", "train.seed")
+NEXT_BUNDLE_KEY_PREFIXES: Final = ("placement.", "train.seed", "catalog.")
 """Keys that do not start a training."""
 
 

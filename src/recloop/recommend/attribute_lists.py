@@ -121,7 +121,7 @@ class AttributeLists:
         newest, prior, is_new = self._outside_order(catalog, ids, features)
         slots, shares = np.split(features[newest], 2, axis=1)
         scores = (prior + scores_of(profile, slots.astype(np.int64), shares)).astype(np.float64)
-        best = best_rows(scores + is_new * NEW_FIRST, DEPTH + len(allowed.banned_ids[b]))
+        best = best_rows(scores + is_new * NEW_FIRST, DEPTH + len(allowed.banned_ids[b]) + len(allowed.unavailable))
         return [ids[row] for row in newest[best].tolist()]
 
     def _outside_order(

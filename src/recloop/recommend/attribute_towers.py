@@ -45,7 +45,10 @@ class AttributeTowers:
         if not ids:
             return ids
         scores = vectors @ self._user_vector(encoded.context[b : b + 1])
-        return [ids[row] for row in _best_rows(scores, DEPTH + len(allowed.banned_ids[b])).tolist()]
+        return [
+            ids[row]
+            for row in _best_rows(scores, DEPTH + len(allowed.banned_ids[b]) + len(allowed.unavailable)).tolist()
+        ]
 
     def similar_to(self, catalog: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids near an item for query b, best first.

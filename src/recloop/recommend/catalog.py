@@ -147,6 +147,19 @@ class Catalog:
         row = self._rows.get(item_id)
         return None if row is None else self._items[row]
 
+    def row(self, row: int) -> Item:
+        """Return the item of a catalog row; an item keeps its row."""
+        return self._items[row]
+
+    @property
+    def position(self) -> int:
+        """Number of changes so far; equal numbers mean equal items."""
+        return self._journal.end
+
+    def changed_since(self, position: int) -> Mapping[int, Item | None] | None:
+        """Return the rows changed after a position; None if it is too old."""
+        return self._journal.since(position)
+
     def first_seq(self, item_id: str) -> int:
         """Return the seq of an item's first version; 0 without one."""
         row = self._rows.get(item_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -191,20 +191,26 @@ class LatestStage:
 
 
 def fill_fallback(
-    stages: Iterable[tuple[str, FallbackStage]], query: FallbackQuery, used_ids: Iterable[str], n_free: int
+    stages: Iterable[tuple[str, FallbackStage]],
+    query: FallbackQuery,
+    used_ids: Iterable[str],
+    n_free: int,
+    is_further_variant: Callable[[str], bool] = lambda _: False,
 ) -> list[tuple[str, str]]:
     """Return (item_id, source) of the next ``n_free`` slots, without duplicates.
 
     Args:
         stages: Names and stages in order; a stage runs only if earlier ones leave slots free.
+        is_further_variant: True for an item whose group the list has; it remembers the groups of the others.
     """
     slots: list[tuple[str, str]] = []
-    excluded = {*used_ids} | query.allowed.banned_ids[query.b]
+    allowed = query.allowed
+    excluded = {*used_ids} | allowed.banned_ids[query.b]
     for source, stage in stages:
         for item_id in stage.items(query):
             if len(slots) == n_free:
                 return slots
-            if item_id not in excluded:
+            if item_id not in excluded and item_id not in allowed.unavailable and not is_further_variant(item_id):
                 excluded.add(item_id)
                 slots.append((item_id, source))
     return slots

@@ -30,7 +30,7 @@ class CandidateMask:
 
     Query b must not show the table items ``banned[b]`` (ascending item_ix) or the raw ids ``banned_ids[b]``. ``text`` is
     the whole condition, for items outside the table. ``degraded`` holds `FILTER` if the condition of the placement cannot
-    be evaluated; the list then ignores it.
+    be evaluated; the list then ignores it. ``unavailable`` are the items outside the table that no list shows now.
     """
 
     table: TableMask
@@ -38,6 +38,11 @@ class CandidateMask:
     banned_ids: list[frozenset[str]]
     text: str
     degraded: tuple[str, ...] = ()
+    unavailable: frozenset[str] = NO_IDS
+
+    def allows_id(self, b: int, item_id: str) -> bool:
+        """Return True if query b may show an item outside the table."""
+        return item_id not in self.banned_ids[b] and item_id not in self.unavailable
 
     @property
     def mask(self) -> np.ndarray:

@@ -51,7 +51,7 @@ def with_new_items(
         is_new.cumsum(axis=1) <= n_kept[:, None],
         is_item & ((is_item & ~is_new).cumsum(axis=1) <= n_seen[:, None]),
     )
-    mixed = _columns(listed, is_kept, k)
+    mixed = first_columns(listed, is_kept, k)
     for b, fused in further.items():
         _append(mixed, b, fused)
     return mixed
@@ -77,7 +77,7 @@ def _further_items(
     return further
 
 
-def _columns(listed: FusedTopK, is_kept: np.ndarray, k: int) -> FusedTopK:
+def first_columns(listed: FusedTopK, is_kept: np.ndarray, k: int) -> FusedTopK:
     """Return the first ``k`` kept slots of each list, in order."""
     columns = np.argsort(~is_kept, axis=1, kind="stable")[:, :k]
     is_item = np.take_along_axis(is_kept, columns, axis=1)

@@ -6,6 +6,7 @@ The steps on a batch are encode, filter, recall, fuse and fill; a request is a b
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -17,9 +18,10 @@ from recloop.bundle import Bundle
 from recloop.errors import UserError
 from recloop.features.encode import EncodedBatch, digest, encode
 from recloop.features.state import StateBatch
-from recloop.policy import Placement
+from recloop.policy import RRF, Placement
 from recloop.recommend import similar_items
 from recloop.recommend.attribute_columns import ColumnTypes, fixed_types
+from recloop.recommend.availability import Availability
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import NO_IDS, NO_ITEMS, CandidateMask, candidate_mask, joined
 from recloop.recommend.fusion import FusedTopK, fuse
@@ -30,6 +32,7 @@ from recloop.recommend.ranker import Ranker, append_rest
 from recloop.recommend.slots import SlotBuilder
 from recloop.recommend.sources import make_sources
 from recloop.recommend.top_k import DEPTH, TopK
+from recloop.recommend.variants import Variants, one_per_group
 from recloop.records import Query
 
 LOGGER = logging.getLogger(__name__)
@@ -38,15 +41,24 @@ SCORE_TOLERANCE = 1e-5
 
 
 class Recommender:
-    """Recommender of a bundle over a catalog; the user graph uses ``threads``."""
+    """Recommender of a bundle over a catalog.
 
-    def __init__(self, bundle: Bundle, catalog: Catalog, threads: int = 1) -> None:
+    Args:
+        threads: Threads of the user graph.
+        with_availability: Leave out items that are unavailable, unpublished or expired at the time of a query. The present
+            availability says nothing about earlier queries, so the evaluation does not.
+    """
+
+    def __init__(self, bundle: Bundle, catalog: Catalog, threads: int = 1, with_availability: bool = False) -> None:
         self.bundle = bundle
         self.catalog = catalog
+        rules = bundle.policy.catalog
+        self._availability = Availability(bundle.items.ids, rules) if with_availability else None
+        self._variants = Variants(bundle.items.ids, rules.group)
         self.scorers = make_sources(bundle, threads)
         ranker = bundle.policy.ranker
         self.ranker = None if ranker is None else Ranker(bundle, ranker)
-        self.slots = SlotBuilder(bundle, catalog)
+        self.slots = SlotBuilder(bundle, catalog, self._variants)
 
     def placement(self, name: str) -> Placement:
         """Return the settings of a placement; every bundle has `similar`.
@@ -86,12 +98,17 @@ class Recommender:
         a placement's own filter that cannot be evaluated, are left out and named in ``degraded``, and so are the parts
         ``without`` (`recloop.recommend.partial`).
         """
-        if len(queries) == 1 or len({_group(query) for query in queries}) == 1:
+        if len(queries) == 1 or len({self._group(query) for query in queries}) == 1:
             return self._recommend_batch(states, queries, with_inputs, without)
         answers: dict[int, RankedList] = {}
         for b, query in enumerate(queries):
             answers[b] = self._recommend_batch(states.select(b), [query], with_inputs, without)[0]
         return [answers[b] for b in range(len(queries))]
+
+    def _group(self, query: Query) -> tuple[str, int, str, bool | None, int]:
+        """Return what the queries of a batch share."""
+        unavailable = 0 if self._availability is None else self._availability.at(self.catalog, query.now).version
+        return query.placement, query.n, query.filter, query.filter_seen, unavailable
 
     def _recommend_batch(
         self, states: StateBatch, queries: Sequence[Query], with_inputs: bool, without: frozenset[str]
@@ -171,6 +188,9 @@ class Recommender:
         encoded = self.encode(states, [query.now])
         self.slots.similar.warm_up()
         snapshot.use_types(self.field_types)
+        if self._availability is not None:
+            self._availability.catch_up(snapshot)
+        self._variants.codes(snapshot)
         for placement in self.bundle.policy.placements.values():
             text = joined((placement.filter, ""))
             try:
@@ -194,7 +214,14 @@ class Recommender:
         filter_seen = self.bundle.policy.filters_seen(placement, queries[0].filter_seen)
         if placement.list == similar_items.LIST_KIND:  # never recommend the query item itself
             queries = [msgspec.structs.replace(query, exclude=(*query.exclude, query.item_id)) for query in queries]
-        return candidate_mask(self.catalog, self.bundle.items.ids, encoded, queries, conditions, filter_seen)
+        allowed = candidate_mask(self.catalog, self.bundle.items.ids, encoded, queries, conditions, filter_seen)
+        if self._availability is None:
+            return allowed
+        unavailable = self._availability.at(self.catalog, queries[0].now)
+        if not unavailable.version:
+            return allowed
+        table = self._availability.mask(allowed.table, unavailable)
+        return dataclasses.replace(allowed, table=table, unavailable=unavailable.ids)
 
     def is_ranked(self, placement: Placement) -> bool:
         """Return True if the ranker orders the lists of a placement."""
@@ -216,19 +243,32 @@ class Recommender:
     ) -> FusedTopK:
         """Return the result of `rank_sources` for recalled lists."""
         assert self.ranker is not None
-        ranked = self.ranker.rank(encoded, recalled, k if placement.new is None else k + DEPTH)
+        groups = self._variants.codes(self.catalog)
+        width = k if placement.new is None and groups is None else k + DEPTH
+        ranked = one_per_group(self.ranker.rank(encoded, recalled, width), groups, width)
         if placement.new is not None:
             ranked = with_new_items(ranked, encoded, recalled, placement.new, k)
         if not ranked.items[:, -1].all():
-            append_rest(ranked, fuse(recalled, placement.weights, k, placement.fusion_constant))
-        return ranked
+            append_rest(ranked, self._fuse(recalled, placement.weights, k, placement.fusion_constant))
+        return one_per_group(ranked, groups, k)
 
     def fuse_recalled(
         self, recalled: Mapping[str, TopK], encoded: EncodedBatch, placement: Placement, k: int
     ) -> FusedTopK:
         """Return the best n of the fusion of recalled lists per query."""
-        fused = fuse(recalled, placement.weights, k, placement.fusion_constant)
-        return fused if placement.new is None else with_new_items(fused, encoded, recalled, placement.new, k)
+        if placement.new is None:
+            return self._fuse(recalled, placement.weights, k, placement.fusion_constant)
+        groups = self._variants.codes(self.catalog)
+        width = k if groups is None else k + DEPTH
+        fused = self._fuse(recalled, placement.weights, width, placement.fusion_constant)
+        return one_per_group(with_new_items(fused, encoded, recalled, placement.new, k), groups, k)
+
+    def _fuse(
+        self, recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, constant: float = RRF
+    ) -> FusedTopK:
+        """Return the best n of a fusion, with one item of each group of variants."""
+        groups = self._variants.codes(self.catalog)
+        return one_per_group(fuse(recalled, weights, k if groups is None else k + DEPTH, constant), groups, k)
 
     def order(self, recalled: Mapping[str, TopK], encoded: EncodedBatch, placement: Placement, k: int) -> FusedTopK:
         """Return the best n of recalled lists per query, by ranker or fusion."""
@@ -252,7 +292,7 @@ class Recommender:
             return FusedTopK.empty(len(queries), k)
         if placement.list == similar_items.LIST_KIND:
             recalled = self.slots.similar.recall([query.item_id for query in queries], allowed, weights)
-            return fuse(recalled, {source: weights.get(source) or 1.0 for source in recalled}, k)
+            return self._fuse(recalled, {source: weights.get(source) or 1.0 for source in recalled}, k)
         sources = self.sources_of(placement, ranked=False)
         recalled = self.recall(encoded, allowed, sources, self._depth(sources, placement, k))
         return self.fuse_recalled(recalled, encoded, placement, k)
@@ -262,7 +302,7 @@ class Recommender:
 
         The list of a single source begins with its first items.
         """
-        is_single = len(sources) == 1 and placement.new is None
+        is_single = len(sources) == 1 and placement.new is None and self._variants.codes(self.catalog) is None
         return min(k, DEPTH) if is_single and not self._is_reranking(sources[0]) else DEPTH
 
     def _is_reranking(self, source: str) -> bool:
@@ -306,8 +346,3 @@ class Recommender:
 def _used(weights: Mapping[str, float]) -> list[str]:
     """Return the sources with a weight above 0."""
     return [source for source, weight in weights.items() if weight > 0]
-
-
-def _group(query: Query) -> tuple[str, int, str, bool | None]:
-    """Return what the queries of a batch share."""
-    return query.placement, query.n, query.filter, query.filter_seen

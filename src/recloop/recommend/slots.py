@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from recloop.recommend.filters import CandidateMask
 from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.ranked_list import RankedList
 from recloop.recommend.similar_items import SimilarItems
+from recloop.recommend.variants import Variants
 from recloop.records import Query, Slot
 
 COLD_SOURCE = "attributes"
@@ -39,9 +40,10 @@ LIST_STAGES: Mapping[str, tuple[str, ...]] = {"latest": ("latest",), AGAIN: ()}
 class SlotBuilder:
     """Builds the slots of a bundle's lists; belongs to one thread."""
 
-    def __init__(self, bundle: Bundle, catalog: Catalog) -> None:
+    def __init__(self, bundle: Bundle, catalog: Catalog, variants: Variants) -> None:
         self._bundle = bundle
         self._catalog = catalog
+        self._variants = variants
         towers = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
         affinity = None if towers is not None else AttributeAffinity.from_arrays(bundle.arrays)
         self._attribute_lists = None if affinity is None else AttributeLists(bundle, affinity)
@@ -75,6 +77,9 @@ class SlotBuilder:
             if stage_names is None and self.is_cold(encoded, b, placement):
                 n_found = 0
             cold = self.cold_items(encoded, allowed, b, placement, k) if stage_names is None else []
+            if cold:
+                fused_ids = [ids[item_ix - 1] for item_ix in fused.items[b, :n_found].tolist()]
+                cold = self._variants.first_of_groups(self._catalog, cold, fused_ids)
             k_warm = k - len(cold)
             n_found = min(n_found, k_warm)
             slots = [
@@ -106,9 +111,8 @@ class SlotBuilder:
         n_slots = placement.cold_slots(k)
         if not n_slots or self._by_attributes is None:
             return []
-        banned_ids = allowed.banned_ids[b]
         ranking = self._by_attributes.cold_items(self._catalog, encoded, allowed, b)
-        return [*islice((item_id for item_id in ranking if item_id not in banned_ids), n_slots)]
+        return [*islice((item_id for item_id in ranking if allowed.allows_id(b, item_id)), n_slots)]
 
     def is_cold(self, encoded: EncodedBatch, b: int, placement: Placement) -> bool:
         """Return True if the attribute list replaces the fused list.
@@ -143,17 +147,17 @@ class SlotBuilder:
             stage_names = LIST_STAGES.get(placement.list, self._bundle.policy.fallback)
         stages = [(name, self._stages[name]) for name in stage_names]
         return fill_fallback(
-            stages, FallbackQuery(encoded, allowed, b, query.item_id, placement.list), used_ids, n_free
-        )
+            stages, FallbackQuery(encoded, allowed, b, query.item_id, placement.list), used_ids, n_free,
+            self._variants.tracker(self._catalog, used_ids),
+        )  # fmt: skip
 
     def _empty_reason(self, allowed: CandidateMask, b: int) -> str:
         """Name the cause of an empty list: the filter, the excluded items or the sources."""
         outside = self._catalog.latest(allowed.text, self._bundle.items.ids)
-        newest = next(outside, None)
+        newest = next((item_id for item_id in outside if item_id not in allowed.unavailable), None)
         if newest is None and not allowed.n_allowed:
             return f"no shown item passes the filter {allowed.text}" if allowed.text else "all items are hidden"
-        banned_ids = allowed.banned_ids[b]
-        has_outside = newest is not None and (newest not in banned_ids or any(i not in banned_ids for i in outside))
+        has_outside = newest is not None and any(allowed.allows_id(b, item_id) for item_id in chain((newest,), outside))
         if np.count_nonzero(allowed.mask[allowed.banned[b]]) == allowed.n_allowed and not has_outside:
             return "every remaining item is excluded: seen, disliked or in exclude"
         return "the placement has no source for the remaining items"

@@ -64,10 +64,12 @@ def recommend(
         item_id=item,
         filter_seen=filter_seen,
     )
-    recommender = Recommender(loaded, catalog)
+    recommender = Recommender(loaded, catalog, with_availability=True)
     query = recommender.normalize(query)
     ranked = recommender.recommend(state, [query], with_inputs=False)[0]
-    reply: JsonTree = msgspec.to_builtins(build_response(query, ranked, catalog, loaded.id, LIVE, []))
+    reply: JsonTree = msgspec.to_builtins(
+        build_response(query, ranked, catalog, loaded.id, LIVE, [], project.config.catalog.aliases)
+    )
     return reply
 
 

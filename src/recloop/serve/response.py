@@ -37,27 +37,44 @@ SIMILAR_REASONS: Mapping[str, str] = {
 
 
 def build_response(
-    query: Query, ranked: RankedList, catalog: Catalog, bundle: str, variant: str, degraded: list[str]
+    query: Query,
+    ranked: RankedList,
+    catalog: Catalog,
+    bundle: str,
+    variant: str,
+    degraded: list[str],
+    aliases: Mapping[str, str],
 ) -> RecommendResponse:
-    """Build the response of ``GET /v1/recommend`` from a ranked list."""
+    """Build the response of ``GET /v1/recommend`` from a ranked list.
+
+    Args:
+        aliases: Attributes of ``[catalog]`` by the name of their key.
+    """
     reasons = SIMILAR_REASONS if query.item_id else REASONS
     slots = [
         SlotResponse(slot.item_id, slot.score, slot.source, reasons.get(slot.source, OTHER_REASON))
         for slot in ranked.slots
     ]
-    items: list[Any] = _with_properties(slots, query.properties, catalog) if query.properties else slots
+    items: list[Any] = _with_properties(slots, query.properties, catalog, aliases) if query.properties else slots
     return RecommendResponse(query.request_id, bundle, variant, query.placement, degraded, items, ranked.empty_reason)
 
 
-def _with_properties(slots: list[SlotResponse], properties: tuple[str, ...], catalog: Catalog) -> list[JsonTree]:
+def _with_properties(
+    slots: list[SlotResponse], properties: tuple[str, ...], catalog: Catalog, aliases: Mapping[str, str]
+) -> list[JsonTree]:
     """Add item attributes to slots, except names of a slot's own fields."""
     added = [name for name in properties if name not in SlotResponse.__struct_fields__]
     rows = []
     for slot in slots:
         item = catalog.get(slot.item_id)
         attributes = {} if item is None else item.attributes
-        rows.append(msgspec.structs.asdict(slot) | {name: attributes.get(name) for name in added})
+        rows.append(msgspec.structs.asdict(slot) | {name: _property(attributes, name, aliases) for name in added})
     return rows
+
+
+def _property(attributes: Mapping[str, Any], name: str, aliases: Mapping[str, str]) -> Any:
+    """Value of an attribute, or of the one that ``[catalog]`` names."""
+    return attributes[name] if name in attributes else attributes.get(aliases.get(name, name))
 
 
 def build_decision(

@@ -22,7 +22,6 @@ from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.state import StateBatch, StoredState
 from recloop.ingest.writer import LogUnavailableError, Writer, WriteRequest, kept_items
-from recloop.monitoring.verify import query_of
 from recloop.privacy import erasure
 from recloop.project import Project
 from recloop.recommend import loading
@@ -42,6 +41,7 @@ from recloop.serve.row_counts import RowCounts
 from recloop.serve.schemas import RecommendResponse
 from recloop.serve.service_status import ServiceStatus
 from recloop.serve.shadow import ShadowScorer
+from recloop.serve.shadow_choice import ShadowChoice
 from recloop.storage import admin_token, inbox, locks
 from recloop.storage.archive import Archive
 from recloop.storage.retractions import Retraction
@@ -91,6 +91,7 @@ class Service:
         self.counts = AnswerCounts()
         self.rejected = project.open_rejected()
         self.rows = RowCounts(self.rejected)
+        self.shadow_choice = ShadowChoice(self)
         self._stack = ExitStack()
         if not locked:
             self._stack.enter_context(locks.writer_lock(project.root))
@@ -212,11 +213,11 @@ class Service:
         )
         decision = self._record(decision)
         self.counts.add(decision.degraded)
-        if not degraded and self._is_shadowed(query.user_id, deployment.arm):
+        if not degraded and self.shadow_choice.is_shadowed(query.user_id, deployment.arm):
             if shed.shadow:
                 self.shadow.skip()
             else:
-                self._add_to_shadow(query, decision)
+                self.shadow_choice.add(query, decision)
         return ranked, decision
 
     def _record(self, decision: Decision) -> Decision:
@@ -269,21 +270,7 @@ class Service:
         for decision in decisions:
             self.counts.add(decision.degraded)
         for decision in decisions if self.deployments.shadows else ():
-            self._shadow_of_worker(decision, last_item_seq)
-
-    def _shadow_of_worker(self, decision: Decision, last_item_seq: int) -> None:
-        live = self.deployments.live.arm
-        is_live = (decision.bundle, decision.generation, decision.variant) == (
-            live.bundle,
-            live.generation,
-            live.variant,
-        )
-        if not is_live or decision.degraded or not self._is_shadowed(decision.user_id, live):
-            return
-        if decision.as_of_seq < last_item_seq:
-            self.shadow.skip()
-        else:
-            self._add_to_shadow(query_of(decision), decision)
+            self.shadow_choice.add_of_worker(decision, last_item_seq)
 
     async def write(
         self,
@@ -312,26 +299,12 @@ class Service:
             raise LogUnavailableError
         await self._reloader.forget(users, who)
 
-    def _is_shadowed(self, user_id: str, answered: assignment.Arm) -> bool:
-        """Return True if the shadow bundles score a request of this user."""
-        if not self.deployments.shadows or not user_id or is_guest(user_id):
-            return False
-        shadow = self.deployments.shadows[0].arm.bundle
-        return assignment.shadowing(user_id, answered, shadow, self.project.config.release.shadow_share)
-
-    def _add_to_shadow(self, query: Query, decision: Decision) -> None:
-        """Queue a request for the shadow bundles and live, unless a state is degraded."""
-        degraded: set[str] = set()
-        states = [
-            (deployment, self._state(deployment, query.user_id, decision.as_of_seq, degraded)[0])
-            for deployment in (self.deployments.live, *self.deployments.shadows)
-        ]
-        if not degraded:  # otherwise not comparable: made from less data than the response
-            self.shadow.add(query, decision, states)
-
     def reply(self, query: Query, ranked: RankedList, decision: Decision) -> RecommendResponse:
         """Build the response from a list and its decision."""
-        return build_response(query, ranked, self.catalog, decision.bundle, decision.variant, decision.degraded)
+        aliases = self.project.config.catalog.aliases
+        return build_response(
+            query, ranked, self.catalog, decision.bundle, decision.variant, decision.degraded, aliases
+        )
 
     def user_state(self, user_id: str) -> StateBatch:
         """Read a user's newest state, a batch of one."""
@@ -380,7 +353,7 @@ class Service:
         Raises:
             UserError: unknown placement, or a filter whose values do not fit the fields.
         """
-        state, as_of = self._state(served, query.user_id, self.as_of, degraded)
+        state, as_of = self.state_at(served, query.user_id, self.as_of, degraded)
         try:
             ranked = served.recommender.recommend(state, [query], without=without)[0]
         except pl.exceptions.PolarsError as error:  # a valid filter that compares a text with a number
@@ -389,7 +362,7 @@ class Service:
         degraded.update(ranked.degraded)
         return ranked, as_of
 
-    def _state(self, served: Deployment, user_id: str, seq: int, degraded: set[str]) -> tuple[StateBatch, int]:
+    def state_at(self, served: Deployment, user_id: str, seq: int, degraded: set[str]) -> tuple[StateBatch, int]:
         """Read a user's state for a bundle at ``seq``, and the seq that it includes.
 
         A state that cannot be read is that of an unknown user, and ``degraded`` names it.

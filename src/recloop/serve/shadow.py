@@ -140,7 +140,10 @@ class ShadowScorer:
         bundles = {deployment.arm.bundle: deployment.bundle for deployment, _ in request.states}
         if recommenders.keys() == bundles.keys():
             return recommenders
-        return {name: recommenders.get(name) or Recommender(bundle, catalog) for name, bundle in bundles.items()}
+        return {
+            name: recommenders.get(name) or Recommender(bundle, catalog, with_availability=True)
+            for name, bundle in bundles.items()
+        }
 
     def _handle(self, request: ShadowRequest, recommenders: dict[str, Recommender]) -> None:
         """Score a request, then rest as long: answers get half of the interpreter."""

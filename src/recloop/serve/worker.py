@@ -142,7 +142,9 @@ class WorkerService(Service):
             if deployment.arm.bundle == arm.bundle:
                 return Deployment(deployment.recommender, arm)
         row = next(row for row in self.control.releases() if row.bundle == arm.bundle)
-        return Deployment(Recommender(loading.open_bundle(self.project, row), self.catalog), arm)
+        return Deployment(
+            Recommender(loading.open_bundle(self.project, row), self.catalog, with_availability=True), arm
+        )
 
     def apply(self, committed: Committed) -> None:
         """Apply a commit; on the event loop."""

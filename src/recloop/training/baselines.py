@@ -15,7 +15,7 @@ from recloop.features.vocabulary import as_text
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
 from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, load_model
-from recloop.policy import AGAIN, AGAIN_SOURCE, FADING, FALLBACK, NewItems, Placement, Policy, ScorerSpec
+from recloop.policy import AGAIN, AGAIN_SOURCE, FADING, FALLBACK, CatalogRules, NewItems, Placement, Policy, ScorerSpec
 from recloop.recommend import similar_items
 from recloop.recommend.fallback import segment_lists
 from recloop.records import DAY, FUSED_SOURCES, source_names
@@ -157,7 +157,7 @@ def draft_bundle(
         manifest=replace(manifest, scorers=dict(scorers)),
         spec=tables.spec,
         fields=tables.fields,
-        policy=Policy(placements, config.split.filter_seen, FALLBACK),
+        policy=Policy(placements, config.split.filter_seen, FALLBACK, catalog=_catalog_rules(config)),
         items=ItemTable(
             ids=tables.items,
             count=data.counts[1:],
@@ -168,6 +168,12 @@ def draft_bundle(
         users=_user_table(tables, data, arrays),
         arrays=arrays,
     )
+
+
+def _catalog_rules(config: Config) -> CatalogRules:
+    """Rules of the catalog as lists apply them."""
+    section = config.catalog
+    return CatalogRules(section.availability, section.published, section.expires, section.group, config.data.timezone)
 
 
 def choose_half_life_and_weights(
