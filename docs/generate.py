@@ -26,6 +26,7 @@ from recloop.monitoring import exposition
 from recloop.monitoring.last_update import LastUpdate
 from recloop.policy import CatalogRules, NewItems, Placement, Policy, RankerSpec, ScorerSpec
 from recloop.serve import openapi
+from recloop.serve.alarms import alarm_families
 from recloop.serve.request_metrics import RequestMetrics, request_families
 from recloop.serve.row_counts import row_families
 from recloop.storage import control, decisions, event_log
@@ -281,7 +282,7 @@ def metric_families() -> list[tuple[str, str, str, str]]:
     )
     requests = RequestMetrics()
     requests.add("GET", "/v1/status", 200, 0.0)
-    families = [*row_families(dict.fromkeys(STATUSES, 0)), *request_families(requests.snapshot())]
+    families = [*alarm_families(()), *row_families(dict.fromkeys(STATUSES, 0)), *request_families(requests.snapshot())]
     process = dict.fromkeys(exposition.PROCESS_METRICS, 0.0)
     text = exposition.exposition(seen, process, families).decode()  # type: ignore[arg-type]
     rows = []

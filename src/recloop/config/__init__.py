@@ -15,11 +15,11 @@ import pydantic
 from recloop.config.catalog import Catalog
 from recloop.config.data import Cell, Columns, Data, Fallback
 from recloop.config.section import FILE, Section
-from recloop.config.serve import Limits, Serve
+from recloop.config.serve import Disk, Limits, Serve
 from recloop.errors import UserError
 from recloop.files import JsonTree
 
-__all__ = ["FILE", "Catalog", "Cell", "Columns", "Config", "Data", "Fallback", "Limits", "Serve"]
+__all__ = ["FILE", "Catalog", "Cell", "Columns", "Config", "Data", "Disk", "Fallback", "Limits", "Serve"]
 
 HEAVIEST = 1000  # largest weight in [events]
 

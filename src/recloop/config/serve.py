@@ -69,6 +69,23 @@ class Limits(Section):
     """Names in `properties` of a request; above it 422."""
 
 
+class Disk(Section):
+    """Free share of a store's disk below which a part stops; 0: never."""
+
+    alarm: float = pydantic.Field(0.10, ge=0, lt=1)
+    """Free share below which the alarm `disk` is raised."""
+    decisions: float = pydantic.Field(0.05, ge=0, lt=1)
+    """Free share below which decisions are not recorded; lists go on."""
+    events: float = pydantic.Field(0.02, ge=0, lt=1)
+    """Free share below which posts get 503; lists go on."""
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> Disk:
+        if not self.alarm >= self.decisions >= self.events:
+            raise ValueError("alarm, decisions and events in descending order, such as 0.1, 0.05 and 0.02")
+        return self
+
+
 class Serve(Section):
     host: str = "127.0.0.1"
     """Address that the service binds to."""
@@ -84,6 +101,8 @@ class Serve(Section):
     """Processes that answer; one of them writes the log and the decisions."""
     allow_time_header: bool = False
     """Let a request set the time with `X-Recloop-Now`; for demos and benchmarks on loopback."""
+    disk: Disk = Disk()
+    """Free space that the stores need; `POST /v1/admin/reload` and SIGHUP apply changes."""
     limits: Limits = Limits()
     """Limits of requests, for each process; `POST /v1/admin/reload` and SIGHUP apply changes."""
 

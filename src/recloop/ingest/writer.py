@@ -44,6 +44,14 @@ class LogUnavailableError(Exception):
     """The log cannot be written; no row of the request was stored."""
 
 
+class LogFullError(Exception):
+    """Too little of the disk is free; no row of the request was stored."""
+
+    def __init__(self, min_share: float) -> None:
+        super().__init__(min_share)
+        self.min_share = min_share
+
+
 class LogUncertainError(Exception):
     """The log failed during a commit and the next one; the rows may be stored."""
 

@@ -57,6 +57,8 @@ PROCESS_METRICS: Final = {
     "rejected_rows": "Rejected rows of requests that are kept; see `recloop rejected list`",
     "rejected_bytes": "Bytes of the rejected rows",
     "rejected_dropped_total": "Rejected rows that were dropped because the store was full or could not be written",
+    "disk_free_share": "Free share of the fullest disk with a store; `serve.disk` has the thresholds",
+    "decisions_unrecorded_total": "Decisions that were not recorded because the disk was nearly full",
     "decisions_dropped_total": "Decisions dropped because the buffer was full",
     "decisions_lost_total": "Decisions that ended processes accepted but did not write",
     "decisions_repeated_total": "Decisions not written because their key existed",

@@ -22,7 +22,7 @@ from recloop.serve.service import Service
 from recloop.storage.audit import AuditAction, AuditEntry
 
 LOGGER = logging.getLogger(__name__)
-RELOADABLE: Final = ("serve.limits.", "serve.hosts", "serve.trusted_proxies")
+RELOADABLE: Final = ("serve.disk.", "serve.limits.", "serve.hosts", "serve.trusted_proxies")
 """Keys, or tables with a dot at the end, that a reload applies."""
 READ_AT_START: Final = ("serve.", "stores.", "release.", "retention.")
 """Tables that `recloop serve` reads at its start; every other key belongs to the next update."""

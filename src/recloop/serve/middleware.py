@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from recloop.ingest.writer import LogBusyError, LogUnavailableError, LogUncertainError
+from recloop.ingest.writer import LogBusyError, LogFullError, LogUnavailableError, LogUncertainError
 from recloop.serve import limits
 from recloop.serve.request_metrics import OTHER_ROUTE, ROUTE_TEMPLATE
 from recloop.serve.schemas import HttpError
@@ -149,6 +149,13 @@ def _http_error(error: Exception) -> HttpError:
         )
         response = HttpError(503, "log_uncertain", problem)
         response.headers["Retry-After"] = "1"
+        return response
+    if isinstance(error, LogFullError):
+        problem = (
+            f"less than {error.min_share:.0%} of the disk is free; this request was not stored. Send it again later"
+        )
+        response = HttpError(503, "disk_full", problem)
+        response.headers["Retry-After"] = "10"
         return response
     if isinstance(error, LogBusyError | LogUnavailableError):
         if isinstance(error, LogBusyError):

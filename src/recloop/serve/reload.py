@@ -32,6 +32,7 @@ POLL_SECONDS = 1.0
 async def poll_forever(service: Service) -> None:
     """Reload every second until cancelled; failures are logged and retried."""
     while True:
+        await run_in_threadpool(service.disk.check)
         try:
             await service.reload()
             service.is_release_followed = True
@@ -78,7 +79,7 @@ class Reloader:
             if "control" not in self._service.moved:
                 switched = await self._apply_releases()
             await self._apply_publication()
-            if not self._service.moved & {"control", "log"}:
+            if not self._service.moved & {"control", "log"} and not self._service.disk.stops_events:
                 await self._apply_retractions()
             await self._rebuild_caches()
         return switched

@@ -137,10 +137,18 @@ class RejectedSummary(msgspec.Struct):
     dropped: int
 
 
+class DiskSummary(msgspec.Struct):
+    """Free share of the fullest disk, and the decisions that it cost since the start."""
+
+    free_share: float
+    unrecorded_decisions: int
+
+
 class StatusResponse(msgspec.Struct):
     """Status of the service.
 
-    ``event_rows`` counts posted events by status since the start; the sum is the number of events in answered requests.
+    ``alarms`` are those of docs/ops.md that hold now. ``event_rows`` counts posted events by status since the start; the sum
+    is the number of events in answered requests.
     ``degraded_answers`` counts answers without a part, and ``mistyped_items`` posted items with a value of another type
     than the live bundle has, both since the start. ``shadow_skipped`` counts requests not scored in shadow, and ``workers``
     the processes that answer.
@@ -153,7 +161,9 @@ class StatusResponse(msgspec.Struct):
     bundles: list[BundleResponse]
     last_seq: int
     watermark: int
+    alarms: list[str]
     degraded: list[str]
+    disk: DiskSummary
     degraded_answers: int
     mistyped_items: int
     event_rows: dict[str, int]

@@ -21,7 +21,7 @@ from recloop.config import Serve
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.state import StateBatch, StoredState
-from recloop.ingest.writer import LogUnavailableError, Writer, WriteRequest, kept_items
+from recloop.ingest.writer import LogFullError, LogUnavailableError, Writer, WriteRequest, kept_items
 from recloop.privacy import erasure
 from recloop.project import Project
 from recloop.recommend import loading
@@ -34,6 +34,7 @@ from recloop.records import Decision, Event, Item, Query, User, is_guest, now
 from recloop.release import assignment
 from recloop.serve.answer_counts import AnswerCounts
 from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
+from recloop.serve.disk import DiskWatch
 from recloop.serve.live_config import LiveConfig
 from recloop.serve.reload import Reloader
 from recloop.serve.response import build_decision, build_response
@@ -45,6 +46,7 @@ from recloop.serve.shadow_choice import ShadowChoice
 from recloop.storage import admin_token, inbox, locks
 from recloop.storage.archive import Archive
 from recloop.storage.retractions import Retraction
+from recloop.storage.sqlite import locate
 
 if TYPE_CHECKING:
     from recloop.serve.worker_pool import WorkerPool
@@ -70,6 +72,7 @@ class Service:
         uncommitted_since: Seq after which committed rows may be missing from the caches; None if none are.
         moved: Stores whose files were moved away, replaced or emptied while this process serves.
         is_release_followed: False if the last poll of the releases failed.
+        disk: Free space of the stores' disks.
         rejected: Rejected rows of requests. rows: Counts of posted rows.
         followed_at: Monotonic time of the last poll that did not fail; None before the first one.
         token: Admin token of admin routes and console. live: Settings in force.
@@ -89,6 +92,8 @@ class Service:
         self.followed_at: float | None = None
         self.clock = clock
         self.counts = AnswerCounts()
+        stores = [locate(f"stores.{name}", url, project.root) for name, url in project.config.stores]
+        self.disk = DiskWatch(project.config.serve.disk, [file.parent for file in stores])
         self.rejected = project.open_rejected()
         self.rows = RowCounts(self.rejected)
         self.shadow_choice = ShadowChoice(self)
@@ -167,7 +172,7 @@ class Service:
             missing.add("release")
         if self.writer.failing or self.uncommitted_since is not None:
             missing.add("log")
-        if self.decisions.failing or self.decisions.full:
+        if self.decisions.failing or self.decisions.full or self.disk.stops_decisions:
             missing.add("decisions")
         return sorted(missing)
 
@@ -222,6 +227,9 @@ class Service:
 
     def _record(self, decision: Decision) -> Decision:
         """Store a decision; if that fails, return one that says so."""
+        if self.disk.stops_decisions:
+            self.disk.unrecorded += 1
+            return decision  # `degraded` names it
         try:
             self.decisions.put(decision)
         except Exception as error:  # noqa: BLE001 - the list is made, so it is answered
@@ -266,7 +274,10 @@ class Service:
         Args:
             last_item_seq: Seq of the last commit with items.
         """
-        self.decisions.put_many(decisions, of_worker=True)
+        if self.disk.stops_decisions:
+            self.disk.unrecorded += len(decisions)
+        else:
+            self.decisions.put_many(decisions, of_worker=True)
         for decision in decisions:
             self.counts.add(decision.degraded)
         for decision in decisions if self.deployments.shadows else ():
@@ -283,9 +294,12 @@ class Service:
 
         Raises:
             LogBusyError, LogUnavailableError, LogUncertainError: see `Writer.write`.
+            LogFullError: too little of the disk is free.
         """
         if "log" in self.moved:
             raise LogUnavailableError
+        if self.disk.stops_events:
+            raise LogFullError(self.disk.settings.events)
         if retractions:
             await run_in_threadpool(self.user_states.retractions.preload, retractions)
         written = await self.writer.write(events, items, users, retractions)
@@ -324,6 +338,7 @@ class Service:
     async def configure(self, serve: Serve) -> None:
         """Use other settings from the next request on, in every process."""
         self.live.use(serve)
+        self.disk.settings = serve.disk
         self.writer.max_pending_rows = serve.limits.queued_rows
         if self.workers is not None:
             await self.workers.configure(serve)

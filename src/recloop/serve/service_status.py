@@ -10,6 +10,7 @@ from recloop.monitoring.exposition import exposition
 from recloop.monitoring.summary import HealthCache, HealthSummary, Windows
 from recloop.recommend import loading
 from recloop.records import SECOND
+from recloop.serve.alarms import alarm_families, current_alarms
 from recloop.serve.request_metrics import RequestCounts, request_families
 from recloop.serve.row_counts import row_families
 from recloop.storage import releases
@@ -34,7 +35,9 @@ class ServiceStatus:
             **loading.with_removed_flags(service.project, releases.release_table(service.control)),
             "last_seq": last_seq,
             "watermark": watermark,
+            "alarms": current_alarms(service, self._health_summary()),
             "degraded": service.degraded,
+            "disk": {"free_share": service.disk.free_share, "unrecorded_decisions": service.disk.unrecorded},
             "degraded_answers": service.counts.degraded_answers,
             "mistyped_items": service.counts.mistyped_items,
             "event_rows": dict(service.rows.events),
@@ -74,6 +77,8 @@ class ServiceStatus:
             "generation": service.deployments.generation,
             "last_seq": service.as_of,
             "degraded": len(service.degraded),
+            "disk_free_share": service.disk.free_share,
+            "decisions_unrecorded_total": service.disk.unrecorded,
             "degraded_answers_total": service.counts.degraded_answers,
             "mistyped_items_total": service.counts.mistyped_items,
             "rejected_rows": rejected.rows,
@@ -85,5 +90,11 @@ class ServiceStatus:
             "shadow_skipped_total": service.shadow.skipped,
             "bundle_cut_seconds": service.bundle.cut / SECOND,
         }
-        families = [*row_families(service.rows.events), *(() if requests is None else request_families(requests))]
-        return exposition(self._health_summary(), process, families)
+        summary = self._health_summary()
+        alarms = alarm_families(current_alarms(service, summary))
+        families = [
+            *alarms,
+            *row_families(service.rows.events),
+            *(() if requests is None else request_families(requests)),
+        ]
+        return exposition(summary, process, families)

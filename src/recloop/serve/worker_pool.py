@@ -114,6 +114,11 @@ class WorkerPool:
         self._stopping = False
 
     @property
+    def n_wanted(self) -> int:
+        """Number of workers of the setting."""
+        return self._n_workers
+
+    @property
     def n_started(self) -> int:
         """Number of workers that accept connections."""
         return sum(one.is_started for one in self._workers)
