@@ -17,7 +17,7 @@ from recloop.project import Project
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted([*DEPLOY.glob("*.service"), *DEPLOY.glob("*.socket"), *DEPLOY.glob("*.timer")])
 SERVICES = [unit for unit in UNITS if unit.suffix == ".service"]
-PROGRAM = "/opt/recloop/bin/recloop"
+PROGRAM = "/srv/recloop/bin/recloop"
 MAX_EXPOSURE = 2.0
 """Largest exposure of `systemd-analyze security`, from 0 to 10; a unit without hardening has 9.6."""
 
