@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,10 +21,12 @@ from recloop.errors import Refused, UserError
 from recloop.evaluation.queries import make_queries
 from recloop.pipeline import evidence, gate_rows, promotion
 from recloop.project import Project
+from recloop.recommend import bundle_check
 from recloop.records import DAY, Event
 from recloop.release import transitions
 from recloop.serve.app import create
 from recloop.storage import releases
+from recloop.storage.control import ReleaseRow
 
 WHO = {"by": "test", "reason": "a test", "at": 5}
 
@@ -180,3 +184,24 @@ def test_gate_rows_read_in_blocks_of_users_give_the_queries_of_all_rows(
     assert len(rows.queries(users[:0], bundle.spec, learned.new_moments)) == 0
     some = users[:2].to_list()
     assert set(rows.of_users(some, bundle.spec)["user_id"]) == set(some)
+
+
+def crash(project: Project, row: ReleaseRow) -> None:
+    """Stand in for a graph whose native code ends its process."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_promote_of_a_bundle_that_crashes_its_loader_is_refused_and_the_next_move_works(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command loads a bundle in a child process first, as the service does."""
+    bad = loop.train(project, model="covisitation").bundle
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            transitions, "check_in_child", lambda project, row: bundle_check.check_in_child(project, row, crash)
+        )
+        with pytest.raises(Refused, match=r"check=failed.*the check ended with exit code -11"):
+            promotion.promote(project, bad.id, "shadow")
+    assert releases.read_state(control_of(project)).state(bad.id) == "refused"
+    good = loop.train(project, model="popular").bundle
+    assert transitions.validate(project, control_of(project), good.id, "shadow").state(good.id) == "checked"

@@ -23,6 +23,7 @@ from recloop.monitoring.experiment_plan import EVIDENCE, Plan
 from recloop.monitoring.experiment_verdict import Verdict
 from recloop.monitoring.shadow_requirement import shadow_requirement
 from recloop.project import Project
+from recloop.recommend.bundle_check import check_in_child
 from recloop.recommend.loading import check_servable, open_bundle, verify_hash
 from recloop.records import now
 from recloop.release.assignment import CANDIDATE, LIVE
@@ -241,7 +242,9 @@ def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str, wi
 def _check_here(project: Project, control: ControlStore, row: ReleaseRow, by: str, with_golden: bool) -> None:
     live = project.load_bundle() if releases.live(control) else None
     try:
-        evidence = check_servable(project, open_bundle(project, row, with_golden), live)
+        if with_golden:
+            check_in_child(project, row)
+        evidence = check_servable(project, open_bundle(project, row, with_golden=False), live)
     except BundleError as error:
         releases.reject(control, row.bundle, by=by, reason=str(error), at=now())
         raise Refused("check", "failed", "passed", str(error)) from None

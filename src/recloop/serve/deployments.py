@@ -18,12 +18,12 @@ from recloop.errors import BundleError, Refused, UserError
 from recloop.features.state import StateBatch, StoredState
 from recloop.monitoring.experiment_plan import Plan
 from recloop.project import Project
+from recloop.recommend.bundle_check import check_in_child
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.loading import check_servable, open_bundle, verify_hash
 from recloop.recommend.recommender import Recommender
 from recloop.records import Query
 from recloop.release.assignment import CANDIDATE, LIVE, Arm
-from recloop.serve.bundle_check import check_in_child
 from recloop.storage import ControlStore, releases
 from recloop.storage.control import ReleaseRow
 

@@ -12,8 +12,8 @@ import pytest
 
 from recloop.errors import BundleError
 from recloop.project import Project
-from recloop.serve import bundle_check
-from recloop.serve.bundle_check import check_in_child
+from recloop.recommend import bundle_check
+from recloop.recommend.bundle_check import check_in_child
 from recloop.storage import releases
 from recloop.storage.control import ReleaseRow
 
