@@ -125,7 +125,7 @@ def test_promote_with_a_replica_mismatch_is_refused(project: Project, monkeypatc
     async def skewed(client: httpx.AsyncClient, service: Any) -> None:
         right = service.recommender.recommend  # the replica has a recommender of its own
         service.recommender.recommend = lambda *words, **options: [
-            replace(answer, slots=answer.slots[::-1]) for answer in right(*words, **options)
+            structs.replace(answer, slots=answer.slots[::-1]) for answer in right(*words, **options)
         ]
         await ask_all(client, service)
 
