@@ -74,6 +74,7 @@ class DataSet:
         title: Heading of its table. write: Makes the project folder. models: Rows in order.
         published: Rows of papers and public repositories under the same protocol.
         settings: Settings of recloop.toml by model, chosen on validation.
+        note: Sentence below the heading of the table.
     """
 
     title: str
@@ -81,6 +82,7 @@ class DataSet:
     models: tuple[str, ...]
     published: tuple[Published, ...] = ()
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    note: str = ""
 
 
 def leave_one_out(name: str, folder: Path) -> None:
@@ -151,6 +153,7 @@ DATA: Final[dict[str, DataSet]] = {
             "mf": ("model.dim=128", "model.l2=0.007", "model.unseen=0.3", "model.sweeps=12"),
             "neumf": ("train.epochs=10", "train.schedule=cosine", "train.lr=2e-3", "train.time_budget=2h"),
         },
+        "The models learn every row but the targets, as in the papers, so no validation chooses the weights of `served`.",
     ),
     "beauty-5core": DataSet(
         "Amazon Beauty, 5-core, leave-one-out",

@@ -27,7 +27,8 @@ Each table is one data set. `make bench-quality` runs the missing rows; the resu
 - A published row has the protocol of its source. ML-1M is in file order, so a difference below 2 % to a published row means nothing.
 - `trained`: epochs and steps. `stopped` by `time_budget`: the row was cut, and more time may change it.
 - `source`: the commit of our row, or the repository of a published one, in italics.
-- `explore`: NDCG@10 on items that the user did not have before.
+- `explore`: NDCG@10 on items that the user did not have before. `cold`: HR@10 on items without an event before the cut; `recloop train`
+  gives them slots only with [`cold_share`](decisions/2026-11-29-slots-for-cold-items.md).
 """
 Result = dict[str, Any]
 
@@ -56,11 +57,13 @@ def section(name: str, data: DataSet, results: list[Result]) -> Iterator[str]:
         facts = results[0]["protocol"]
         given = f"each target among {facts['candidates']} given items of " if "candidates" in facts else ""
         yield f"`{facts['name']}`, {facts['users']:,} users of the test, {given}{facts['items']:,} items.\n"
-        yield "| row | " + " | ".join(METRICS) + " | explore | seeds | trained | stopped | source |"
-        yield "|---" * (len(METRICS) + 6) + "|"
+        if data.note:
+            yield f"{data.note}\n"
+        yield "| row | " + " | ".join(METRICS) + " | explore | cold | seeds | trained | stopped | source |"
+        yield "|---" * (len(METRICS) + 7) + "|"
         yield from (line(row, found) for row, found in rows(results).items())
         yield from (
-            f"| *{row.model}* | {row.hit_rate:.4f} | | {row.ndcg:.4f} | | | | | {row.source} |"
+            f"| *{row.model}* | {row.hit_rate:.4f} | | {row.ndcg:.4f} | | | | | | {row.source} |"
             for row in data.published
         )
         yield ""
@@ -91,9 +94,9 @@ def line(name: str, found: list[tuple[Result, Result]]) -> str:
         interval = f" [{row[metric]['low']:.4f}, {row[metric]['high']:.4f}]" if len(found) == 1 else ""
         cells.append(f"{value:.4f}{interval}")
     own = result["train"] if row["model"] == result["model"] else {}
-    explore = (row.get("explore") or {}).get("NDCG@10")
+    parts = ((row.get("explore") or {}).get("NDCG@10"), (row.get("cold") or {}).get("HR@10"))
     cells += [
-        "" if explore is None else f"{explore['value']:.4f}",
+        *("" if part is None or part["value"] is None else f"{part['value']:.4f}" for part in parts),
         str(len(found)),
         trained(own),
         own.get("stopped") or "",
