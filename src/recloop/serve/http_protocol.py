@@ -111,6 +111,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._n_head_bytes += len(data)
         self._feed(data)
+        if self._was_refused():
+            return
         max_bytes = self.application.live.limits.head_bytes
         if self._is_in_head and self._n_head_bytes > max_bytes:
             expected = f"at most {max_bytes} bytes"
@@ -118,6 +120,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self.refuse(HttpError(431, "head_too_large", message, "headers", expected))
         elif self._is_reading and self._since is None:
             self._since = self.loop.time()
+
+    def _was_refused(self) -> bool:
+        return self._is_refused or self.transport.is_closing()
 
     def on_message_begin(self) -> None:
         self._is_reading = True
