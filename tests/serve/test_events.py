@@ -145,7 +145,7 @@ def test_post_events_rejects_each_bad_row_with_its_reason(client: httpx.Client, 
 
 
 def test_post_events_keeps_ids_as_text(client: httpx.Client, user: str) -> None:
-    ids = [" 1", "01", "1e5", "null", "\u0000", "a\nb", "1", "😀" * 64, "x" * 256]
+    ids = [" 1", "01", "1e5", "null", "a\nb", "1", "😀" * 64, "x" * 256]
     assert statuses(send(client, [row(user, one, group_id="g") for one in ids])) == ["accepted"] * len(ids)
     known = {event["item_id"] for event in client.get(f"/v1/users/{user}").json()["last_events"]}
     assert known == set(ids)

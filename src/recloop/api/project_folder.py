@@ -24,7 +24,7 @@ from recloop.ingest.bulk import IngestResult
 from recloop.ingest.item_sync import SyncResult
 from recloop.monitoring import experiment, report, verify
 from recloop.monitoring.shadow_requirement import shadow_requirement
-from recloop.pipeline import backup, promotion, quarantine, rejected, retention, training_steps
+from recloop.pipeline import backup, migration, promotion, quarantine, rejected, retention, training_steps
 from recloop.pipeline.forget import forget
 from recloop.pipeline.quarantine import Quarantined
 from recloop.pipeline.retention import Collection
@@ -280,6 +280,11 @@ class ProjectFolder:
             Refused: ``data/`` changed during each attempt.
         """
         return backup.backup(self.project, Path(to), self._progress).to_json()
+
+    @python_errors("project")
+    def migrate(self, backup_to: str | Path = "", dry_run: bool = False) -> JsonTree:
+        """Migrate the stores to the newest schemas, after a backup into a new folder."""
+        return migration.migrate(self.project, str(backup_to), dry_run, self._progress).to_json()
 
     @python_errors("project")
     def keys(self) -> list[JsonTree]:

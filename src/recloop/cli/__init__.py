@@ -34,7 +34,7 @@ PANELS: tuple[tuple[str, tuple[Callable[..., None] | typer.Typer, ...]], ...] = 
     ("Data", (data.ingest, data.items, rejected.rejected, data.export, data.quarantine, data.forget)),
     ("Release", (release.promote, release.rollback, release.reject)),
     ("Access", (access.token, access.keys)),
-    ("Operation", (operation.backup, operation.restore, operation.gc, operation.audit)),
+    ("Operation", (operation.backup, operation.restore, operation.migrate, operation.gc, operation.audit)),
     ("Pipeline steps", (pipeline_steps.prepare, pipeline_steps.train, pipeline_steps.tune)),
 )
 """Panels of --help with their verbs and groups of verbs, in display order."""

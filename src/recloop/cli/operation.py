@@ -1,4 +1,4 @@
-"""Verbs backup, restore, gc and audit: work on the project folder."""
+"""Verbs backup, restore, migrate, gc and audit: work on the project folder."""
 
 from __future__ import annotations
 
@@ -44,6 +44,30 @@ def restore(
     plain(
         f"{done.files:,} files with equal hashes, {checked['checked']} decisions rebuilt; next: recloop -C {to} serve"
     )
+
+
+def migrate(
+    to: Annotated[str, typer.Option("--backup", metavar="DIR", help="back up into this new folder first")] = "",
+    no_backup: Annotated[bool, typer.Option("--no-backup", help="migrate without a backup")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the steps and change nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Migrate the stores to the schemas of this version.
+
+    Stop serve first; serve and update also migrate a store when they open it.
+    """
+    from recloop.pipeline import migration
+
+    done = migration.migrate(project(), to, dry_run, ConsoleProgress(), no_backup)
+    if as_json:
+        print_json(done.to_json())
+        return
+    for step in done.steps:
+        plain(step)
+    if not done.steps:
+        plain("every store has the newest schema")
+    elif done.backup:
+        plain(f"backup: {done.backup}; to return: recloop restore {done.backup} --to DIR, with the earlier version")
 
 
 def gc(

@@ -33,6 +33,7 @@ INBOX_OF_SCHEMA_3 = """
 CREATE TABLE inbox (
     id INTEGER PRIMARY KEY, of_seq INTEGER NOT NULL, rule TEXT NOT NULL, "by" TEXT NOT NULL,
     at INTEGER NOT NULL, taken INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '')"""
+PRAGMAS = ("journal_mode = DELETE", "synchronous = FULL")
 MIGRATIONS = {
     1: INBOX_OF_SCHEMA_3,
     2: f"""
@@ -248,8 +249,7 @@ class ControlStore(Store):
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """Open a connection for one short transaction."""
         with self._lock:
-            pragmas = ("journal_mode = DELETE", "synchronous = FULL")
-            connection = open_writer(self.file, SCHEMA, SCRIPT, pragmas, MIGRATIONS)
+            connection = open_writer(self.file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
             try:
                 with transaction(connection):
                     yield connection
