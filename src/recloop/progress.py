@@ -51,3 +51,8 @@ class ConsoleProgress:
         if done >= total:
             self._progress.stop()
             self._progress = None
+
+
+def printable(text: str) -> str:
+    """Replace the control characters of a text that another program wrote."""
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -152,6 +152,18 @@ def test_verb_lists_replays_and_drops(
     assert json.loads(cli("-C", project.root, "rejected", "drop", "--all", "--json")[1]) == {"dropped": 2}
 
 
+def test_list_shows_no_control_characters_of_a_sender(
+    project: Project, cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    async def post(client: httpx.AsyncClient, _: Service) -> None:
+        await client.post("/v1/events", content=b'\x1b]0;title\x07{"user_id\n', headers=NDJSON)
+
+    served(project, post)
+    out = cli("-C", project.root, "rejected", "list")[1]
+    assert " ]0;title {" in out
+    assert not {"\x1b", "\x07"} & set(out)
+
+
 def test_rows_older_than_the_retention_are_removed(project: Project) -> None:
     async def post(client: httpx.AsyncClient, _: Service) -> None:
         await client.post("/v1/events", json=MIXED)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 import typer
 
 from recloop.cli.terminal import Json, plain, print_json, project
 from recloop.errors import UserError
+from recloop.progress import printable
 
 MAX_TEXT: Final = 200
 Numbers = Annotated[list[int] | None, typer.Argument(metavar="[ID...]", help="only these rows")]
@@ -32,13 +34,18 @@ def list_rows(
         print_json(tree)
         return
     for row in tree["rows"]:
-        plain(f"{row['id']}  {row['at']}  {row['route']}  {row['reason']}: {row['raw'][:MAX_TEXT]}")
+        plain(f"{row['id']}  {row['at']}  {row['route']}  {_shown(row)}")
     for row in tree["files"]:
-        plain(f"{row['file']}:{row['line']}  {row['reason']}: {row['raw'][:MAX_TEXT]}")
+        plain(f"{row['file']}:{row['line']}  {_shown(row)}")
     removed = ", ".join(f"{rule} {count:,}" for rule, count in tree["quarantined"].items())
     plain(f"{tree['total']:,} rejected rows of requests, {len(tree['files']):,} of files shown")
     if removed:
         plain(f"quarantined: {removed}; to list them: recloop rejected list --quarantined")
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    """Reason and text of a row without the control characters that a sender chose."""
+    return printable(f"{row['reason']}: {row['raw'][:MAX_TEXT]}")
 
 
 def _list_quarantined(rows: list[dict[str, object]], as_json: bool) -> None:
@@ -59,7 +66,7 @@ def replay(ids: Numbers = None, as_json: Json = False) -> None:
         print_json(tree)
     else:
         for row in tree["problems"]:
-            plain(f"{row['id']}  {row['status']}  {row['reason']}: {row['raw'][:MAX_TEXT]}")
+            plain(f"{row['id']}  {row['status']}  {_shown(row)}")
         plain(", ".join(f"{count:,} {status}" for status, count in tree.items() if status != "problems"))
     if tree["problems"]:
         raise typer.Exit(1)

@@ -34,7 +34,7 @@ from recloop.ingest.body import Rejected, parse_rows
 from recloop.ingest.client import Client, iso
 from recloop.ingest.file_rows import read_arrivals
 from recloop.ingest.writer import LogUnavailableError, LogUncertainError, Writer
-from recloop.progress import Progress
+from recloop.progress import Progress, printable
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.records import DEFAULT_EVENT_TYPE, RECEIVED_AT, RULE, SEQ, Event, now
@@ -136,7 +136,7 @@ def ingest(project: Project, file: str, url: str, teller: Progress) -> IngestRes
 
 def _tell(teller: Progress, result: IngestResult, rejected: Sequence[RejectedRow]) -> None:
     for row in rejected[: max(0, MAX_PRINTED_ROWS - result.shown)]:
-        teller.say("ingest", f"{row.place}: {row.reason}: {row.raw[:300]}")
+        teller.say("ingest", printable(f"{row.place}: {row.reason}: {row.raw[:300]}"))
     result.shown += len(rejected)
 
 
