@@ -40,8 +40,10 @@ bench-serve: $(VENV)/.test
 bench-ingest: $(VENV)/.test
 	$(BIN)/python benchmarks/ingest.py
 
+# SHARE=0.1 runs a tenth of the full size.
+SHARE ?= 1
 faults: $(VENV)/.test
-	RECLOOP_FAULTS=full $(BIN)/python -m pytest -n 0 --timeout 14400 tests/faults
+	RECLOOP_FAULTS=$(SHARE) $(BIN)/python -m pytest -n 0 --timeout 14400 tests/faults
 
 # The fast tests; docs, style, the command line, import contracts and the anchors run in `make check`.
 IN_CHECK := tests/test_docs.py tests/test_reference.py tests/test_interface.py tests/test_imports.py tests/test_cli.py \

@@ -34,7 +34,8 @@ from recloop import bundle as bundles
 from recloop.ingest.client import serving
 from recloop.project import open_project
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.recommender import Recommender, make_golden
+from recloop.recommend.golden import make_golden
+from recloop.recommend.recommender import Recommender
 from recloop.records import now
 from recloop.simulation.shop import SimulatedShop
 from recloop.storage import releases

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_runs import FULL, Facts
+from fault_runs import SHARE, Facts
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "faults.json"
@@ -23,12 +23,17 @@ def facts() -> Iterator[Facts]:
     facts: Facts = {}
     begin = time.monotonic()
     yield facts
-    if not FULL:
+    if not SHARE:
         return
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     kept = json.loads(RESULT.read_text("utf-8"))["runs"] if RESULT.exists() else {}
     for name, found in facts.items():
-        kept[name] = {**found, "seconds": round(time.monotonic() - begin, 1), "commit": commit.stdout.strip()[:7]}
+        kept[name] = {
+            **found,
+            "seconds": round(time.monotonic() - begin, 1),
+            "share": SHARE,
+            "commit": commit.stdout.strip()[:7],
+        }
     machine = f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    content = {"command": "make faults", "machine": machine, "runs": kept}
+    content = {"command": "make faults SHARE=share", "machine": machine, "runs": kept}
     RESULT.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")

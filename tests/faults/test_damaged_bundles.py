@@ -9,7 +9,7 @@ from pathlib import Path
 
 import damaged_bundles
 import pytest
-from fault_runs import FULL, Facts, size
+from fault_runs import SHARE, Facts, size
 
 from recloop import loop
 from recloop.project import open_project
@@ -21,9 +21,9 @@ NETWORK = ("model.name=sasrec", "model.blocks=1", "train.epochs=1")
 
 @pytest.fixture
 def sound_bundle(trained_folder: Path, tmp_path: Path) -> Path:
-    """A bundle of counts; at full size one with a network."""
+    """A bundle of counts; in `make faults` one with a network."""
     folder = trained_folder
-    if FULL:
+    if SHARE:
         folder = SimulatedShop(seed=0, users=120, items=80).write(tmp_path / "shop")
         loop.first_run(open_project(folder, sets=NETWORK))
     (bundle,) = (folder / "bundles").iterdir()
