@@ -13,7 +13,7 @@ from recloop.data.labelled_log import COLUMNS, LabelledLog
 from recloop.features.dwell import DwellPercentiles
 from recloop.features.labels import EventLabeler
 from recloop.features.learned_range import LearnedRange, NewWindow, nothing_held, window_of, window_of_rows
-from recloop.features.log_end import end_of
+from recloop.features.log_end import robust_end
 from recloop.features.moments import moment_stamps
 from recloop.features.spec import FeatureSpec
 from recloop.records import GROUP_ID, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID
@@ -96,17 +96,22 @@ def _of_new_rows(new: NewRows, stored: LabelledLog) -> SplitChange | None:
         return None
     labelled = moment_stamps(new.signal.label(without(valid_rows, removed_rules)))
     added = labelled.filter(pl.col(SEQ) > new.after).select(COLUMNS)
-    positions = without(stored.rows((SEQ, USER_ID, STAMP)), newly_dropped)
-    is_recent = pl.col(SEQ) > new.learned.until_seq
-    users = pl.concat([positions.filter(is_recent)[USER_ID], added[USER_ID]]).unique()
+    recent = without(stored.where(pl.col(SEQ) > new.learned.until_seq, (SEQ, USER_ID)), newly_dropped)
+    users = pl.concat([recent[USER_ID], added[USER_ID]]).unique()
     earlier = stored.where((pl.col(STAMP) >= new.learned.cut) | pl.col(USER_ID).is_in(users.implode()))
     affected = pl.concat([without(earlier, newly_dropped), added])
-    positions = pl.concat([positions, added.select(positions.columns)])
-    window = window_of_rows(affected, new.learned, end_of(positions, STAMP), nothing_held(positions))
+    positions = _all_of((SEQ, STAMP), stored, newly_dropped, added)
+    end = robust_end(positions[STAMP], lambda: _all_of((SEQ, USER_ID), stored, newly_dropped, added)[USER_ID])
+    window = window_of_rows(affected, new.learned, end, nothing_held(positions))
     if window is None:
         return None
     n_test = len(affected.filter(window.tested))
     return SplitChange(added, dropped, False, removed_rules, window, len(positions), n_test)
+
+
+def _all_of(columns: Sequence[str], stored: LabelledLog, dropped: Collection[int], added: pl.DataFrame) -> pl.DataFrame:
+    """Columns of the stored rows without dropped ones, then of the added rows."""
+    return pl.concat([without(stored.rows(columns), dropped), added.select(columns)])
 
 
 def labels_of(manifest: DataManifest) -> str:
