@@ -145,7 +145,7 @@ def train_data(
     starts_moment = np.ones(len(rows), dtype=bool)
     starts_moment[1:] = (user_ix[1:] != user_ix[:-1]) | (stamps[1:] != stamps[:-1])
     row_moment = np.cumsum(starts_moment) - 1
-    counts = np.bincount(tables.items.lookup(positive[ITEM_ID], len(positive)), minlength=len(tables.items) + 1)
+    counts = np.bincount(positive["item_ix"].to_numpy(), minlength=len(tables.items) + 1)
     if guests is not None:
         counts += guests.counts
     user_codes, user_fields = attribute_codes("user", tables.spec, tables.fields, tables.user_attributes)
@@ -223,22 +223,27 @@ def _resolve_undos(
 
 
 def _in_tables(tables: ItemUserTables, rows: pl.DataFrame) -> pl.DataFrame:
-    """Keep rows with an index of user and item; later returned purchases have none."""
-    users, items = (pl.Series(table.ids, dtype=pl.String).implode() for table in (tables.users, tables.items))
-    return rows.filter(pl.col(USER_ID).is_in(users) & pl.col(ITEM_ID).is_in(items))
+    """Return the rows whose user and item have an index, with both indices.
+
+    Purchases that are returned later have none. The rows have the columns ``user_ix`` and ``item_ix``.
+    """
+    numbered = rows.with_columns(
+        pl.Series("user_ix", tables.users.lookup(rows[USER_ID], len(rows))),
+        pl.Series("item_ix", tables.items.lookup(rows[ITEM_ID], len(rows))),
+    )
+    return numbered.filter((pl.col("user_ix") > 0) & (pl.col("item_ix") > 0))
 
 
 def _rows_by_user(tables: ItemUserTables, inputs: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray]:
     """Return one row per user, stamp and item in order of ids, and (n,) item_ix.
 
-    Users of the tables ascend by id. Numbers are grouped and sorted in place of ids.
+    Users of the tables ascend by id. Numbers are sorted in place of ids.
     """
     by_id = pl.Series(tables.items.ids, dtype=pl.String).arg_sort().to_numpy()  # (N,) rows of the table
     rank = np.empty(len(by_id) + 1, dtype=np.int32)
     rank[by_id + 1] = np.arange(len(by_id))
     numbered = inputs.select(
-        pl.Series("user_ix", tables.users.lookup(inputs[USER_ID], len(inputs))),
-        pl.Series("rank", rank[tables.items.lookup(inputs[ITEM_ID], len(inputs))]),
+        "user_ix", pl.Series("rank", rank[inputs["item_ix"].to_numpy()]),
         STAMP, SEQ, WEIGHT, (pl.col(USE) == Use.TARGET).alias(USE),
     )  # fmt: skip
     rows = without_repeats(numbered.sort("user_ix", STAMP, "rank"))
