@@ -23,7 +23,7 @@ from recloop.records import DAY
 
 DAYS = 14
 """Days at the end of the log that are held out as the future."""
-WALL = {"first": 8.0, "shadow": 6.0, "experiment": 8.0}
+WALL = {"first": 6.0, "shadow": 5.0, "experiment": 6.0}
 """Wall-time limit in seconds of each group of days; later baskets are posted without requests."""
 HEALTH = ("entropy", "long_tail_share", "cold_coverage")
 

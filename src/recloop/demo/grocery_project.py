@@ -57,7 +57,7 @@ extra = []                     # "auto" also fits ItemKNN over all 63,571 items;
 moments = 4000                 # 12,000 by default; the demo has minutes
 [train]
 epochs = 1
-time_budget = "20s"            # 10m by default; the demo has minutes
+time_budget = "12s"            # 10m by default; the demo has minutes
 lr = 3e-3
 [serve]
 segment = "income"             # a household without purchases gets the popular items of its income band
