@@ -199,10 +199,8 @@ class DecisionReplayer:
         # A user with retracted rows needs a separate timeline per set of retractions; all others share one.
         key = recommender.bundle.spec.state_key, decision.user_id if retracted else "", retracted
         if key not in self._timelines:
-            of_user = pl.col(USER_ID) == decision.user_id if retracted else pl.lit(value=True)
-            self._timelines[key] = self._timeline(
-                recommender, self._new_events.filter(of_user), self._new_users, retracted
-            )
+            owner = decision.user_id if retracted else None
+            self._timelines[key] = self._timeline(recommender, self._new_events, self._new_users, retracted, owner)
         while self._items_seen < len(self._new_items) and self._new_items[SEQ][self._items_seen] <= decision.as_of_seq:
             self._catalog.upsert(_item(self._new_items.row(self._items_seen, named=True)))
             self._items_seen += 1
@@ -227,8 +225,8 @@ class DecisionReplayer:
         recommender = Recommender(
             served.bundle, Catalog.from_frames([self._old_items, items], decision.as_of_seq), with_availability=True
         )
-        user_events = self._new_events.filter(in_time & (pl.col(USER_ID) == decision.user_id))
-        timeline = self._timeline(recommender, user_events, self._new_users.filter(in_time), self._out(decision))
+        events, users = self._new_events.filter(in_time), self._new_users.filter(in_time)
+        timeline = self._timeline(recommender, events, users, self._out(decision), decision.user_id)
         states = timeline.states([decision.user_id], [decision.as_of_seq])
         return _recommend(recommender, states, decision)
 
@@ -256,10 +254,18 @@ class DecisionReplayer:
         return frozenset(retracted_at(self._retracted.get(decision.user_id, ()), decision.as_of_seq))
 
     def _timeline(
-        self, recommender: Recommender, new_events: pl.DataFrame, new_users: pl.DataFrame, retracted: frozenset[int]
+        self,
+        recommender: Recommender,
+        new_events: pl.DataFrame,
+        new_users: pl.DataFrame,
+        retracted: frozenset[int],
+        owner: str | None,
     ) -> StateHistory:
+        """Return the states of one user, ``owner``; None: all users of the decisions."""
         spec = recommender.bundle.spec
         rows = pl.concat([self._old_events, new_events])
+        if owner is not None:
+            rows = rows.filter(pl.col(USER_ID) == owner)
         rows = rows.filter(~pl.col(SEQ).is_in(pl.Series(sorted(retracted), dtype=pl.Int64).implode()))
         users = pl.concat([self._old_users, new_users])
         return StateHistory(moment_stamps(EventLabeler.from_spec(spec).label(rows)), users)
