@@ -54,6 +54,8 @@ def test_client_sends_batches_and_calls_every_route(server: Server) -> None:
         result = client.send_events(purchases(6_300, "a/b user"))
         assert (result.counts, result.problems) == ({"accepted": 6_300}, [])
         assert client.user("a/b user")["events"] == 6_300
+        assert client.identify("browser/1", "a/b user")["status"] == "accepted"
+        assert client.recommend("browser/1", n=3)["items"]
         items = client.send_items(
             [{"item_id": "new, lamp", "attributes": {"price": 5.0, "name": "lamp"}}, {"item_id": ""}]
         )

@@ -25,6 +25,7 @@ def test_quick_demo_runs_the_loop_and_verifies_every_decision(tmp_path: Path) ->
         "serve", "browse", "keep learning", "gate", "release", "verify", "report",
     ]  # fmt: skip
     assert "2 accepted" in said["serve"]
+    assert ", 1 row moved; the next list, without" in said["serve"]
     assert re.search(r"[1-9]\d* lists requested, [1-9]\d* rows posted", said["browse"])
     ((verdict, child),) = re.findall(r", \d+ s: (\w+) (\S*)", said["keep learning"])
     assert verdict in {"registered", "refused"}  # the responses of simulated users differ between runs

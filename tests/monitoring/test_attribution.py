@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from recloop.monitoring.attribution import attribute, user_outcomes
+from recloop.monitoring.attribution import REQUEST_COLUMNS, attribute, joined, request_outcomes, user_outcomes
 from recloop.records import DAY, EVENT_SCHEMA, LABEL, SECOND, Decision
 
 HOUR = 3_600 * SECOND
@@ -120,3 +120,17 @@ def test_user_outcomes_have_one_row_per_user() -> None:
     )
     assert found["w"]["waiting"] is True
     assert (found["x"]["arm"], found["x"]["requests"], found["x"]["unanswered"]) == ("candidate", 2, 1)
+
+
+def test_requests_before_a_login_are_the_users() -> None:
+    shown = [answer("r1", "phone", T, ["a"], "candidate"), answer("r2", "u", T + HOUR, ["b"], "candidate")]
+    frame = pl.DataFrame(
+        [(one.request_id, one.user_id, one.served_at, "candidate", "candidate", 50, one.items) for one in shown],
+        schema=REQUEST_COLUMNS, orient="row",
+    )  # fmt: skip
+    bought = ("purchase", None, "r1", 1)
+    events = log(("phone", "a", T + 10, *bought), ("u", "a", T + 10, *bought))  # the row and the one stored again
+    outcomes = request_outcomes(*joined(frame, events, {"phone": "u"}), T - DAY, T + 3 * DAY)
+    (row,) = outcomes.iter_rows(named=True)
+    assert (row["user_id"], row["arm"], row["requests"], row["hits"], row["positives"]) == ("u", "candidate", 2, 1, 1)
+    assert joined(frame, events, {})[1] is events

@@ -55,6 +55,7 @@ def test_generated_client_parses_the_answer_of_every_route(
         "patch_item": (("i01",), {"body": models.ItemChange(hidden=False)}, 200, models.ItemsResponse),
         "delete_item": (("generated",), {}, 200, models.ItemsResponse),
         "post_users": ((), {"body": models.UserIn("generated")}, 200, models.UsersResponse),
+        "identify": ((), {"body": models.IdentifyRequest("phone", "generated")}, 200, models.IdentifyResponse),
         "get_item": (("i01",), {}, 200, models.ItemResponse),
         "get_user": (("u14",), {}, 200, models.UserResponse),
         "delete_user": (("generated",), {}, 200, models.ForgetResponse),

@@ -43,8 +43,10 @@ class RecordingPool:
         self.workers: list[WorkerService] = []
         self.n_started = 0
 
-    def commit(self, seq: int, rows: Any, users: list[User], items: list[Item], retractions: list[Any]) -> None:
-        message = frame(Committed(1, seq, rows if seq % 2 else None, users, items, retractions))
+    def commit(
+        self, seq: int, rows: Any, users: list[User], items: list[Item], retractions: list[Any], identities: list[Any]
+    ) -> None:
+        message = frame(Committed(1, seq, rows if seq % 2 else None, users, items, retractions, identities))
         committed = TO_WORKER.decode(message[channel.HEAD_BYTES :])
         assert isinstance(committed, Committed)
         for worker in self.workers:

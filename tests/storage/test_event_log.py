@@ -200,10 +200,10 @@ def test_event_log_without_a_file_is_empty(tmp_path: Path) -> None:
 def test_event_log_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     open_log(URL, tmp_path, write=True).close()
     connection = sqlite3.connect(tmp_path / "store" / "log.db")
-    connection.execute("PRAGMA user_version = 5")
+    connection.execute("PRAGMA user_version = 6")
     connection.close()
     for write in (True, False):
-        with pytest.raises(UserError, match=r"log\.db=schema 5: expected schema 4 or older; try: pip install"):
+        with pytest.raises(UserError, match=r"log\.db=schema 6: expected schema 5 or older; try: pip install"):
             open_log(URL, tmp_path, write=write)
 
 

@@ -42,6 +42,7 @@ def test_log_of_schema_1_keeps_its_events_and_retractions(old_folder: Path, writ
     with EventLog(old_folder / "store" / "log.db", write) as log:
         events = log.events()
         retractions = log.retractions()
+        assert log.identities() == []
     assert events.select("seq", "user_id", "item_id", "event_id", "group_id").rows() == [
         (659, "u01", "i01", "e1", None),
         (660, "u02", "i02", "e2", "g"),

@@ -65,6 +65,11 @@ class Calls(ABC, Generic[Reply, Sent]):
         """Add or replace users: ``user_id``, ``attributes``."""
         return self._send_rows("POST", "/v1/users", map(dict, users), MAX_BATCH_ROWS)
 
+    def identify(self, anonymous_id: str, user_id: str) -> Reply:
+        """Join the history of an anonymous id with a user's, at a login."""
+        body = to_json({"anonymous_id": anonymous_id, "user_id": user_id})
+        return self._send(Call("POST", "/v1/identify", body=body))
+
     def recommend(self, user_id: str, **parameters: Any) -> Reply:
         """Recommend items to a user.
 

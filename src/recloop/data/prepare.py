@@ -26,7 +26,7 @@ from recloop.data.event_blocks import EventBlocks, NotStreamableError
 from recloop.data.forgotten_rows import leave_out, leave_out_users
 from recloop.data.labelled_log import UPDATE_FORMAT, LabelledLog, split_at
 from recloop.data.log_counts import LogCounts
-from recloop.data.posted_rows import PostedRows
+from recloop.data.posted_rows import PostedRows, identities_of, with_first_users
 from recloop.data.read import RawEvents
 from recloop.data.sharded_log import ShardedLog, can_shard, days_of
 from recloop.data.sources import InputFile, find, fingerprint
@@ -143,7 +143,8 @@ def _prepare_whole(project: Project, records: _Records, posted: PostedRows | Non
     users = leave_out_users(forgotten, users)
     if posted is not None:
         posted = posted.renumbered(last_seq)
-        raw = replace(raw, read=raw.read + len(posted.events))
+        frame = with_first_users(raw.frame, posted.identities)
+        raw = replace(raw, frame=frame, read=raw.read + len(posted.events))
         items, users = _with_posted(items, posted.items), _with_posted(users, posted.users)
     cleaned = clean(raw.frame, config, after, None if items is None else items.frame, posted)
     if cleaned.excessive:
@@ -165,6 +166,7 @@ def _prepare_whole(project: Project, records: _Records, posted: PostedRows | Non
         train=len(split_frames.train),
         valid=len(split_frames.valid),
         test=len(split_frames.test),
+        identities=() if posted is None else identities_of(posted.identities),
     )
     imported = replace(imported, items=items, users=users, last_seq=last_seq)
     with staged_data(project) as files:
@@ -202,7 +204,9 @@ def _prepare_shards(project: Project, sources: Sequence[InputFile], records: _Re
             fingerprint=records.fingerprint,
             cut=split_rows.cut,
             watermark=cleaned.last_seq,
-            **rows,
+            train=rows["train"],
+            valid=rows["valid"],
+            test=rows["test"],
         )
         log.remove()
         imported = replace(imported, items=items, users=users, last_seq=cleaned.last_seq)

@@ -19,6 +19,7 @@ from recloop.files import swap_folder
 from recloop.project import Project
 from recloop.records import FileFacts
 from recloop.storage.data_manifest import DataManifest, FileRecord, RowCounts
+from recloop.storage.identities import Identity
 
 FORMAT_VERSION: Final = 2  # format 2: the split has use, pair and units
 SPLITS: Final = ("train", "valid", "test")
@@ -48,7 +49,11 @@ class Imported:
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """Result of `prepare`: report, cut (us), watermark (seq) and rows of each split."""
+    """Result of `prepare`: report, cut (us), watermark (seq) and rows of each split.
+
+    Attributes:
+        identities: Identities of an earlier log, with seqs up to the watermark.
+    """
 
     report: Report
     fingerprint: str
@@ -57,6 +62,7 @@ class PrepareResult:
     train: int
     valid: int
     test: int
+    identities: tuple[Identity, ...] = ()
 
 
 @contextmanager

@@ -57,6 +57,7 @@ def run(folder: Path, progress: Progress, out: rich.console.Console) -> JsonTree
     with serving(project.root) as client:
         client.now = START + LOG_DAYS * DAY
         ask(client, world, shown)
+        log_in(client, world, shown)
         browse(client, world, shown)
         update(client, project, shown)
     prove(project, shown)
@@ -93,6 +94,24 @@ def ask(client: Client, world: BrowsingSimulator, shown: DemoNarrator) -> None:
     shown.say("serve", f"the next list, without {before[0]}: {' '.join(after)}")
     if before[0] in after:
         raise AssertionError(f"{before[0]} was disliked and is shown again")
+
+
+def log_in(client: Client, world: BrowsingSimulator, shown: DemoNarrator) -> None:
+    """Dislike an item on an unknown device, identify its user, and request a list."""
+    user_id, device = world.user_ids[1], "a phone"
+    disliked = client.recommend(user_id)["items"][0]["item_id"]
+    row = {"anonymous_id": device, "item_id": disliked, "event_type": "dislike", "event_id": "quick-phone"}
+    client.post("/v1/events", [{**row, "timestamp": iso(client.now)}])
+    joined = client.post("/v1/identify", {"anonymous_id": device, "user_id": user_id})
+    client.now += 60 * SECOND
+    after = [slot["item_id"] for slot in client.recommend(user_id)["items"]]
+    shown.say(
+        "serve",
+        f"POST /v1/identify: {device} is {user_id}, {joined['moved']} row moved; the next list, without {disliked}: "
+        f"{' '.join(after)}",
+    )
+    if disliked in after:
+        raise AssertionError(f"{disliked} was disliked before the login and is shown after it")
 
 
 def browse(client: Client, world: BrowsingSimulator, shown: DemoNarrator) -> None:

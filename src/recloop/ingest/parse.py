@@ -20,6 +20,7 @@ from recloop.files import AttributeValues, JsonTree
 from recloop.ingest.body import Rejected, is_ndjson, parse_rows
 from recloop.ingest.row_limits import DEFAULT_LIMITS, attributes_excess, size_excess, tree_excess
 from recloop.records import GUEST_PREFIX, MAX_ID_BYTES, Event, Item, User
+from recloop.storage import identities
 from recloop.storage.event_rows import object_text
 
 ID_NAMES = "user_id", "item_id", "event_id"
@@ -27,6 +28,7 @@ TEXT_NAMES = (
     "user_id", "item_id", "event_type", "group_id", "event_id", "session_id", "anonymous_id", "placement", "request_id",
 )  # fmt: skip
 NUMBER_NAMES = "value", "quantity"
+RESERVED_REASON = f"event_id begins with {identities.MOVED}, which is reserved; expected another event_id"
 UNKNOWN_ITEM = "unknown item: expected an id from the events or the catalog"
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES)]
@@ -36,7 +38,7 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_BYTES)]
 class EventIn(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """Event of ``POST /v1/events``.
 
-    A row without ``user_id`` and with ``group_id`` is part of a guest basket. Whole numbers in ids become text before the
+    A row without ``user_id`` belongs to the person of ``anonymous_id``; with ``group_id`` alone it is part of a guest basket. Whole numbers in ids become text before the
     row is checked. ``timestamp``: see `recloop.features.timestamp_text`; default: the time of receipt.
     """
 
@@ -191,11 +193,15 @@ def _event(row: EventIn, received_at: int, data: Data, limits: Limits) -> Event 
         user_id = None if user_id is None else form_id(user_id, data.id_form)
         item_id = form_id(item_id, data.id_form)
     if user_id is None or user_id in data.missing_users:
+        user_id = None if row.anonymous_id is None else form_id(row.anonymous_id, data.id_form)
+    if user_id is None:
         if not is_present(row.group_id):
             return Rejected(_text_ids(row), GUEST_REASON)
         if data.guests == "reject":
             return Rejected(_text_ids(row), GUEST_REFUSED)
         user_id = f"{GUEST_PREFIX}{row.group_id}"
+    if identities.is_moved(row.event_id):
+        return Rejected(_text_ids(row), RESERVED_REASON)
     try:
         stamp = received_at if row.timestamp is None else parse_timestamp(row.timestamp, data)
     except ValueError as error:

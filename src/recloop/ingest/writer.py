@@ -1,6 +1,6 @@
 """Group commits of the event log, acknowledged once durable.
 
-A commit: find duplicates, apply causal rules, insert, commit, label, `after_commit`, acknowledge.
+A commit: identify, find duplicates, apply causal rules, insert, commit, label, `after_commit`, acknowledge.
 One thread writes the log. It commits all requests that queued during the last fsync in one transaction (a group commit
 without a timer). Then it passes the receipts to the event loop, which does not wait for the disk.
 """
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
 import polars as pl
 
 from recloop.config import Limits
@@ -26,6 +27,8 @@ from recloop.storage import EventLog, Retraction
 from recloop.storage.archive import Archive
 from recloop.storage.erasure import forget_in_log
 from recloop.storage.event_rows import RULED_SCHEMA, Receipt, event_ids, frame_of
+from recloop.storage.identify import identify
+from recloop.storage.identities import Identified, Identity
 
 NO_EVENTS = pl.DataFrame(schema=RULED_SCHEMA)
 LOGGER = logging.getLogger(__name__)
@@ -66,14 +69,26 @@ class WriteRequest:
     users: Sequence[User] = ()
     retractions: Sequence[Retraction] = ()
     forgotten: Sequence[str] = ()
+    identities: Sequence[Identity] = ()
     receipts: list[Receipt] = field(default_factory=list)
     kept_items: list[Item] = field(default_factory=list)
     kept_users: list[User] = field(default_factory=list)
     kept_retractions: list[Retraction] = field(default_factory=list)
+    identified: list[Identified] = field(default_factory=list)
     erasure_seq: int = 0
 
     def __len__(self) -> int:
-        return len(self.events) + len(self.items) + len(self.users) + len(self.retractions) + len(self.forgotten)
+        rows = (self.events, self.items, self.users, self.retractions, self.forgotten, self.identities)
+        return sum(map(len, rows))
+
+    @property
+    def kept_identities(self) -> list[Identity]:
+        """Stored identities with their seqs."""
+        return [
+            msgspec.structs.replace(identity, seq=result.seq)
+            for identity, result in zip(self.identities, self.identified, strict=True)
+            if result.status == "accepted"
+        ]
 
 
 class NewEvents(NamedTuple):
@@ -131,18 +146,21 @@ class Writer:
         users: Sequence[User] = (),
         retractions: Sequence[Retraction] = (),
         forgotten: Sequence[str] = (),
+        identities: Sequence[Identity] = (),
     ) -> WriteRequest:
         """Store rows; return when they are durable and later reads include them.
 
         Args:
             forgotten: Users whose earlier rows are deleted, in a commit of its own.
+            identities: Anonymous ids and their users; see `recloop.storage.identify`.
 
         Raises:
             LogBusyError: too many rows are queued.
             LogUnavailableError: the disk cannot be written; no row was stored.
             LogUncertainError: the disk failed during the commit; the rows may be stored.
         """
-        job = WriteRequest(asyncio.get_running_loop().create_future(), events, items, users, retractions, forgotten)
+        done: asyncio.Future[WriteRequest] = asyncio.get_running_loop().create_future()
+        job = WriteRequest(done, events, items, users, retractions, forgotten, identities)
         if self._waiting + len(job) > self.max_pending_rows:
             raise LogBusyError(self.max_pending_rows)
         self._waiting += len(job)
@@ -243,8 +261,19 @@ class Writer:
             job.kept_items = self._log.append_items(job.items) if job.items else []
             job.kept_users = self._log.append_users(job.users) if job.users else []
             job.kept_retractions = self._log.append_retractions(job.retractions) if job.retractions else []
+        moved = [frame for job in group for frame in self._identify(job)]
         events = [event for job in group for event in job.events]
-        return self._append_events(events) if events else NewEvents([], None)
+        new = self._append_events(events) if events else NewEvents([], None)
+        if not moved:
+            return new
+        self._rules.forget()
+        return new._replace(frame=pl.concat(moved if new.frame is None else [*moved, new.frame]))
+
+    def _identify(self, job: WriteRequest) -> list[pl.DataFrame]:
+        """Store the identities of a request; return the rows that they move."""
+        results = [identify(self._log, self.archive, identity) for identity in job.identities]
+        job.identified = [result for result, _ in results]
+        return [rows for _, rows in results if len(rows)]
 
     def _append_events(self, events: list[Event]) -> NewEvents:
         """Find duplicates, apply the causal rules and insert events in the open commit."""

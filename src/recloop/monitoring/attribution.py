@@ -9,7 +9,7 @@ of a list is credited to that list.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import polars as pl
@@ -30,6 +30,20 @@ REQUEST_COLUMNS: Final[dict[str, Any]] = {
     "latency_us": pl.Int64, "items": pl.List(pl.String),
 }  # fmt: skip
 """Columns of the decision log that outcomes need."""
+
+
+def joined(
+    requests: pl.DataFrame, events: pl.DataFrame, first_users: Mapping[str, str]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Give requests before a login to the user; drop the events stored again.
+
+    Args:
+        first_users: User of the first identify of each anonymous id.
+    """
+    if not first_users:
+        return requests, events
+    is_anonymous = pl.col(USER_ID).is_in(pl.Series(list(first_users), dtype=pl.String).implode())
+    return requests.with_columns(pl.col(USER_ID).replace(first_users)), events.filter(~is_anonymous)
 
 
 def user_outcomes(decisions: Sequence[Decision], events: pl.DataFrame, since: int, now: int) -> pl.DataFrame:

@@ -23,7 +23,7 @@ import polars as pl
 from recloop.errors import UserError
 from recloop.evaluation.bootstrap import holm, plain
 from recloop.features.labels import EventLabeler
-from recloop.monitoring.attribution import ARMS, COVARIATE_PERIOD, REQUEST_COLUMNS, request_outcomes
+from recloop.monitoring.attribution import ARMS, COVARIATE_PERIOD, REQUEST_COLUMNS, joined, request_outcomes
 from recloop.monitoring.experiment_plan import EVIDENCE, REFRESH, Plan
 from recloop.monitoring.experiment_verdict import (
     Arms,
@@ -40,6 +40,7 @@ from recloop.project import Project
 from recloop.records import DAY, EVENT_SCHEMA, RECEIVED_AT, RULE, TIMESTAMP
 from recloop.storage import releases
 from recloop.storage.control import ReleaseRow
+from recloop.storage.identities import Identities
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def analyze(project: Project, bundle: str = "", *, now: int | None = None) -> Ve
         log_rows = log.events(after=archive.watermark).filter(pl.col(RULE).is_null()).select(*EVENT_SCHEMA)
         in_period = pl.col(TIMESTAMP) >= data_since
         rows = pl.concat([archive.matching(in_period), log_rows.filter(in_period)])
+        first_users = Identities(log.identities()).first_users()
+    requests, rows = joined(requests, rows, first_users)
     if now is None:
         now = max([plan.since, newest or 0, *log_rows.select(pl.max(RECEIVED_AT).fill_null(0)).to_series()])
     now = now if until is None else min(now, until)  # an outcome that is open at the end stays open

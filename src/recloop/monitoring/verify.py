@@ -29,6 +29,7 @@ from recloop.recommend.ranked_list import RankedList
 from recloop.recommend.recommender import SCORE_TOLERANCE, Recommender
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, USER_ID, Decision, Item, Query
 from recloop.storage import EventLog, Retraction, releases
+from recloop.storage.identities import Identity
 from recloop.storage.retractions import retracted_at
 
 RESULT_FILE = "verify.json"
@@ -113,7 +114,7 @@ def _compare_all(result: VerificationResult, decisions: Sequence[Decision], repl
     for decision in sorted(decisions, key=lambda row: row.as_of_seq):
         try:
             ranked = replayer.answer(decision)
-            difference = compare(decision, ranked)
+            difference = replayer.compare_person(decision) or compare(decision, ranked)
             if len(ranked.scores) == len(decision.scores) and ranked.scores:
                 gap = float(np.abs(np.subtract(decision.scores, ranked.scores)).max())
                 result.max_score_diff = max(result.max_score_diff, gap)
@@ -178,6 +179,9 @@ class DecisionReplayer:
         )
         self._old_items, self._new_items = _cut(archive.items(), log.items(archive.watermark, last_seq), first_seq)
         self._retracted = self._retractions_by_user(log, last_seq)
+        self._persons: dict[str, Identity] = {}  # first identity of each anonymous id
+        for identity in log.identities(until=last_seq):
+            self._persons.setdefault(identity.anonymous_id, identity)
         self._catalog = Catalog.from_frames([self._old_items])
         self._items_seen = 0
         self._recommenders: dict[str, Recommender] = {}
@@ -205,6 +209,13 @@ class DecisionReplayer:
             self._catalog.upsert(_item(self._new_items.row(self._items_seen, named=True)))
             self._items_seen += 1
         return recommender, self._timelines[key].states([decision.user_id], [decision.as_of_seq])
+
+    def compare_person(self, decision: Decision) -> Mismatch | None:
+        """Find a decision for an id that was identified as a user before it."""
+        user = self._persons.get(decision.user_id)
+        if user is None or user.seq > decision.as_of_seq:
+            return None
+        return Mismatch(USER_ID, decision.user_id, user.user_id)
 
     def has_late(self, decision: Decision) -> bool:
         """Return True if the state or catalog includes a row received after the decision."""

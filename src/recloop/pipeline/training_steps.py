@@ -75,6 +75,8 @@ def init_log_and_states(project: Project, prepared: PrepareResult, data: Prepare
     """Start log.db after the import and write every user's state as of its last row."""
     with locks.writer_lock(project.root, "prepare"), project.open_log(write=True) as log:
         log.start_at(prepared.watermark)
+        if prepared.identities:
+            log.restore_identities(prepared.identities)
     project.open_archive().open_ids()  # the service finds them written
     key = FeatureSpec.from_config(project.config, data.dwell).state_key
     path = project.states_folder(prepared.watermark, key)

@@ -41,6 +41,7 @@ from recloop.release.gate_result import GateResult
 from recloop.settings import dump
 from recloop.storage import releases
 from recloop.storage.forgotten import ForgottenUsers
+from recloop.storage.identities import IDENTIFIED
 
 RETROSPECTIVE_RULES = frozenset({"duplicates", "burst"})
 """Rules by which an update itself retracts rows."""
@@ -318,7 +319,7 @@ def _quarantined(project: Project) -> int:
             *log.retractions(),
             *(entry.retraction for entry in project.open_control().pending()),
         ]
-    return sum(row.rule not in RETROSPECTIVE_RULES for row in rows)
+    return sum(row.rule not in RETROSPECTIVE_RULES and row.rule != IDENTIFIED for row in rows)
 
 
 @contextmanager

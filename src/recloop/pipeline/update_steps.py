@@ -49,6 +49,7 @@ from recloop.release import gate, gate_result, input_check
 from recloop.release.gate import GateInputs, PairedScores
 from recloop.release.gate_result import GateResult
 from recloop.storage.data_manifest import WindowLoss
+from recloop.storage.identities import IDENTIFIED
 from recloop.storage.retractions import retracted_at
 from recloop.training.dataset import make_tables
 
@@ -65,7 +66,9 @@ def collect(run: UpdateRun) -> None:
         return
     with run.project.open_log() as log:
         pending = run.project.open_control().pending()
-        retracted = sorted(retracted_at([*log.retractions(), *(row.retraction for row in pending)]))
+        # A row that moves to a user after ``until`` is stored again after it too, so this run keeps it.
+        rows = [row for row in log.retractions() if row.rule != IDENTIFIED or row.seq <= run.until]
+        retracted = sorted(retracted_at([*rows, *(row.retraction for row in pending)]))
         result = append(
             run.project,
             log,

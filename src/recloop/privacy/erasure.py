@@ -29,9 +29,10 @@ from recloop.storage import EventLog, audit, forgotten
 from recloop.storage.audit import AuditAction, AuditEntry
 from recloop.storage.erasure import forget_in_decisions, forget_in_log, rewrite, users_in
 from recloop.storage.forgotten import Erasure, ForgottenUsers
+from recloop.storage.identities import Identities
 from recloop.storage.sqlite import locate
 
-LOG_TABLES = ("events", "users")
+LOG_TABLES = ("events", "users", "identities")
 DECISION_TABLES = ("decisions", "last_seen")
 
 
@@ -50,13 +51,14 @@ class StoreFiles(NamedTuple):
 
 
 def check(project: Project, users: Sequence[str]) -> list[str]:
-    """Return the ids in the form of the project, without repeats.
+    """Return the ids without repeats, with the anonymous ids of these users.
 
     Raises:
         UserError: no id is given, or nothing is stored of one that was not forgotten before.
         Refused: no other user would be left.
     """
-    ids = list(dict.fromkeys(form_id(user, project.config.data.id_form) for user in users))
+    named = [form_id(user, project.config.data.id_form) for user in users]
+    ids = list(dict.fromkeys([*named, *anonymous_ids(project, named)]))
     if not ids or not all(ids):
         raise UserError("USER", "", "one or more user ids", "recloop forget USER")
     archive = project.open_archive()
@@ -71,6 +73,12 @@ def check(project: Project, users: Sequence[str]) -> list[str]:
         if not left - set(ids):
             raise Refused("users left", 0, 1, "to forget everybody, delete the project folder")
     return ids
+
+
+def anonymous_ids(project: Project, users: Collection[str]) -> list[str]:
+    """Return the anonymous ids whose first identify names one of these users."""
+    with project.open_log() as log:
+        return Identities(log.identities()).anonymous_ids(users)
 
 
 def begin(project: Project, users: Collection[str], at: int, who: str) -> None:

@@ -14,6 +14,7 @@ from recloop.features.id_form import form_id
 from recloop.features.state import StateBatch
 from recloop.files import JsonTree
 from recloop.privacy.audit_rows import record_look
+from recloop.privacy.erasure import anonymous_ids
 from recloop.project import Project
 from recloop.recommend.user_states import StateRegistry
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, TIMESTAMP, USER_ID, iso, now
@@ -31,8 +32,8 @@ def export_person(project: Project, user_id: str) -> JsonTree:
 
     Returns:
         Times are ISO 8601. ``events`` (valid rows), ``quarantine`` (rows that a rule removed), ``rejected`` (rows of requests
-        that were not stored), ``attributes`` (all versions), ``decisions`` (with shadow lists), ``state`` (what the live
-        bundle sees) and ``bundles`` (those that have a vector of the user).
+        that were not stored), ``attributes`` (all versions), ``decisions`` (with shadow lists), ``identities`` (joined
+        anonymous ids), ``state`` (what the live bundle sees) and ``bundles`` (those that have a vector of the user).
 
     Raises:
         UserError: nothing is stored of the user, or no bundle is live yet.
@@ -40,12 +41,15 @@ def export_person(project: Project, user_id: str) -> JsonTree:
     user_id = form_id(user_id, project.config.data.id_form)
     archive = project.open_archive()
     with project.open_log() as log, project.open_decisions() as decisions:
+        joined = [row for row in log.identities() if user_id in (row.user_id, row.anonymous_id)]
         rows = _events(archive, log, user_id)
         attributes = _attributes(archive, log, user_id)
         answered = _decisions(decisions, user_id)
+        for name in anonymous_ids(project, [user_id]):  # a device may have decisions of other users too
+            answered += [row for row in _decisions(decisions, name) if row[USER_ID] == name]
         state = _state(project, archive, log, user_id)
     rejected = _rejected(project, user_id)
-    if not rows and not attributes and not answered and not rejected:
+    if not any((rows, attributes, answered, rejected, joined)):
         raise UserError("USER", user_id, "a user with stored rows or decisions", "recloop export person USER")
     details = {"rows": len(rows), "decisions": len(answered)}
     record_look(project, user_id, AuditAction.EXPORT_PERSON, audit.command("export person"), details)
@@ -58,6 +62,10 @@ def export_person(project: Project, user_id: str) -> JsonTree:
         "rejected": rejected,
         "attributes": attributes,
         "decisions": answered,
+        "identities": [
+            {SEQ: row.seq, "anonymous_id": row.anonymous_id, USER_ID: row.user_id, RECEIVED_AT: iso(row.received_at)}
+            for row in joined
+        ],
         "state": state,
         "bundles": list(_bundles(project, user_id)),
     }

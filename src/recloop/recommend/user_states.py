@@ -31,6 +31,7 @@ from recloop.recommend.cache import ByteCache, tree_bytes
 from recloop.records import EVENT_SCHEMA, RULE, SEQ, USER_ID, User, is_guest
 from recloop.storage.archive import Archive
 from recloop.storage.event_log import EventLog
+from recloop.storage.identities import IDENTIFIED, Identities
 from recloop.storage.retractions import Retraction, retracted_at
 
 STATE_CACHE_BYTES = 256 * 2**20
@@ -48,6 +49,8 @@ class RetractionIndex:
 
     The archived rows of these users are kept in memory, because retractions are few and the serving event loop does not
     read the archive. `preload` may run on any thread; `register` and the queries run on the reader's thread.
+
+    Rows that moved from an anonymous id to a user are left out: no request reads the state of an identified id.
     """
 
     def __init__(self, archive: Archive, log: EventLog) -> None:
@@ -56,7 +59,7 @@ class RetractionIndex:
         self._owners: dict[int, str] = {}
         self._of: dict[str, list[Retraction]] = {}
         self._rows: dict[str, pl.DataFrame] = {}
-        earlier = log.retractions()
+        earlier = [row for row in log.retractions() if row.rule != IDENTIFIED]
         self.preload(earlier)
         self.register(earlier)
 
@@ -271,13 +274,20 @@ class StateRegistry:
     """User states by `FeatureSpec.state_key`; bundles with the same key share them.
 
     `open` and `label` may run on any thread; all other methods run on the event loop.
+
+    Args:
+        seq: The last identity to know; None: the newest. Later ones are added by commits and by `catch_up`.
+
+    Attributes:
+        identities: Identified anonymous ids.
     """
 
-    def __init__(self, project: Project, archive: Archive, log: EventLog) -> None:
+    def __init__(self, project: Project, archive: Archive, log: EventLog, seq: int | None = None) -> None:
         self._project = project
         self.archive = archive
         self._log = log
         self.retractions = RetractionIndex(archive, log)
+        self.identities = Identities(log.identities(until=seq))
         self._by_key: dict[str, StateSource] = {}
 
     def open(self, specs: Iterable[FeatureSpec]) -> dict[str, StateSource]:
@@ -297,9 +307,12 @@ class StateRegistry:
             source.catch_up(seq)
         self._by_key = dict(opened)
 
-    def over_archive(self, archive: Archive, specs: Iterable[FeatureSpec]) -> StateRegistry:
-        """Build the registry over a new archive; reads files, so not on the event loop."""
-        registry = StateRegistry(self._project, archive, self._log)
+    def over_archive(self, archive: Archive, specs: Iterable[FeatureSpec], seq: int) -> StateRegistry:
+        """Build the registry over a new archive; reads files, so not on the event loop.
+
+        ``seq``: The last identity to know, at most the seq of the answers.
+        """
+        registry = StateRegistry(self._project, archive, self._log, seq)
         registry.activate(registry.open(specs))
         return registry
 
@@ -336,6 +349,7 @@ class StateRegistry:
 
     def catch_up(self, seq: int) -> None:
         """Read the rows up to ``seq`` that the states do not include yet from the log."""
+        self.identities.add(self._log.identities(self.identities.seq, seq))
         for source in self._by_key.values():
             source.catch_up(seq)
 

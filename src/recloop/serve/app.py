@@ -29,6 +29,7 @@ from recloop.serve.access import AccessMiddleware, AccessRules, ScopedRoute
 from recloop.serve.config_reload import ConfigReloader
 from recloop.serve.event_endpoint import EventEndpoint
 from recloop.serve.event_routes import WriteRoutes
+from recloop.serve.identify_routes import IdentifyRoutes
 from recloop.serve.list_endpoint import ListApplication, ListEndpoint
 from recloop.serve.middleware import RequestMiddleware, json_response, problem_response
 from recloop.serve.person_routes import PersonRoutes
@@ -168,6 +169,7 @@ def build(
             write("/v1/items/{item_id:path}", writes.patch_item, "PATCH"),
             write("/v1/items/{item_id:path}", writes.delete_item, "DELETE"),
             write("/v1/users", writes.post_users),
+            write("/v1/identify", IdentifyRoutes(service).identify),
             get("/v1/items/{item_id:path}/similar", reads.similar, read, SIMILAR_PARAMETERS),
             get("/v1/items/{item_id:path}", reads.get_item, read),
             get("/v1/users/{user_id:path}", reads.get_user, read),

@@ -14,6 +14,7 @@ import msgspec
 from recloop.records import Decision, Item, User
 from recloop.release.assignment import Arm
 from recloop.serve.request_metrics import RequestCounts
+from recloop.storage.identities import Identity
 from recloop.storage.retractions import Retraction
 
 HEAD_BYTES = 4
@@ -31,6 +32,7 @@ class Committed(msgspec.Struct, tag=True, frozen=True):
     users: list[User]
     items: list[Item]
     retractions: list[Retraction]
+    identities: list[Identity]
 
 
 class Deployed(msgspec.Struct, tag=True, frozen=True):

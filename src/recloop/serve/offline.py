@@ -52,8 +52,9 @@ def recommend(
     with project.open_log() as log:
         as_of = max(archive.watermark, log.last_seq())
         catalog = Catalog.from_frames([archive.items(), log.items(until=as_of)])
-        source = StateRegistry(project, archive, log).open([loaded.spec])[loaded.spec.state_key]
-        state = source.read(user_id, as_of)
+        registry = StateRegistry(project, archive, log)
+        user_id = registry.identities.person(user_id)
+        state = registry.open([loaded.spec])[loaded.spec.state_key].read(user_id, as_of)
     query = Query(
         user_id=user_id,
         now=now(),

@@ -115,6 +115,7 @@ def _paths() -> dict[str, JsonTree]:
             **_rows("patch_items", "Change named attributes of items", "ItemPatch", "ItemsResponse", "patch"),
         },
         "/v1/users": _rows("post_users", "Add or update users; used from the next request", "UserIn", "UsersResponse"),
+        "/v1/identify": _identify(),
         "/v1/items/{item_id}": {
             **_get("get_item", "Get an item's current attributes", "ItemResponse", path="item_id", errors=("404",)),
             "patch": _change("patch_item", "Change named attributes of an item", "ItemChange"),
@@ -233,6 +234,19 @@ def _move(verb: str, summary: str) -> JsonTree:
                 "200": _response(summary, "ReleaseResponse"),
                 **_errors("404", "409", "413", "415", *KEY_STATUSES),
             },
+        }
+    }
+
+
+def _identify() -> JsonTree:
+    summary = "Join an anonymous id with a user; used from the next request"
+    return {
+        "post": {
+            "operationId": "identify",
+            "summary": summary,
+            "security": _security(KeyScope.INGEST),
+            "requestBody": {"required": True, "content": _content("IdentifyRequest")},
+            "responses": {"200": _response(summary, "IdentifyResponse"), **_errors("409", "413", "415", *KEY_STATUSES)},
         }
     }
 

@@ -63,8 +63,9 @@ class RecommendRoutes:
         Raises:
             HttpError: 422 for an invalid parameter, 403 for a limit of the page token.
         """
+        user_id = user_id or parameters.anonymous_id or ""
         if not user_id:
-            raise unprocessable("user_id", "", "a user id, in the path or as ?user_id=")
+            raise unprocessable("user_id", "", "a user id in the path or as ?user_id=, or ?anonymous_id=")
         query = self._query(user_id, parameters, ids, time_header, "home", parameters.item)
         if page is not None:
             page.check_list(query.user_id, query.placement)
@@ -85,7 +86,8 @@ class RecommendRoutes:
         parameters = list_parameters(request.scope["query_string"])
         ids = _ids(request)
         time_header = request.headers.get("x-recloop-now")
-        query = self._query(parameters.user_id, parameters, ids, time_header, similar_items.LIST_KIND, item_id)
+        user_id = parameters.user_id or parameters.anonymous_id or ""
+        query = self._query(user_id, parameters, ids, time_header, similar_items.LIST_KIND, item_id)
         placement = service.bundle.policy.placements.get(query.placement)
         if placement is not None and placement.list != similar_items.LIST_KIND:
             raise unprocessable("placement", query.placement, "a placement with list similar")
@@ -126,7 +128,7 @@ class RecommendRoutes:
         return in_memory or await run_in_threadpool(item_exists, service.log, service.archive, item_id)
 
     async def get_user(self, request: Request) -> Response:
-        user_id = request.path_params["user_id"]
+        user_id = self._service.person(request.path_params["user_id"])
         state = self._service.user_state(user_id)
         moments, attributes = state.moments(), state.attributes[0]
         has_state = bool(moments) or len(state.negatives) > 0 or attributes is not None

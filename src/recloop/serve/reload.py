@@ -109,7 +109,9 @@ class Reloader:
         service = self._service
         specs = [deployment.bundle.spec for deployment in service.deployments.all]
         await run_in_threadpool(archive.load_ids)
-        service.use_archive(archive, await run_in_threadpool(service.user_states.over_archive, archive, specs))
+        service.use_archive(
+            archive, await run_in_threadpool(service.user_states.over_archive, archive, specs, service.as_of)
+        )
         if service.workers is not None:
             await service.workers.publish()
 
@@ -176,7 +178,7 @@ class Reloader:
         if last_applied_seq is None:
             return
         specs = [deployment.bundle.spec for deployment in service.deployments.all]
-        user_states = await run_in_threadpool(service.user_states.over_archive, service.archive, specs)
+        user_states = await run_in_threadpool(service.user_states.over_archive, service.archive, specs, service.as_of)
         rows = await run_in_threadpool(service.log.items, last_applied_seq)
         service.repair(
             user_states,

@@ -53,7 +53,7 @@ FILTER_PARAMETERS: Final = (
 )
 CALLER_PARAMETERS: Final = (
     Parameter("session_id", TEXT_SCHEMA, "recorded with the decision"),
-    Parameter("anonymous_id", TEXT_SCHEMA, "recorded with the decision"),
+    Parameter("anonymous_id", TEXT_SCHEMA, "the browser or device; without a user id, the list is for its person"),
 )
 LENGTH_PARAMETER: Final = Parameter(
     "n", {"type": "integer", "minimum": 1, "maximum": MAX_LIST_ITEMS}, "length of the list; default: the placement's n"
@@ -66,7 +66,7 @@ RECOMMEND_PARAMETERS: Final = (
     *CALLER_PARAMETERS,
 )
 RECOMMEND_BY_QUERY_PARAMETERS: Final = (
-    Parameter("user_id", {**TEXT_SCHEMA, "minLength": 1}, "the user", required=True),
+    Parameter("user_id", {**TEXT_SCHEMA, "minLength": 1}, "the user; optional with anonymous_id"),
     *RECOMMEND_PARAMETERS,
 )
 SIMILAR_PARAMETERS: Final = (

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from recloop.files import AttributeValues, JsonTree
+from recloop.ingest.parse import Text
 
 Temperature = Literal["hot", "warm", "cold"]
 """Hot: id in the table (has a positive). Warm: attributes only. Cold: neither."""
@@ -221,6 +222,29 @@ class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     ids: Annotated[list[int], msgspec.Meta(min_length=1)]
+
+
+class IdentifyRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /v1/identify``.
+
+    ``anonymous_id``: browser or device. ``user_id``: the user who signed in.
+    """
+
+    anonymous_id: Text
+    user_id: Text
+
+
+class IdentifyResponse(msgspec.Struct):
+    """Result of an identify.
+
+    ``moved``: earlier rows of the anonymous id that are the user's now. A ``duplicate`` has the seq of the first one.
+    """
+
+    anonymous_id: str
+    user_id: str
+    status: Literal["accepted", "duplicate"]
+    seq: int
+    moved: int
 
 
 class ForgetRequest(msgspec.Struct, forbid_unknown_fields=True):

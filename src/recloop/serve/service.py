@@ -45,6 +45,7 @@ from recloop.serve.shadow import ShadowScorer
 from recloop.serve.shadow_choice import ShadowChoice
 from recloop.storage import admin_token, inbox, locks
 from recloop.storage.archive import Archive
+from recloop.storage.identities import Identity
 from recloop.storage.retractions import Retraction
 from recloop.storage.sqlite import locate
 
@@ -128,7 +129,7 @@ class Service:
         self.catalog = Catalog.from_frames([self.archive.items(), self.log.items()])
         loader = DeploymentLoader(project, self.control, self.catalog, self.clock)
         self.deployments = loader.load_initial()
-        self.user_states = StateRegistry(project, self.archive, self.log)
+        self.user_states = StateRegistry(project, self.archive, self.log, self.as_of)
         self._stack.callback(lambda: self.user_states.close())  # noqa: PLW0108 the one in use by then
         self.user_states.activate(self.user_states.open(deployment.bundle.spec for deployment in self.deployments.all))
         self.decisions = self._stack.enter_context(project.open_decisions(write=True))
@@ -189,7 +190,8 @@ class Service:
         """Answer a query from the newest state and record the decision.
 
         Args:
-            query: Query with ``now``, ``n`` (0 for the placement's) and ``request_id``.
+            query: Query with ``now``, ``n`` (0 for the placement's) and ``request_id``; the user of an identified id
+                replaces it, and the decision has the id as ``anonymous_id``.
             started: Time of receipt, by `time.perf_counter`.
             client_request_id: The client's id of the request; recorded in addition to ``request_id``.
             waited: Seconds that the request waited for its answer.
@@ -197,6 +199,9 @@ class Service:
         Raises:
             UserError: unknown placement, or invalid filter.
         """
+        person = self.person(query.user_id)
+        if person != query.user_id:
+            query, anonymous_id = msgspec.structs.replace(query, user_id=person), query.user_id
         assigned = self._assign(query.user_id)
         self.recommender.placement(query.placement)
         self.live.check_filter(query.filter)
@@ -239,6 +244,7 @@ class Service:
 
     def preview(self, query: Query) -> tuple[RankedList, assignment.Arm]:
         """Compute the list and arm of a query without recording a decision."""
+        query = msgspec.structs.replace(query, user_id=self.person(query.user_id))
         deployment = self._assign(query.user_id)
         return self._list(deployment, query, set())[0], deployment.arm
 
@@ -247,7 +253,7 @@ class Service:
         live, candidate = self.deployments.live, self.deployments.candidate
         if not user_id or is_guest(user_id) or candidate is None:
             return live
-        arm = assignment.assign(user_id, live.arm, candidate.arm)
+        arm = assignment.assign(self.user_states.identities.assigned_as(user_id), live.arm, candidate.arm)
         return candidate if arm is candidate.arm else live
 
     def _answer(
@@ -289,6 +295,7 @@ class Service:
         items: Sequence[Item] = (),
         users: Sequence[User] = (),
         retractions: Sequence[Retraction] = (),
+        identities: Sequence[Identity] = (),
     ) -> WriteRequest:
         """Store rows; return when they are durable and every worker includes them.
 
@@ -302,7 +309,7 @@ class Service:
             raise LogFullError(self.disk.settings.events)
         if retractions:
             await run_in_threadpool(self.user_states.retractions.preload, retractions)
-        written = await self.writer.write(events, items, users, retractions)
+        written = await self.writer.write(events, items, users, retractions, identities=identities)
         if self.workers is not None:
             await self.workers.confirm_commits()
         return written
@@ -322,7 +329,11 @@ class Service:
 
     def user_state(self, user_id: str) -> StateBatch:
         """Read a user's newest state, a batch of one."""
-        return self.user_states.state(self.bundle.spec, user_id, self.as_of, set())[0]
+        return self.user_states.state(self.bundle.spec, self.person(user_id), self.as_of, set())[0]
+
+    def person(self, user_id: str) -> str:
+        """Return the user who was identified last by an id, or the id itself."""
+        return self.user_states.identities.person(user_id)
 
     def ready(self) -> str:
         """Answer a golden query with the live bundle; return the failure, or empty."""
@@ -396,11 +407,12 @@ class Service:
         (`repair`).
         """
         rows = labelled if isinstance(labelled, LabelledRows) else None  # None: repeated events, or the labels failed
-        if not any(job.events for job in jobs):
+        if not any(job.events or any(result.moved for result in job.identified) for job in jobs):
             rows = LabelledRows()
         users = sorted((user for job in jobs for user in job.kept_users), key=lambda user: user.seq)
         items = kept_items(jobs)
         retractions = [row for job in jobs for row in job.kept_retractions]
+        self.user_states.identities.add(identities := [row for job in jobs for row in job.kept_identities])
         try:
             self._apply_commit(seq, rows, users, items, retractions)
         except Exception as error:  # noqa: BLE001 - the rows are durable, so responses must include them
@@ -409,7 +421,7 @@ class Service:
             self.uncommitted_since = self.as_of if self.uncommitted_since is None else self.uncommitted_since
         self.as_of = seq
         if self.workers is not None:
-            self.workers.commit(seq, rows, users, items, retractions)
+            self.workers.commit(seq, rows, users, items, retractions, identities)
 
     def repair(self, user_states: StateRegistry, items: Sequence[Item]) -> None:
         """Apply the rows that a failed `_after_commit` left out; on the event loop.

@@ -117,7 +117,7 @@ class WorkerService(Service):
         self.uncommitted_since = None
         self.catalog = Catalog.from_frames([self.archive.items(), self.log.items()], max_seq=self.as_of)
         self.deployments = self.load(self._deployed, [])
-        self.user_states = StateRegistry(project, self.archive, self.log)
+        self.user_states = StateRegistry(project, self.archive, self.log, self.as_of)
         self._stack.callback(lambda: self.user_states.close())  # noqa: PLW0108 the one in use by then
         self.user_states.activate(self.user_states.open(deployment.bundle.spec for deployment in self.deployments.all))
         self.decisions = cast("DecisionLog", self.forwarded)
@@ -148,6 +148,7 @@ class WorkerService(Service):
 
     def apply(self, committed: Committed) -> None:
         """Apply a commit; on the event loop."""
+        self.user_states.identities.add(committed.identities)
         self.user_states.retract(committed.retractions)
         if committed.rows is None:
             self.user_states.catch_up(committed.seq)
@@ -177,7 +178,7 @@ class WorkerService(Service):
         """Use the newest archive and its states."""
         archive = await run_in_threadpool(Archive, self.project.data)
         specs = [deployment.bundle.spec for deployment in self.deployments.all]
-        user_states = await run_in_threadpool(self.user_states.over_archive, archive, specs)
+        user_states = await run_in_threadpool(self.user_states.over_archive, archive, specs, self.as_of)
         user_states.catch_up(self.as_of)
         self.user_states = user_states
         self.archive = archive

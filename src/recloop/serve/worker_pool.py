@@ -43,6 +43,7 @@ from recloop.serve.channel import (
     read_frame,
 )
 from recloop.storage.accepted_count import WRITER_SLOT
+from recloop.storage.identities import Identity
 from recloop.storage.retractions import Retraction
 
 if TYPE_CHECKING:
@@ -165,11 +166,12 @@ class WorkerPool:
         users: list[User],
         items: list[Item],
         retractions: list[Retraction],
+        identities: list[Identity],
     ) -> None:
         """Send a commit to all workers; see `Committed`."""
         if items:
             self._last_item_seq = seq
-        message = Committed(next(self._numbers), seq, rows, users, items, retractions)
+        message = Committed(next(self._numbers), seq, rows, users, items, retractions, identities)
         for one in self._publish(message):
             one.commits.add(message.number)
 

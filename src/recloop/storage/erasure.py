@@ -45,6 +45,7 @@ def forget_in_log(log: EventLog, users: Collection[str]) -> tuple[int, int]:
             writer.execute(f"DELETE FROM {table} WHERE user_id {IN_USERS}", names).rowcount
             for table in ("events", "users")
         )
+        writer.execute(f"DELETE FROM identities WHERE user_id {IN_USERS} OR anonymous_id {IN_USERS}", names)
         writer.execute(f"UPDATE events SET anonymous_id = NULL WHERE anonymous_id {IN_USERS}", names)
         log.continue_after(seq)
     return seq, deleted

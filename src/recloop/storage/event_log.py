@@ -20,6 +20,8 @@ import polars as pl
 
 from recloop.errors import UserError
 from recloop.records import ITEM_SCHEMA, SEQ, USER_ID, USER_SCHEMA, Event, Item, User
+from recloop.storage import identities
+from recloop.storage.event_lookup import by_event_id, in_size, newest_rules, parts
 from recloop.storage.event_rows import (
     EVENT_COLUMNS,
     RULED_SCHEMA,
@@ -29,18 +31,17 @@ from recloop.storage.event_rows import (
     event_ids,
     number_new,
     object_text,
+    with_persons,
 )
 from recloop.storage.event_schema import MIGRATIONS, PRAGMAS, SCHEMA, SCRIPT, VIEWS
+from recloop.storage.identities import NOT_MOVED, Identity
 from recloop.storage.logged_items import LoggedItems
 from recloop.storage.retractions import RESTORED, Retraction
 from recloop.storage.sqlite import ReaderPool, Store, close_writer, open_writer, release_space, transaction
 
 MAX_SLICE_ROWS = 100_000  # rows per read; a longer read would keep the write-ahead log from shrinking
 INSERT_EVENT: Final = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
-IN_SIZES: Final = (1, 8, 64, 512)
-"""Numbers of placeholders, so that few statements are compiled."""
 
-T = TypeVar("T")
 Row = TypeVar("Row", Item, User, Retraction)
 
 
@@ -114,15 +115,16 @@ class EventLog(Store):
 
         Call it inside the `commit` that inserts the events. A repeat with equal content is a ``duplicate``, with other
         content a ``conflict``. A timestamp that the client omitted counts as equal, because both rows then have their
-        time of receipt.
+        time of receipt. A new row of an identified anonymous id gets the user who was identified last.
 
         Args:
             events: Events in order of arrival; ``seq`` is ignored.
             imported: Events of the import by event_id.
         """
         with self.commit() as writer:
-            stored = self._by_event_id(writer, event_ids(events))
-            return number_new(events, {**imported, **stored}, self._counter(writer))
+            stored = by_event_id(writer, event_ids(events))
+            arrivals = number_new(events, {**imported, **stored}, self._counter(writer))
+            return with_persons(arrivals, identities.persons(writer, (event.user_id for event in events)))
 
     def insert_events(self, rows: Sequence[EventRow], rules: Sequence[str | None]) -> list[Receipt]:
         """Insert new events with the seqs of `find_duplicates`; a rule quarantines.
@@ -160,7 +162,7 @@ class EventLog(Store):
         that is submitted twice is stored once.
         """
         with self.commit() as writer:
-            newest = self._newest_rules(writer, [row.retracted_seq for row in rows])
+            newest = newest_rules(writer, [row.retracted_seq for row in rows])
             new_rows: list[Retraction] = []
             for row in rows:
                 is_retracted = newest.get(row.retracted_seq, RESTORED) != RESTORED
@@ -239,6 +241,16 @@ class EventLog(Store):
         rows = self._sliced("users", tuple(USER_SCHEMA), after, until, where, parameters)
         return pl.DataFrame([(*row[:-1], bool(row[-1])) for row in rows], USER_SCHEMA, orient="row")
 
+    def identities(self, after: int = 0, until: int | None = None) -> list[Identity]:
+        """Identities with ``after`` < seq <= ``until``, by seq."""
+        return identities.read(self._readers.get(), after, until)
+
+    def restore_identities(self, rows: Sequence[Identity]) -> None:
+        """Insert numbered identities of an earlier log; later rows get larger seqs."""
+        with self.commit() as writer:
+            identities.insert(writer, rows)
+            self.continue_after(max((row.seq for row in rows), default=0))
+
     def retractions(self, after: int = 0, until: int | None = None) -> list[Retraction]:
         """Retractions and restorations with ``after`` < seq <= ``until``, by seq."""
         return [
@@ -254,7 +266,7 @@ class EventLog(Store):
     def owners(self, seqs: Sequence[int]) -> dict[int, str]:
         """User id of each of these seqs; seqs of the import are omitted."""
         users: dict[int, str] = {}
-        for batch in _parts(list(seqs)):
+        for batch in parts(list(seqs)):
             placeholders = ", ".join("?" * len(batch))
             users |= self._readers.get().execute(
                 f"SELECT seq, user_id FROM events WHERE seq IN ({placeholders})", batch
@@ -279,8 +291,8 @@ class EventLog(Store):
         connection = self._writer or self._readers.get()
         rows: list[tuple[Any, ...]] = []
         columns = ", ".join(f"events.{name}" for name in names)
-        for batch in _parts(list(windows)):
-            size = _in_size(len(batch))
+        for batch in parts(list(windows)):
+            size = in_size(len(batch))
             values = ", ".join(["(?, ?, ?)"] * size)
             padding = [None] * (3 * (size - len(batch)))
             rows += connection.execute(
@@ -304,7 +316,8 @@ class EventLog(Store):
 
     def received(self, since: int, until: int) -> list[tuple[int, str | None]]:
         """Time of receipt and request id of valid events: ``since`` < time <= ``until``."""
-        text = "SELECT received_at, request_id FROM events WHERE rule IS NULL AND received_at > ? AND received_at <= ?"
+        text = f"""SELECT received_at, request_id FROM events
+            WHERE rule IS NULL AND received_at > ? AND received_at <= ? AND {NOT_MOVED}"""
         return self._readers.get().execute(text, (since, until)).fetchall()
 
     def received_after(self, after: int, since: int, limit: int) -> list[tuple[int, int, str | None]]:
@@ -313,8 +326,8 @@ class EventLog(Store):
         Returns:
             (seq, time of receipt, request id) by seq.
         """
-        text = """SELECT seq, received_at, request_id FROM events
-            WHERE seq > ? AND rule IS NULL AND received_at > ? ORDER BY seq LIMIT ?"""
+        text = f"""SELECT seq, received_at, request_id FROM events
+            WHERE seq > ? AND rule IS NULL AND received_at > ? AND {NOT_MOVED} ORDER BY seq LIMIT ?"""
         return self._readers.get().execute(text, (after, since, limit)).fetchall()
 
     def old_events(self, after: int, until: int, before: int, limit: int) -> pl.DataFrame:
@@ -386,40 +399,5 @@ class EventLog(Store):
 
     @staticmethod
     def _count(connection: sqlite3.Connection) -> int:
-        tables = ("events", "items", "users", "retractions")
+        tables = ("events", "items", "users", "retractions", "identities")
         return sum(connection.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()[0] for table in tables)
-
-    @staticmethod
-    def _newest_rules(connection: sqlite3.Connection, seqs: list[int]) -> dict[int, str]:
-        """Rule of the newest retraction of each of these events; others are omitted."""
-        rules: dict[int, str] = {}
-        for batch in _parts(seqs):
-            marks = ", ".join("?" * len(batch))
-            selected = f"SELECT retracted_seq, rule FROM retractions WHERE retracted_seq IN ({marks}) ORDER BY seq"
-            rules |= dict(connection.execute(selected, batch))
-        return rules
-
-    @staticmethod
-    def _by_event_id(connection: sqlite3.Connection, ids: list[str]) -> dict[str, Event]:
-        events: dict[str, Event] = {}
-        for batch in _parts(ids):
-            size = _in_size(len(batch))
-            rows = connection.execute(
-                f"SELECT {', '.join(EVENT_COLUMNS)} FROM events WHERE event_id IN ({', '.join('?' * size)})",
-                [*batch, *[None] * (size - len(batch))],
-            )
-            for row in rows:
-                event = Event(**dict(zip(EVENT_COLUMNS, row, strict=True)))
-                if event.event_id is not None:
-                    events[event.event_id] = event
-        return events
-
-
-def _in_size(count: int) -> int:
-    """Smallest number of placeholders for a number of values."""
-    return next(size for size in IN_SIZES if size >= count)
-
-
-def _parts(values: list[T], size: int = IN_SIZES[-1]) -> Iterator[list[T]]:
-    for start in range(0, len(values), size):
-        yield values[start : start + size]

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple
 
+import msgspec
 import polars as pl
 
-from recloop.records import EVENT_SCHEMA, RULE, SEQ, Event
+from recloop.records import EVENT_SCHEMA, RULE, SEQ, USER_ID, Event
 
 EVENT_COLUMNS: Final = (*EVENT_SCHEMA, RULE)
 RULED_SCHEMA: Final = {**EVENT_SCHEMA, RULE: pl.String}
@@ -18,6 +19,9 @@ CONTENT_COLUMNS: Final = tuple(name for name in EVENT_SCHEMA if name not in {SEQ
 """Content sent by the client, without the timestamp."""
 EventRow = tuple[Any, ...]
 """Values of EVENT_SCHEMA, in its order."""
+
+USER_COLUMN: Final = list(EVENT_SCHEMA).index(USER_ID)
+ANONYMOUS_COLUMN: Final = list(EVENT_SCHEMA).index("anonymous_id")
 
 _content = attrgetter(*CONTENT_COLUMNS)
 _values = attrgetter(*(name for name in EVENT_SCHEMA if name != SEQ))
@@ -78,13 +82,38 @@ def number_new(events: Sequence[Event], first_by_id: Mapping[str, Event], seq: i
     return Arrivals(rows, repeats)
 
 
+def with_persons(arrivals: Arrivals, persons: Mapping[str, str]) -> Arrivals:
+    """Give new rows of identified anonymous ids their user.
+
+    Args:
+        persons: User by anonymous id.
+    """
+    if not persons:
+        return arrivals
+    rows = [
+        _with_person(row, persons[row[USER_COLUMN]]) if row[USER_COLUMN] in persons else row for row in arrivals.rows
+    ]
+    return arrivals._replace(rows=rows)
+
+
+def _with_person(row: EventRow, user_id: str) -> EventRow:
+    values = list(row)
+    values[USER_COLUMN], values[ANONYMOUS_COLUMN] = user_id, row[USER_COLUMN]
+    return tuple(values)
+
+
 def event_ids(events: Iterable[Event]) -> list[str]:
     """List the distinct event_ids of these events, in order of arrival."""
     return list(dict.fromkeys(event.event_id for event in events if event.event_id is not None))
 
 
 def same_content(first: Event, repeat: Event) -> bool:
-    """Return True if a repeated event has the content of the first one."""
+    """Return True if a repeated event has the content of the first one.
+
+    The first row of an identified anonymous id has the user and keeps the anonymous id.
+    """
+    if first.user_id != repeat.user_id == first.anonymous_id:
+        repeat = msgspec.structs.replace(repeat, user_id=first.user_id, anonymous_id=first.anonymous_id)
     if _content(first) != _content(repeat):
         return False
     unstamped = first.timestamp == first.received_at and repeat.timestamp == repeat.received_at

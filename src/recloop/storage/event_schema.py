@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-SCHEMA = 4
+from recloop.storage import identities
 
-SCRIPT = """
+SCHEMA = 5
+
+SCRIPT = f"""
 CREATE TABLE counter (one INTEGER PRIMARY KEY CHECK (one = 1), seq INTEGER NOT NULL);
 INSERT INTO counter VALUES (1, 0);
 CREATE TABLE events (
@@ -21,14 +23,19 @@ CREATE TABLE users (
     seq INTEGER PRIMARY KEY, user_id TEXT NOT NULL, received_at INTEGER NOT NULL, attributes TEXT NOT NULL,
     deleted INTEGER NOT NULL);
 CREATE INDEX users_user ON users (user_id, seq);
-CREATE TABLE retractions (seq INTEGER PRIMARY KEY, retracted_seq INTEGER NOT NULL, rule TEXT NOT NULL)"""
+CREATE TABLE retractions (seq INTEGER PRIMARY KEY, retracted_seq INTEGER NOT NULL, rule TEXT NOT NULL);
+CREATE INDEX retractions_event ON retractions (retracted_seq, seq);
+{identities.TABLE}"""
 MIGRATIONS = {
     1: "ALTER TABLE retractions RENAME COLUMN of_seq TO retracted_seq",
     2: "CREATE INDEX events_user_time ON events (user_id, timestamp); DROP INDEX events_user",
     3: "DROP INDEX events_item",
+    4: f"CREATE INDEX retractions_event ON retractions (retracted_seq, seq); {identities.TABLE}",
 }
 VIEWS = {
-    1: "CREATE TEMP VIEW retractions AS SELECT seq, of_seq AS retracted_seq, rule FROM main.retractions",
+    1: f"""CREATE TEMP VIEW retractions AS SELECT seq, of_seq AS retracted_seq, rule FROM main.retractions;
+{identities.NO_IDENTITIES}""",
+    **dict.fromkeys((2, 3, 4), identities.NO_IDENTITIES),
 }
 
 PRAGMAS = (
