@@ -242,6 +242,21 @@ def test_count_repeats_of_sums_equals_the_definition(monkeypatch: pytest.MonkeyP
         counts.add(contents[-1])
         if step % 3 == 2:
             counts.add(contents.pop(0), sign=-1)
+        if step % 4 == 3:
+            codes = codes[draw.random(len(codes)) < 0.8]  # some items have no slot any more
+            later = PeriodContent(
+                answers=step, codes=codes.tobytes(), slots=draw.integers(1, 9, len(codes)).astype("<i4").tobytes()
+            )
+            counts.replace(contents.pop(), later)
+            contents.append(later)
+            defined_counts = GroupCounts()
+            for content in contents:
+                defined_counts.add(content)
+            assert counts.slots[: counts.n_codes].tolist() == [
+                *defined_counts.slots[: defined_counts.n_codes].tolist(),
+                *[0] * (counts.n_codes - defined_counts.n_codes),
+            ]
+            assert counts.answers == defined_counts.answers
         for repeats, defined in zip(counts.count_repeats(), metrics.count_repeats(counts.slots), strict=True):
             assert repeats.tolist() == defined.tolist()
 

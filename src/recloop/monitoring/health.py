@@ -216,7 +216,7 @@ class HealthCounts:
             covered_users=counts.users.get(decision_periods.COVERED_USERS, 0),
             bundles=counts.bundles,
             latency=counts.latency,
-            items=counts.slots,
+            items=counts.slots[: counts.n_codes],
             repeats=counts.count_repeats(),
             sources=np.array([_by_source(sources) for sources in counts.sources], dtype=np.int64),
         )

@@ -153,12 +153,13 @@ class ItemFlags:
             self._tail = np.concatenate([self._tail, self._reference.tail[numbers] | (numbers == 0)])
             self._new = np.concatenate([self._new, numbers == 0])
         items = log.items(after=self._last_seq)
+        if items.is_empty():
+            return
         for raw, is_hidden in items.select(ITEM_ID, pl.col("hidden") | pl.col("deleted")).iter_rows():
             if raw not in self._reference.ids:
                 self._posted.add(raw)
             (self._hidden.add if is_hidden else self._hidden.discard)(raw)
-        if len(items):
-            self._last_seq = items[SEQ][-1]
+        self._last_seq = items[SEQ][-1]
 
     @property
     def against(self) -> HealthReference:
