@@ -129,26 +129,26 @@ def test_two_tower_ranks_for_users_and_items_without_history(fitted_two_tower: F
     assert "attributes" in found or "model" in known.sources
     encoded = recommender.encode(states, [fitted_two_tower.now[0]] * 2)
     allowed = recommender.candidate_mask(encoded, queries, recommender.placement("home"))
-    assert recommender.attributes is not None
-    ranked = list(recommender.attributes.best(fitted_two_tower.catalogue, encoded, allowed, 0))
+    assert recommender.slots.towers is not None
+    ranked = list(recommender.slots.towers.best(fitted_two_tower.catalogue, encoded, allowed, 0))
     cold = set(fitted_two_tower.catalogue.latest("", fitted_two_tower.bundle.items.ids))
     assert cold
     assert cold <= set(ranked)
     assert len(set(ranked)) == len(ranked)
-    assert list(recommender.attributes.best(fitted_two_tower.catalogue, encoded, allowed, 1)) == []
+    assert list(recommender.slots.towers.best(fitted_two_tower.catalogue, encoded, allowed, 1)) == []
 
 
 @pytest.mark.slow
 def test_two_tower_cold_item_is_near_its_category(fitted_two_tower: Fitted) -> None:
     """The nearest items of a cold item share its category more often than by chance."""
     recommender = Recommender(fitted_two_tower.bundle, fitted_two_tower.catalogue)
-    assert recommender.attributes is not None
-    ids, vectors = recommender.attributes.outside.select(fitted_two_tower.catalogue, "")
+    assert recommender.slots.towers is not None
+    cold = recommender.slots.towers.outside.select(fitted_two_tower.catalogue, "")
     world = SimulatedShop(seed=0).items()
     category = dict(world.select(ITEM_ID, pl.col("category")).iter_rows())
     table = fitted_two_tower.bundle.arrays["item_vectors"][1:]
     shares = []
-    for item_id, vector in zip(ids, vectors, strict=True):
+    for item_id, vector in zip(cold.ids, cold.features, strict=True):
         near = np.argsort(-(table @ vector))[:10]
         shares.append(np.mean([category[fitted_two_tower.bundle.items.ids.ids[n]] == category[item_id] for n in near]))
     assert np.mean(shares) > 0.4  # eight categories: 0.125 by chance

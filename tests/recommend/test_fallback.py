@@ -113,12 +113,14 @@ def test_outside_items_compute_only_changed_items(
     outside = OutsideItems(with_fields(make_bundle({"popular": 1.0})), lambda codes: codes.sum(axis=1))
     for item_id, kind in (("figs", "a"), ("grapes", "b"), ("hay", None)):
         catalogue.upsert(Item(item_id=item_id, attributes={"kind": kind}, seq=20))
-    ids, features = outside.select(catalogue, "")
+    selected = outside.select(catalogue, "")
+    ids, features = selected.ids, selected.features
     assert (ids, features.tolist(), computed) == (["figs", "grapes"], [1, 2], [3])
     catalogue.upsert(Item(item_id="apple", attributes={"price": 3.0}, seq=21))  # in the table
-    assert outside.select(catalogue, "")[1] is features
+    assert outside.select(catalogue, "").features is features
     catalogue.upsert(Item(item_id="figs", attributes={"kind": "b"}, seq=22))
     catalogue.upsert(Item(item_id="grapes", attributes={"kind": "b"}, hidden=True, seq=23))
-    ids, features = outside.select(catalogue, "")
+    selected = outside.select(catalogue, "")
+    ids, features = selected.ids, selected.features
     assert (ids, features.tolist(), computed) == (["figs"], [2], [3, 1])
-    assert outside.select(catalogue.copy(), "")[0] == ["figs"]
+    assert outside.select(catalogue.copy(), "").ids == ["figs"]

@@ -6,8 +6,9 @@ its values, so items without history have a score too (docs/definitions/attribut
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -142,6 +143,7 @@ def recent_items(encoded: EncodedBatch, b: int) -> np.ndarray:
     return newest
 
 
-def user_code_columns(names: Sequence[str]) -> np.ndarray:
+@lru_cache(maxsize=64)
+def user_code_columns(names: tuple[str, ...]) -> np.ndarray:
     """Return the columns of a batch's context that hold user fields."""
     return np.flatnonzero([name.startswith(USER_FIELD) for name in names])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -17,21 +17,53 @@ from recloop.features.attribute_affinity import (
 )
 from recloop.features.encode import EncodedBatch, attribute_codes
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.filters import CandidateMask
+from recloop.recommend.filters import NO_ITEMS, CandidateMask
 from recloop.recommend.mask_cache import MaskCache
-from recloop.recommend.outside_items import OutsideItems
+from recloop.recommend.outside_items import OutsideItems, Selected
 from recloop.recommend.table_mask import TableMask
 from recloop.recommend.top_k import DEPTH, best_rows
 
 MAX_CANDIDATES: Final = 20_000
 """Most popular allowed items of the table that are scored."""
-CACHED_MASKS: Final = 64
+CANDIDATE_BYTES: Final = 32 * 2**20
+"""Memory of the scored items of recent filters."""
 COLD_STRENGTHS: Final = np.ones(2, dtype=np.float32)
 """Strengths of user fields and of recent items in the order of items without a row."""
 NEW_FIRST: Final = 1e6
 """Score that is added to items posted after the training rows."""
 OUTSIDE_EVERY: Final = 10
 """One slot in so many of this stage shows an item without a row, as long as there is one."""
+
+
+class _Candidates(NamedTuple):
+    """Items of the table that are scored for a filter.
+
+    Attributes:
+        items: (n,) ascending item_ix. prior: (n,) float32. slots, shares: (n, C).
+    """
+
+    items: np.ndarray
+    prior: np.ndarray
+    slots: np.ndarray
+    shares: np.ndarray
+
+    def nbytes(self) -> int:
+        return self.items.nbytes + self.prior.nbytes + self.slots.nbytes + self.shares.nbytes
+
+
+class _OutsideOrder(NamedTuple):
+    """Items outside the table, the newest first.
+
+    Attributes:
+        newest: (n,) rows of the selected items. slots, shares: (n, C).
+        prior: (n,) float32. is_new: (n,) bool: posted after the training rows.
+    """
+
+    newest: np.ndarray
+    slots: np.ndarray
+    shares: np.ndarray
+    prior: np.ndarray
+    is_new: np.ndarray
 
 
 class AttributeLists:
@@ -42,9 +74,8 @@ class AttributeLists:
         self._affinity = affinity
         self._users, self._items = (FieldColumns.of(side, bundle.spec, bundle.fields) for side in ("user", "item"))
         self._slots, self._shares = bundle.shared("attribute_slots", self._table_slots)
-        self._candidates: MaskCache[np.ndarray] = MaskCache(self._most_popular, CACHED_MASKS)
+        self._candidates: MaskCache[_Candidates] = MaskCache(self._most_popular, CANDIDATE_BYTES, _Candidates.nbytes)
         self._outside = OutsideItems(bundle, self._outside_slots)
-        self._order: tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None  # by features
 
     def best(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids for query b, best first; empty for a query without a known value.
@@ -76,10 +107,13 @@ class AttributeLists:
         return bool(self._profile(encoded, b).any())
 
     def _merged(self, profile: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
-        """Yield the items of the table with one item outside it every ten slots."""
+        """Yield the items of the table with one item outside it every ten slots.
+
+        Most lists have fewer free slots, so the items outside the table are ordered when one is due.
+        """
         ids = self._bundle.items.ids.ids
         table = iter(self._best_of_table(profile, allowed, b).tolist())
-        outside = iter(self._best_outside(profile, catalog, allowed, b))
+        outside = self._due_outside(profile, catalog, allowed, b)
         n_slots = 0
         while True:
             n_slots += 1
@@ -91,22 +125,28 @@ class AttributeLists:
                 return
             yield item_id
 
+    def _due_outside(self, profile: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
+        yield from self._best_outside(profile, catalog, allowed, b)
+
     def _profile(self, encoded: EncodedBatch, b: int, strengths: np.ndarray | None = None) -> np.ndarray:
         """(1+V,) profile of query b by its user fields and recent items."""
         affinity = self._affinity
-        codes = encoded.context[b : b + 1, user_code_columns(encoded.context_names)]
+        codes = encoded.context[b : b + 1, user_code_columns(tuple(encoded.context_names))]
         user_slots = affinity.user_slots[self._users.numbers(codes)]
-        recent = recent_items(encoded, b)
+        uses_recent = (affinity.strengths if strengths is None else strengths)[1] > 0
+        recent = recent_items(encoded, b) if uses_recent else NO_ITEMS
         return affinity.profile(
             user_slots[0], self._users.shares(user_slots)[0], self._slots[recent], self._shares[recent], strengths
         )
 
     def _best_of_table(self, profile: np.ndarray, allowed: CandidateMask, b: int) -> np.ndarray:
-        items = self._candidates.get(allowed.table)
+        candidates = self._candidates.get(allowed.table)
+        items = candidates.items
+        scores = candidates.prior + scores_of(profile, candidates.slots, candidates.shares)
         banned = allowed.banned[b]
         if len(banned):
-            items = items[~np.isin(items, banned)]
-        scores = self._affinity.prior[items] + scores_of(profile, self._slots[items], self._shares[items])
+            is_kept = ~np.isin(items, banned)
+            items, scores = items[is_kept], scores[is_kept]
         best: np.ndarray = items[best_rows(scores, DEPTH)]
         return best
 
@@ -115,35 +155,29 @@ class AttributeLists:
 
         Then they are ordered by score, then the newest first, then by id bytes.
         """
-        ids, features = self._outside.select(catalog, allowed.text)
-        if not ids:
-            return ids
-        newest, prior, is_new = self._outside_order(catalog, ids, features)
-        slots, shares = np.split(features[newest], 2, axis=1)
-        scores = (prior + scores_of(profile, slots.astype(np.int64), shares)).astype(np.float64)
-        best = best_rows(scores + is_new * NEW_FIRST, DEPTH + len(allowed.banned_ids[b]) + len(allowed.unavailable))
-        return [ids[row] for row in newest[best].tolist()]
+        outside = self._outside.select(catalog, allowed.text)
+        if not outside.ids:
+            return outside.ids
+        order = outside.derived(lambda: self._outside_order(catalog, outside))
+        scores = (order.prior + scores_of(profile, order.slots, order.shares)).astype(np.float64)
+        best = best_rows(
+            scores + order.is_new * NEW_FIRST, DEPTH + len(allowed.banned_ids[b]) + len(allowed.unavailable)
+        )
+        return [outside.ids[row] for row in order.newest[best].tolist()]
 
-    def _outside_order(
-        self, catalog: Catalog, ids: Sequence[str], features: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return rows of the outside items, the newest first.
+    def _outside_order(self, catalog: Catalog, outside: Selected) -> _OutsideOrder:
+        first_seq = np.fromiter((catalog.first_seq(item_id) for item_id in outside.ids), np.int64, len(outside.ids))
+        newest = np.argsort(-first_seq, kind="stable")
+        slots, shares = np.split(outside.features[newest], 2, axis=1)
+        slots = slots.astype(np.int64)
+        prior = self._affinity.outside_prior(slots, shares)
+        return _OutsideOrder(newest, slots, shares, prior, first_seq[newest] > self._bundle.learned.until_seq)
 
-        Beside them their prior, and whether they were posted after the training rows.
-        """
-        if self._order is None or self._order[0] is not features:
-            first_seq = np.fromiter((catalog.first_seq(item_id) for item_id in ids), np.int64, len(ids))
-            newest = np.argsort(-first_seq, kind="stable")
-            slots, shares = np.split(features[newest], 2, axis=1)
-            prior = self._affinity.outside_prior(slots.astype(np.int64), shares)
-            self._order = features, (newest, prior, first_seq[newest] > self._bundle.learned.until_seq)
-        return self._order[1]
-
-    def _most_popular(self, table: TableMask) -> np.ndarray:
+    def _most_popular(self, table: TableMask) -> _Candidates:
         """Return the most popular items that a mask allows, ascending."""
         order = self._bundle.arrays["popular"]
-        items: np.ndarray = np.sort(order[table.mask[order]][:MAX_CANDIDATES])
-        return items
+        items = np.sort(order[table.mask[order]][:MAX_CANDIDATES])
+        return _Candidates(items, self._affinity.prior[items], self._slots[items], self._shares[items])
 
     def _table_slots(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the slots (N+1, C) and shares of the table's items; row 0 is missing."""

@@ -41,12 +41,12 @@ class AttributeTowers:
 
     def cold_items(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Sequence[str]:
         """Return the items outside the table for query b by the user tower, best first."""
-        ids, vectors = self.outside.select(catalog, allowed.text)
-        if not ids:
-            return ids
-        scores = vectors @ self._user_vector(encoded.context[b : b + 1])
+        cold = self.outside.select(catalog, allowed.text)
+        if not cold.ids:
+            return cold.ids
+        scores = cold.features @ self._user_vector(encoded.context[b : b + 1])
         return [
-            ids[row]
+            cold.ids[row]
             for row in _best_rows(scores, DEPTH + len(allowed.banned_ids[b]) + len(allowed.unavailable)).tolist()
         ]
 
@@ -68,9 +68,9 @@ class AttributeTowers:
 
     def _by_vector(self, vector: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids by their inner product with a vector (D,)."""
-        cold_ids, cold = self.outside.select(catalog, allowed.text)
+        cold = self.outside.select(catalog, allowed.text)
         best = self._search.best(vector, allowed, b, DEPTH)
-        yield from ranked(best, self._bundle.items.ids.ids, cold_ids, cold @ vector)
+        yield from ranked(best, self._bundle.items.ids.ids, cold.ids, cold.features @ vector)
 
     def _user_vector(self, context: np.ndarray) -> np.ndarray:
         dim = self._items.shape[1]

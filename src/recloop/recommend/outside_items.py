@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -14,16 +13,43 @@ from recloop.features.encode import attribute_codes
 from recloop.recommend.catalog import Catalog
 from recloop.records import Item
 
-MAX_CONDITIONS: Final = 8
-"""Conditions whose items are kept."""
+SELECTED_BYTES: Final = 32 * 2**20
+"""Memory of the items of recent conditions; those of the newest one are always kept."""
+ID_BYTES: Final = 120
+"""Estimate for an id in a list, and for the row of an item in a derived order."""
+
+Derived = TypeVar("Derived")
 
 
-@dataclass(frozen=True)
-class _Selected:
-    catalog: Catalog
-    version: int
-    ids: list[str]
-    features: np.ndarray
+class Selected:
+    """Items that pass a condition.
+
+    Attributes:
+        ids: Raw ids, ascending. features: (n, D).
+    """
+
+    def __init__(self, catalog: Catalog, version: int, ids: list[str], features: np.ndarray) -> None:
+        self.ids = ids
+        self.features = features
+        self._catalog = catalog
+        self._version = version
+        self._derived: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        """Estimate of the memory, with one derived value."""
+        return 3 * self.features.nbytes + ID_BYTES * len(self.ids)
+
+    def is_current(self, catalog: Catalog, version: int) -> bool:
+        """Return True if no item outside the table has changed."""
+        return self._catalog is catalog and self._version == version
+
+    def derived(self, derive: Callable[[], Derived]) -> Derived:
+        """Return what its only reader derives from the items, computed once."""
+        if self._derived is None:
+            self._derived = derive()
+        value: Derived = self._derived
+        return value
 
 
 class OutsideItems:
@@ -36,28 +62,32 @@ class OutsideItems:
     def __init__(self, bundle: Bundle, derive: Callable[[np.ndarray], np.ndarray]) -> None:
         self._bundle = bundle
         self._derive = derive
-        self._selected: OrderedDict[str, _Selected] = OrderedDict()
+        self._selected: OrderedDict[str, Selected] = OrderedDict()
+        self._nbytes = 0
         self._codes: dict[str, tuple[Item, np.ndarray]] = {}
 
-    def select(self, catalog: Catalog, text: str) -> tuple[list[str], np.ndarray]:
-        """Return the shown items that pass a condition, and their features (n, D).
-
-        Ids ascend.
-        """
+    def select(self, catalog: Catalog, text: str) -> Selected:
+        """Return the shown items that pass a condition."""
         vocabulary = self._bundle.items.ids
         version = catalog.outside_version(vocabulary)
         selected = self._selected.get(text)
-        if selected is None or selected.catalog is not catalog or selected.version != version:
+        if selected is None or not selected.is_current(catalog, version):
             items = [catalog.get(item_id) for item_id in sorted(catalog.latest(text, vocabulary))]
             listed = [item for item in items if item is not None]
             codes = self._codes_of(listed)
             has_fields = codes.any(axis=1)
             ids = [listed[n].item_id for n in np.flatnonzero(has_fields)]
-            selected = self._selected[text] = _Selected(catalog, version, ids, self._derive(codes[has_fields]))
-            if len(self._selected) > MAX_CONDITIONS:
-                self._selected.popitem(last=False)
+            self._keep(text, Selected(catalog, version, ids, self._derive(codes[has_fields])))
         self._selected.move_to_end(text)
-        return selected.ids, selected.features
+        return self._selected[text]
+
+    def _keep(self, text: str, selected: Selected) -> None:
+        earlier = self._selected.get(text)
+        self._nbytes += selected.nbytes - (0 if earlier is None else earlier.nbytes)
+        self._selected[text] = selected
+        self._selected.move_to_end(text)
+        while self._nbytes > SELECTED_BYTES and len(self._selected) > 1:
+            self._nbytes -= self._selected.popitem(last=False)[1].nbytes
 
     def _codes_of(self, items: Sequence[Item]) -> np.ndarray:
         """(n, C) field codes; only those of changed items are computed."""

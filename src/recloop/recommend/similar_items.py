@@ -108,11 +108,11 @@ class _AttributeNeighbours:
         if not query_codes.any():
             return iter(())
         n_equal = self._n_equal(self._table, query_codes)  # (N+1,)
-        cold_ids, cold = self._outside.select(catalog, allowed.text)
-        cold_n_equal = self._n_equal(cold, query_codes)
+        cold = self._outside.select(catalog, allowed.text)
+        cold_n_equal = self._n_equal(cold.features, query_codes)
         scores = np.where(n_equal > 0, n_equal - self._popularity, -np.inf)
         cold_scores = np.where(cold_n_equal > 0, cold_n_equal - 1.0, -np.inf)
-        return ranked(best_row(scores, allowed, b), bundle.items.ids.ids, cold_ids, cold_scores)
+        return ranked(best_row(scores, allowed, b), bundle.items.ids.ids, cold.ids, cold_scores)
 
     def _n_equal(self, codes: np.ndarray, query_codes: np.ndarray) -> np.ndarray:
         """(n,) number of fields equal to the query's.

@@ -44,11 +44,11 @@ class SlotBuilder:
         self._bundle = bundle
         self._catalog = catalog
         self._variants = variants
-        towers = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
-        affinity = None if towers is not None else AttributeAffinity.from_arrays(bundle.arrays)
+        self.towers = AttributeTowers(bundle) if "item.onnx" in bundle.graphs else None
+        affinity = None if self.towers is not None else AttributeAffinity.from_arrays(bundle.arrays)
         self._attribute_lists = None if affinity is None else AttributeLists(bundle, affinity)
-        self._by_attributes: AttributeRanking | None = self._attribute_lists or towers
-        self.similar = SimilarItems(bundle, towers)
+        self._by_attributes: AttributeRanking | None = self._attribute_lists or self.towers
+        self.similar = SimilarItems(bundle, self.towers)
         self._stages: dict[str, FallbackStage] = {
             "attributes": AttributesStage(catalog, self._by_attributes, self.similar),
             "segment": SegmentStage(bundle),
