@@ -126,7 +126,10 @@ class GroupCounts:
         self._add_slots(codes, sign * np.frombuffer(content.slots, "<i4"))
 
     def replace(self, earlier: PeriodContent, content: PeriodContent) -> None:
-        """Add the counts of a period in place of earlier ones; only items whose slots differ cost time."""
+        """Add the counts of a period in place of earlier ones.
+
+        Only items whose slots differ cost time.
+        """
         self._add_answers(earlier, -1)
         self._add_answers(content, 1)
         codes, earlier_codes = np.frombuffer(content.codes, "<i4"), np.frombuffer(earlier.codes, "<i4")
