@@ -11,7 +11,7 @@ import pytest
 from recloop.bundle import Bundle
 from recloop.policy import ScorerSpec
 from recloop.project import Project
-from recloop.training.baselines import _without_unused
+from recloop.training.unused_models import without_unused
 
 EASE = ScorerSpec("ease", "ease", "neighbours")
 RANKING = ScorerSpec("model", "neumf", "rank", of=("ease", "popular"))
@@ -37,7 +37,7 @@ def with_ease(bundle: Bundle, weight: float, more: Mapping[str, ScorerSpec]) -> 
 def test_model_without_a_use_is_left_out(
     project: Project, weight: float, more: dict[str, ScorerSpec], named: set[str], is_kept: bool
 ) -> None:
-    bundle = _without_unused(with_ease(project.load_bundle(), weight, more), named)
+    bundle = without_unused(with_ease(project.load_bundle(), weight, more), named)
     assert ("ease" in bundle.scorers) == is_kept
     assert ("ease.weights" in bundle.arrays) == is_kept
     assert ("ease" in bundle.policy.placements["home"].weights) == is_kept

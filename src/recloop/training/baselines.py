@@ -11,26 +11,25 @@ import numpy as np
 from recloop.bundle import Bundle, ItemTable, UserTable, array_name
 from recloop.config import Config
 from recloop.features.state_history import StateHistory
-from recloop.features.vocabulary import as_text
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
 from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, load_model
 from recloop.policy import AGAIN, AGAIN_SOURCE, FADING, FALLBACK, CatalogRules, NewItems, Placement, Policy, ScorerSpec
 from recloop.recommend import similar_items
-from recloop.recommend.fallback import segment_lists
-from recloop.records import DAY, FUSED_SOURCES, source_names
+from recloop.records import DAY, source_names
 from recloop.training.attribute_affinity import choose_strengths, refit_affinity, strengths_of
 from recloop.training.closed_form import checked_source, closed_form, recent_weights
 from recloop.training.dataset import ItemUserTables
 from recloop.training.fusion_weights import FusionChoice, fusion_or_single, ndcg
 from recloop.training.kept_models import with_fit, with_fits
+from recloop.training.segments import segment_arrays
+from recloop.training.unused_models import without_unused
 from recloop.training.validation_recall import ValidationRecall
 
 HALF_LIFE_DAYS: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
 """Half-lives in days that ``baselines.half_life = "auto"`` tries; None: no decay."""
 SAME_WEIGHTS = (1.0, 4.0)
 """Weights of two items of one moment that co-visitation tries beside 0, as long as they help."""
-SEGMENT_LENGTH = 1000
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def fit_counts(
             models[checked_source(name, model)] = (name, model)
     arrays = {name: array for _, model in models.values() for name, array in _named(model, model.fit(data)).items()}
     half_life = baselines["popular"].half_life
-    arrays |= _segments(data, tables, half_life)
+    arrays |= segment_arrays(data, tables, half_life)
     arrays |= refit_affinity(data, strengths, half_life)
     scorers = {
         source: with_fit(_scorer(name, model, baselines.get(source)), data)
@@ -239,44 +238,10 @@ def choose_half_life_and_weights(
             placements[name] = replace(placements[name], new=new)
     policy = replace(bundle.policy, placements=placements)
     named = keep if config.baselines.extra == "auto" else {*keep, *config.baselines.extra}
-    bundle = _without_unused(replace(bundle, policy=policy), named)
+    bundle = without_unused(replace(bundle, policy=policy), named)
     return bundle, Chosen(
         len(sampled), half_lives, same, attributes.sentence, fusions[main], discovery=fusions.get(not main)
     )
-
-
-def _without_unused(bundle: Bundle, named: Collection[str]) -> Bundle:
-    """Leave out the further models without a use, except those named."""
-    placements = bundle.policy.placements
-    weights = [one.weights for one in placements.values()]
-    weights += [one.new.weights for one in placements.values() if one.new is not None]
-    used = {source for of_list in weights for source, weight in of_list.items() if weight > 0}
-    used |= {source for spec in bundle.scorers.values() for source in spec.of or ()}
-    unused = {
-        source
-        for source, spec in bundle.scorers.items()
-        if source not in FUSED_SOURCES and source not in used and spec.model not in named
-    }
-    if not unused:
-        return bundle
-    scorers = {source: spec for source, spec in bundle.scorers.items() if source not in unused}
-    arrays = {name: array for name, array in bundle.arrays.items() if name.partition(".")[0] not in unused}
-
-    def without_unused(weights: Mapping[str, float]) -> dict[str, float]:
-        return {source: weight for source, weight in weights.items() if source not in unused}
-
-    policy = replace(
-        bundle.policy,
-        placements={
-            name: replace(
-                one,
-                weights=without_unused(one.weights),
-                new=None if one.new is None else replace(one.new, weights=without_unused(one.new.weights)),
-            )
-            for name, one in placements.items()
-        },
-    )
-    return replace(bundle, manifest=replace(bundle.manifest, scorers=scorers), arrays=arrays, policy=policy)
 
 
 def refit_baselines(bundle: Bundle, data: TrainData, tables: ItemUserTables, config: Config) -> Bundle:
@@ -373,22 +338,8 @@ def _refitted(bundle: Bundle, scorer: ScorerSpec, data: TrainData, tables: ItemU
     if scorer.source != "history":
         arrays |= load_model(scorer.model, scorer.fit_options).fit(data)
     if scorer.source == "popular":
-        arrays |= _segments(data, tables, scorer.half_life)
+        arrays |= segment_arrays(data, tables, scorer.half_life)
     return replace(bundle, manifest=replace(bundle.manifest, scorers=scorers), arrays=arrays)
-
-
-def _segments(data: TrainData, tables: ItemUserTables, half_life: float | None) -> dict[str, np.ndarray]:
-    """Compute popular lists per ``serve.segment`` value; empty if it is not set."""
-    if not tables.spec.segment:
-        return {}
-    values = [None if row is None else row.get(tables.spec.segment) for row in tables.user_attributes]
-    segments = [None if value is None else as_text(value) for value in values]
-    row_user = data.moment_user[data.row_moment]
-    weights = data.decay(half_life)[data.row_moment]
-    is_target = data.target_rows
-    return segment_lists(
-        segments, row_user[is_target], data.items[is_target], weights[is_target], data.n_items + 1, SEGMENT_LENGTH
-    )
 
 
 def _user_table(tables: ItemUserTables, data: TrainData, arrays: Mapping[str, np.ndarray]) -> UserTable | None:
