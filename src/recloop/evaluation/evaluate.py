@@ -23,6 +23,7 @@ from recloop.config import Config
 from recloop.errors import UserError
 from recloop.evaluation import metrics
 from recloop.evaluation.cold_items import ColdItemsEvaluation, ColdItemsResult
+from recloop.evaluation.examples import examples_of
 from recloop.evaluation.given_candidates import GivenCandidates
 from recloop.evaluation.leave_one_out import TargetRanks
 from recloop.evaluation.lists import ListRecommender
@@ -31,7 +32,7 @@ from recloop.evaluation.parallel import each_span
 from recloop.evaluation.placements import PlacementEvaluation, further_placements
 from recloop.evaluation.queries import Queries, codes_of_targets, is_repeat, make_queries, states_of
 from recloop.evaluation.table import EvaluationTable, make_table
-from recloop.evaluation.table_rows import SLICES, EvaluationProtocol, Example, QueryMetrics, TrainingNote
+from recloop.evaluation.table_rows import SLICES, EvaluationProtocol, QueryMetrics, TrainingNote
 from recloop.features.encode import EncodedBatch
 from recloop.features.state import StateBatch
 from recloop.features.state_history import StateHistory
@@ -42,10 +43,8 @@ from recloop.recommend.filters import CandidateMask
 from recloop.recommend.fusion import fuse
 from recloop.recommend.ranker import Ranker
 from recloop.recommend.top_k import DEPTH, TopK
-from recloop.records import FUSED_SOURCES, USER_ID, Query
+from recloop.records import FUSED_SOURCES, USER_ID
 
-EXAMPLE_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Quantiles of history length for the example users of the report."""
 LEAVE_ONE_OUT = "leave-one-out"
 """Protocol with one target per query."""
 SINGLE_SOURCE_FALLBACK = ("popular",)
@@ -129,7 +128,8 @@ def evaluate(
     for span in each_span(workers, len(queries), answer):
         if progress is not None:
             progress(span.stop, len(queries))
-    examples = _examples(evaluations[0], queries, positives, timeline)
+    main = evaluations[0]
+    examples = examples_of(main.recommender, main.placement, queries, positives, timeline)
     rows = [row for evaluation in evaluations for row in evaluation.rows(repeat)]
     protocol = EvaluationProtocol(
         name=config.split.protocol,
@@ -396,37 +396,3 @@ def _scored(bundle: Bundle, encoded: EncodedBatch, allowed: CandidateMask, top_k
             "scores", "NaN", f"a number for every item from {bundle.manifest.model.name}",
             "recloop train, with a smaller train.lr",
         )  # fmt: skip
-
-
-def _examples(
-    evaluation: _BundleEvaluation, queries: Queries, positives: NDArray[np.int64], timeline: StateHistory
-) -> list[Example]:
-    """Return the example users (`EXAMPLE_QUANTILES`): query, list and taken items."""
-    user_of_query = np.array(queries.users, dtype=object)
-    last_of_user = np.append(np.flatnonzero(user_of_query[1:] != user_of_query[:-1]), len(queries) - 1)
-    order = last_of_user[np.argsort(positives[last_of_user], kind="stable")]
-    selected = sorted(
-        {int(order[int(share * (len(order) - 1))]) for share in EXAMPLE_QUANTILES}, key=lambda q: (positives[q], q)
-    )
-    users = [queries.users[q] for q in selected]
-    states = timeline.states(users, queries.as_of[selected].tolist(), queries.now[selected].tolist())
-    batch = [
-        Query(user_id=user, now=int(queries.now[q]), placement=evaluation.placement)
-        for user, q in zip(users, selected, strict=True)
-    ]
-    answers = evaluation.recommender.recommend(states, batch, with_inputs=False)
-    examples = []
-    for b, (q, answer) in enumerate(zip(selected, answers, strict=True)):
-        newest = range(states.moment_offsets[b + 1] - 1, states.moment_offsets[b] - 1, -1)[:3]
-        history = [
-            (int(states.stamps[m]), _names(states, states.item_offsets[m], states.item_offsets[m + 1])) for m in newest
-        ]
-        taken = queries.targets[queries.offsets[q] : queries.offsets[q + 1]]
-        slots = [(slot.item_id, slot.score, slot.source) for slot in answer.slots]
-        examples.append(Example(users[b], int(queries.now[q]), int(positives[q]), history, slots, taken))
-    return examples
-
-
-def _names(states: StateBatch, low: int, high: int) -> list[str]:
-    names: list[str] = states.names[states.items[low:high]].tolist()
-    return names
