@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import polars as pl
+import pytest
 from arriving import die_after
 
 from recloop import loop
@@ -13,7 +14,9 @@ from recloop.data.prepare import load
 from recloop.features import state_store
 from recloop.features.labels import EventLabeler
 from recloop.monitoring.verify import verify
+from recloop.pipeline import update_steps
 from recloop.pipeline.quarantine import quarantine
+from recloop.pipeline.update_run import UpdateRun
 from recloop.project import Project, open_project
 from recloop.records import EVENT_ID, ITEM_ID, SECOND, SEQ, STAMP, USER_ID, Event, Query
 from recloop.serve.service import Service
@@ -117,6 +120,25 @@ def test_interrupted_update_keeps_rows_that_move_after_its_end(project: Project)
     assert not (run / "data" / "manifest.json").exists()  # the interrupted run was published
     assert learned(project, "phone", "person") == [("phone", "i01"), ("person", "i02")]
     check_states(project)
+    update(project)
+    assert learned(project, "phone", "person") == [("person", "i01"), ("person", "i02")]
+    check_states(project)
+
+
+def test_update_learns_rows_that_move_during_it_as_the_anonymous_ids(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(project, ("event", "phone", "i01"), ("event", "person", "i02"))
+    collect = update_steps.collect
+
+    def identify_and_collect(run: UpdateRun) -> None:
+        serve(project, ("identify", "phone", "person"), start=START + 3_600 * SECOND)
+        collect(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(update_steps, "collect", identify_and_collect)
+        update(project)
+    assert learned(project, "phone", "person") == [("phone", "i01"), ("person", "i02")]
     update(project)
     assert learned(project, "phone", "person") == [("person", "i01"), ("person", "i02")]
     check_states(project)
