@@ -36,12 +36,16 @@ class Stream:
 
     Attributes:
         rate: Requests per second at Poisson times; None: as fast as the answers arrive.
+        drops: A request that finds no free connection is not sent, as by a client that gives up, instead of waiting.
+        whole: Latencies of the lists that no part is missing from.
     """
 
     requests: Iterator[bytes]
     connections: int = CONNECTIONS
     rate: float | None = None
+    drops: bool = False
     latencies: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -85,8 +89,11 @@ class _Connection:
             return False
         if not head.startswith(b"http/1.1 200"):
             self.stream.failed.append(bytes(self._received[:300]).decode("latin-1"))
+        latency = time.perf_counter() - self._started
+        if b'"degraded":[]' in self._received:
+            self.stream.whole.append(latency)
         self._received.clear()
-        self.stream.latencies.append(time.perf_counter() - self._started)
+        self.stream.latencies.append(latency)
         return True
 
 
@@ -112,6 +119,9 @@ def run(port: int, streams: list[Stream], seconds: float, seed: int = 0) -> None
                 free[number].popleft().send(clock if stream.rate is None else planned[number])
                 in_flight += 1
                 if stream.rate is not None:
+                    planned[number] += draw.expovariate(stream.rate)
+            if stream.drops and stream.rate is not None:
+                while planned[number] <= clock:
                     planned[number] += draw.expovariate(stream.rate)
             if stream.rate is not None and free[number]:
                 wait = min(wait, max(0.0, planned[number] - clock))

@@ -1,0 +1,90 @@
+"""Write docs/faults.md from the results of `make faults`.
+
+.venv/bin/python benchmarks/faults_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+RESULT: Final = ROOT / "benchmarks" / "results" / "faults.json"
+PAGE: Final = ROOT / "docs" / "faults.md"
+HIDDEN: Final = ("seconds", "commit", "share")
+HEAD: Final = """\
+# What happens when things break?
+
+Each run breaks a real service or its files and then looks at what is left. `make faults` runs all at full size (hours),
+`make faults SHARE=0.1` a tenth of it, and the test suite a small part of each. The results are in
+[`faults.json`](../benchmarks/results/faults.json), each with its commit.
+"""
+
+
+class Run(NamedTuple):
+    """A run of the table."""
+
+    name: str
+    file: str
+    breaks: str
+    must_hold: str
+
+
+RUNS: Final = (
+    Run("kills", "test_kills.py", "SIGKILL at random instants, 8 senders that repeat with their event ids",
+        "an acknowledged event is stored, once"),
+    Run("power cut", "test_power_cut.py",
+        "power cut at a random system call: writes after the last sync dropped, torn at 512 bytes and reordered, new names lost",
+        "the log opens, is whole and has each acknowledged row; with `synchronous = NORMAL` the same test finds losses"),
+    Run("failing syncs", "test_write_errors.py", "EIO at each fifth sync of a thread, then SIGKILL",
+        "an acknowledged row is stored, a refused one is not; lists go on; no restart"),
+    Run("hot swaps", "test_hot_swaps.py", "the live bundle changes under 8 clients, each fifth time to a damaged one",
+        "no request fails, each list is of one bundle, a damaged bundle is refused"),
+    Run("damaged bundles", "test_damaged_bundles.py",
+        "flipped bits, cut files, zeros, insertions, NaN, pickle, links, JSON values of other kinds; the manifest agrees",
+        "refused by name, or all golden lists are equal"),
+    Run("requests of the OpenAPI document", "test_openapi_cases.py",
+        "random requests by schemathesis, valid and not, alone and in sequences, with a key of each scope",
+        "no 5xx, no answer outside the document, none without its scope"),
+    Run("hostile bytes", "test_raw_sockets.py",
+        "two framings of a body, bad chunks, 20,000 headers, gzip bombs, deep JSON, pipelines, noise",
+        "4xx or closed, memory flat, no hidden request, no traceback"),
+)  # fmt: skip
+
+
+def main() -> None:
+    """Write the page."""
+    kept = json.loads(RESULT.read_text("utf-8"))
+    lines = [HEAD, f"{kept['machine']}. A share of 1 is the full size.\n"]
+    lines += ["| run | what is broken | what must hold | share | result | commit |", "|---|---|---|---|---|---|"]
+    lines += [line(run, kept["runs"].get(run.name)) for run in RUNS]
+    PAGE.write_text("\n".join(lines) + "\n" + FOUND, "utf-8")
+
+
+def line(run: Run, facts: dict[str, Any] | None) -> str:
+    """Format one run."""
+    name = f"[{run.name}](../tests/faults/{run.file})"
+    if facts is None:
+        return f"| {name} | {run.breaks} | {run.must_hold} | | not run | |"
+    result = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in facts.items() if key not in HIDDEN)
+    return f"| {name} | {run.breaks} | {run.must_hold} | {facts['share']:g} | {result} | {facts['commit']} |"
+
+
+FOUND: Final = """
+## Faults that these runs found
+
+- Rows of a refused post were visible after a restart, where a sync had failed and the service was killed before the next commit.
+- An id with the character NUL stopped `/metrics` and status, and `forget` did not find it.
+- A damaged spec, code table, graph or Parquet file of a bundle was refused with the wrong words, or as a bug of recloop.
+- A malformed request with too large a head was refused twice, with a traceback in the log.
+
+## Not run
+
+- An hour of load with updates, swaps, reloads and backups.
+- A file system that becomes read-only.
+"""
+
+
+if __name__ == "__main__":
+    main()
