@@ -177,6 +177,23 @@ def test_lists_above_the_limit_are_503_with_retry_after(bounded: Bounded) -> Non
     assert bounded.lists.n_answered == 0
 
 
+def test_lists_that_would_wait_too_long_are_503_and_the_others_are_in_time(bounded: Bounded) -> None:
+    bounded.lists.seconds = 0.02  # 50 lists a second
+    bounded.limit(list_seconds=0.5)
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(200):
+            client = stack.enter_context(bounded.connect())
+            client.sendall(LIST)
+            clients.append(client)
+            time.sleep(0.005)
+        statuses = [answer(client)[0] for client in clients]
+    assert set(statuses) == {200, 503}
+    assert statuses[:3] == [200] * 3
+    assert 30 < statuses.count(200) < 110
+    assert 200 in statuses[-50:], "the service answers lists as fast as before"
+
+
 def test_write_above_the_limit_is_503_before_its_body_arrives(bounded: Bounded) -> None:
     bounded.limit(writes=1)
     with bounded.connect() as first, bounded.connect() as second:

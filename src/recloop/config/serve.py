@@ -38,7 +38,7 @@ class Limits(Section):
     waiting_lists: int = pydantic.Field(256, ge=0)
     """Lists that wait for their answer; above it 503."""
     list_seconds: float = pydantic.Field(1.0, gt=0)
-    """Deadline of a waiting list: after a quarter no shadow scores it, after half no ranker, then the fallback answers."""
+    """Deadline of a waiting list: after a quarter no shadow scores it, after half no ranker; above three quarters it is refused."""
     reads: int = pydantic.Field(256, ge=0)
     """Other reads under way; above it 503."""
     writes: int = pydantic.Field(256, ge=0)

@@ -39,6 +39,10 @@ LIST_PREFIX_BYTES: Final = LIST_PREFIX.encode()
 ALLOWED_NAMES: Final = names_of(RECOMMEND_PARAMETERS)
 SLICE_SECONDS: Final = 0.005
 MAX_DIRECT_LISTS: Final = 8
+RATE_WEIGHT: Final = 0.2
+"""Weight of the newest slice in the time per list."""
+REFUSED_SHARE: Final = 0.75
+"""Share of the deadline above which a new list is refused; the ranker is left out from half of it."""
 
 
 class ListRequest(NamedTuple):
@@ -155,9 +159,15 @@ class ListQueue:
     def __init__(self) -> None:
         self._waiting: deque[ListProtocol] = deque()
         self._n_direct = 0  # since the last slice
+        self._slice: tuple[float, int] | None = None  # begin and lists of the last slice; None after an empty queue
+        self._seconds_per_list = 0.0
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def expected_seconds(self) -> float:
+        """Expected waiting time of a new list, by the rate of the last slices."""
+        return len(self._waiting) * self._seconds_per_list
 
     def add(self, protocol: ListProtocol) -> None:
         """Answer the list of a connection now, or add it to the queue."""
@@ -171,14 +181,20 @@ class ListQueue:
 
     def _answer(self) -> None:
         self._n_direct = 0
-        end = time.perf_counter() + SLICE_SECONDS
+        begin = time.perf_counter()
+        if self._slice is not None:  # between two slices the loop refuses requests and does all else
+            per_list = (begin - self._slice[0]) / self._slice[1]
+            self._seconds_per_list += RATE_WEIGHT * (per_list - self._seconds_per_list)
         loop = self._waiting[0].loop
+        n_lists = 0
         try:
             while self._waiting:
+                n_lists += 1
                 self._waiting.popleft().answer_waiting()
-                if time.perf_counter() > end:
+                if time.perf_counter() > begin + SLICE_SECONDS:
                     return
         finally:
+            self._slice = (begin, n_lists) if self._waiting else None
             if self._waiting:
                 loop.call_soon(self._answer)
 
@@ -238,7 +254,7 @@ class ListProtocol(BoundedProtocol):
         arrived = time.perf_counter()
         self._waiting = ListRequest(unquote(path) if "%" in path else path, url.query or b"", self.headers, arrived)
         try:
-            self._check_waiting(len(application.waiting))
+            self._check_waiting(application.waiting)
             self.check_rate(self.headers)
         except HttpError as error:
             self._waiting = None
@@ -246,15 +262,17 @@ class ListProtocol(BoundedProtocol):
         else:
             application.waiting.add(self)
 
-    def _check_waiting(self, n_waiting: int) -> None:
-        """Check the number of waiting lists.
+    def _check_waiting(self, waiting: ListQueue) -> None:
+        """Check the number of waiting lists and their expected time.
 
         Raises:
-            HttpError: 503, they are as many as the limit.
+            HttpError: 503, they are as many as the limit, or a further one would wait too long for a whole answer.
         """
-        limit = self.application.live.limits.waiting_lists
-        if n_waiting >= limit:
-            raise limits.busy(f"at most {limit} waiting lists")
+        allowed = self.application.live.limits
+        if len(waiting) >= allowed.waiting_lists:
+            raise limits.busy(f"at most {allowed.waiting_lists} waiting lists")
+        if waiting.expected_seconds() > REFUSED_SHARE * allowed.list_seconds:
+            raise limits.busy(f"lists that wait at most {REFUSED_SHARE * allowed.list_seconds:g} s")
 
     def answer_waiting(self) -> None:
         """Answer the list that waits, if any and if the client is still connected."""
