@@ -203,7 +203,7 @@ def test_metrics_labels_contain_no_ids(project: Project) -> None:
         for sample in family.samples
         for name, value in sample.labels.items()
     }
-    requests = {"method", "route", "status", "le"}
+    requests = {"method", "route", "status", "le", "alarm"}
     assert {name for name, _ in labels} == {"window", "variant", "placement", "source", "quantile", *requests}
     assert {value for name, value in labels if name == "route"} == {
         "/v1/recommend/{user_id}",
