@@ -59,10 +59,12 @@ def test_check_event_without_user_is_part_of_the_groups_basket(user_id: str | No
     for refused, reason in (
         (check_event({**row, "group_id": "b1"}, 5, reject), "guest without user_id"),
         (check_event(row, 5, baskets), "no user_id"),
-        (check_event({**row, "anonymous_id": "a"}, 5, baskets), "no user_id"),
     ):
         assert isinstance(refused, Rejected)
         assert refused.reason == reason
+    anonymous = check_event({**row, "anonymous_id": "a"}, 5, baskets)
+    assert isinstance(anonymous, Event)
+    assert anonymous.user_id == "a"
 
 
 def shop(project_factory: ProjectFactory) -> Project:

@@ -309,6 +309,11 @@ def broken_weights(live: Bundle) -> dict[str, Any]:
 
 
 def unknown_field(live: Bundle) -> dict[str, Any]:
+    fields = FieldCodes({**live.fields.codes, "item.brand": CategoryCodes(("acme",))})
+    return {"spec": replace(live.spec, item={"brand": Field(**{"from": "label"})}), "fields": fields}
+
+
+def field_without_codes(live: Bundle) -> dict[str, Any]:
     return {"spec": replace(live.spec, item={"brand": Field(**{"from": "label"})})}
 
 
@@ -337,6 +342,7 @@ BAD = [
     (shorter, "item table="),
     (broken_weights, "neighbours.weights of serve.safetensors=NaN or infinite"),
     (unknown_field, "features.item.brand.from=label: expected a field of the catalog (category, name, price)"),
+    (field_without_codes, "fields.json="),
     (unknown_user_field, "features.user.city.from=town: expected a field of the users (age)"),
     (other_golden, "golden list="),
 ]
