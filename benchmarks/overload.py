@@ -24,7 +24,7 @@ from quality import PROJECTS, RESULTS
 import serve
 
 MULTIPLES: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
-CONNECTIONS: Final = 256
+CONNECTIONS: Final = 1_000
 DEADLINE_SECONDS: Final = 1.0
 PICTURE: Final = Path(__file__).resolve().parents[1] / "docs" / "img" / "overload.png"
 

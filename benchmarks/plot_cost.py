@@ -131,10 +131,12 @@ def picture(folder: Path) -> Figure:
 
 def update_bars(folder: Path) -> list[tuple[str, float]]:
     """CPU seconds of a first run and of an update on the generated log."""
-    result = read(folder, "update-cost-generated")
+    sizes = (("1 M rows", "update-cost-generated"), ("300,000 rows", "update-cost-generated-300000"))
+    size, result = next(((size, found) for size, name in sizes if (found := read(folder, name))), ("", None))
     if result is None:
         return []
-    return [(name, result[key]["cpu_seconds"]) for name, key in (("first run", "first_run"), ("update", "update"))]
+    names = ((f"first run,\n{size}", "first_run"), ("second update", "update"))
+    return [(name, result[key]["cpu_seconds"]) for name, key in names]
 
 
 def event_bars(folder: Path) -> list[tuple[str, float]]:

@@ -246,7 +246,10 @@ def test_console_shows_every_release_row_newest_first(
     generation = shown_console.status["generation"]
     assert len(shown_console.moves) == generation
     assert shown_console.moves[0].startswith(f"{generation} 20")
-    assert f"{served_project.seed} checked shadow POST /v1/admin/promote (admin token) a try of seed" in shown_console.moves[0]
+    assert (
+        f"{served_project.seed} checked shadow POST /v1/admin/promote (admin token) a try of seed"
+        in shown_console.moves[0]
+    )
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1180, "light"), (390, "dark")])
