@@ -37,7 +37,7 @@ def outcomes(bundle: Path, cases: int) -> list[str]:
         last = min(len(found) + CASES_PER_PROCESS, cases)
         words = [sys.executable, damaged_bundles.__file__, str(bundle), str(len(found)), str(last)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
-        found += [line.partition(" ")[2] for line in done.stdout.splitlines()]
+        found += [line.partition(" ")[2] for line in done.stdout.splitlines() if line[:1].isdigit()]
         if done.returncode:
             found.append(f"crashed with {done.returncode}: {done.stderr[-300:]}")
     return found

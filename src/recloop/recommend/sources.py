@@ -236,7 +236,7 @@ def open_session(graph: bytes, threads: int = 1) -> ort.InferenceSession:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a waiting thread leaves its core
     try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - onnxruntime has no common class of errors
         cause = f"{type(error).__name__}: {error}"[:300]
         raise BundleError(
