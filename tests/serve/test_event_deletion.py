@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import polars as pl
 from servers import inside
+from starlette.concurrency import run_in_threadpool
 
 from recloop.monitoring.verify import verify
 from recloop.project import Project
@@ -92,3 +93,20 @@ def test_restored_event_can_be_deleted_again(project: Project) -> None:
         assert await state(client) == (0, [])
 
     serve(project, work)
+
+
+def test_event_deleted_while_another_archive_is_opened_stays_deleted(project: Project) -> None:
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        assert await buy(client, "i05", "order-1") == "accepted"
+        assert await buy(client, "i06", "order-2") == "accepted"
+        specs = [service.bundle.spec]
+        opened = await run_in_threadpool(service.user_states.over_archive, service.archive, specs, service.as_of)
+        assert await delete(client, "order-1") == (200, "retracted")
+        service.use_archive(service.archive, opened)
+        assert await state(client) == (1, ["i06"])
+        assert await delete(client, "order-2") == (200, "retracted")
+        assert await state(client) == (0, [])
+
+    serve(project, work)
+    found = verify(project)
+    assert (found["checked"], found["unexplained"]) == (2, 0)

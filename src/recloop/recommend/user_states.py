@@ -59,9 +59,8 @@ class RetractionIndex:
         self._owners: dict[int, str] = {}
         self._of: dict[str, list[Retraction]] = {}
         self._rows: dict[str, pl.DataFrame] = {}
-        earlier = [row for row in log.retractions() if row.rule != IDENTIFIED]
-        self.preload(earlier)
-        self.register(earlier)
+        self._seq = 0  # newest registered retraction
+        self.catch_up(None)
 
     def preload(self, rows: Sequence[Retraction]) -> None:
         """Read the users of these retractions and their archived rows, before they apply."""
@@ -74,10 +73,21 @@ class RetractionIndex:
             rows_by_user = self._archive.for_users(users).partition_by(USER_ID, as_dict=True)
             self._rows |= {user: rows_by_user.get((user,), pl.DataFrame(schema=EVENT_SCHEMA)) for user in users}
 
+    def catch_up(self, seq: int | None) -> None:
+        """Register the new retractions of the log up to a seq; None: all."""
+        rows = [row for row in self._log.retractions(self._seq, seq) if row.rule != IDENTIFIED]
+        self.preload(rows)
+        self.register(rows)
+
     def register(self, rows: Sequence[Retraction]) -> set[str]:
-        """Register retractions and return the affected user ids; unknown rows are ignored."""
+        """Register retractions and return the affected user ids.
+
+        Unknown rows, and rows that are registered already, are ignored.
+        """
         touched = set()
-        for row in rows:
+        new_rows = [row for row in rows if row.seq > self._seq]
+        self._seq = max([self._seq, *(row.seq for row in new_rows)])
+        for row in new_rows:
             if row.retracted_seq in self._owners:
                 touched.add(self._owners[row.retracted_seq])
                 self._of.setdefault(self._owners[row.retracted_seq], []).append(row)
@@ -350,6 +360,7 @@ class StateRegistry:
     def catch_up(self, seq: int) -> None:
         """Read the rows up to ``seq`` that the states do not include yet from the log."""
         self.identities.add(self._log.identities(self.identities.seq, seq))
+        self.retractions.catch_up(seq)
         for source in self._by_key.values():
             source.catch_up(seq)
 
