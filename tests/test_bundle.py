@@ -19,8 +19,9 @@ import safetensors.numpy
 
 import recloop
 from recloop import bundle as bundles
-from recloop.bundle import Bundle, GoldenCase, checks
+from recloop.bundle import Bundle, checks
 from recloop.bundle.arrays import DTYPES, map_arrays
+from recloop.bundle.golden_case import GoldenCase
 from recloop.errors import BundleError
 from recloop.features.state import StoredState
 from recloop.features.undo import Kind

@@ -187,7 +187,7 @@ def test_gate_rows_read_in_blocks_of_users_give_the_queries_of_all_rows(
 
 
 def crash(project: Project, row: ReleaseRow) -> None:
-    """Stand in for a graph whose native code ends its process."""
+    """End the process, as the native code of a faulty graph does."""
     os.kill(os.getpid(), signal.SIGSEGV)
 
 

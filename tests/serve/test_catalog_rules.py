@@ -72,9 +72,9 @@ def test_sold_out_and_expired_items_leave_lists_and_verify_rebuilds_them(project
         await patch(client, first, availability="in_stock")
         await patch(client, second, expiration_date=None)
         assert await listed() == before
-        everyone = await listed("nobody-known")
-        await patch(client, everyone[0], availability=0)
-        assert everyone[0] not in await listed("nobody-known")
+        shown_items = await listed("nobody-known")
+        await patch(client, shown_items[0], availability=0)
+        assert shown_items[0] not in await listed("nobody-known")
 
     servers.inside(create(project, clock), shop)
     result = verify(project)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -33,11 +33,11 @@ from recloop.bundle.checks import (
     read_table,
     read_window,
 )
+from recloop.bundle.golden_case import GoldenCase
 from recloop.errors import BundleError
 from recloop.features.attribute_rows import AttributeRows
 from recloop.features.learned_range import LearnedRange
 from recloop.features.spec import ENCODE_VERSION, FeatureSpec
-from recloop.features.state import StoredState
 from recloop.features.vocabulary import FieldCodes, Vocabulary
 from recloop.files import AttributeValues, JsonTree, file_sha256, readable, sync_folder, unchanged_sha256, write_file
 from recloop.manifest import Manifest
@@ -85,33 +85,6 @@ def array_name(source: str, name: str) -> str:
     if source in FUSED_SOURCES:
         return name
     return f"{source}.{name.removeprefix('neighbours.')}"
-
-
-@dataclass(frozen=True)
-class GoldenCase:
-    """One case of golden.json: a user's state and the bundle's list for it."""
-
-    state: StoredState
-    now: int
-    placement: str
-    n: Annotated[int, msgspec.Meta(ge=1)]
-    ids: list[str]
-    scores: list[float]
-
-    @classmethod
-    def read_all(cls, path: Path) -> list[GoldenCase]:
-        """Read the cases of a golden.json; earlier bundles have ``k`` for ``n``.
-
-        Raises:
-            BundleError: the file does not contain golden cases.
-        """
-        try:
-            cases = msgspec.json.decode(path.read_bytes(), type=list[JsonTree])
-            return msgspec.convert([case | {"n": case.get("n", case.get("k"))} for case in cases], list[GoldenCase])
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise BundleError(
-                "golden.json", path, f"a list of golden cases ({error})", "recloop update --full"
-            ) from None
 
 
 @dataclass(frozen=True)

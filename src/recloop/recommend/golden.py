@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from recloop.bundle import Bundle, GoldenCase
+from recloop.bundle import Bundle
+from recloop.bundle.golden_case import GoldenCase
 from recloop.errors import BundleError
 from recloop.features.state import StateBatch, StoredState
 from recloop.recommend.catalog import Catalog

@@ -223,45 +223,36 @@ def _change(name: str, summary: str, body: str, path: str = "item_id", response:
     return {**operation, "requestBody": {"required": True, "content": _content(body)}} if body else operation
 
 
-def _move(verb: str, summary: str) -> JsonTree:
+def _post(operation: str, summary: str, scope: KeyScope, body: str, answer: str, *statuses: str) -> JsonTree:
+    """Path whose POST takes one body.
+
+    Args:
+        statuses: Errors besides those of every body and key.
+    """
     return {
         "post": {
-            "operationId": verb,
+            "operationId": operation,
             "summary": summary,
-            "security": _security(KeyScope.ADMIN),
-            "requestBody": {"required": True, "content": _content(MOVE_BODIES.get(verb, "ReleaseRequest"))},
-            "responses": {
-                "200": _response(summary, "ReleaseResponse"),
-                **_errors("404", "409", "413", "415", *KEY_STATUSES),
-            },
+            "security": _security(scope),
+            "requestBody": {"required": True, "content": _content(body)},
+            "responses": {"200": _response(summary, answer), **_errors(*statuses, "413", "415", *KEY_STATUSES)},
         }
     }
+
+
+def _move(verb: str, summary: str) -> JsonTree:
+    body = MOVE_BODIES.get(verb, "ReleaseRequest")
+    return _post(verb, summary, KeyScope.ADMIN, body, "ReleaseResponse", "404", "409")
 
 
 def _identify() -> JsonTree:
     summary = "Join an anonymous id with a user; used from the next request"
-    return {
-        "post": {
-            "operationId": "identify",
-            "summary": summary,
-            "security": _security(KeyScope.INGEST),
-            "requestBody": {"required": True, "content": _content("IdentifyRequest")},
-            "responses": {"200": _response(summary, "IdentifyResponse"), **_errors("409", "413", "415", *KEY_STATUSES)},
-        }
-    }
+    return _post("identify", summary, KeyScope.INGEST, "IdentifyRequest", "IdentifyResponse", "409")
 
 
 def _reload() -> JsonTree:
     summary = "Apply changed limits, hosts, proxies and API keys from the next request on"
-    return {
-        "post": {
-            "operationId": "reload",
-            "summary": summary,
-            "security": _security(KeyScope.ADMIN),
-            "requestBody": {"required": True, "content": _content("ReloadRequest")},
-            "responses": {"200": _response(summary, "ReloadResponse"), **_errors("413", "415", *KEY_STATUSES)},
-        }
-    }
+    return _post("reload", summary, KeyScope.ADMIN, "ReloadRequest", "ReloadResponse")
 
 
 def _delete_user() -> JsonTree:
@@ -284,10 +275,8 @@ def _replay() -> JsonTree:
 
 
 def _forget() -> JsonTree:
-    path = _move("forget", "Forget users; archive and bundles follow with the next update")
-    path["post"]["requestBody"]["content"] = _content("ForgetRequest")
-    path["post"]["responses"]["200"]["content"] = _content("ForgetResponse")
-    return path
+    summary = "Forget users; archive and bundles follow with the next update"
+    return _post("forget", summary, KeyScope.ADMIN, "ForgetRequest", "ForgetResponse", "404", "409")
 
 
 def _security(scope: KeyScope) -> list[JsonTree]:

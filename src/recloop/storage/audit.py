@@ -1,8 +1,8 @@
 """Audit log: rows of control.db in a hash chain.
 
 The hash of a row is SHA-256 over the hash of the row before it and the row's own content. A changed, removed or added row
-breaks the chain from there on. SQLite's counter of the table shows rows that were cut off at the end. Whoever may write the
-file can compute a new chain, so the last hash is worth keeping elsewhere.
+breaks the chain from there on. SQLite's counter of the table shows rows that were cut off at the end. A process that can
+write the file can compute a new chain, so the last hash is worth keeping elsewhere.
 """
 
 from __future__ import annotations
