@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 
+import pytest
 from fault_runs import Facts, size
-from power_cut import Call, Disk, trace
+from power_cut import Call, Disk, calls_in, trace
 
 from recloop.records import SEQ, USER_ID
 from recloop.storage import open_log
@@ -75,6 +76,13 @@ def calls_of(folder: Path, synchronous: str, commits: int) -> list[Call]:
     assert sum(call.name == "write" for call in calls) == commits
     assert sum(call.name == "pwrite64" and call.path.endswith("log.db") for call in calls) > 3 * 24, "no checkpoint"
     return calls
+
+
+@pytest.mark.parametrize("process", ["7    ", "4321 ", "54321", "4194304"])
+def test_calls_are_read_whatever_the_width_of_the_process_id(tmp_path: Path, process: str) -> None:
+    """The trace pads the process id to five columns."""
+    (tmp_path / "trace").write_text(f'{process} write(1<\\x70\\x69>, "\\x37\\x0a", 2) = 2\n')
+    assert list(calls_in(tmp_path / "trace", tmp_path)) == [Call("write", "pi", b"7\n")]
 
 
 def test_log_after_a_power_cut_holds_the_acknowledged_rows(tmp_path: Path, facts: Facts) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 SECTOR = 512
 """Bytes that a disk writes whole."""
 CALLS = "openat,pwrite64,write,fsync,fdatasync,ftruncate,unlink"
-CALL = re.compile(r"^\d+ (\w+)\((.*)\) = (\d+)(<.*>)?$")
+CALL = re.compile(r"^\d+ +(\w+)\((.*)\) = (\d+)(<.*>)?$")
 DESCRIPTOR = re.compile(r"^(?:AT_FDCWD|\d+)<([^>]*)>(?:, )?")
 TEXT = re.compile(r'^"([^"]*)"(?:, )?')
 
@@ -37,10 +37,11 @@ def trace(command: Sequence[str], folder: Path, output: Path) -> list[Call]:
     strace = ["strace", "-f", "-y", "-xx", "-s", "10000000", "--seccomp-bpf", "-e", f"trace={CALLS}", "-o", str(output)]
     done = subprocess.run([*strace, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return list(_calls(output, folder))
+    return list(calls_in(output, folder))
 
 
-def _calls(output: Path, folder: Path) -> Iterator[Call]:
+def calls_in(output: Path, folder: Path) -> Iterator[Call]:
+    """Yield the finished calls that a file of strace holds, on files of a folder and on stdout."""
     encoded = "".join(f"\\x{byte:02x}" for byte in os.fsencode(folder))
     with output.open() as lines:
         for line in lines:
