@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -173,6 +174,8 @@ class ShownConsole:
     """The row of the candidate in the health table."""
     moves: list[str]
     """Rows of the release table, newest first."""
+    content: str
+    """HTML of the page."""
     status: dict[str, Any]
     compared: dict[str, Any]
     measured: experiment.Verdict
@@ -186,10 +189,12 @@ def shown_console(served_project: ServedProject, opened: Any) -> ShownConsole:
         texts = {name: text(page, name) for name in ("live", "well", "verify", "tried-shadow", "tried-experiment")}
         week = page.locator("tr", has_text="week").filter(has_text="candidate").inner_text()
         moves = page.get_by_test_id("releases").locator("tbody tr").all_inner_texts()
+        content = page.content()
     return ShownConsole(
         texts,
         " ".join(week.split()),
         [" ".join(move.split()) for move in moves],
+        content,
         served_project.server.client.get("/v1/status").json(),
         shadow_report.shadow_report(served_project.project),
         experiment.analyze(served_project.project),
@@ -204,6 +209,12 @@ def test_console_shows_health_as_in_status(shown_console: ShownConsole, served_p
     shares = [f"{100 * health[name]:.1f} %" for name in ("long_tail_share", "cold_coverage", "coverage")]
     counts = f"{health['requests']} {health['events']} {health['entropy']:.3f}"
     assert shown_console.week == f"week candidate home {counts} {' '.join(shares)} {served_project.tried}"
+
+
+def test_console_names_no_person_and_no_token(shown_console: ShownConsole, served_project: ServedProject) -> None:
+    assert served_project.live in shown_console.content
+    assert re.findall(r"unknown-\d|\bu\d\d\b", shown_console.content) == []
+    assert served_project.server.token not in shown_console.content
 
 
 def test_console_shows_the_shadow_as_reported(shown_console: ShownConsole, served_project: ServedProject) -> None:

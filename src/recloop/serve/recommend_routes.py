@@ -170,7 +170,7 @@ class RecommendRoutes:
         )  # fmt: skip
         for name, text in named:
             if text and NUL in text:
-                raise unprocessable(name, text, "a text without the character NUL")
+                raise unprocessable(name, None, "a text without the character NUL")
         limit = self._service.live.limits.properties
         if len(parameters.properties) > limit:
             expected = f"at most {limit} names, found {len(parameters.properties)}"

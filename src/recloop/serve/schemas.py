@@ -299,9 +299,13 @@ class HttpError(Exception):
         self.headers: dict[str, str] = {}
 
 
-def unprocessable(field: str, value: str, expected: str) -> HttpError:
-    """Build the 422 error of an invalid parameter value."""
-    shortened = value if len(value) <= 100 else value[:97] + "..."
+def unprocessable(field: str, value: str | None, expected: str) -> HttpError:
+    """Build the 422 error of an invalid parameter value.
+
+    Args:
+        value: The value found; None if it identifies a person, which no message repeats.
+    """
+    found = "" if value is None else "=" + (value if len(value) <= 100 else value[:97] + "...")
     return HttpError(
-        422, f"bad_{field.lower().replace('-', '_')}", f"{field}={shortened}: expected {expected}", field, expected
+        422, f"bad_{field.lower().replace('-', '_')}", f"{field}{found}: expected {expected}", field, expected
     )
