@@ -51,7 +51,7 @@ IN_CHECK := tests/test_docs.py tests/test_reference.py tests/test_interface.py t
 
 # Tests that start and restart many services; they run in `make test-demo`.
 OF_SERVICES := tests/client tests/deploy tests/faults $(addprefix tests/privacy/test_,canary.py forget.py) \
-  $(addprefix tests/serve/test_,config_reload.py disk.py identify_property.py reload.py socket_activation.py)
+  $(addprefix tests/serve/test_,config_reload.py disk.py hanging_parts.py identify_property.py reload.py socket_activation.py)
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow and not data" $(addprefix --ignore=,$(IN_CHECK) $(OF_SERVICES))

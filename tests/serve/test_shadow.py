@@ -46,7 +46,7 @@ def answer(service: Service, number: int) -> tuple[Query, Decision, list[Any]]:
     """Answer a request and return what the scorer is given."""
     query = Query(user_id=f"u{number:02}", now=service.clock(), request_id=str(number), filter="category = 'tea'")
     _, decision = service.recommend(query, started=0.0)
-    state = service.state_at(service.deployments.live, query.user_id, decision.as_of_seq, set())[0]
+    state = service.lists.state_at(service.deployments.live, query.user_id, decision.as_of_seq, set())[0]
     return query, decision, [(service.deployments.live, state), (service.deployments.live, state)]
 
 

@@ -142,7 +142,7 @@ class Recommender:
             return FusedTopK.empty(len(queries), k), tuple(name for name in (SOURCES, DEADLINE) if name in without)
         if self.is_ranked(placement):
             try:
-                if RANKER not in without:
+                if RANKER not in without and without.isdisjoint(self.scorers):
                     return finite(self.rank_sources(encoded, allowed, placement, k)), ()
             except Exception as error:  # noqa: BLE001 - the fusion answers instead of a failing ranker
                 LOGGER.warning("the ranker of bundle %s failed: %s", self.bundle.id, type(error).__name__)

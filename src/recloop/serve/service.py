@@ -13,28 +13,26 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import msgspec
-import polars as pl
 from starlette.concurrency import run_in_threadpool
 
 from recloop.bundle import Bundle
 from recloop.config import Serve
-from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
-from recloop.features.state import StateBatch, StoredState
+from recloop.features.state import StateBatch
 from recloop.ingest.writer import LogFullError, LogUnavailableError, Writer, WriteRequest, kept_items
 from recloop.privacy import erasure
 from recloop.project import Project
 from recloop.recommend import loading
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.partial import STATE
 from recloop.recommend.ranked_list import RankedList
 from recloop.recommend.recommender import Recommender
 from recloop.recommend.user_states import LabelledRows, StateRegistry, StateSource
-from recloop.records import Decision, Event, Item, Query, User, is_guest, now
+from recloop.records import Decision, Event, Item, Query, User, now
 from recloop.release import assignment
 from recloop.serve.answer_counts import AnswerCounts
-from recloop.serve.deployments import Deployment, DeploymentLoader, Deployments
+from recloop.serve.deployments import DeploymentLoader, Deployments
 from recloop.serve.disk import DiskWatch
+from recloop.serve.list_builder import ListBuilder
 from recloop.serve.live_config import LiveConfig
 from recloop.serve.reload import Reloader
 from recloop.serve.response import build_decision, build_response
@@ -75,6 +73,7 @@ class Service:
         is_release_followed: False if the last poll of the releases failed.
         disk: Free space of the stores' disks.
         rejected: Rejected rows of requests. rows: Counts of posted rows.
+        lists: Computes lists.
         followed_at: Monotonic time of the last poll that did not fail; None before the first one.
         token: Admin token of admin routes and console. live: Settings in force.
         workers: Further processes that answer; None if this is the only one.
@@ -97,6 +96,7 @@ class Service:
         self.disk = DiskWatch(project.config.serve.disk, [file.parent for file in stores])
         self.rejected = project.open_rejected()
         self.rows = RowCounts(self.rejected)
+        self.lists = ListBuilder(self)
         self.shadow_choice = ShadowChoice(self)
         self._stack = ExitStack()
         if not locked:
@@ -202,13 +202,13 @@ class Service:
         person = self.person(query.user_id)
         if person != query.user_id:
             query, anonymous_id = msgspec.structs.replace(query, user_id=person), query.user_id
-        assigned = self._assign(query.user_id)
+        assigned = self.lists.assign(query.user_id)
         self.recommender.placement(query.placement)
         self.live.check_filter(query.filter)
         assigned.recommender.check_filter(query.filter)
         degraded = set(self.degraded)
         shed = self.live.shed(waited)
-        deployment, ranked, as_of_seq = self._answer(assigned, query, degraded, shed.without)
+        deployment, ranked, as_of_seq = self.lists.build(assigned, query, degraded, shed.without)
         decision = build_decision(
             query,
             ranked,
@@ -245,32 +245,8 @@ class Service:
     def preview(self, query: Query) -> tuple[RankedList, assignment.Arm]:
         """Compute the list and arm of a query without recording a decision."""
         query = msgspec.structs.replace(query, user_id=self.person(query.user_id))
-        deployment = self._assign(query.user_id)
-        return self._list(deployment, query, set())[0], deployment.arm
-
-    def _assign(self, user_id: str) -> Deployment:
-        """Return the deployment assigned to a user; live without a user or for a guest."""
-        live, candidate = self.deployments.live, self.deployments.candidate
-        if not user_id or is_guest(user_id) or candidate is None:
-            return live
-        arm = assignment.assign(self.user_states.identities.assigned_as(user_id), live.arm, candidate.arm)
-        return candidate if arm is candidate.arm else live
-
-    def _answer(
-        self, assigned: Deployment, query: Query, degraded: set[str], without: frozenset[str]
-    ) -> tuple[Deployment, RankedList, int]:
-        """Compute the list of the assigned deployment, or of live if a candidate fails.
-
-        Returns:
-            The deployment that answered, its list, and the seq that the list includes.
-        """
-        live = self.deployments.live
-        if assigned is not live:
-            try:
-                return assigned, *self._list(assigned, query, degraded, without)
-            except Exception as error:  # noqa: BLE001 - a failing candidate must not leave its users without a list
-                LOGGER.warning("bundle %s failed, live answers: %s", assigned.arm.bundle, type(error).__name__)
-        return live, *self._list(live, query, degraded, without)
+        deployment = self.lists.assign(query.user_id)
+        return self.lists.list_of(deployment, query, set())[0], deployment.arm
 
     def record(self, decisions: Sequence[Decision], last_item_seq: int) -> None:
         """Store decisions of a worker and score them in shadow.
@@ -367,38 +343,6 @@ class Service:
         user_states.catch_up(self.as_of)
         self.user_states = user_states
         self.archive = self.writer.archive = archive
-
-    def _list(
-        self, served: Deployment, query: Query, degraded: set[str], without: frozenset[str] = frozenset()
-    ) -> tuple[RankedList, int]:
-        """Compute a bundle's list as of the newest seq; also return that seq.
-
-        Args:
-            without: Parts to leave out; see `Recommender.recommend`.
-
-        Raises:
-            UserError: unknown placement, or a filter whose values do not fit the fields.
-        """
-        state, as_of = self.state_at(served, query.user_id, self.as_of, degraded)
-        try:
-            ranked = served.recommender.recommend(state, [query], without=without)[0]
-        except pl.exceptions.PolarsError as error:  # a valid filter that compares a text with a number
-            reason = str(error).partition("\n")[0]
-            raise UserError("filter", query.filter, f"a condition that fits the fields ({reason})") from None
-        degraded.update(ranked.degraded)
-        return ranked, as_of
-
-    def state_at(self, served: Deployment, user_id: str, seq: int, degraded: set[str]) -> tuple[StateBatch, int]:
-        """Read a user's state for a bundle at ``seq``, and the seq that it includes.
-
-        A state that cannot be read is that of an unknown user, and ``degraded`` names it.
-        """
-        try:
-            return self.user_states.state(served.bundle.spec, user_id, seq, degraded)
-        except Exception as error:  # noqa: BLE001 - a list without history is better than none
-            LOGGER.error("a state was not read: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
-            degraded.add(STATE)
-            return StoredState().to_batch(user_id), seq
 
     def _after_commit(self, jobs: list[WriteRequest], seq: int, labelled: object) -> None:
         """Apply a commit to caches and catalog, then advance ``as_of``; on the event loop.

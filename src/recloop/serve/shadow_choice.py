@@ -43,7 +43,7 @@ class ShadowChoice:
         """Queue a request for the shadow bundles and live, unless a state is degraded."""
         degraded: set[str] = set()
         states = [
-            (deployment, self._service.state_at(deployment, query.user_id, decision.as_of_seq, degraded)[0])
+            (deployment, self._service.lists.state_at(deployment, query.user_id, decision.as_of_seq, degraded)[0])
             for deployment in (self._service.deployments.live, *self._service.deployments.shadows)
         ]
         if not degraded:  # otherwise not comparable: made from less data than the response
