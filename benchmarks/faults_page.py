@@ -39,6 +39,8 @@ RUNS: Final = (
         "the log opens, is whole and has each acknowledged row; with `synchronous = NORMAL` the same test finds losses"),
     Run("failing syncs", "test_write_errors.py", "EIO at each fifth sync of a thread, then SIGKILL",
         "an acknowledged row is stored, a refused one is not; lists go on; no restart"),
+    Run("read-only disk", "test_read_only.py", "an ext4 file system turns read-only at an error, then is checked and mounted again",
+        "an acknowledged row is stored; lists, status and metrics go on, posts are refused"),
     Run("hot swaps", "test_hot_swaps.py", "the live bundle changes under 8 clients, each fifth time to a damaged one",
         "no request fails, each list is of one bundle, a damaged bundle is refused"),
     Run("damaged bundles", "test_damaged_bundles.py",
@@ -78,11 +80,12 @@ FOUND: Final = """
 - An id with the character NUL stopped `/metrics` and status, and `forget` did not find it.
 - A damaged spec, code table, graph or Parquet file of a bundle was refused with the wrong words, or as a bug of recloop.
 - A malformed request with too large a head was refused twice, with a traceback in the log.
+- Status and metrics were 500 while `decisions.db` was on a disk that had turned read-only.
 
 ## Not run
 
 - An hour of load with updates, swaps, reloads and backups.
-- A file system that becomes read-only.
+- A file system that becomes read-only and is writable again without a restart: the kernel of this machine does not permit it.
 """
 
 

@@ -6,30 +6,17 @@ import itertools
 import signal
 from collections.abc import Callable
 
-import httpx
 from fault_runs import Facts, size
+from posts import NOT_STORED, STORED, UNKNOWN, post
 from servers import Server
 
 from recloop.project import Project
-
-UNKNOWN, STORED, NOT_STORED = "log_uncertain", "accepted", "log_unavailable"
 
 
 def failing_syncs(first: int, step: int) -> list[str]:
     """Command under which each step-th sync of a thread fails with EIO, from its first-th on."""
     fault = f"inject=fsync,fdatasync:error=EIO:when={first}+{step}"
     return ["strace", "-D", "-f", "--seccomp-bpf", "-e", "trace=fsync,fdatasync", "-e", fault, "-o", "/dev/null"]
-
-
-def post(client: httpx.Client, number: int) -> str:
-    """Post one view and return ``accepted`` or the code of the error."""
-    row = {"user_id": f"visitor {number}", "item_id": "i14", "event_type": "view", "event_id": f"e{number}"}
-    answer = client.post("/v1/events", json=row)
-    if answer.status_code == 200:
-        assert answer.json()["accepted"] == 1
-        return STORED
-    assert answer.status_code == 503, answer.text
-    return str(answer.json()["error"]["code"])
 
 
 def test_service_with_failing_syncs_answers_as_stored_and_goes_on(

@@ -102,13 +102,21 @@ def command(root: Path, *words: str, program: Sequence[str] = ("-m", "recloop"))
     return [sys.executable, *program, "-C", str(root), "serve", *words]
 
 
-def start(root: Path, *words: str, program: Sequence[str] = WITHOUT_CONSOLE, under: Sequence[str] = ()) -> Server:
+def start(
+    root: Path,
+    *words: str,
+    program: Sequence[str] = WITHOUT_CONSOLE,
+    under: Sequence[str] = (),
+    logs: Path | None = None,
+) -> Server:
     """Start a server on a free port and wait for its first line.
 
     Args:
         under: Command that runs the server in its own process, such as ``strace -D``.
+        logs: Folder of the file that stderr is written to; None: the root.
     """
-    errors = root / f"stderr-{len(list(root.glob('stderr-*')))}"
+    logs = root if logs is None else logs
+    errors = logs / f"stderr-{len(list(logs.glob('stderr-*')))}"
     with errors.open("w") as file:
         process = subprocess.Popen(
             [*under, *command(root, "--port", "0", *words, program=program)], stdout=subprocess.PIPE, stderr=file, text=True,

@@ -9,6 +9,8 @@ any period reads the responses of that period (`summarize`). Both use `recloop.m
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -29,6 +31,8 @@ from recloop.recommend.catalog import Catalog
 from recloop.records import DAY, ITEM_ID, RECEIVED_AT, SEQ
 from recloop.storage import DecisionLog, EventLog
 from recloop.storage.decision_periods import WINDOWS, Group, WindowReader, period_of
+
+LOGGER = logging.getLogger(__name__)
 
 CACHE_SECONDS: Final = 10.0
 """Seconds for which a summary is cached, so that a scrape and a page share it."""
@@ -206,7 +210,10 @@ class HealthCache:
     def _read(self, bundle: Bundle, log: EventLog, store: DecisionLog, now: int) -> HealthSummary:
         if store.is_writer:
             store.flush(FLUSH_SECONDS)
-            count_received(log, store)
+            try:
+                count_received(log, store)
+            except (OSError, sqlite3.Error) as error:  # the next reading counts them
+                LOGGER.warning("received events were not counted: %s", type(error).__name__)
         end = (store.newest_answered_at() or 0) if self._project.config.serve.allow_time_header else now
         counts = {name: store.window(reader, end) for name, reader in self._readers.items()}
         events = {name: store.received(window, end) for name, window in WINDOWS.items()}
