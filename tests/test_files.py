@@ -89,3 +89,24 @@ def test_unchanged_sha256_reads_a_settled_file_once_and_a_changed_one_again(
     file.write_bytes(b"new")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # the size and the time of the content are the same
     assert files.unchanged_sha256(file) == read(file)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_private_file_is_synced_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    """Otherwise a power cut leaves an empty file under the name."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        synced.append(f"{Path(f'/proc/self/fd/{descriptor}').readlink().name} {(tmp_path / 'store/key').exists()}")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    files.write_private(tmp_path / "store/key", b"secret", keep=keep)
+    assert synced == [f".key.{os.getpid()}.tmp False", "store True"]
+    assert (tmp_path / "store/key").stat().st_mode & 0o777 == 0o600
+    files.write_private(tmp_path / "store/key", b"other", keep=keep)
+    assert (tmp_path / "store/key").read_bytes() == (b"secret" if keep else b"other")
+    assert [file.name for file in (tmp_path / "store").iterdir()] == ["key"]

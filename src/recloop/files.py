@@ -49,6 +49,32 @@ def private_file(file: Path) -> None:
         os.close(handle)
 
 
+def write_private(file: Path, content: bytes, keep: bool = False) -> None:
+    """Write a file that only its owner can read.
+
+    It is whole or not there, also after a power cut.
+
+    Args:
+        keep: Keep a file that exists, also one that another process writes at the same time.
+    """
+    private_folder(file.parent)
+    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    beside.unlink(missing_ok=True)
+    private_file(beside)
+    try:
+        write_file(beside, content)
+        if keep:
+            os.link(beside, file)
+        else:
+            beside.replace(file)
+    except FileExistsError:
+        if not keep:
+            raise
+    finally:
+        beside.unlink(missing_ok=True)
+        sync_folder(file.parent)
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a temporary path; fsync its file and rename it to ``target``.

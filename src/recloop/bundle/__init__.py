@@ -162,6 +162,8 @@ def _stage(bundle: Bundle, stage: Path, started: datetime) -> Bundle:
         write_file(stage / name, data)
     if bundle.train:
         safetensors.numpy.save_file(_contiguous(bundle.train), stage / "train.safetensors")
+        with (stage / "train.safetensors").open("rb") as written:
+            os.fsync(written.fileno())
     files = {path.name: FileFacts(file_sha256(path), path.stat().st_size) for path in sorted(stage.iterdir())}
     manifest = replace(bundle.manifest, format=FORMAT, encode_version=ENCODE_VERSION, files=files)
     stamp = started.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")

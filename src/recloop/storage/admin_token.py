@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from pathlib import Path
 
 from recloop.errors import UserError
-from recloop.files import private_folder
+from recloop.files import write_private
 from recloop.records import now
 from recloop.storage import ControlStore, audit
 from recloop.storage.audit import AuditAction, AuditEntry
@@ -65,20 +64,5 @@ def renew(root: Path, control: ControlStore) -> str:
 
 
 def _write(root: Path, keep: bool) -> None:
-    """Write a new token atomically; ``keep`` preserves a token written concurrently."""
-    file = path(root)
-    private_folder(file.parent)
-    temporary = file.with_name(f"{FILE_NAME}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as opened:
-        opened.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
-    if not keep:
-        temporary.replace(file)
-        return
-    try:
-        os.link(temporary, file)
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink()
+    """Write a new token; ``keep`` preserves a token written concurrently."""
+    write_private(path(root), secrets.token_urlsafe(TOKEN_BYTES).encode() + b"\n", keep)

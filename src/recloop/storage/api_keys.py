@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from recloop.errors import UserError
-from recloop.files import JsonTree, private_file, private_folder, replacing
+from recloop.files import JsonTree, private_file, private_folder, write_private
 from recloop.records import iso, now
 from recloop.storage import ControlStore, audit, locks
 from recloop.storage.audit import AuditAction, AuditEntry
@@ -264,8 +264,4 @@ def _check(keys: tuple[ApiKey, ...]) -> None:
 
 
 def _write(root: Path, keys: tuple[ApiKey, ...]) -> None:
-    file = path(root)
-    private_folder(file.parent)
-    with replacing(file) as beside:
-        private_file(beside)
-        beside.write_bytes(msgspec.json.format(msgspec.json.encode(_File(list(keys))), indent=1) + b"\n")
+    write_private(path(root), msgspec.json.format(msgspec.json.encode(_File(list(keys))), indent=1) + b"\n")

@@ -19,7 +19,7 @@ import msgspec
 import polars as pl
 
 from recloop.errors import UserError
-from recloop.files import private_file, private_folder, replacing
+from recloop.files import private_folder, write_private
 from recloop.records import SEQ, TIMESTAMP, USER_ID, max_int
 
 FILE_NAME: Final = "forgotten.json"
@@ -179,25 +179,14 @@ def _key(root: Path) -> bytes:
     """Read the key of the hashes, and write it if it is missing."""
     file = root / "store" / KEY_FILE
     if not file.exists():
-        private_folder(file.parent)
-        beside = file.with_name(f".{KEY_FILE}.{os.getpid()}.tmp")
-        private_file(beside)
-        beside.write_bytes(secrets.token_bytes(KEY_BYTES))
-        try:
-            os.link(beside, file)  # another process may have written one
-        except FileExistsError:
-            pass
-        finally:
-            beside.unlink()
+        write_private(file, secrets.token_bytes(KEY_BYTES), keep=True)
     return file.read_bytes()
 
 
 def _write(root: Path, erasures: Iterable[Erasure]) -> None:
     _key(root)
     content = msgspec.json.format(msgspec.json.encode(_File(list(erasures))), indent=1)
-    with replacing(root / "store" / FILE_NAME) as beside:
-        private_file(beside)
-        beside.write_bytes(content + b"\n")
+    write_private(root / "store" / FILE_NAME, content + b"\n")
 
 
 @contextmanager
