@@ -27,9 +27,12 @@ from recloop.monitoring.last_update import LastUpdate
 from recloop.policy import CatalogRules, NewItems, Placement, Policy, RankerSpec, ScorerSpec
 from recloop.serve import openapi
 from recloop.serve.alarms import alarm_families
+from recloop.serve.event_endpoint import EVENTS_PATH
+from recloop.serve.list_endpoint import LIST_ROUTE
 from recloop.serve.request_metrics import RequestMetrics, request_families
 from recloop.serve.row_counts import row_families
 from recloop.storage import control, decisions, event_log
+from recloop.storage.api_keys import ROUTE_SCOPES, KeyScope
 
 FOLDER: Final = DOCS / "reference"
 STORES: Final = {
@@ -136,6 +139,7 @@ def rest_page() -> str:
         "JSON over HTTP, generated from the OpenAPI document at `/openapi.json`.",
         "Limits, hosts and keys: [stability](../stability.md#rest).",
         "",
+        *_scopes(document["paths"]),
     ]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -144,6 +148,23 @@ def rest_page() -> str:
     for name, schema in sorted(document["components"]["schemas"].items()):
         lines += _schema(name, schema)
     return page("REST", lines)
+
+
+def _scopes(paths: Mapping[str, Any]) -> list[str]:
+    """Table of the operations that each kind of key opens; a test asks every operation with every kind."""
+    kinds = ("no key", *(scope.value for scope in ROUTE_SCOPES), "page token")
+    rows = []
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            scopes = {name for requirement in operation["security"] for name in requirement["api_key"]}
+            opened = {*kinds[:-1]} if not scopes else {*scopes, KeyScope.ADMIN.value}
+            opened |= {"page token"} if not scopes or path in (LIST_ROUTE, EVENTS_PATH) else set()
+            rows.append((f"`{method.upper()} {path}`", *("yes" if kind in opened else "" for kind in kinds)))
+    text = (
+        "A page token opens the lists and events of its own person only. In a project without keys, operations of `admin`",
+        "need the admin token, and the others none. The admin token opens all.",
+    )
+    return ["## Scopes", "", *text, "", *table(("operation", *kinds), rows)]
 
 
 def _operation(title: str, operation: Mapping[str, Any]) -> list[str]:
