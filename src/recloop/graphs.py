@@ -1,6 +1,6 @@
 """Operators of an ONNX graph, read without `onnx`.
 
-The ranker of a bundle is one operator of the domain ``ai.onnx.ml``; no other graph may use a domain of its own.
+The trees of a bundle's ranker are one operator of the domain ``ai.onnx.ml``; no other graph may use a domain of its own.
 """
 
 from __future__ import annotations

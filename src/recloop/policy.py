@@ -21,7 +21,7 @@ RRF: Final = 60
 Default constant of the rank fusion. A smaller one gives the first ranks of a source more weight; ``weights = "auto"``
 chooses it on validation.
 """
-RANKERS: Final = ("gbdt",)
+RANKERS: Final = ("gbdt", "mlp")
 """Models of the second stage."""
 LISTS: Final = ("for_you", "again", "popular", "similar", "latest")
 """Kinds of list that a placement serves."""
@@ -44,7 +44,7 @@ class RankerSpec:
     """Second stage of a bundle: a model that orders what the sources recall.
 
     Attributes:
-        model: ``gbdt``.
+        model: ``gbdt`` or ``mlp``.
         depths: Candidates that each source supplies, in the order of `source_names`.
         features: Names of the inputs of ``ranker.onnx``, in order (`recloop.features.ranking`).
         fields, numbers: Categorical and numeric item fields behind the features.

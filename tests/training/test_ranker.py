@@ -2,74 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
+from ranked_shop import Shop, lists, make_shop
 
-import recloop
 from recloop import bundle as bundles
-from recloop.api.fitted_recommender import FittedData, FittedRecommender
 from recloop.bundle import Bundle
 from recloop.bundle.checks import RANKER_GRAPH
-from recloop.config import Config, Placement, Ranker
+from recloop.config import Placement, Ranker
 from recloop.errors import BundleError, UserError
 from recloop.evaluation import parallel
 from recloop.evaluation.evaluate import evaluate
 from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.table import QueryMetrics
-from recloop.features.state_history import StateHistory
-from recloop.models.base import TrainData
 from recloop.policy import NewItems
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.ranked_list import RankedList
 from recloop.recommend.recommender import RANKER, Recommender
-from recloop.records import DAY, SEQ, Query
-from recloop.simulation.shop import SimulatedShop
-from recloop.training import ranker, ranker_examples
-from recloop.training.dataset import ItemUserTables, make_tables, validation_data
+from recloop.records import DAY, Query
+from recloop.training import ranker, ranker_examples, ranker_trees
 
 STARTED = datetime(2025, 1, 2, tzinfo=UTC)
 
 
-@dataclass(frozen=True)
-class Shop:
-    """A small log and what a ranker is trained from."""
-
-    bundle: Bundle
-    config: Config
-    data: TrainData
-    tables: ItemUserTables
-    past: StateHistory
-    rows: FittedData  # the test of an evaluation is validation
-
-    def choose(self, model: str = "gbdt", bundle: Bundle | None = None, threads: int = 1) -> ranker.RankerChoice:
-        config = self.config.model_copy(update={"ranker": Ranker(model=model, trees=5, leaves=4)})
-        return ranker.choose_ranker(bundle or self.bundle, config, self.data, self.tables, self.past, threads)
-
-
 @pytest.fixture(scope="module")
 def shop() -> Shop:
-    world = SimulatedShop(users=40, items=30)
-    fitted: FittedRecommender = recloop.fit(
-        world.events(), world.items(), world.users(), config={"events": {"positive": ["purchase"]}}
-    )
-    rows = fitted._rows
-    assert rows.parts is not None
-    before = pl.concat([rows.parts.train, rows.parts.valid]).sort(SEQ)
-    tables = make_tables(fitted.bundle.spec, before, rows.parts.cut, rows.items, rows.users)
-    data = validation_data(tables, rows.parts.train, rows.parts.valid, None, temporal=True)
-    return Shop(
-        fitted.bundle,
-        fitted._config,
-        data,
-        tables,
-        StateHistory(before, rows.users),
-        replace(rows, parts=rows.parts._replace(test=rows.parts.valid)),
-    )
+    return make_shop()
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +39,6 @@ def ranked(shop: Shop) -> Bundle:
         patch.setattr(ranker, "MIN_MOMENTS", 2)
         patch.setattr(ranker, "MIN_JUDGED", 1)
         return shop.choose().bundle
-
-
-def lists(bundle: Bundle, shop: Shop, **options: bool) -> list[RankedList]:
-    catalog = Catalog.from_table(bundle.items.ids.ids, bundle.items.attributes)
-    users = shop.data.user_ids[:6]
-    states = shop.past.states(users, [10**9] * 6)
-    queries = [Query(user_id=user, now=bundle.cut) for user in users]
-    return Recommender(bundle, catalog).recommend(states, queries, **options)
 
 
 def test_ranker_scores_fewer_candidates_than_teach(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +201,7 @@ def test_ranker_without_lightgbm_is_left_out_or_an_error(shop: Shop, monkeypatch
         raise OSError("libgomp.so.1")
 
     monkeypatch.setattr(ranker, "load_lightgbm", fail)
+    monkeypatch.setattr(ranker, "missing_packages", lambda: ["torch"])
     assert "cannot be loaded" in shop.choose("auto").sentence
     with pytest.raises(UserError, match="cannot be loaded"):
         shop.choose("gbdt")
@@ -256,7 +210,7 @@ def test_ranker_without_lightgbm_is_left_out_or_an_error(shop: Shop, monkeypatch
 def test_one_class_raises(shop: Shop) -> None:
     examples = ranker_examples.Examples(np.zeros((4, 2), np.float32), np.ones(4, np.int8), np.array([4]), 4, 4)
     with pytest.raises(UserError, match="one class"):
-        ranker.fit_trees(examples, shop.config)
+        ranker_trees.fit_trees(examples, shop.config)
 
 
 def test_start_before_the_first_event_raises(shop: Shop) -> None:

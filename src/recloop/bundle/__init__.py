@@ -222,9 +222,9 @@ def _loaded(path: Path, manifest: Manifest) -> Bundle:
         fields = FieldCodes.from_json(_read_json(path / "fields.json"))
         fields.check(spec)
     graphs = {name: (path / name).read_bytes() for name in GRAPHS if name in manifest.files}
-    for name, data in graphs.items():
-        check_graph(name, data, path)
     policy = Policy.from_json(_read_json(path / "policy.json"), manifest.scorers)
+    for name, data in graphs.items():
+        check_graph(name, data, path, "" if policy.ranker is None else policy.ranker.model)
     if (policy.ranker is None) != (RANKER_GRAPH not in graphs):
         part = "policy.json" if policy.ranker is None else RANKER_GRAPH
         raise BundleError(part, path, "the ranker of the bundle: its graph and its settings", "recloop update --full")

@@ -87,8 +87,11 @@ def read_table(file: Path, columns: Mapping[str, pl.DataType]) -> pl.DataFrame:
     return table
 
 
-def check_graph(name: str, data: bytes, path: Path) -> None:
+def check_graph(name: str, data: bytes, path: Path, ranker: str = "") -> None:
     """Check the operators of a graph.
+
+    Args:
+        ranker: Model of the bundle's ranker; trees are one operator, and no other graph has a domain of its own.
 
     Raises:
         BundleError: it has external tensors or no readable nodes, or an operator of a domain that it may not use.
@@ -101,8 +104,9 @@ def check_graph(name: str, data: bytes, path: Path) -> None:
         raise BundleError(name, path, f"an ONNX graph ({error})", fix) from None
     if has_external:
         raise BundleError(name, path, "a graph without external tensors", fix)
-    if name == RANKER_GRAPH and found != {(TREE_DOMAIN, TREE_OPERATOR)}:
+    if name == RANKER_GRAPH and ranker != "mlp" and found != {(TREE_DOMAIN, TREE_OPERATOR)}:
         foreign = ", ".join(sorted(f"{domain}.{operator}" for domain, operator in found))
         raise BundleError(name, foreign or "no operator", f"{TREE_DOMAIN}.{TREE_OPERATOR} alone", fix)
-    if name != RANKER_GRAPH and any(domain == TREE_DOMAIN for domain, _ in found):
+    has_trees = any(domain == TREE_DOMAIN for domain, _ in found)
+    if has_trees and (name != RANKER_GRAPH or ranker == "mlp"):
         raise BundleError(name, TREE_DOMAIN, "operators of the standard domain", fix)

@@ -176,10 +176,10 @@ class Baselines(Section):
 
 
 class Ranker(Section):
-    """Second stage: trees over the features of what the sources recall."""
+    """Second stage: trees or a network over the features of what the sources recall."""
 
-    model: Literal["auto", "gbdt", "off"] = "auto"
-    """Model that orders the recalled items; `auto` keeps it if its lists are better on validation."""
+    model: Literal["auto", "gbdt", "mlp", "off"] = "auto"
+    """Trees, network or no ranker of the recalled items; `auto` keeps what is better on validation."""
     trees: int = pydantic.Field(60, ge=1, le=2000)
     """Number of trees; the time of a request grows with it."""
     leaves: int = pydantic.Field(20, ge=2, le=1000)

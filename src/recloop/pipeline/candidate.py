@@ -18,7 +18,7 @@ from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.learned_range import LearnedRange
 from recloop.features.state_history import StateHistory
-from recloop.models.base import TrainData, is_closed_form
+from recloop.models.base import TrainData
 from recloop.pipeline import training_steps
 from recloop.pipeline.served_slots import kept_slots
 from recloop.pipeline.update_run import RETROSPECTIVE_RULES, UpdateRun
@@ -29,7 +29,7 @@ from recloop.training.attribute_affinity import strengths_of
 from recloop.training.closed_form import closed_form
 from recloop.training.dataset import ItemUserTables, make_tables, train_data
 from recloop.training.fit import TrainedNetwork, fit_network
-from recloop.training.kept_models import changed_share, keepable, kept_arrays, refit_reason, with_fits
+from recloop.training.kept_models import changed_share, has_network, keepable, kept_arrays, refit_reason, with_fits
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, select_targets
 
 
@@ -207,11 +207,6 @@ def _fit_network(
     message = f"{network.name}: {network.metrics.step} steps, {positions} positions in {seconds:.0f} s"
     run.progress.say("learn", message)
     return network
-
-
-def has_network(bundle: Bundle) -> bool:
-    """Return whether the source ``model`` is a trained network."""
-    return "model" in bundle.scorers and not is_closed_form(bundle.scorers["model"].model)
 
 
 def tag_child(run: UpdateRun, bundle: Bundle, mode: str) -> Bundle:

@@ -24,19 +24,23 @@ from recloop.records import source_names
 
 
 class Ranker:
-    """Trees of a bundle over the features of the recalled items."""
+    """Trees or network of a bundle over the features of the recalled items.
+
+    A network scores each query alone: a product of matrices depends in its last bits on the number of rows.
+    """
 
     def __init__(self, bundle: Bundle, spec: RankerSpec) -> None:
         self.sources = tuple(spec.depths)
         self._depths = spec.depths
         self._space = feature_space(bundle, spec)
         self._session = open_session(bundle.graphs[RANKER_GRAPH])  # one thread: the rows of a query are few
+        self._is_network = spec.model == "mlp"
         self._key = ("ranker", bundle.items.ids.serial, bundle.cut)
 
     def rank(self, encoded: EncodedBatch, recalled: Mapping[str, TopK], k: int) -> FusedTopK:
         """Return the best ``k`` candidates of each query by score.
 
-        A score is the logistic function of the sum of the leaves; ties are ordered by item_ix. The source of a slot is the
+        A score is the logistic function of the output of the graph; ties are ordered by item_ix. The source of a slot is the
         one with its best rank.
 
         Args:
@@ -58,7 +62,7 @@ class Ranker:
         matrix = self._space.matrix(encoded, queries, candidates, self._key)
         if not len(matrix):
             return [matrix] * n_queries
-        scores = self._session.run(None, {"features": matrix})[0][:, 0]
+        scores = self._scores(matrix, candidates.offsets)
         if not np.isfinite(scores).all():
             raise BundleError(RANKER_GRAPH, "NaN or infinite", "finite scores", "recloop train")
         if len(encoded) == 1:
@@ -71,6 +75,11 @@ class Ranker:
         columns = np.arange(len(best)) - np.repeat(offsets[:-1], lengths)
         self._put(ranked, rows, columns, candidates, scores, best)
         return np.split(matrix[best], offsets[1:-1])
+
+    def _scores(self, matrix: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Return the output (C,) of the graph for features (C, F)."""
+        parts = np.split(matrix, offsets[1:-1]) if self._is_network else [matrix]
+        return np.concatenate([self._session.run(None, {"features": part})[0][:, 0] for part in parts if len(part)])
 
     def _put(
         self,

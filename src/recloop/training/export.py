@@ -14,6 +14,7 @@ import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
+from recloop.bundle.checks import RANKER_GRAPH
 from recloop.models.layers import FieldEmbedding
 from recloop.training.graph_template import GraphTemplate
 from recloop.training.network import OptionalMembers
@@ -131,6 +132,24 @@ def rank_graph(network: Any, dim: int, n_context: int, earlier: EarlierGraphs | 
         return _export(RANK_GRAPH, _CandidateScores(network), example, shapes, names, earlier)
     example, shapes = (*example, torch.zeros(2, dim)), (*shapes, {0: batch})
     return _export(RANK_GRAPH, _KnownUserScores(network), example, shapes, [*names, "user"], earlier)
+
+
+class _Scores(nn.Module):
+    """Hold a ranker's network under the name that the structure of a graph needs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor) -> Tensor:
+        scores: Tensor = self.network(features)
+        return scores
+
+
+def score_graph(network: nn.Module, n_features: int) -> bytes:
+    """Export ``ranker.onnx`` of a network: features (C, F) f32 -> scores (C, 1)."""
+    example = (torch.zeros(2, n_features),)
+    return _export(RANKER_GRAPH, _Scores(network), example, ({0: torch.export.Dim("C")},), ["features"], None)
 
 
 class _ColdItems(nn.Module):

@@ -46,6 +46,11 @@ def with_fits(scorers: Mapping[str, ScorerSpec], fitted: Mapping[str, ScorerSpec
     }
 
 
+def has_network(bundle: Bundle) -> bool:
+    """Return whether the source ``model`` is a trained network."""
+    return "model" in bundle.scorers and not is_closed_form(bundle.scorers["model"].model)
+
+
 def keepable(scorers: Mapping[str, ScorerSpec]) -> dict[str, ScorerSpec]:
     """Return the closed-form models, by source, whose arrays an update may keep."""
     return {

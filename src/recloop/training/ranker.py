@@ -1,13 +1,15 @@
-"""Train the ranker: gradient-boosted trees over the features of recalled items.
+"""Train the ranker: trees or a network over the features of recalled items.
 
-Statistics and sources are fitted up to the start of validation, T1. The trees learn from the moments between T1 and the cut,
-each with the state just before it. Statistics and sources are then fitted up to the cut under the same trees.
+Statistics and sources are fitted up to the start of validation, T1. The ranker learns from the moments between T1 and the
+cut, each with the state just before it. Statistics and sources are then fitted up to the cut under the same ranker.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -20,27 +22,30 @@ from recloop.evaluation.bootstrap import Estimate
 from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.models.base import TrainData, ValidationQueries
-from recloop.policy import RankerSpec
+from recloop.policy import RANKERS, RankerSpec
 from recloop.recommend.ranker import feature_space
 from recloop.records import DAY, FUSED_SOURCES
 from recloop.training.dataset import ItemUserTables
 from recloop.training.item_statistics import fit_statistics
+from recloop.training.kept_models import has_network
 from recloop.training.ranker_examples import DEPTHS, LIST_DEPTHS, ExampleMaker, Examples, QueryBatches, ndcg
-from recloop.training.tree_graph import tree_graph
+from recloop.training.ranker_trees import fit_trees, load_lightgbm
 
 MIN_MOMENTS: Final = 200
 """Moments with a recalled target that the trees need."""
 MIN_JUDGED: Final = 30
 """Validation moments that a comparison needs."""
+MIN_NETWORK_MOMENTS: Final = 6_000
+"""Moments that teach from which `auto` also tries a network, if the bundle has one.
+
+A trial takes half a minute (docs/decisions/2026-11-29-a-network-as-ranker.md).
+"""
+NETWORK_PACKAGES: Final = ("torch", "lightning", "onnx", "onnxscript")
+"""Packages that fit and export a network."""
 PERIOD_DAYS: Final = 28
 """Days before the cut whose moments teach when an update fits the trees again."""
 LEARNING_SHARE: Final = 0.7
 """Share of the period whose moments teach while the ranker is judged on later validation moments."""
-TREES: Final = {
-    "objective": "lambdarank", "learning_rate": 0.15, "max_depth": 6, "min_data_in_leaf": 100, "max_bin": 63, "lambda_l2": 20.0,
-    "feature_fraction": 0.5, "lambdarank_truncation_level": 20, "deterministic": True, "force_row_wise": True, "verbose": -1,
-}  # fmt: skip
-"""Parameters of LightGBM."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,9 @@ class RankerChoice:
     def to_json(self) -> JsonTree:
         """Return the ``ranker`` section of a run's metrics.json."""
         gain = None if self.gain is None else self.gain.to_json()
-        return {"kept": self.bundle.policy.ranker is not None, "gain": gain, "candidate_recall": self.recall}
+        spec = self.bundle.policy.ranker
+        model = None if spec is None else spec.model
+        return {"kept": spec is not None, "model": model, "gain": gain, "candidate_recall": self.recall}
 
 
 def choose_ranker(
@@ -64,7 +71,7 @@ def choose_ranker(
     """Train a ranker and keep it if its lists are better than those of the fusion.
 
     With ``ranker.model = "auto"`` better means that the lower end of the paired 95 % CI of NDCG@10 over the validation users
-    is above 0; ``"gbdt"`` keeps it in any case.
+    is above 0, and a network must be better than trees in the same way; ``"gbdt"`` and ``"mlp"`` are kept in any case.
 
     Args:
         bundle: Bundle with chosen half-lives and weights, fitted on ``data``.
@@ -72,33 +79,78 @@ def choose_ranker(
         past: Timeline of all rows before the cut.
 
     Raises:
-        UserError: ``"gbdt"``, and the log has too few moments or LightGBM cannot be loaded.
+        UserError: the model is ``"gbdt"`` or ``"mlp"``, and the log has too few moments or its package cannot be loaded.
     """
-    required = config.ranker.model == "gbdt"
-    if config.ranker.model == "off":
+    asked = config.ranker.model
+    if asked == "off":
         return RankerChoice(bundle, "no ranker, as configured")
     if data.held is None or not len(data.held):
-        return _skipped(bundle, required, "the split has no validation moment")
-    try:
-        load_lightgbm()
-    except (ImportError, OSError) as error:  # OSError: a system without the OpenMP library
-        return _skipped(bundle, required, f"lightgbm cannot be loaded ({error})")
+        return _skipped(bundle, asked, "the split has no validation moment")
+    models, problem = _usable([*RANKERS] if asked == "auto" else [asked])
+    if not models:
+        return _skipped(bundle, asked, problem)
     learner = _Learner(bundle, config, data, tables, past, threads)
     split = _period_split(data, data.held, config) if data.history is not None else _user_split(data.held, config)
     early, judged = learner.examples(split.early), split.judged
     problem = _problem(early) or ("" if len(judged) >= MIN_JUDGED else f"{len(judged)} moments to judge it")
     if problem:
-        return _skipped(bundle, required, problem)
-    candidate = learner.bundle_of(early)
-    values = [ndcg(one, judged, data.user_ids, past, threads) for one in (candidate, bundle)]
-    gain = bootstrap.difference(values[0], values[1], config.train.seed).absolute
-    means = f"NDCG@10 {values[0].mean():.4f} against {values[1].mean():.4f} without it on {len(judged):,} moments"
-    interval = gain.signed_text()
-    if gain.low <= 0 and not required:
-        return RankerChoice(bundle, f"no ranker: {means} ({interval})", gain, early.recall)
+        return _skipped(bundle, asked, problem)
+
+    def judge(one: Bundle) -> np.ndarray:
+        return ndcg(one, judged, data.user_ids, past, threads)
+
+    if asked == "auto" and "gbdt" in models and not (has_network(bundle) and len(early.sizes) >= MIN_NETWORK_MOMENTS):
+        models = ["gbdt"]
+    trials = [_Trial(model, judge(learner.bundle_of(early, model))) for model in models]
+    without = judge(bundle)
+    best, gain, compared = _compare(trials, without, config.train.seed)
+    means = f"NDCG@10 {best.values.mean():.4f} against {without.mean():.4f} without it on {len(judged):,} moments"
+    means += f" ({gain.signed_text()}){compared}"
+    if gain.low <= 0 and asked == "auto":
+        return RankerChoice(bundle, f"no ranker: {means}", gain, early.recall)
     examples = Examples.join([early, learner.examples(split.late), learner.examples(split.held)])
-    sentence = f"ranker over {examples.recall:.1%} of the targets that sources recall: {means} ({interval})"
-    return RankerChoice(learner.bundle_of(examples), sentence, gain, examples.recall)
+    sentence = f"ranker {best.model} over {examples.recall:.1%} of the targets that sources recall: {means}"
+    return RankerChoice(learner.bundle_of(examples, best.model), sentence, gain, examples.recall)
+
+
+class _Trial(NamedTuple):
+    """Model that learned the early moments, and NDCG@10 (Q,) of its lists."""
+
+    model: str
+    values: np.ndarray
+
+
+def _usable(models: Sequence[str]) -> tuple[list[str], str]:
+    """Return the models with installed packages, and why others are left out."""
+    problems: dict[str, str] = {}
+    try:
+        load_lightgbm()
+    except (ImportError, OSError) as error:  # OSError: a system without the OpenMP library
+        problems["gbdt"] = f"lightgbm cannot be loaded ({error})"
+    missing = missing_packages()
+    if missing:
+        problems["mlp"] = f'{missing[0]} is not installed; pip install "recloop[train]"'
+    return [model for model in models if model not in problems], "; ".join(
+        problems[model] for model in models if model in problems
+    )
+
+
+def missing_packages() -> list[str]:
+    """Return the missing packages of the network; none is imported."""
+    return [name for name in NETWORK_PACKAGES if importlib.util.find_spec(name) is None]
+
+
+def _compare(trials: Sequence[_Trial], without: np.ndarray, seed: int) -> tuple[_Trial, Estimate, str]:
+    """Return the best trial, its gain over no ranker, and a sentence on the others.
+
+    A later trial replaces an earlier one if the lower end of the 95 % CI of their paired difference is above 0.
+    """
+    best, sentences = trials[0], []
+    for trial in trials[1:]:
+        gain = bootstrap.difference(trial.values, best.values, seed).absolute
+        sentences.append(f"; {trial.model} has {trial.values.mean():.4f} ({gain.signed_text()} over {best.model})")
+        best = trial if gain.low > 0 else best
+    return best, bootstrap.difference(best.values, without, seed).absolute, "".join(sentences)
 
 
 class _Split(NamedTuple):
@@ -131,16 +183,15 @@ def _user_split(held: ValidationQueries, config: Config) -> _Split:
     return _Split(early, judged, judged, held.at(np.zeros(0, dtype=np.int64)))
 
 
-def _skipped(bundle: Bundle, required: bool, problem: str) -> RankerChoice:
+def _skipped(bundle: Bundle, asked: str, problem: str) -> RankerChoice:
     """Return the choice of no ranker.
 
     Raises:
         UserError: the configuration requires one.
     """
-    if required:
-        raise UserError(
-            "ranker.model", "gbdt", f"a log that can teach a ranker; {problem}", '--set ranker.model="auto"'
-        )
+    if asked != "auto":
+        expected = f"a log that can teach a ranker; {problem}"
+        raise UserError("ranker.model", asked, expected, '--set ranker.model="auto"')
     return RankerChoice(bundle, f"no ranker: {problem}")
 
 
@@ -170,7 +221,7 @@ def refit_trees(
     examples = learner.examples(moments_between(data.history, data.cut, data.history.cut))
     if _problem(examples):
         return bundle
-    fitted = learner.bundle_of(examples)
+    fitted = learner.bundle_of(examples, spec.model)
     policy = replace(bundle.policy, ranker=fitted.policy.ranker)
     return replace(bundle, policy=policy, graphs={**bundle.graphs, RANKER_GRAPH: fitted.graphs[RANKER_GRAPH]})
 
@@ -208,10 +259,10 @@ def inherit_ranker(bundle: Bundle, parent: Bundle, config: Config, data: TrainDa
     spec = parent.policy.ranker
     if spec is None or config.ranker.model == "off" or any(source not in bundle.scorers for source in spec.depths):
         return bundle
-    return refit_statistics(with_trees(bundle, spec, parent.graphs[RANKER_GRAPH], config), data, tables)
+    return refit_statistics(with_ranker(bundle, spec, parent.graphs[RANKER_GRAPH], config), data, tables)
 
 
-def with_trees(bundle: Bundle, spec: RankerSpec, graph: bytes, config: Config) -> Bundle:
+def with_ranker(bundle: Bundle, spec: RankerSpec, graph: bytes, config: Config) -> Bundle:
     """Add a ranker to a bundle; it orders personal lists with ``weights = "auto"``."""
     filter_seen = bundle.policy.placements[bundle.default_placement].filter_seen  # of the lists that were judged
     placements = {
@@ -271,10 +322,18 @@ class _Learner:
         """Describe at most ``ranker.moments`` of these moments, spread evenly."""
         return self._maker.examples(_spread(queries, self._config.ranker.moments))
 
-    def bundle_of(self, examples: Examples) -> Bundle:
-        """Return the bundle with trees that learned from these examples."""
-        spec = replace(self._spec, depths=self._list_depths, moments=len(examples.sizes), until=self._until)
-        return with_trees(self._bundle, spec, fit_trees(examples, self._config), self._config)
+    def bundle_of(self, examples: Examples, model: str) -> Bundle:
+        """Return the bundle with a model that learned from these examples."""
+        spec = replace(
+            self._spec, model=model, depths=self._list_depths, moments=len(examples.sizes), until=self._until
+        )
+        if model == "gbdt":
+            graph = fit_trees(examples, self._config)
+        else:
+            from recloop.training.ranker_network import fit_network  # torch takes seconds to import
+
+            graph = fit_network(examples, self._config.train.seed)
+        return with_ranker(self._bundle, spec, graph, self._config)
 
 
 def _is_ranked(config: Config, name: str, kind: str) -> bool:
@@ -294,29 +353,3 @@ def _spread(queries: ValidationQueries, max_moments: int) -> ValidationQueries:
     if len(queries) <= max_moments:
         return queries
     return queries.at(np.linspace(0, len(queries) - 1, max_moments).astype(np.int64))
-
-
-def load_lightgbm() -> Any:
-    """Import LightGBM, which needs the OpenMP library of the system."""
-    import lightgbm
-
-    return lightgbm
-
-
-def fit_trees(examples: Examples, config: Config) -> bytes:
-    """Fit the trees and return their graph.
-
-    The result is the same for the same examples, seed and number of threads.
-
-    Raises:
-        UserError: the examples have one class only.
-    """
-    if not len(examples.labels) or examples.labels.min() == examples.labels.max():
-        raise UserError("ranker", "one class", "recalled items with and without a target", '--set ranker.model="off"')
-    lgb = load_lightgbm()
-    parameters: dict[str, Any] = {
-        **TREES, "num_leaves": config.ranker.leaves, "seed": config.train.seed, "num_threads": config.ranker.threads,
-    }  # fmt: skip
-    rows = lgb.Dataset(examples.features, examples.labels, group=examples.sizes)
-    booster = lgb.train(parameters, rows, config.ranker.trees)
-    return tree_graph(booster.dump_model()["tree_info"], examples.features.shape[1])

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from recloop.bundle import Bundle
+from recloop.errors import UserError
 from recloop.evaluation import metrics
 from recloop.evaluation.parallel import each_span
 from recloop.features.encode import EncodedBatch
@@ -65,6 +66,18 @@ class Examples:
     @property
     def recall(self) -> float:
         return self.recalled / max(1, self.targets)
+
+    def check(self) -> None:
+        """Check that they can teach a ranker.
+
+        Raises:
+            UserError: they have one class only, or a feature that is not finite.
+        """
+        fix = '--set ranker.model="off"'
+        if not len(self.labels) or self.labels.min() == self.labels.max():
+            raise UserError("ranker", "one class", "recalled items with and without a target", fix)
+        if not np.isfinite(self.features).all():
+            raise UserError("ranker", "NaN or infinite", "finite features", fix)
 
 
 class QueryBatches:

@@ -223,24 +223,11 @@ def train(
             ema=settings.ema if warm is None else 0.0,
             on_look=on_look,
         )
-        trainer = lightning.Trainer(
-            accelerator="gpu" if torch.cuda.is_available() else "cpu",
-            devices=1,
-            max_epochs=settings.epochs,
-            min_epochs=0,
-            gradient_clip_val=MAX_GRADIENT_NORM,
-            callbacks=[callback, *(epoch_callbacks(network) if warm is None else [])],
-            default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+        trainer = make_trainer(settings.epochs, [callback, *(epoch_callbacks(network) if warm is None else [])], folder)
         loader = DataLoader(examples, sampler=steps, batch_size=None)
         try:
             if len(steps):
-                _interruptible(lambda: trainer.fit(learner, loader))
+                interruptible(lambda: trainer.fit(learner, loader))
             else:
                 callback.keep(learner, learner.configure_optimizers()["optimizer"], None, 0, 0)
         finally:
@@ -255,12 +242,30 @@ def train(
     return learner, callback
 
 
+def make_trainer(epochs: int, callbacks: list[lightning.Callback], folder: Path) -> lightning.Trainer:
+    """Make a trainer on one device that writes nothing of its own."""
+    return lightning.Trainer(
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=1,
+        max_epochs=epochs,
+        min_epochs=0,
+        gradient_clip_val=MAX_GRADIENT_NORM,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
 def epoch_callbacks(network: Any) -> list[lightning.Callback]:
     """Callbacks of a full run that change the network between epochs."""
     return [LateDropout(getattr(network.config, "dropout_after", 0)), EpochStart()]
 
 
-def _interruptible(run: Callable[[], None]) -> None:
+def interruptible(run: Callable[[], None]) -> None:
     """Run and let Ctrl-C raise KeyboardInterrupt, where Lightning would exit with 1."""
     try:
         run()
