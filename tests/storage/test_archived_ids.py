@@ -23,6 +23,10 @@ def rows(first: int, last: int) -> pl.LazyFrame:
     )  # fmt: skip
 
 
+def rows_after(last: int) -> Callable[[int], pl.LazyFrame]:
+    return lambda after: rows(after + 1, last)
+
+
 def seqs_by_scan(ids: list[str], last: int) -> list[int]:
     return rows(1, last).filter(pl.col("event_id").is_in(ids)).collect()["seq"].to_list()
 
@@ -30,22 +34,22 @@ def seqs_by_scan(ids: list[str], last: int) -> list[int]:
 def test_archived_ids_equal_a_scan_of_the_rows_after_each_update(tmp_path: Path) -> None:
     asked = ["e1", "e7", "e20", "e31", "e99", ""]
     for last in (0, 20, 20, 24, 31, 45, 46, 47, 48, 49, 64):
-        ids = ArchivedIds.open(tmp_path, rows(1, last), last)
+        ids = ArchivedIds.open(tmp_path, rows_after(last), last)
         assert ids.seqs_of(asked) == seqs_by_scan(asked, last)
         users, items = pl.Series(["u0", "u4", "u5", "i1"]), pl.Series(["i1", "i64", "u0"])
         assert ids.has("user_id", users).tolist() == [last > 0, last > 0, False, False]
         assert ids.has("item_id", items).tolist() == [last > 0, last == 64, False]
-        mapped = ArchivedIds.open(tmp_path, rows(1, last).filter(pl.lit(False)), last)  # without rows to read
+        mapped = ArchivedIds.open(tmp_path, rows_after(0), last)  # without rows to read
         assert mapped.seqs_of(asked) == ids.seqs_of(asked)
     folders = list((tmp_path / "ids" / pl.__version__).iterdir())
     assert len(folders) <= 5, "folders of similar size are merged"
 
 
 def test_archived_ids_of_a_small_update_do_not_rewrite_the_large_part(tmp_path: Path) -> None:
-    ArchivedIds.open(tmp_path, rows(1, 1_000), 1_000)
+    ArchivedIds.open(tmp_path, rows_after(1_000), 1_000)
     large = tmp_path / "ids" / pl.__version__ / "0-1000"
     before = large.stat().st_ino
-    ids = ArchivedIds.open(tmp_path, rows(1, 1_010), 1_010)
+    ids = ArchivedIds.open(tmp_path, rows_after(1_010), 1_010)
     assert large.stat().st_ino == before
     assert (large.parent / "1000-1010").is_dir()
     assert ids.seqs_of(["e1", "e505"]) == seqs_by_scan(["e1", "e505"], 1_010)
@@ -66,11 +70,11 @@ def other_version(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut_short, without_file, other_version])
 def test_archived_ids_after_damage_are_written_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    ArchivedIds.open(tmp_path, rows(1, 40), 40)
+    ArchivedIds.open(tmp_path, rows_after(40), 40)
     folder = tmp_path / "ids" / pl.__version__ / "0-40"
     damage(folder)
-    assert ArchivedIds.open(tmp_path, rows(1, 40), 40).seqs_of(["e7"]) == seqs_by_scan(["e7"], 40)
-    assert ArchivedIds.open(tmp_path, rows(1, 0), 40).seqs_of(["e7"]) == seqs_by_scan(["e7"], 40)
+    assert ArchivedIds.open(tmp_path, rows_after(40), 40).seqs_of(["e7"]) == seqs_by_scan(["e7"], 40)
+    assert ArchivedIds.open(tmp_path, rows_after(0), 40).seqs_of(["e7"]) == seqs_by_scan(["e7"], 40)
     assert [path.name for path in (tmp_path / "ids").iterdir()] == [pl.__version__]
 
 
@@ -79,6 +83,6 @@ def test_archived_ids_on_a_full_disk_work_from_memory(tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(archived_ids.os, "fsync", full)
-    assert ArchivedIds.open(tmp_path, rows(1, 40), 40).seqs_of(["e7"]) == seqs_by_scan(["e7"], 40)
+    assert ArchivedIds.open(tmp_path, rows_after(40), 40).seqs_of(["e7"]) == seqs_by_scan(["e7"], 40)
     monkeypatch.undo()
-    assert ArchivedIds.open(tmp_path, rows(1, 40), 40).seqs_of(["e7"]) == seqs_by_scan(["e7"], 40)
+    assert ArchivedIds.open(tmp_path, rows_after(40), 40).seqs_of(["e7"]) == seqs_by_scan(["e7"], 40)

@@ -16,7 +16,7 @@ from recloop.features.learned_range import LearnedRange, NewWindow, nothing_held
 from recloop.features.log_end import robust_end
 from recloop.features.moments import moment_stamps
 from recloop.features.spec import FeatureSpec
-from recloop.records import GROUP_ID, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID
+from recloop.records import EVENT_SCHEMA, GROUP_ID, RULE, SECOND, SEQ, STAMP, TIMESTAMP, USER_ID
 from recloop.storage.archive import Archive
 from recloop.storage.data_manifest import DataManifest
 
@@ -87,8 +87,12 @@ def _of_new_rows(new: NewRows, stored: LabelledLog) -> SplitChange | None:
     """
     if labels_of(stored.manifest) != new.labels or not set(stored.dropped) <= set(new.retracted):
         return None
-    valid_rows = pl.concat([new.archive.for_users(new.rows[USER_ID].unique()), new.valid])
-    valid_rows = without(valid_rows, new.retracted)
+    of_new_rows = new.rows[USER_ID].unique()
+    recent = stored.where(pl.col(SEQ) > new.learned.until_seq, (SEQ, USER_ID))
+    users = pl.concat([recent[USER_ID], of_new_rows]).unique()
+    earlier = stored.where((pl.col(STAMP) >= new.learned.cut) | pl.col(USER_ID).is_in(users.implode()))
+    own_rows = earlier.filter(pl.col(USER_ID).is_in(of_new_rows.implode())).select(*EVENT_SCHEMA)
+    valid_rows = without(pl.concat([new.archive.forgotten.without(own_rows), new.valid]), new.retracted)
     removed_rules = retracted_rows(valid_rows, new.rows, new.clean, new.signal)
     dropped = sorted({*new.retracted, *removed_rules})
     newly_dropped = [seq for seq in sorted(set(dropped) - set(stored.dropped)) if seq <= new.after]
@@ -96,9 +100,6 @@ def _of_new_rows(new: NewRows, stored: LabelledLog) -> SplitChange | None:
         return None
     labelled = moment_stamps(new.signal.label(without(valid_rows, removed_rules)))
     added = labelled.filter(pl.col(SEQ) > new.after).select(COLUMNS)
-    recent = without(stored.where(pl.col(SEQ) > new.learned.until_seq, (SEQ, USER_ID)), newly_dropped)
-    users = pl.concat([recent[USER_ID], added[USER_ID]]).unique()
-    earlier = stored.where((pl.col(STAMP) >= new.learned.cut) | pl.col(USER_ID).is_in(users.implode()))
     affected = pl.concat([without(earlier, newly_dropped), added])
     positions = _all_of((SEQ, STAMP), stored, newly_dropped, added)
     end = robust_end(positions[STAMP], lambda: _all_of((SEQ, USER_ID), stored, newly_dropped, added)[USER_ID])
@@ -110,8 +111,8 @@ def _of_new_rows(new: NewRows, stored: LabelledLog) -> SplitChange | None:
 
 
 def _all_of(columns: Sequence[str], stored: LabelledLog, dropped: Collection[int], added: pl.DataFrame) -> pl.DataFrame:
-    """Columns of the stored rows without dropped ones, then of the added rows."""
-    return pl.concat([without(stored.rows(columns), dropped), added.select(columns)])
+    """Columns of stored rows without dropped ones (in any order), then of added ones."""
+    return pl.concat([without(stored.unordered_rows(columns), dropped), added.select(columns)])
 
 
 def labels_of(manifest: DataManifest) -> str:

@@ -98,7 +98,7 @@ class Archive:
     def open_ids(self) -> ArchivedIds:
         """Open the look-up of ids; write what is missing of it."""
         if self._ids is None:
-            self._ids = ArchivedIds.open(self.data, self._all(), self.watermark)
+            self._ids = ArchivedIds.open(self.data, self._rows_after, self.watermark)
         return self._ids
 
     def known(self, event_ids: Sequence[str]) -> dict[str, Event]:
@@ -228,6 +228,11 @@ class Archive:
             return pl.LazyFrame(schema=schema)
         return pl.scan_parquet(file).select(*schema).filter(pl.col(SEQ) <= self.watermark)
 
+    def _rows_after(self, seq: int) -> pl.LazyFrame:
+        """Rows of the files that may hold a row after a seq, quarantined rows included."""
+        names = [name for names in self.files().values() for name in names if _last_seq(name) > seq]
+        return pl.concat([self._scan([self.data / name for name in names]), self._quarantined().select(*EVENT_SCHEMA)])
+
     def _all(self) -> pl.LazyFrame:
         return pl.concat([self._believed(), self._quarantined().select(*EVENT_SCHEMA)])
 
@@ -251,6 +256,12 @@ def _first_seq(name: str) -> tuple[int, str]:
     """Order of event files: an import, then by the first seq in the name."""
     words = name.removesuffix(".parquet").rsplit("/", 1)[1].split("-")
     return int(words[1]) if len(words) == 3 else 0, name
+
+
+def _last_seq(name: str) -> int:
+    """Last seq in the name of an event file of an update; an import's has none."""
+    words = name.removesuffix(".parquet").rsplit("/", 1)[1].split("-")
+    return int(words[2]) if len(words) == 3 else MAX_INT
 
 
 def _day(stamp: int, days: int) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -135,18 +135,20 @@ class ArchivedIds:
         return has_row
 
     @classmethod
-    def open(cls, data: Path, rows: pl.LazyFrame, until: int) -> ArchivedIds:
+    def open(cls, data: Path, rows_after: Callable[[int], pl.LazyFrame], until: int) -> ArchivedIds:
         """Map the folders of ``data/``; write those that are missing.
 
         Args:
-            rows: All archived rows.
+            rows_after: Returns the archived rows after a seq; it may return earlier ones too.
             until: Last seq to cover.
         """
         root = data / FOLDER / pl.__version__
         ids = cls(list(_chain(root)))
         if ids.until >= until:
             return ids
-        new_rows = rows.filter(pl.col(SEQ) > ids.until).select(EVENT_ID, USER_ID, ITEM_ID, SEQ).collect()
+        new_rows = (
+            rows_after(ids.until).filter(pl.col(SEQ) > ids.until).select(EVENT_ID, USER_ID, ITEM_ID, SEQ).collect()
+        )
         part = IdPart.of_rows(ids.until, until, new_rows)
         parts = list(ids._parts)
         while parts and len(parts[-1]) <= MAX_GROWTH * len(part):
