@@ -10,7 +10,7 @@ from recloop.config import Config
 from recloop.features.labels import EventLabeler
 from recloop.features.spec import FeatureSpec
 from recloop.records import EVENT_SCHEMA, ITEM_ID, SEQ, STAMP, TIMESTAMP, USE, USER_ID, WEIGHT
-from recloop.training.dataset import make_tables, train_data, validation_data, without_repeats
+from recloop.training.dataset import make_tables, order_of_rows, train_data, validation_data, without_repeats
 
 CONFIG = Config.model_validate(
     {"data": {"events": "e.csv"}, "events": {"positive": ["purchase"], "undo": {"refund": "purchase"}}}
@@ -79,3 +79,18 @@ def test_without_repeats_equals_the_grouped_rows(rows: int, users: int) -> None:
     joined = without_repeats(numbered.sort(key))
     assert joined.select(grouped.columns).equals(grouped)
     assert joined.schema == numbered.schema
+
+
+@pytest.mark.parametrize("rows", [0, 1, 400])
+@pytest.mark.parametrize("is_by_time", [True, False])
+def test_order_of_rows_equals_a_sort_by_user_stamp_and_item(rows: int, is_by_time: bool) -> None:
+    random = np.random.default_rng(rows)
+    stamps = random.integers(-5, 60, rows)
+    numbered = pl.DataFrame(
+        {
+            "user_ix": pl.Series(random.integers(1, 6, rows), dtype=pl.Int32),
+            "rank": pl.Series(random.integers(0, 9, rows), dtype=pl.Int32),
+            STAMP: np.sort(stamps) if is_by_time else stamps,
+        }
+    )
+    assert numbered[order_of_rows(numbered)].equals(numbered.sort("user_ix", STAMP, "rank"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
+import scipy.sparse as sp
 
 from recloop.features.encode import attribute_codes
 from recloop.features.spec import FeatureSpec
@@ -246,8 +247,25 @@ def _rows_by_user(tables: ItemUserTables, inputs: pl.DataFrame) -> tuple[pl.Data
         "user_ix", pl.Series("rank", rank[inputs["item_ix"].to_numpy()]),
         STAMP, SEQ, WEIGHT, (pl.col(USE) == Use.TARGET).alias(USE),
     )  # fmt: skip
-    rows = without_repeats(numbered.sort("user_ix", STAMP, "rank"))
+    rows = without_repeats(numbered[order_of_rows(numbered)])
     return rows, (by_id[rows["rank"].to_numpy()] + 1).astype(np.int32)
+
+
+def order_of_rows(numbered: pl.DataFrame) -> np.ndarray:
+    """(n,) indices that order rows by ``user_ix``, stamp and ``rank``.
+
+    A log lists the rows of a user by time, so a count of the users sorts them. Other logs are sorted as a whole.
+    """
+    user, stamp, rank = (numbered[name].to_numpy() for name in ("user_ix", STAMP, "rank"))
+    shape = (len(user), int(user.max(initial=0)) + 1)
+    by_user = sp.csr_array((np.ones(len(user), bool), user, np.arange(len(user) + 1)), shape).tocsc().indices  # stable
+    moved = user[by_user], stamp[by_user]
+    same_user = moved[0][1:] == moved[0][:-1]
+    if (same_user & (moved[1][1:] < moved[1][:-1])).any():
+        return numbered.select(pl.arg_sort_by("user_ix", STAMP, "rank")).to_series().to_numpy()
+    moment = np.cumsum(np.append(True, ~same_user | (moved[1][1:] != moved[1][:-1])))[: len(user)]
+    order: np.ndarray = by_user[np.argsort(moment * (int(rank.max(initial=0)) + 1) + rank[by_user])]
+    return order
 
 
 def without_repeats(ordered: pl.DataFrame) -> pl.DataFrame:
