@@ -213,6 +213,18 @@ def load(path: Path, sha256: str | None = None) -> Bundle:
         return _loaded(path, check(path, sha256))
 
 
+def load_written(path: Path) -> Bundle:
+    """Load a bundle that this process has just written; only its manifest is checked.
+
+    Its release, and each process that serves it, check every byte (`check`).
+
+    Raises:
+        BundleError: a file is missing or cannot be read.
+    """
+    with readable(path):
+        return _loaded(path, read_manifest(path))
+
+
 def _loaded(path: Path, manifest: Manifest) -> Bundle:
     """Load the checked files of a bundle."""
     check_sizes(path, manifest)

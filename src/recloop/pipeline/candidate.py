@@ -41,6 +41,13 @@ class WarmStart:
     learned: LearnedRange
 
 
+def warm_candidate(run: UpdateRun) -> Bundle:
+    """Train a candidate from live, on all rows except the test moments."""
+    window = run.window
+    warm = WarmStart(load_train_state(run.live, run.project.bundles, run.reset), run.live_range)
+    return build_child(run, run.live, run.data.past, window.cut, window.held_seq, warm, run.folder)
+
+
 def build_child(
     run: UpdateRun,
     parent: Bundle,
@@ -252,9 +259,13 @@ def with_golden(run: UpdateRun, bundle: Bundle) -> Bundle:
 
 
 def load_candidate(run: UpdateRun) -> Bundle:
-    """Return candidate' as `train_candidate` wrote it; a resumed run loads it."""
+    """Return the candidate of `train_candidate`.
+
+    A resumed run loads it, or fits it again if it was not written. The rows and settings are those of the run's journal.
+    """
     if run.candidate is None:
-        run.candidate = bundles.load(run.folder / "candidate" / run.journal.facts("learn")["bundle"])
+        name = str(run.journal.facts("learn")["bundle"])
+        run.candidate = bundles.load(run.folder / "candidate" / name) if name else warm_candidate(run)
     return run.candidate
 
 

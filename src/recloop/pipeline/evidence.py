@@ -150,7 +150,8 @@ def broken_golden(bundle: Bundle) -> int:
 
 def final_evidence(run: UpdateRun, candidate: Bundle, final: Bundle) -> list[GateResult]:
     """Return the gates that check the child after the last quarter."""
-    golden_failures = broken_golden(bundles.load(run.folder / "bundles" / final.id))
+    written = bundles.load_written(run.folder / "bundles" / final.id)
+    golden_failures = broken_golden(written)
     lists: list[Sequence[Sequence[str]]] = [[], []]
     if not run.full:
         queries = paired.subsample(run.test_queries, MAX_OVERLAP_QUERIES)

@@ -63,7 +63,9 @@ def _move(run: UpdateRun, control: ControlStore, bundle: str, target: releases.T
     try:
         before = releases.read_state(control).state(bundle)
         # The gate `golden` has compared the lists of these files.
-        machine = transitions.validate(run.project, control, bundle, target, RELEASE_ORIGIN, with_golden=False)
+        machine = transitions.validate(
+            run.project, control, bundle, target, RELEASE_ORIGIN, with_golden=False, loaded_live=run.live
+        )
         if before != "registered":  # otherwise the check has just read every file
             loading.verify_hash(run.project, machine.since(bundle))
         releases.promote(

@@ -27,6 +27,7 @@ from recloop.pipeline.candidate import (
     load_candidate,
     load_train_state,
     tag_child,
+    warm_candidate,
     with_golden,
     write,
 )
@@ -52,6 +53,7 @@ from recloop.storage.data_manifest import WindowLoss
 from recloop.storage.identities import IDENTIFIED
 from recloop.storage.retractions import retracted_at
 from recloop.training.dataset import make_tables
+from recloop.training.kept_models import has_network
 
 MAX_CHECKED_QUERIES = 300
 """Most queries per window of the input check."""
@@ -195,22 +197,23 @@ def train_candidate(run: UpdateRun) -> None:
     """Step 3. Train the candidate: live and all new rows except the test moments."""
     if run.journal.is_done("learn"):
         return
-    data = run.data
-    window = run.window
-    if run.full:
-        split = split_log(data)
-        rows = pl.concat([split.train, split.valid]).sort(SEQ)
-        tables = make_tables(run.spec, rows, window.cut, data.items, data.users, run.live.items.ids.ids)
-        arrays = training_steps.validation_arrays(run.project, tables, split)
-        learned = training_steps.fit_models(run.project, tables, arrays, split, run.folder, run.progress, None)
-        candidate = tag_child(run, learned.bundle, "full")
-    else:
-        weights = load_train_state(run.live, run.project.bundles, run.reset)
-        candidate = build_child(
-            run, run.live, data.past, window.cut, window.held_seq, WarmStart(weights, run.live_range), run.folder
-        )
-    run.candidate = write(run, candidate, run.folder / "candidate")
+    run.candidate = _full_candidate(run) if run.full else warm_candidate(run)
+    folder = run.folder / "candidate"
+    if run.full or has_network(run.candidate):
+        run.candidate = write(run, run.candidate, folder)
+    else:  # a resumed run fits the counts again, which costs less than the files of each update
+        folder.mkdir(parents=True, exist_ok=True)
     run.journal.record("learn", bundle=run.candidate.id)
+
+
+def _full_candidate(run: UpdateRun) -> Bundle:
+    """Train a candidate from scratch."""
+    data, split = run.data, split_log(run.data)
+    rows = pl.concat([split.train, split.valid]).sort(SEQ)
+    tables = make_tables(run.spec, rows, run.window.cut, data.items, data.users, run.live.items.ids.ids)
+    arrays = training_steps.validation_arrays(run.project, tables, split)
+    learned = training_steps.fit_models(run.project, tables, arrays, split, run.folder, run.progress, None)
+    return tag_child(run, learned.bundle, "full")
 
 
 def run_gates(run: UpdateRun) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recloop.bundle import Bundle
 from recloop.errors import BundleError, Locked, Refused, UserError
 from recloop.files import JsonTree
 from recloop.monitoring import experiment
@@ -71,12 +72,19 @@ def measure_steps(project: Project, bundle: str, with_experiment: bool) -> StepE
 
 
 def validate(
-    project: Project, control: ControlStore, bundle: str, to: str = "", by: str = "", with_golden: bool = True
+    project: Project,
+    control: ControlStore,
+    bundle: str,
+    to: str = "",
+    by: str = "",
+    with_golden: bool = True,
+    loaded_live: Bundle | None = None,
 ) -> releases.ReleaseState:
     """Check that a move is possible, and the bundle if needed; return the new state.
 
     Args:
         with_golden: False if the caller has just compared the golden lists of these files.
+        loaded_live: The live bundle, if the caller has loaded it.
 
     Raises:
         UserError: unknown bundle or state, or an experiment plan with too few users in an arm.
@@ -86,7 +94,7 @@ def validate(
     _share(project, target)
     machine = releases.read_state(control)
     if machine.state(bundle) == "registered":
-        _check(project, control, machine.since(bundle), by or audit.command("promote"), with_golden)
+        _check(project, control, machine.since(bundle), by or audit.command("promote"), with_golden, loaded_live)
         machine = releases.read_state(control)
     releases.allowed(machine, bundle, target)
     return machine
@@ -215,7 +223,9 @@ def _share(project: Project, target: str) -> None:
         raise UserError("release.shadow_share", 0.0, "a share above 0", "edit release.shadow_share in recloop.toml")
 
 
-def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str, with_golden: bool) -> None:
+def _check(
+    project: Project, control: ControlStore, row: ReleaseRow, by: str, with_golden: bool, loaded_live: Bundle | None
+) -> None:
     """Have a registered bundle checked by the running server, or check it here.
 
     Raises:
@@ -225,7 +235,7 @@ def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str, wi
     while time.monotonic() < deadline:
         try:
             with locks.writer_lock(project.root, "promote"):
-                _check_here(project, control, row, by, with_golden)
+                _check_here(project, control, row, by, with_golden, loaded_live)
                 return
         except Locked:
             time.sleep(0.1)
@@ -239,8 +249,12 @@ def _check(project: Project, control: ControlStore, row: ReleaseRow, by: str, wi
     )
 
 
-def _check_here(project: Project, control: ControlStore, row: ReleaseRow, by: str, with_golden: bool) -> None:
-    live = project.load_bundle() if releases.live(control) else None
+def _check_here(
+    project: Project, control: ControlStore, row: ReleaseRow, by: str, with_golden: bool, loaded_live: Bundle | None
+) -> None:
+    live_row = releases.live(control)
+    is_loaded = live_row is not None and loaded_live is not None and loaded_live.id == live_row.bundle
+    live = loaded_live if is_loaded else project.load_bundle() if live_row else None
     try:
         if with_golden:
             check_in_child(project, row)
