@@ -138,9 +138,11 @@ def test_build_with_nan_raises() -> None:
 
 @pytest.mark.parametrize("n_items", [3, 200, 2_000])
 @pytest.mark.parametrize("share", [0.02, 0.7, 1.0])
+@pytest.mark.parametrize("copied_bytes", [0, search.MAX_COPIED_BYTES])
 def test_search_of_a_batch_equals_that_of_each_query(
-    n_items: int, share: float, monkeypatch: pytest.MonkeyPatch
+    n_items: int, share: float, copied_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(search, "MAX_COPIED_BYTES", copied_bytes)
     monkeypatch.setattr(search, "MIN_SCAN_ITEMS", 20)
     monkeypatch.setattr(search, "MAX_FLOAT_SCAN", 0)
     monkeypatch.setattr(search, "PRODUCT_BYTES", 2 * 4 * n_items)  # blocks of two queries

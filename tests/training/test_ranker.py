@@ -22,6 +22,7 @@ from recloop.evaluation.table import QueryMetrics
 from recloop.policy import NewItems
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RANKER, Recommender
+from recloop.recommend.top_k import DEPTH
 from recloop.records import DAY, Query
 from recloop.training import ranker, ranker_examples, ranker_trees
 
@@ -115,6 +116,43 @@ def test_lists_of_a_batch_equal_those_of_single_queries_and_of_evaluation(ranked
     assert evaluated.ids(items) == [answer.items for answer in batch]
     assert all(score > 0 for answer in batch for slot, score in zip(answer.slots, answer.scores, strict=True)
                if slot.source != "popular")  # fmt: skip
+
+
+@pytest.mark.parametrize("new", [None, NewItems(0.3, {"popular": 1.0}, 5)])
+def test_source_of_the_ranker_alone_is_read_to_its_depth_with_equal_lists(
+    ranked: Bundle, shop: Shop, new: NewItems | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ranked.policy.ranker
+    assert spec is not None
+    home = replace(ranked.policy.placements["home"], weights={"history": 1.0, "popular": 0.0}, new=new)
+    depths = dict.fromkeys(spec.depths, 4)
+    policy = replace(ranked.policy, placements={"home": home}, ranker=replace(spec, depths=depths))
+    shallow = replace(ranked, policy=policy)
+    expected = {"history": DEPTH, "neighbours": 4, "popular": 4 if new is None else DEPTH}
+    assert Recommender(shallow, Catalog()).depths_of(home, ranked=True) == expected
+    early = replace(shallow.manifest.data, cut=shop.data.cut)
+    early_bundle = replace(shallow, manifest=replace(shallow.manifest, data=early))
+
+    def table() -> list[dict[str, float]]:
+        rows = evaluate([early_bundle], shop.rows, Catalog.from_frames([shop.rows.items]), shop.config, {}).rows
+        return [{key: float(np.nansum(values)) for key, values in row.row.values.items()} for row in rows]
+
+    few, few_rows = lists(shallow, shop), table()
+    monkeypatch.setattr(Recommender, "depths_of", lambda *_, **__: dict.fromkeys(depths, DEPTH))
+    assert [answer.slots for answer in few] == [answer.slots for answer in lists(shallow, shop)]
+    assert few_rows == table()
+
+
+def test_sources_beside_a_reranking_one_are_read_to_the_full_depth(
+    ranked: Bundle, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommender = Recommender(ranked, Catalog.from_table(ranked.items.ids.ids, ranked.items.attributes))
+    home, users = ranked.policy.placements["home"], shop.data.user_ids[:2]
+    encoded = recommender.encode(shop.past.states(users, [10**9] * 2), [ranked.cut] * 2)
+    allowed = recommender.candidate_mask(encoded, [Query(user_id=user, now=ranked.cut) for user in users], home)
+    assert recommender.recall(encoded, allowed, ["popular"], {"popular": 4})["popular"].items.shape == (2, 4)
+    monkeypatch.setattr(Recommender, "_is_reranking", lambda *_: True)
+    assert recommender.recall(encoded, allowed, ["popular"], {"popular": 4})["popular"].items.shape == (2, DEPTH)
 
 
 def test_evaluation_has_a_row_of_the_fusion_and_one_of_the_ranker(ranked: Bundle, shop: Shop) -> None:

@@ -261,6 +261,11 @@ class _BundleEvaluation:
         row = self._row("served", "served", served, None, settings.fusion_constant, ranker)
         row.further = () if new is None else [source for source, weight in new.weights.items() if weight > 0]
         self.evaluated.append(row)
+        read = self.recommender.depths_of(settings, ranker is not None)
+        fused = {source for row in self.evaluated[len(self.names) :] for source, one in row.weights.items() if one > 0}
+        self.depths = {
+            source: DEPTH if source in fused else max(self.depth, read.get(source, 0)) for source in self.sources
+        }
         self._threads = [self.evaluated]  # the rows of each thread, which share their lists
 
     def for_thread(self) -> _BundleEvaluation:
@@ -295,7 +300,7 @@ class _BundleEvaluation:
         recalled: dict[str, TopK] = {}
         recall_seconds: dict[str, float] = {}
         for source in self.sources:
-            recalled |= self.recommender.recall(encoded, allowed, [source])
+            recalled |= self.recommender.recall(encoded, allowed, [source], self.depths)
             recall_seconds[source] = clock.lap()
         if "model" in recalled:
             _scored(self.bundle, encoded, allowed, recalled["model"])

@@ -6,6 +6,7 @@ The lists are those of one query at a time: an item's values are added in the or
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -78,21 +79,40 @@ def put_best(
         scores: (rows, N+1) float64 with a significand of 24 bits; only entries above 0 count.
         rank: (N+1,) rank in training popularity. order: (N,) the item_ix of each rank.
     """
-    items = scores.indices
-    row = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
-    is_kept = (scores.data > 0) & allowed.mask[items]
+    items, values = scores.indices, scores.data
+    is_kept = (values > 0) & allowed.mask[items]
     for number, banned in enumerate(allowed.banned[rows]):
         if len(banned):
             span = slice(scores.indptr[number], scores.indptr[number + 1])
             is_kept[span] &= ~np.isin(items[span], banned)
-    row, items = row[is_kept], items[is_kept]
-    if not len(items):
+    borders = _borders(values, scores.indptr, is_kept, recalled.items.shape[1])
+    is_kept &= values >= np.repeat(borders, np.diff(scores.indptr))
+    entries = np.flatnonzero(is_kept)
+    if not len(entries):
         return
-    keys = scores.data[is_kept].view(np.int64) | _rank_keys(rank[items])
-    lengths = np.bincount(row, minlength=scores.shape[0])
-    table = np.zeros((scores.shape[0], int(lengths.max())), dtype=np.int64)  # 0: an empty entry
-    table[row, np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)] = keys
+    offsets = np.searchsorted(entries, scores.indptr)
+    lengths = np.diff(offsets)
+    table = np.zeros((len(lengths), int(lengths.max())), dtype=np.int64)  # 0: an empty entry
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    table[row, np.arange(len(entries)) - offsets[row]] = values[entries].view(np.int64) | _rank_keys(
+        rank[items[entries]]
+    )
     _put_keys(recalled, table, order, rows)
+
+
+def _borders(values: np.ndarray, offsets: np.ndarray, is_kept: np.ndarray, depth: int) -> np.ndarray:
+    """Return the ``depth``-th largest kept value of each row, (B,); -inf without it.
+
+    Args:
+        values: (E,) float64, row after row. offsets: (B+1,). is_kept: (E,) bool.
+    """
+    borders = np.full(len(offsets) - 1, -np.inf)
+    for number, (low, high) in enumerate(pairwise(offsets.tolist())):
+        if high - low > depth:
+            row = values[low:high][is_kept[low:high]]
+            if len(row) > depth:
+                borders[number] = np.partition(row, len(row) - depth)[len(row) - depth]
+    return borders
 
 
 def put_best_dense(

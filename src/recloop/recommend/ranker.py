@@ -31,7 +31,7 @@ class Ranker:
 
     def __init__(self, bundle: Bundle, spec: RankerSpec) -> None:
         self.sources = tuple(spec.depths)
-        self._depths = spec.depths
+        self.depths = spec.depths
         self._space = feature_space(bundle, spec)
         self._session = open_session(bundle.graphs[RANKER_GRAPH])  # one thread: the rows of a query are few
         self._is_network = spec.model == "mlp"
@@ -51,7 +51,7 @@ class Ranker:
         features: list[np.ndarray] = []
         for start in range(0, len(encoded), MAX_QUERIES):
             queries = slice(start, min(start + MAX_QUERIES, len(encoded)))
-            features += self._rank_some(ranked, encoded, queries, candidates_of(recalled, self._depths, queries))
+            features += self._rank_some(ranked, encoded, queries, candidates_of(recalled, self.depths, queries))
         return FusedTopK(ranked.items, ranked.scores, ranked.sources, features, names)
 
     def _rank_some(

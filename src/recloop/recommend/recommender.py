@@ -229,14 +229,28 @@ class Recommender:
 
     def rank_sources(self, encoded: EncodedBatch, allowed: CandidateMask, placement: Placement, k: int) -> FusedTopK:
         """Return the best n of the ranker per query; the fusion fills free slots."""
-        return self.rank_recalled(
-            self.recall(encoded, allowed, self.sources_of(placement, ranked=True)), encoded, placement, k
+        recalled = self.recall(
+            encoded, allowed, self.sources_of(placement, ranked=True), self.depths_of(placement, ranked=True)
         )
+        return self.rank_recalled(recalled, encoded, placement, k)
 
     def sources_of(self, placement: Placement, ranked: bool) -> list[str]:
         """Return the sources behind the lists of a placement."""
         sources = list(self.ranker.sources) if ranked and self.ranker is not None else _used(placement.weights)
         return [*dict.fromkeys([*sources, *_used({} if placement.new is None else placement.new.weights)])]
+
+    def depths_of(self, placement: Placement, ranked: bool) -> dict[str, int]:
+        """Return the items of each source that the lists of a placement read.
+
+        A source of the ranker alone is read to the depth of the ranker; fusions read `DEPTH` items.
+        """
+        sources = self.sources_of(placement, ranked)
+        depths = dict.fromkeys(sources, DEPTH)
+        if ranked and self.ranker is not None:
+            of_new = {} if placement.new is None else placement.new.weights
+            fused = {*_used(placement.weights), *_used(of_new)}
+            depths |= {source: depth for source, depth in self.ranker.depths.items() if source not in fused}
+        return depths
 
     def rank_recalled(
         self, recalled: Mapping[str, TopK], encoded: EncodedBatch, placement: Placement, k: int
@@ -314,16 +328,24 @@ class Recommender:
         encoded: EncodedBatch,
         allowed: CandidateMask,
         sources: Sequence[str] | Mapping[str, float],
-        depth: int = DEPTH,
+        depth: int | Mapping[str, int] = DEPTH,
     ) -> dict[str, TopK]:
-        """Return the top ``depth`` of each source, of a mapping those above 0; NaN raises."""
+        """Return the top ``depth`` of each source, of a mapping those above 0; NaN raises.
+
+        ``depth`` may differ between the sources. It is `DEPTH` with a reranking source, which reads the others.
+        """
         selected = _used(sources) if isinstance(sources, Mapping) else sources
+        depths = depth if isinstance(depth, Mapping) else dict.fromkeys([*selected, "popular"], depth)
+        if isinstance(depth, Mapping) and any(map(self._is_reranking, self.bundle.scorers)):
+            depths = dict.fromkeys(self.bundle.scorers, DEPTH)
         recalled = {
-            source: self.scorers[source].best(encoded, allowed, depth) for source in selected if source in self.scorers
+            source: self.scorers[source].best(encoded, allowed, depths[source])
+            for source in selected
+            if source in self.scorers
         }
         if any(np.isnan(top_k.scores).any() for top_k in recalled.values()):
             raise FloatingPointError("a source gave scores that are not numbers")
-        return recalled or {"popular": self.scorers["popular"].best(encoded, allowed, depth)}
+        return recalled or {"popular": self.scorers["popular"].best(encoded, allowed, depths.get("popular", DEPTH))}
 
     def inputs(
         self, encoded: EncodedBatch, allowed: CandidateMask, b: int, fused: FusedTopK | None = None

@@ -25,7 +25,7 @@ from recloop.recommend.filters import CandidateMask
 from recloop.recommend.search import ScanTable, VectorSearch
 from recloop.recommend.top_k import DEPTH, TopK, Workspace
 
-WINDOWS_PER_RUN = 32
+WINDOWS_PER_RUN = 8
 """Windows per run of the user graph."""
 KEEP_VECTORS = True
 """True if a user without new events and with the same context is encoded once; a benchmark turns it off."""

@@ -137,7 +137,7 @@ class ExampleMaker:
         def of_batch(
             recommender: Recommender, encoded: EncodedBatch, allowed: CandidateMask, span: slice
         ) -> list[Examples]:
-            recalled = recommender.recall(encoded, allowed, list(self._depths))
+            recalled = recommender.recall(encoded, allowed, list(self._depths), self._depths)
             random = np.random.default_rng([self._seed, span.start])
             parts = []
             for start in range(0, len(encoded), MAX_QUERIES):
