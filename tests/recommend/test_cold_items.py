@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 import pytest
 
 import recloop
+from recloop.bundle import Bundle
 from recloop.errors import UserError
 from recloop.evaluation import cold_items
 from recloop.policy import Placement
@@ -70,6 +72,25 @@ def test_cold_slot_obeys_filters_and_short_lists_have_none(fitted: Any, catalog:
     assert ask(fitted, catalog, "u01", exclude=(FRUIT,)).items[-1] == PETS
     assert not {FRUIT, PETS} & set(ask(fitted, catalog, "u01", n=5).items)
     assert len({FRUIT, PETS} & set(ask(fitted, catalog, "u01", n=20).items)) == 2
+
+
+def test_slots_of_the_table_are_computed_at_the_warm_up_or_when_a_list_needs_them(
+    fitted: Any, catalog: Catalog
+) -> None:
+    def is_computed(bundle: Bundle) -> bool:
+        return "attribute_slots" in bundle._shared
+
+    no_share = {name: replace(one, cold_share=0.0) for name, one in fitted.bundle.policy.placements.items()}
+    bundle = replace(fitted.bundle, policy=replace(fitted.bundle.policy, placements=no_share))
+    recommender = Recommender(bundle, catalog)
+    recommender.recommend(fitted._states(["u01"]), [Query(user_id="u01", now=bundle.cut)])
+    assert not is_computed(bundle)
+    recommender.slots.warm_up()
+    assert is_computed(bundle)
+    again = replace(bundle)
+    states, queries = fitted._states(["unknown"]), [Query(user_id="unknown", now=bundle.cut)]
+    lists = [one.recommend(states, queries)[0].slots for one in (recommender, Recommender(again, catalog))]
+    assert lists[0] == lists[1] != []
 
 
 def test_cold_slot_depends_on_what_the_user_chose(fitted: Any, catalog: Catalog) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -88,9 +88,10 @@ class FieldTypes:
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self._counts: dict[str, list[int]] = {}
-        values = chain.from_iterable(zip(row, map(type, row.values()), strict=True) for row in rows)
-        for (name, python_type), n_values in Counter(values).items():
-            self._counts.setdefault(name, [0] * len(ValueType))[_value_type(python_type)] += n_values
+        shapes = Counter((tuple(row), tuple(map(type, row.values()))) for row in rows)  # few of many rows
+        for (names, python_types), n_rows in shapes.items():
+            for name, python_type in zip(names, python_types, strict=True):
+                self._counts.setdefault(name, [0] * len(ValueType))[_value_type(python_type)] += n_rows
 
     @property
     def names(self) -> list[str]:

@@ -31,6 +31,8 @@ COLD_STRENGTHS: Final = np.ones(2, dtype=np.float32)
 """Strengths of user fields and of recent items in the order of items without a row."""
 NEW_FIRST: Final = 1e6
 """Score that is added to items posted after the training rows."""
+NO_SLOTS: Final = np.zeros((0, 0), dtype=np.int64)
+NO_SHARES: Final = np.zeros((0, 0), dtype=np.float32)
 OUTSIDE_EVERY: Final = 10
 """One slot in so many of this stage shows an item without a row, as long as there is one."""
 
@@ -73,7 +75,6 @@ class AttributeLists:
         self._bundle = bundle
         self._affinity = affinity
         self._users, self._items = (FieldColumns.of(side, bundle.spec, bundle.fields) for side in ("user", "item"))
-        self._slots, self._shares = bundle.shared("attribute_slots", self._table_slots)
         self._candidates: MaskCache[_Candidates] = MaskCache(self._most_popular, CANDIDATE_BYTES, _Candidates.nbytes)
         self._outside = OutsideItems(bundle, self._outside_slots)
 
@@ -135,8 +136,9 @@ class AttributeLists:
         user_slots = affinity.user_slots[self._users.numbers(codes)]
         uses_recent = (affinity.strengths if strengths is None else strengths)[1] > 0
         recent = recent_items(encoded, b) if uses_recent else NO_ITEMS
+        slots, shares = self._table if len(recent) else (NO_SLOTS, NO_SHARES)
         return affinity.profile(
-            user_slots[0], self._users.shares(user_slots)[0], self._slots[recent], self._shares[recent], strengths
+            user_slots[0], self._users.shares(user_slots)[0], slots[recent], shares[recent], strengths
         )
 
     def _best_of_table(self, profile: np.ndarray, allowed: CandidateMask, b: int) -> np.ndarray:
@@ -177,7 +179,18 @@ class AttributeLists:
         """Return the most popular items that a mask allows, ascending."""
         order = self._bundle.arrays["popular"]
         items = np.sort(order[table.mask[order]][:MAX_CANDIDATES])
-        return _Candidates(items, self._affinity.prior[items], self._slots[items], self._shares[items])
+        slots, shares = self._table
+        return _Candidates(items, self._affinity.prior[items], slots[items], shares[items])
+
+    @property
+    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+        """Slots (N+1, C) and shares of the table's items, computed at their first use."""
+        table: tuple[np.ndarray, np.ndarray] = self._bundle.shared("attribute_slots", self._table_slots)
+        return table
+
+    def warm_up(self) -> None:
+        """Compute what a list needs now instead of at the first one."""
+        self._bundle.shared("attribute_slots", self._table_slots)
 
     def _table_slots(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the slots (N+1, C) and shares of the table's items; row 0 is missing."""

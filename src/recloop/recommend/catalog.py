@@ -72,7 +72,6 @@ class Catalog:
                 pl.col(SEQ).first().alias("first_seq"), *(pl.col(name).last() for name in names[1:])
             )
             catalog._append_all(_items_of(newest), newest["first_seq"].to_list())
-        catalog._weight_sum()  # computed here instead of at the first request
         return catalog
 
     @classmethod
@@ -89,9 +88,17 @@ class Catalog:
         Later upserts must be applied to both.
         """
         catalog = Catalog()
-        catalog._append_all(self._items, self._first_seq)
+        catalog._items.extend(self._items)
+        catalog._rows.update(self._rows)
+        catalog._first_seq.extend(self._first_seq)
+        catalog._last_unordered, catalog._max_seq = self._last_unordered, self._max_seq
+        catalog._out.update(self._out)
         catalog._sum = self._sum
         return catalog
+
+    def warm_up(self) -> None:
+        """Compute the version now instead of at the first request."""
+        self._weight_sum()
 
     def snapshot(self) -> Catalog:
         """Return the present items, for the masks that another thread makes (`adopt`).

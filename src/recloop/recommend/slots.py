@@ -56,6 +56,11 @@ class SlotBuilder:
             "latest": LatestStage(bundle, catalog),
         }
 
+    def warm_up(self) -> None:
+        """Make what the first list of a cold user needs."""
+        if self._attribute_lists is not None:
+            self._attribute_lists.warm_up()
+
     def assemble(
         self,
         encoded: EncodedBatch,

@@ -241,7 +241,10 @@ class DeploymentLoader:
             BundleError: for any error.
         """
         try:
-            return Recommender(open_bundle(self._project, row, with_golden), self._catalog, with_availability=True)
+            bundle = open_bundle(self._project, row, with_golden)
+            recommender = Recommender(bundle, self._catalog, with_availability=True)
+            recommender.slots.warm_up()
+            return recommender
         except BundleError:
             raise
         except Exception as error:  # noqa: BLE001 - a bundle is data; whatever it causes, the others serve on

@@ -127,6 +127,7 @@ class Service:
         self.uncommitted_since: int | None = None
         self.workers: WorkerPool | None = None
         self.catalog = Catalog.from_frames([self.archive.items(), self.log.items()])
+        self.catalog.warm_up()
         loader = DeploymentLoader(project, self.control, self.catalog, self.clock)
         self.deployments = loader.load_initial()
         self.user_states = StateRegistry(project, self.archive, self.log, self.as_of)

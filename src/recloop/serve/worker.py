@@ -116,6 +116,7 @@ class WorkerService(Service):
         self.as_of = self.log.last_seq()
         self.uncommitted_since = None
         self.catalog = Catalog.from_frames([self.archive.items(), self.log.items()], max_seq=self.as_of)
+        self.catalog.warm_up()
         self.deployments = self.load(self._deployed, [])
         self.user_states = StateRegistry(project, self.archive, self.log, self.as_of)
         self._stack.callback(lambda: self.user_states.close())  # noqa: PLW0108 the one in use by then
@@ -142,9 +143,9 @@ class WorkerService(Service):
             if deployment.arm.bundle == arm.bundle:
                 return Deployment(deployment.recommender, arm)
         row = next(row for row in self.control.releases() if row.bundle == arm.bundle)
-        return Deployment(
-            Recommender(loading.open_bundle(self.project, row), self.catalog, with_availability=True), arm
-        )
+        recommender = Recommender(loading.open_bundle(self.project, row), self.catalog, with_availability=True)
+        recommender.slots.warm_up()
+        return Deployment(recommender, arm)
 
     def apply(self, committed: Committed) -> None:
         """Apply a commit; on the event loop."""
