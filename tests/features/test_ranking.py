@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from recloop.features import user_profile
 from recloop.features.encode import EncodedBatch
 from recloop.features.item_statistics import NAMES, UNKNOWN, ItemStatistics
 from recloop.features.ranking import Candidates, FeatureSpace
@@ -161,3 +162,9 @@ def test_a_bundle_without_fields_has_no_features_of_fields() -> None:
     matrix = space.matrix(encoded([random_history(1)]), slice(0, 1), candidates())
     assert matrix.shape == (N_ITEMS, len(space.names))
     assert np.isfinite(matrix).all()
+
+
+def test_ranks_of_parts_descend_and_ties_keep_their_order() -> None:
+    values = np.array([3.0, 1.0, 3.0, 2.0, 5.0, 5.0, 7.0])
+    assert user_profile._ranks(values, np.array([4])).tolist() == [0, 3, 1, 2, 1, 2, 0]
+    assert user_profile._ranks(values[:0], np.zeros(0, dtype=np.int64)).tolist() == []

@@ -45,10 +45,14 @@ class ItemStatistics:
     amounts: np.ndarray
 
     @cached_property
+    def n_codes(self) -> int:
+        """Number of codes of the field with most."""
+        return int(self.codes.max(initial=0)) + 1
+
+    @cached_property
     def keys(self) -> np.ndarray:
-        """(F, N+1) int64: codes that differ between fields."""
-        size = int(self.codes.max(initial=0)) + 1
-        return self.codes + size * np.arange(len(self.fields))[:, None]
+        """(F, N+1) int64: codes that differ between fields, `n_codes` apart."""
+        return self.codes + self.n_codes * np.arange(len(self.fields))[:, None]
 
     @classmethod
     def from_arrays(

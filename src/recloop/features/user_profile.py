@@ -153,15 +153,19 @@ class _Histories:
 
 
 class _Groups:
-    """Entries with equal keys: P groups, ascending by key; a group keeps the order."""
+    """Entries with equal keys: P groups, ascending by key; a group keeps the order.
+
+    Args:
+        keys: (E,) or (F, E); the rows of the latter share no key, and their columns are the entries.
+    """
 
     def __init__(self, keys: np.ndarray) -> None:
-        bits = len(keys).bit_length()
-        packed = np.sort(keys.astype(np.int64) << bits | np.arange(len(keys)))  # values sort faster than indices
+        bits = keys.shape[-1].bit_length()
+        packed = np.sort((keys.astype(np.int64) << bits | np.arange(keys.shape[-1])).ravel())  # faster than indices
         ascending = packed >> bits
-        is_first = np.ones(len(keys), dtype=bool)
+        is_first = np.ones(len(ascending), dtype=bool)
         np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])
-        self.entries = packed & (1 << bits) - 1  # (E,) the entries, group after group
+        self.entries = packed & (1 << bits) - 1  # (E,) or (F E,) the entries, group after group
         self.starts = np.flatnonzero(is_first)  # (P,)
         self.keys = ascending[self.starts]  # (P,)
         self.slots = np.cumsum(is_first) - 1  # (E,) group of each of `entries`
@@ -234,10 +238,7 @@ def _facts(history: _Histories, sums: _ItemSums) -> np.ndarray:
 
 
 def _own(history: _Histories, sums: _ItemSums) -> RowsByKey:
-    order = np.lexsort((-sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)], sums.query))
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    rank -= np.searchsorted(sums.query, sums.query)  # the pairs of a query are together
+    rank = _ranks(sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)], np.cumsum(np.bincount(sums.query))[:-1])
     columns = [
         *sums.decayed,
         sums.last,
@@ -254,15 +255,28 @@ def _own(history: _Histories, sums: _ItemSums) -> RowsByKey:
     return _table(sums.keys, columns, [*absent, *(0.0 for _ in RECENT_MOMENTS), MISSING])
 
 
+def _ranks(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(P,) rank of each value in its part, the largest first; ties in their order.
+
+    Args:
+        starts: First positions of all parts but the first. Sorting each part is faster than sorting all by two keys.
+    """
+    ranks = np.empty(len(values), dtype=np.int64)
+    for part, rank in zip(np.split(-values, starts), np.split(ranks, starts), strict=True):
+        rank[np.argsort(part, kind="stable")] = np.arange(len(part))
+    return ranks
+
+
 def _by_field(history: _Histories, sums: _ItemSums, statistics: ItemStatistics) -> RowsByKey:
     item_keys = statistics.keys[:, sums.items]  # (F, P)
-    groups = _Groups(keys_of(sums.query, item_keys).ravel())
-    fields, pairs = np.divmod(groups.entries, max(1, len(sums.items)))
+    groups = _Groups(keys_of(sums.query, item_keys))
+    pairs = groups.entries
+    fields = (groups.keys & (1 << KEY_BITS) - 1) // statistics.n_codes  # (P,)
     decayed = groups.total(sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)][pairs])
     n_rows, count = groups.total(sums.n_rows[pairs]), groups.total(sums.count[pairs])
     last = np.minimum.reduceat(sums.last[pairs], groups.starts) if len(pairs) else sums.last[pairs]
     first = np.maximum.reduceat(sums.first[pairs], groups.starts) if len(pairs) else sums.first[pairs]
-    owner = (fields * len(history.newest) + sums.query[pairs])[groups.starts]  # (P,) field and query of each group
+    owner = fields * len(history.newest) + sums.query[groups.first]  # (P,) field and query of each group
     share = decayed / np.maximum(1e-9, np.bincount(owner, weights=decayed))[owner]
     columns = [decayed, last, share, count, _gap(first, last, n_rows)]
     return _table(groups.keys, columns, [0.0, MISSING, 0.0, 0.0, MISSING])
