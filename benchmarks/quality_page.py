@@ -27,8 +27,8 @@ Each table is one data set. `make bench-quality` runs the missing rows; the resu
 - A published row has the protocol of its source. ML-1M is in file order, so a difference below 2 % to a published row means nothing.
 - `trained`: epochs and steps. `stopped` by `time_budget`: the row was cut, and more time may change it.
 - `source`: the commit of our row, or the repository of a published one, in italics.
-- `explore`: NDCG@10 on items that the user did not have before. `cold`: HR@10 on items without an event before the cut; `recloop train`
-  gives them slots only with [`cold_share`](decisions/2026-11-29-slots-for-cold-items.md).
+- `explore`: NDCG@10 on items that the user did not have before. `cold`: HR@10 on items without an event before the cut; lists hold
+  them by [`cold_own`](decisions/2026-11-29-a-slot-for-own-cold-items.md) and [`cold_share`](decisions/2026-11-29-slots-for-cold-items.md).
 """
 Result = dict[str, Any]
 

@@ -124,6 +124,7 @@ class Placement:
         filter_seen: Leave out what the user has taken before; None: the setting of the policy.
         new: Items new to the user that the list holds at least; None: no such rule.
         cold_share: Share of the slots, rounded down, for items without a row in the bundle; they end the list.
+        cold_own: Slots at the end of the list, at most, for items without a row that the user took in several moments.
     """
 
     list: str
@@ -135,6 +136,7 @@ class Placement:
     filter_seen: bool | None = None
     new: NewItems | None = None
     cold_share: float = 0.0
+    cold_own: int = 0
     other_keys: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -144,6 +146,13 @@ class Placement:
     def cold_slots(self, n: int) -> int:
         """Return the number of slots for items without a row in a list of ``n``."""
         return int(self.cold_share * n + 1e-9)
+
+    def own_cold_slots(self, n: int) -> int:
+        """Return the largest number of slots of `cold_own` in a list of ``n``.
+
+        One slot is left for any item.
+        """
+        return min(self.cold_own, n - 1)
 
     @classmethod
     def read(cls, tree: JsonObject, sources: Collection[str] = FUSED_SOURCES) -> Placement:
@@ -161,6 +170,7 @@ class Placement:
             filter_seen=tree.optional("filter_seen", bool),
             new=NewItems.read(tree.child("new"), sources) if tree.unread.get("new") else None,
             cold_share=tree.number("cold_share") or 0.0,
+            cold_own=tree.optional("cold_own", int) or 0,
             other_keys=tree.unread,
         )
 
@@ -171,7 +181,7 @@ class Placement:
             **known,
             **without_none(rrf=self.rrf, ranked=self.ranked or None, filter_seen=self.filter_seen),
             **({} if self.new is None else {"new": self.new.to_json()}),
-            **without_none(cold_share=self.cold_share or None),
+            **without_none(cold_share=self.cold_share or None, cold_own=self.cold_own or None),
         }
 
 

@@ -109,7 +109,9 @@ def test_cold_share_is_judged_against_the_same_lists_without_it(fitted: Any) -> 
     values = {name: estimate.value for name, estimate in result.estimates.items()}
     assert (result.placement, result.share) == ("home", 0.1)
     assert values["cost"] == pytest.approx(values["warm"] - values["warm_without"])
-    assert "placement home, cold_share 0.1: on targets with a row NDCG@10" in cold_items.lines([result], 10)[0]
+    assert (
+        "placement home, cold_share 0.1, cold_own 1: on targets with a row NDCG@10" in cold_items.lines([result], 10)[0]
+    )
     assert table.to_json()["cold_items"][0]["moments"] == result.moments
 
 

@@ -238,6 +238,8 @@ class Placement(Section):
     """Smallest share of a `for_you` list that is new to the user; the best new items replace the lowest seen ones."""
     cold_share: float = pydantic.Field(0, ge=0, le=0.5)
     """Share of a `for_you` list, rounded down, for catalog items without events before the training; they end the list."""
+    cold_own: int = pydantic.Field(1, ge=0, le=100)
+    """Largest number of slots that end a `for_you` list, for items that the user took twice after the training."""
     n: int = pydantic.Field(10, ge=1, le=1000)
     """Length of the list when a request names none."""
 

@@ -1,4 +1,4 @@
-"""Cost and gain of `cold_share`: main lists with and without cold items."""
+"""Cost and gain of `cold_share` and `cold_own`: lists with and without cold items."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from recloop.recommend.fusion import FusedTopK
 
 @dataclass(frozen=True)
 class ColdItemsResult:
-    """Lists of a placement with `cold_share` against those without it.
+    """Lists of a placement with slots for cold items against those without them.
 
     Attributes:
-        share: `cold_share` of the placement. moments: Queries with a cold target, which has no row in the bundle.
+        share, own: `cold_share` and `cold_own` of the placement. moments: Queries with a cold target, which has no row in the bundle.
         estimates: Mean over users at the first k: ``warm`` and ``warm_without``, NDCG over the targets with a row, and ``cost``,
             their paired difference; ``cold`` and ``cold_without``, HR over the cold targets.
     """
@@ -32,6 +32,7 @@ class ColdItemsResult:
     bundle: str
     placement: str
     share: float
+    own: int
     moments: int
     estimates: Mapping[str, Estimate]
 
@@ -42,9 +43,9 @@ class ColdItemsResult:
 class ColdItemsEvaluation:
     """Lists of a placement without slots for cold items, while they are collected."""
 
-    def __init__(self, lists: ListRecommender, queries: Queries, share: float, k: int) -> None:
+    def __init__(self, lists: ListRecommender, queries: Queries, k: int) -> None:
         self._bundle, self._placement = lists.recommender.bundle.id, lists.query.placement
-        self._queries, self._share, self._k = queries, share, k
+        self._queries, self._k = queries, k
         self._items = np.zeros((len(queries), lists.k), dtype=np.int64)
 
     def ask(
@@ -52,7 +53,7 @@ class ColdItemsEvaluation:
     ) -> None:
         """Record the lists without slots for cold items."""
         plain = copy.copy(lists)  # with the same numbers of items outside the table
-        plain.settings = replace(lists.settings, cold_share=0.0)
+        plain.settings = replace(lists.settings, cold_share=0.0, cold_own=0)
         self._items[span] = plain.lists(encoded, allowed, fused).items
 
     def result(self, lists: ListRecommender, served: NDArray[np.int64], seed: int) -> ColdItemsResult:
@@ -67,7 +68,10 @@ class ColdItemsEvaluation:
         columns["cost"] = columns["warm"] - columns["warm_without"]
         moments = int(np.count_nonzero(~np.isnan(columns["cold"])))
         estimates = bootstrap.estimates_of(columns, self._queries.users, seed)
-        return ColdItemsResult(self._bundle, self._placement, self._share, moments, estimates)
+        settings = lists.settings
+        return ColdItemsResult(
+            self._bundle, self._placement, settings.cold_share, settings.cold_own, moments, estimates
+        )
 
 
 def lines(results: Sequence[ColdItemsResult], k: int) -> list[str]:
@@ -78,8 +82,14 @@ def lines(results: Sequence[ColdItemsResult], k: int) -> list[str]:
 def _line(result: ColdItemsResult, k: int) -> str:
     values = {name: estimate.value for name, estimate in result.estimates.items()}
     warm = f"NDCG@{k} {values['warm']:.4f}, {values['warm_without']:.4f} without"
-    head = f"placement {result.placement}, cold_share {result.share:g}: on targets with a row {warm}"
+    head = f"placement {result.placement}, {_rules(result)}: on targets with a row {warm}"
     if not result.moments:
         return f"{head} ({result.estimates['cost'].signed_text()}); the test has no cold target"
     cold = f"HR@{k} {values['cold']:.4f}, {values['cold_without']:.4f} without"
     return f"{head} ({result.estimates['cost'].signed_text()}); on cold targets ({result.moments:,} moments) {cold}"
+
+
+def _rules(result: ColdItemsResult) -> str:
+    """Name the rules of a placement that are on."""
+    rules = {"cold_share": result.share, "cold_own": result.own}
+    return ", ".join(f"{name} {value:g}" for name, value in rules.items() if value)

@@ -244,8 +244,8 @@ class _BundleEvaluation:
         new = bundle.policy.new_items(settings)
         self.new_items = None if new is None else NewItemsEvaluation(self.lists, queries, new.share, self.ks[0])
         self.cold_items: ColdItemsEvaluation | None = None
-        if settings.cold_share > 0:
-            self.cold_items = ColdItemsEvaluation(self.lists, queries, settings.cold_share, self.ks[0])
+        if settings.cold_share > 0 or settings.cold_own > 0:
+            self.cold_items = ColdItemsEvaluation(self.lists, queries, self.ks[0])
         ranker = self.recommender.ranker if self.recommender.is_ranked(settings) else None
         used = (source for source, weight in served.items() if weight > 0)
         self.sources = sorted({*self.names, *used, *self.recommender.sources_of(settings, ranker is not None)})
@@ -368,7 +368,7 @@ class _BundleEvaluation:
         return TrainingNote.from_training(self.bundle.manifest.train) if row.uses("model") else None
 
     def cold_items_result(self, seed: int) -> ColdItemsResult | None:
-        """Return cost and gain of `cold_share`; None for a placement without it."""
+        """Return cost and gain of slots for cold items; None for a placement without them."""
         return None if self.cold_items is None else self.cold_items.result(self.lists, self.served.lists, seed)
 
 

@@ -21,7 +21,6 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.recommender import Recommender
-from recloop.recommend.slots import COLD_SOURCE
 from recloop.records import IMPERSONAL, Query
 
 
@@ -101,16 +100,25 @@ class ListRecommender:
         if stages is None:
             is_cold = [self.recommender.slots.is_cold(encoded, b, self.settings) for b in range(len(encoded))]
             items[is_cold], covering[is_cold] = 0, False
-        n_cold = self.settings.cold_slots(self.k) if stages is None else 0
-        for b in range(len(items)) if n_cold else np.flatnonzero(items[:, -1] == 0).tolist():
-            cold = self.recommender.slots.cold_items(encoded, allowed, b, self.settings, self.k) if n_cold else []
+        has_cold = stages is None and (self.settings.cold_slots(self.k) > 0 or self.settings.own_cold_slots(self.k) > 0)
+        for b in range(len(items)) if has_cold else np.flatnonzero(items[:, -1] == 0).tolist():
+            cold = self.recommender.slots.cold_items(encoded, allowed, b, self.settings, self.k) if has_cold else []
+            if not cold and items[b, -1]:
+                continue
             k_warm = self.k - len(cold)
             items[b, k_warm:], covering[b, k_warm:] = 0, False
             used = [self._table.ids[item_ix - 1] for item_ix in items[b, : np.count_nonzero(items[b])].tolist()]
             slots = self.recommender.slots.fallback(
-                encoded, allowed, b, self.query, self.settings, [*used, *cold], k_warm - len(used), stages
+                encoded,
+                allowed,
+                b,
+                self.query,
+                self.settings,
+                [*used, *(item_id for item_id, _ in cold)],
+                k_warm - len(used),
+                stages,
             )
-            slots += [(item_id, COLD_SOURCE) for item_id in cold]
+            slots += cold
             for rank, (item_id, source) in enumerate(slots, start=len(used)):
                 items[b, rank] = self._number(item_id)
                 covering[b, rank] = source not in IMPERSONAL

@@ -267,6 +267,11 @@ class Catalog:
                 yield self._items[row].item_id
             stop, size = start, min(4 * size, MAX_CHUNK)
 
+    def shows(self, item_id: str, text: str) -> bool:
+        """Return whether an item of the catalog is shown and passes a condition."""
+        row = self._rows.get(item_id)
+        return row is not None and bool(self._passing_rows(text).at(np.array([row]))[0])
+
     def outside_version(self, vocabulary: Vocabulary) -> int:
         """Return a number that changes with every change of an item outside the table."""
         return self._view(vocabulary).outside_version

@@ -26,6 +26,7 @@ from recloop.recommend.fallback import (
 )
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.fusion import FusedTopK
+from recloop.recommend.own_cold_items import own_cold_items
 from recloop.recommend.ranked_list import RankedList
 from recloop.recommend.similar_items import SimilarItems
 from recloop.recommend.variants import Variants
@@ -33,6 +34,8 @@ from recloop.records import Query, Slot
 
 COLD_SOURCE = "attributes"
 """Source of the slots of `Placement.cold_share`."""
+OWN_COLD_SOURCE = "history"
+"""Source of the slots of `Placement.cold_own`."""
 LIST_STAGES: Mapping[str, tuple[str, ...]] = {"latest": ("latest",), AGAIN: ()}
 """Stages that fill free slots by kind of list; others have those of the policy."""
 
@@ -84,7 +87,9 @@ class SlotBuilder:
             cold = self.cold_items(encoded, allowed, b, placement, k) if stage_names is None else []
             if cold:
                 fused_ids = [ids[item_ix - 1] for item_ix in fused.items[b, :n_found].tolist()]
-                cold = self._variants.first_of_groups(self._catalog, cold, fused_ids)
+                sources = dict(cold)
+                ids_of_groups = self._variants.first_of_groups(self._catalog, list(sources), fused_ids)
+                cold = [(item_id, sources[item_id]) for item_id in ids_of_groups]
             k_warm = k - len(cold)
             n_found = min(n_found, k_warm)
             slots = [
@@ -98,9 +103,9 @@ class SlotBuilder:
             ]
             more = []
             if n_found < k_warm:
-                used = [*(slot.item_id for slot in slots), *cold]
+                used = [*(slot.item_id for slot in slots), *(item_id for item_id, _ in cold)]
                 more = self.fallback(encoded, allowed, b, query, placement, used, k_warm - n_found, stage_names)
-            more += [(item_id, COLD_SOURCE) for item_id in cold]
+            more += cold
             slots += [Slot(item_id, -float(n), source) for n, (item_id, source) in enumerate(more, start=1)]
             empty_reason = "" if slots else self._empty_reason(allowed, b)
             answers.append(RankedList(slots, {}, int(encoded.states.positives[b]), k, empty_reason))
@@ -108,16 +113,19 @@ class SlotBuilder:
 
     def cold_items(
         self, encoded: EncodedBatch, allowed: CandidateMask, b: int, placement: Placement, k: int
-    ) -> list[str]:
-        """Return the items without a row that end the list of query b.
+    ) -> list[tuple[str, str]]:
+        """Return (item_id, source) of the items without a row at the end of a list.
 
-        They are at most the placement's share.
+        First those that the user had, then others by attributes up to the placement's share.
         """
-        n_slots = placement.cold_slots(k)
-        if not n_slots or self._by_attributes is None:
-            return []
+        n_own, n_slots = placement.own_cold_slots(k), placement.cold_slots(k)
+        own = own_cold_items(self._catalog, self._bundle.items.ids, encoded, allowed, b, n_own) if n_own > 0 else []
+        cold = [(item_id, OWN_COLD_SOURCE) for item_id in own]
+        if n_slots <= len(own) or self._by_attributes is None:
+            return cold
         ranking = self._by_attributes.cold_items(self._catalog, encoded, allowed, b)
-        return [*islice((item_id for item_id in ranking if allowed.allows_id(b, item_id)), n_slots)]
+        others = (item_id for item_id in ranking if item_id not in own and allowed.allows_id(b, item_id))
+        return [*cold, *((item_id, COLD_SOURCE) for item_id in islice(others, n_slots - len(own)))]
 
     def is_cold(self, encoded: EncodedBatch, b: int, placement: Placement) -> bool:
         """Return True if the attribute list replaces the fused list.

@@ -145,6 +145,7 @@ def draft_bundle(
             n=section.n,
             filter_seen=None if section.filter_seen == "auto" else section.filter_seen,
             cold_share=section.cold_share,
+            cold_own=section.cold_own if section.list == "for_you" else 0,
             new=NewItems(section.min_new, _without_history(scorers)) if section.min_new > 0 else None,
         )
         for name, section in config.placement.items()
