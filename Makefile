@@ -43,14 +43,14 @@ bench-ingest: $(VENV)/.test
 # SHARE=0.1 runs a tenth of the full size.
 SHARE ?= 1
 faults: $(VENV)/.test
-	RECLOOP_FAULTS=$(SHARE) $(BIN)/python -m pytest -n 0 --timeout 14400 tests/faults
+	RECLOOP_FAULTS=$(SHARE) $(BIN)/python -m pytest -n 0 --timeout 14400 tests/faults tests/postgres/test_outages.py
 
 # The fast tests; docs, style, the command line, import contracts and the anchors run in `make check`.
 IN_CHECK := tests/test_docs.py tests/test_reference.py tests/test_interface.py tests/test_imports.py tests/test_cli.py \
   tests/test_bad_input.py tests/test_style.py tests/evaluation/test_anchor.py
 
 # Tests that start and restart many services; they run in `make test-demo`.
-OF_SERVICES := tests/client tests/deploy tests/faults $(addprefix tests/privacy/test_,canary.py forget.py) \
+OF_SERVICES := tests/client tests/deploy tests/faults tests/postgres $(addprefix tests/privacy/test_,canary.py forget.py) \
   $(addprefix tests/serve/test_,config_reload.py disk.py hanging_parts.py identify_property.py reload.py socket_activation.py)
 
 test: $(VENV)/.test
@@ -99,5 +99,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.quick
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt -e '.[train,demo,console,tune,dev]'
+	$(PIP) install -c constraints.txt -e '.[train,demo,console,postgres,tune,dev]'
 	@touch $@ $(VENV)/.demo $(VENV)/.quick

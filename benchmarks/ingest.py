@@ -44,9 +44,9 @@ from recloop.project import open_project
 from recloop.records import Event, now
 from recloop.simulation.shop import SimulatedShop
 from recloop.storage import open_log
-from recloop.storage.event_log import INSERT_EVENT
-from recloop.storage.event_rows import number_new
+from recloop.storage.event_rows import EVENT_COLUMNS, number_new
 from recloop.storage.event_schema import PRAGMAS, SCRIPT
+from recloop.storage.sqlite import SqliteConnection
 
 BATCH_ROWS: Final = 100
 BATCH_SENDERS: Final = 8
@@ -80,7 +80,7 @@ def as_json(event: Event) -> dict[str, str]:
 
 def insert(file: Path, rows: int, rows_per_commit: int) -> float:
     """Rows per second of bare inserts into a copy of the log's table with its unique index."""
-    connection = sqlite3.connect(file, isolation_level=None)
+    connection = sqlite3.connect(file, isolation_level=None, factory=SqliteConnection)
     for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
@@ -92,7 +92,7 @@ def insert(file: Path, rows: int, rows_per_commit: int) -> float:
     started = time.perf_counter()
     for start in range(0, rows, rows_per_commit):
         connection.execute("BEGIN IMMEDIATE")
-        connection.executemany(INSERT_EVENT, values[start : start + rows_per_commit])
+        connection.insert("events", EVENT_COLUMNS, values[start : start + rows_per_commit])
         connection.execute("COMMIT")
     seconds = time.perf_counter() - started
     connection.close()

@@ -31,12 +31,12 @@ from recloop.serve.event_endpoint import EVENTS_PATH
 from recloop.serve.list_endpoint import LIST_ROUTE
 from recloop.serve.request_metrics import RequestMetrics, request_families
 from recloop.serve.row_counts import row_families
-from recloop.storage import control, decisions, event_log
+from recloop.storage import control, decisions, event_schema
 from recloop.storage.api_keys import ROUTE_SCOPES, KeyScope
 
 FOLDER: Final = DOCS / "reference"
 STORES: Final = {
-    "log.db": event_log.SCRIPT,
+    "log.db": event_schema.SCRIPT,
     "decisions.db": decisions.SCRIPT,
     "control.db": control.SCRIPT,
 }
@@ -263,7 +263,8 @@ def tables(script: str) -> Iterator[tuple[str, list[tuple[str, str, bool]]]]:
 def stores_page() -> str:
     """Page with every table and column."""
     lines = [
-        "Stores are SQLite files in `store/`. Timestamps are int64 microseconds UTC; ids are text and never parsed.",
+        "Stores are SQLite files in `store/`; log and control store can be [PostgreSQL schemas](../guide/operations.md#postgresql)",
+        "`recloop_log` and `recloop_control` with the same tables. Timestamps are int64 microseconds UTC; ids are text and never parsed.",
         "Rows are never changed. Order and validity of rows: [stability](../stability.md#stores).",
         "",
     ]

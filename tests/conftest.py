@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import shutil
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import servers
+from fault_runs import SHARE, Facts
 from hypothesis import settings
 
 from recloop import loop
@@ -19,6 +24,7 @@ from recloop.project import Project, open_project
 from recloop.simulation.shop import SimulatedShop
 
 ROOT = Path(__file__).resolve().parents[1]
+FAULTS = ROOT / "benchmarks" / "results" / "faults.json"
 SHARED = ROOT.parent / "shared" / "data"
 
 # A deadline would fail on slow machines; a fixed seed draws the same examples in each run.
@@ -120,3 +126,25 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the data sets in ../shared/data, which are not there")
     return SHARED
+
+
+@pytest.fixture
+def facts() -> Iterator[Facts]:
+    """Facts of one run; `make faults` adds them to the result file, each with its commit and duration."""
+    facts: Facts = {}
+    begin = time.monotonic()
+    yield facts
+    if not SHARE:
+        return
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    kept = json.loads(FAULTS.read_text("utf-8"))["runs"] if FAULTS.exists() else {}
+    for name, found in facts.items():
+        kept[name] = {
+            **found,
+            "seconds": round(time.monotonic() - begin, 1),
+            "share": SHARE,
+            "commit": commit.stdout.strip()[:7],
+        }
+    machine = f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    content = {"command": "make faults SHARE=share", "machine": machine, "runs": kept}
+    FAULTS.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", "utf-8")

@@ -69,7 +69,14 @@ def tree(done: Done) -> dict[str, Any]:
         (["--set", "serve.prot=1", "status"], "nearest: serve.port"),
         (["status", "--set", "serve.port=x"], "serve.port=x"),
         (["status", "--set", "train.loss=ss_log"], "nearest: ss_logq"),
-        (["status", "--set", "stores.log=postgresql://x"], "supports no other value"),
+        (
+            ["status", "--set", "stores.log=mysql://u:secret@host/shop"],
+            "stores.log=mysql://u@host/shop: expected sqlite:///store/log.db or postgresql://USER@HOST:PORT/DATABASE",
+        ),
+        (
+            ["status", "--set", "stores.decisions=postgresql://u:secret@host/shop"],
+            "stores.decisions=postgresql://u@host/shop: expected sqlite:///store/decisions.db;",
+        ),
         (["status", "--set", "release.shadow_share=1.5"], "release.shadow_share=1.5"),
         (["promote", "nothing"], "bundle=nothing"),
         (["promote", "nothing", "--to", "moon"], "--to=moon"),

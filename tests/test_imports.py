@@ -104,6 +104,7 @@ def test_third_party_imports_equal_the_dependencies(root: Path) -> None:
         *extras["hdf5"],
         *extras["tune"],
         *extras["client"],
+        *extras["postgres"],
     ]
     declared = {re.split(r"[><=;\s\[]", need)[0] for need in needs} - indirect
     declared = {named.get(name, name.replace("-", "_")) for name in declared}

@@ -5,6 +5,8 @@
     │   └── BundleError          bundle that must not be served: file and defect
     ├── Refused        exit 1    failed gate or check: name, number and threshold
     └── Locked         exit 3    lock held by another run: command, process, since when
+    OSError
+    └── StoreError     exit 2    database server that does not answer
 
 The command line prints ``error: NAME=VALUE: expected ...; try: COMMAND`` and never a traceback for these.
 """
@@ -75,6 +77,20 @@ class Locked(RecloopError):
     def __init__(self, lock: str, holder: str, fix: str = "wait for it to end, or end it") -> None:
         self.lock, self.holder = lock, holder
         super().__init__(f"{lock} is held by {holder}; try: {fix}")
+
+
+class StoreError(OSError):
+    """A database server that does not answer or refuses a statement.
+
+    Args:
+        key: Key of the store, such as ``stores.log``.
+        address: Its address without the password.
+        reason: Message of the server or of the connection.
+    """
+
+    def __init__(self, key: str, address: str, reason: str) -> None:
+        super().__init__(f"{key}={address}: {reason}")
+        self.key, self.address, self.reason = key, address, reason
 
 
 def is_failure(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from recloop import bundle as bundles
 from recloop import storage
 from recloop.bundle import Bundle
 from recloop.config import FILE, Config
+from recloop.config.store_address import is_postgres
 from recloop.errors import UserError
 from recloop.features import state_store
 from recloop.manifest import Manifest
@@ -21,6 +22,7 @@ from recloop.settings import build
 from recloop.storage import ControlStore, DecisionLog, EventLog, rejected, releases
 from recloop.storage.archive import Archive
 from recloop.storage.rejected import RejectedStore
+from recloop.storage.sqlite import locate
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,14 @@ class Project:
     def open_rejected(self) -> RejectedStore:
         """Open the rejected rows of requests; it keeps no file open between calls."""
         return RejectedStore(self.store / rejected.FILE_NAME, self.config.retention.rejected_bytes)
+
+    def store_files(self) -> dict[str, Path]:
+        """Files of the stores by name; a store on a server has none."""
+        return {
+            name: locate(f"stores.{name}", address, self.root)
+            for name, address in self.config.stores
+            if name == "decisions" or not is_postgres(address)
+        }
 
     def open_archive(self) -> Archive:
         """Open the archived events, items and users of ``data/``.

@@ -19,7 +19,8 @@ from typing import Any, Final
 import pydantic
 import tomli_w
 
-from recloop.config import FILE, LATER, Config
+from recloop.config import FILE, Config, Stores
+from recloop.config.store_address import POSTGRES_FORM, POSTGRES_STORES, is_postgres, without_password
 from recloop.errors import UserError
 from recloop.files import JsonTree
 from recloop.records import FUSED_SOURCES
@@ -68,7 +69,7 @@ def build(tree: Mapping[str, Any], sets: Iterable[str] = (), environment: Mappin
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "dict[", "Burst")))
         raise UserError(key, first["input"], _expectation(first), f"correct {key} in {FILE}") from None
-    _check_later(config)
+    _check_stores(config.stores)
     _check_lists(config)
     return config
 
@@ -186,14 +187,13 @@ def _known_inside(annotation: Any, value: Mapping[str, Any], prefix: str) -> Non
                 _known(option, value, prefix)
 
 
-def _check_later(config: Config) -> None:
-    for path, allowed in LATER:
-        value: Any = config
-        for part in path.split("."):
-            value = getattr(value, part)
-        if value not in allowed:
-            expected = f"{' or '.join(map(str, allowed))} (this version supports no other value)"
-            raise UserError(path, value, expected, f"remove {path} from {FILE}")
+def _check_stores(stores: Stores) -> None:
+    """Refuse an address that a store cannot have."""
+    for (name, address), (_, default) in zip(stores, Stores(), strict=True):
+        key = f"stores.{name}"
+        if address != default and not (key in POSTGRES_STORES and is_postgres(address)):
+            expected = f"{default} or {POSTGRES_FORM}" if key in POSTGRES_STORES else default
+            raise UserError(key, without_password(address), expected, f"remove {key} from {FILE}")
 
 
 def _check_sources(key: str, sources: Collection[str]) -> None:

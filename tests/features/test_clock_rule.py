@@ -19,7 +19,7 @@ from recloop.features.labels import EventLabeler
 from recloop.ingest.arrival_rules import ArrivalRules
 from recloop.project import open_project
 from recloop.records import DAY, EVENT_SCHEMA, RULE, SECOND, Event
-from recloop.storage.event_log import UserWindow
+from recloop.storage.event_lookup import UserWindow
 from recloop.storage.event_rows import RULED_SCHEMA, frame_of, number_new
 
 NOW = 1_795_010_112 * SECOND  # 2026-11-18

@@ -92,7 +92,7 @@ def test_killed_migration_goes_on_at_the_next_call(
         if count[0] == n_stores:
             if not within:
                 os.kill(os.getpid(), signal.SIGKILL)
-            file = migration._file(project, store.store)
+            file = migration._files(project)[store.store]
             connection = sqlite3.connect(file, isolation_level=None)
             connection.execute("BEGIN IMMEDIATE")
             for number in range(store.schema, store.newest):

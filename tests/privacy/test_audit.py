@@ -126,7 +126,7 @@ def test_command_prints_rows_and_finds_a_break(shop: Project, cli: Callable[...,
     assert set(rows[0]) == {"id", "at", "who", "action", "subject", "details", "hash"}
     code, out, _ = cli("-C", shop.root, "audit", "--verify")
     assert (code, out) == (0, f"2 rows: the chain is whole; last hash {rows[-1]['hash']}\n")
-    connection = sqlite3.connect(shop.open_control().file)
+    connection = sqlite3.connect(shop.store / "control.db")
     connection.execute("UPDATE audit SET who = 'nothing' WHERE id = 1")
     connection.commit()
     connection.close()

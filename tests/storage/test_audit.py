@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from recloop.storage import ControlStore, api_keys
 from recloop.storage.audit import AuditAction, AuditEntry, AuditRow, chain_hash, check
+from recloop.storage.sqlite_database import SqliteDatabase
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -33,8 +34,14 @@ def control(tmp_path: Path) -> ControlStore:
     return store
 
 
+def file_of(control: ControlStore) -> Path:
+    database = control._database
+    assert isinstance(database, SqliteDatabase)
+    return database.file
+
+
 def run(control: ControlStore, *statements: str) -> None:
-    connection = sqlite3.connect(control.file)
+    connection = sqlite3.connect(file_of(control))
     for statement in statements:
         connection.execute(statement)
     connection.commit()

@@ -69,22 +69,6 @@ def test_control_store_of_schema_1_is_read_and_migrated_on_write(tmp_path: Path)
         open_control(URL, newer)
 
 
-def test_event_log_retraction_has_a_seq_and_is_stored_once(tmp_path: Path) -> None:
-    log = open_log("sqlite:///store/log.db", tmp_path, write=True)
-    log.start_at(10)
-    log.append_events([Event(user_id="u", item_id="a", timestamp=1), Event(user_id="v", item_id="a", timestamp=1)])
-    kept = log.append_retractions([Retraction(11, "duplicates"), Retraction(4, "burst"), Retraction(11, "burst")])
-    assert kept == [Retraction(11, "duplicates", 13), Retraction(4, "burst", 14)]
-    assert log.append_retractions([Retraction(4, "duplicates"), Retraction(12, "burst")]) == [
-        Retraction(12, "burst", 15)
-    ]
-    assert log.last_seq() == 15
-    assert log.retractions(after=13) == [Retraction(4, "burst", 14), Retraction(12, "burst", 15)]
-    assert log.retractions(until=13) == kept[:1]
-    assert log.owners([11, 4, 12]) == {11: "u", 12: "v"}  # 4 is a row of the import
-    log.close()
-
-
 def test_control_store_of_schema_2_keeps_its_inbox(tmp_path: Path) -> None:
     file = tmp_path / "store" / "control.db"
     file.parent.mkdir()

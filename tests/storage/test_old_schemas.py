@@ -15,11 +15,12 @@ import pytest
 from recloop import bundle as bundles
 from recloop.pipeline.migration import SCHEMAS
 from recloop.recommend.golden import check_golden
-from recloop.storage.control import ControlStore
+from recloop.storage import open_control, open_log
 from recloop.storage.decisions import DecisionLog
-from recloop.storage.event_log import EventLog
 from recloop.storage.sqlite import open_writer
 
+LOG = "sqlite:///store/log.db"
+CONTROL = "sqlite:///store/control.db"
 FIXTURES = Path(__file__).parent / "fixtures"
 OLDEST = {"log": 2, "decisions": 4, "control": 4}
 """Oldest schemas in statements; `schema-3` has the stores before."""
@@ -50,7 +51,7 @@ def test_decisions_of_schema_3_keep_their_rows(old_folder: Path, write: bool) ->
 
 
 def test_log_of_schema_1_keeps_its_events_and_retractions(old_folder: Path, write: bool) -> None:
-    with EventLog(old_folder / "store" / "log.db", write) as log:
+    with open_log(LOG, old_folder, write) as log:
         events = log.events()
         retractions = log.retractions()
         assert log.identities() == []
@@ -62,7 +63,7 @@ def test_log_of_schema_1_keeps_its_events_and_retractions(old_folder: Path, writ
 
 
 def test_log_of_schema_1_gets_the_index_of_user_and_time(old_folder: Path) -> None:
-    with EventLog(old_folder / "store" / "log.db", True) as log:
+    with open_log(LOG, old_folder, write=True) as log:
         indexes = {row[1] for row in log._writing().execute("PRAGMA index_list(events)")}
     assert "events_user_time" in indexes
     assert "events_user" not in indexes
@@ -70,13 +71,13 @@ def test_log_of_schema_1_gets_the_index_of_user_and_time(old_folder: Path) -> No
 
 
 def test_control_of_schema_3_keeps_its_releases_and_inbox(old_folder: Path) -> None:
-    control = ControlStore(old_folder / "store" / "control.db")
+    control = open_control(CONTROL, old_folder)
     assert [row.to for row in control.releases()] == ["registered", "live"]
     assert [row.rule for row in control.pending()] == ["keep"]
 
 
 def test_bundle_with_earlier_names_loads_with_its_hash(old_folder: Path) -> None:
-    release = ControlStore(old_folder / "store" / "control.db").releases()[-1]
+    release = open_control(CONTROL, old_folder).releases()[-1]
     bundle = bundles.load(old_folder / "bundles" / release.bundle, release.sha256)
     assert len(bundle.items) == 15
     assert {name: placement.n for name, placement in bundle.policy.placements.items()} == {"home": 10}
@@ -99,7 +100,7 @@ def written_by(folder: Path, name: str, version: int) -> Path:
 
 
 def check_log(file: Path, write: bool) -> None:
-    with EventLog(file, write) as log:
+    with open_log(f"sqlite:///{file}", file.parent, write) as log:
         events, items, users, retractions = log.events(), log.items(), log.users(), log.retractions()
         assert (log.last_seq(), log.identities()) == (7, [])
     rows = events.select("seq", "event_id", "user_id", "item_id", "timestamp", "value", "group_id", "context", "rule")
@@ -131,7 +132,7 @@ def check_control(file: Path, write: bool) -> None:
     if write:
         schema = SCHEMAS["control"]
         open_writer(file, schema.version, schema.script, schema.pragmas, schema.migrations).close()
-    control = ControlStore(file)
+    control = open_control(f"sqlite:///{file}", file.parent)
     assert [(row.generation, row.from_, row.to, row.by) for row in control.releases()] == [
         (1, "", "registered", "a person"),
         (2, "registered", "checked", "a person"),

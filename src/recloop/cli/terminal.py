@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import rich.console
 import typer
 
-from recloop.errors import RecloopError, UserError, is_failure
+from recloop.errors import RecloopError, StoreError, UserError, is_failure
 
 if TYPE_CHECKING:
     from recloop.project import Project
@@ -131,6 +131,9 @@ def _discard_output() -> int:
 
 def _as_user_error(error: BaseException) -> UserError | None:
     """Convert permission, disk and path errors to a `UserError`; None for others."""
+    if isinstance(error, StoreError):
+        answers = f"a PostgreSQL database that answers ({error.reason})"
+        return UserError(error.key, error.address, answers, f'psql "{error.address}"')
     if isinstance(error, sqlite3.Error):
         expected = BARRED_STORE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
         path: object = CliContext.root / "store"

@@ -16,6 +16,7 @@ from recloop.config.catalog import Catalog
 from recloop.config.data import Cell, Columns, Data, Fallback
 from recloop.config.section import FILE, Section
 from recloop.config.serve import Disk, Limits, Serve
+from recloop.config.store_address import without_password
 from recloop.errors import UserError
 from recloop.files import JsonTree
 
@@ -259,11 +260,16 @@ class Evaluate(Section):
 
 class Stores(Section):
     log: str = "sqlite:///store/log.db"
-    """Address of the event log."""
+    """Address of the event log; `postgresql://` needs the extra `postgres`."""
     decisions: str = "sqlite:///store/decisions.db"
     """Address of the decision log."""
     control: str = "sqlite:///store/control.db"
-    """Address of the release history."""
+    """Address of the release history; `postgresql://` needs the extra `postgres`."""
+
+    @pydantic.field_serializer("log", "decisions", "control")
+    def _shown(self, address: str) -> str:
+        """Write an address without its password into files of runs and bundles."""
+        return without_password(address)
 
 
 class Gates(Section):
@@ -400,14 +406,6 @@ class Config(Section):
     def _with_home(cls, placements: dict[str, Placement]) -> dict[str, Placement]:
         """Add ``home``, the placement of requests without one."""
         return placements if "home" in placements else {"home": Placement(), **placements}
-
-
-LATER: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("stores.log", (Stores().log,)),
-    ("stores.decisions", (Stores().decisions,)),
-    ("stores.control", (Stores().control,)),
-)
-"""Keys that accept only these values in this version."""
 
 
 def seconds(key: str, text: str) -> float:

@@ -18,7 +18,8 @@ from recloop.config import Burst
 from recloop.features.burst import STRONG, ActWindow, width_of
 from recloop.features.labels import EventLabeler
 from recloop.records import GROUP_ID, SEQ, TIMESTAMP, USER_ID
-from recloop.storage.event_log import EventLog, UserWindow
+from recloop.storage.event_log import EventLog
+from recloop.storage.event_lookup import UserWindow
 from recloop.storage.event_rows import RULED_SCHEMA
 
 HOT_ROWS: Final = 256  # rows of a user near one moment from which its acts are kept in memory

@@ -25,6 +25,7 @@ from recloop.ingest.arrival_rules import ArrivalRules
 from recloop.records import RULE, Event, Item, User
 from recloop.storage import EventLog, Retraction
 from recloop.storage.archive import Archive
+from recloop.storage.database import STORE_ERRORS
 from recloop.storage.erasure import forget_in_log
 from recloop.storage.event_rows import RULED_SCHEMA, Receipt, event_ids, frame_of
 from recloop.storage.identify import identify
@@ -289,8 +290,8 @@ class Writer:
     def _is_kept(self, newest: int | None, error: Exception) -> bool | None:
         """Return whether a failed commit is on disk; None if that is uncertain.
 
-        A failed sync leaves the rows in the write-ahead log, where a restart would find them. The next commit overwrites
-        them, so this one skips their seqs.
+        A failed sync leaves the rows in SQLite's write-ahead log, where a restart would find them. The next commit
+        overwrites them, so this one skips their seqs. A database server may complete a commit whose session was lost.
 
         Args:
             newest: Last seq that it assigned; None if it failed before all rows were appended.
@@ -301,8 +302,8 @@ class Writer:
             if self._log.last_seq() >= newest:
                 return True
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:  # a full disk has no end of the commit
-                self._log.continue_after(newest)
-        except (sqlite3.Error, OSError):
+                return self._log.continue_after(newest) >= newest
+        except STORE_ERRORS:
             return None
         return False
 
@@ -314,7 +315,7 @@ class Writer:
         Args:
             uncertain: True if the rows may be stored.
         """
-        if uncertain or isinstance(error, sqlite3.Error | OSError):
+        if uncertain or isinstance(error, STORE_ERRORS):
             self.failing = True
             self._deliver(group, 0, LogUncertainError() if uncertain else LogUnavailableError())
         elif len(group) > 1:

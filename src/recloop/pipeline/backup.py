@@ -23,6 +23,7 @@ import msgspec
 
 from recloop import __version__
 from recloop.config import FILE
+from recloop.config.store_address import without_password
 from recloop.errors import Refused, UserError
 from recloop.files import JsonTree, file_sha256, private_folder, replace_file, sync_folder
 from recloop.monitoring.verify import verify
@@ -95,6 +96,7 @@ def backup(project: Project, to: Path, progress: Progress | None = None) -> Back
         Refused: ``data/`` was published during each attempt.
     """
     started, progress = time.monotonic(), progress or NullProgress()
+    check_stores_inside(project)
     _check_target(project, to)
     created = now()
     staged = _staging(to)
@@ -140,6 +142,7 @@ def restore(source: Path, to: Path, progress: Progress | None = None) -> BackupR
         for number, (name, facts) in enumerate(sorted(listed.files.items()), 1):
             _restore_file(source, staged, name, facts)
             progress.bar("restore", number, len(listed.files))
+        check_stores_inside(open_project(staged))
         for name in STORES:
             check_pages(staged / "store" / name)
         verified = _verify(open_project(staged))
@@ -150,6 +153,20 @@ def restore(source: Path, to: Path, progress: Progress | None = None) -> BackupR
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return _result(listed, to, started, verified)
+
+
+def check_stores_inside(project: Project) -> None:
+    """Check that every store is a file in ``store/``, because a backup has only these.
+
+    Raises:
+        UserError: a store has another address.
+    """
+    files = project.store_files()
+    for name, address in project.config.stores:
+        if files.get(name) != project.store / f"{name}.db":
+            expected = f"sqlite:///store/{name}.db, because a backup copies only files in store/"
+            fix = "pg_dump for a PostgreSQL database; a copy of data/, bundles/ and store/ while serve is stopped"
+            raise UserError(f"stores.{name}", without_password(address), expected, fix)
 
 
 def _check_target(project: Project, to: Path) -> None:

@@ -4,6 +4,8 @@
     backup   copy the project as `recloop backup` does
     migrate  one store after the other, each with all its steps in one transaction
 
+A store in a PostgreSQL database is migrated when it is opened for writing, and is not listed here.
+
 A migration that was killed goes on when it is called again: a store has its earlier schema or the newest one. `serve` and
 `update` migrate the stores too when they open them; this command does it at a time of your choice.
 """
@@ -15,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from recloop.errors import UserError
 from recloop.files import JsonTree
@@ -23,25 +25,20 @@ from recloop.pipeline.backup import backup
 from recloop.progress import NullProgress, Progress
 from recloop.project import Project
 from recloop.storage import control, decision_schema, event_schema, locks, rejected
-from recloop.storage.sqlite import check_pages, locate, open_writer
-
-
-class StoreSchema(NamedTuple):
-    """Newest schema of a store and the statements that lead to it."""
-
-    version: int
-    script: str
-    pragmas: tuple[str, ...]
-    migrations: Mapping[int, str]
-
+from recloop.storage.database import StoreSchema
+from recloop.storage.sqlite import check_pages, open_writer
 
 SCHEMAS: Final[Mapping[str, StoreSchema]] = {
-    "log": StoreSchema(event_schema.SCHEMA, event_schema.SCRIPT, event_schema.PRAGMAS, event_schema.MIGRATIONS),
+    "log": event_schema.LOG_SCHEMA,
     "decisions": StoreSchema(
-        decision_schema.SCHEMA, decision_schema.SCRIPT, decision_schema.PRAGMAS, decision_schema.MIGRATIONS
+        "decisions",
+        decision_schema.SCHEMA,
+        decision_schema.SCRIPT,
+        decision_schema.PRAGMAS,
+        decision_schema.MIGRATIONS,
     ),
-    "control": StoreSchema(control.SCHEMA, control.SCRIPT, control.PRAGMAS, control.MIGRATIONS),
-    "rejected": StoreSchema(rejected.SCHEMA, rejected.SCRIPT, rejected.PRAGMAS, {}),
+    "control": control.CONTROL_SCHEMA,
+    "rejected": StoreSchema("rejected", rejected.SCHEMA, rejected.SCRIPT, rejected.PRAGMAS, {}),
 }
 """Stores in the order of their migration."""
 
@@ -100,7 +97,7 @@ def migrate(
         raise UserError("--backup", "", "a new folder for the backup", "recloop migrate --backup ../before-migration")
     with locks.run_lock(project.root, "migrate"), locks.writer_lock(project.root, "migrate"):
         for store in waiting:
-            check_pages(_file(project, store.store))
+            check_pages(_files(project)[store.store])
         if not no_backup:
             backup(project, Path(backup_to), progress)
         for store in waiting:
@@ -118,8 +115,8 @@ def plan(project: Project) -> list[StoreMigration]:
     """
     stores = []
     for name, schema in SCHEMAS.items():
-        file = _file(project, name)
-        if not file.exists():
+        file = _files(project).get(name)
+        if file is None or not file.exists():
             continue
         found = _schema_of(file)
         if found > schema.version:
@@ -132,13 +129,12 @@ def plan(project: Project) -> list[StoreMigration]:
 def _migrate(project: Project, store: StoreMigration) -> None:
     """Migrate one store in one transaction; a second call has no effect."""
     schema = SCHEMAS[store.store]
-    open_writer(_file(project, store.store), schema.version, schema.script, schema.pragmas, schema.migrations).close()
+    open_writer(_files(project)[store.store], schema.version, schema.script, schema.pragmas, schema.migrations).close()
 
 
-def _file(project: Project, name: str) -> Path:
-    if name == "rejected":
-        return project.store / rejected.FILE_NAME
-    return locate(f"stores.{name}", dict(project.config.stores)[name], project.root)
+def _files(project: Project) -> dict[str, Path]:
+    """SQLite files by store."""
+    return {**project.store_files(), "rejected": project.store / rejected.FILE_NAME}
 
 
 def _schema_of(file: Path) -> int:

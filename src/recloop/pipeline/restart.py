@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from recloop import bundle as bundles
+from recloop import storage
+from recloop.config import Stores
 from recloop.data import new_files
 from recloop.data.posted_rows import PostedRows
 from recloop.data.prepare import PrepareResult
@@ -145,13 +147,14 @@ def stage(project: Project) -> Staged:
     shutil.rmtree(target, ignore_errors=True)
     private_folder(target / "store")
     recover_folder(project.data)
-    decisions = project.store / "decisions.db"
+    decisions = project.store_files()["decisions"]
     if decisions.exists():  # shown lists are training data
         (target / "store" / "decisions.db").symlink_to(decisions.resolve())
     with project.open_log(write=True) as log:
         inbox.apply_inbox(project.open_control(), log)
         posted = PostedRows.collect(project.open_archive(), log)
-    return Staged(Project(target, project.config, base=project.sources), posted, differing(project))
+    config = project.config.model_copy(update={"stores": Stores()})  # files of the stage, whatever the project has
+    return Staged(Project(target, config, base=project.sources), posted, differing(project))
 
 
 def commit(project: Project, staged: Staged, bundle: str, reason: str) -> None:
@@ -191,7 +194,7 @@ def finish(project: Project) -> bool:
     tree: JsonTree = json.loads(marker.read_text("utf-8"))
     staged = project.root / STAGE_FOLDER
     move(staged / "bundles" / tree["bundle"], project.bundles / tree["bundle"])
-    _replace_log(staged / "store", project.store)
+    _replace_log(project, staged)
     served_slots.forget(project)
     recover_folder(project.data)
     if (staged / "data").exists():
@@ -210,14 +213,14 @@ def finish(project: Project) -> bool:
     return True
 
 
-def _replace_log(staged: Path, store: Path) -> None:
-    """Replace the old log by the new one; its rows are all in the new data."""
-    if not (staged / "log.db").exists():
+def _replace_log(project: Project, staged: Path) -> None:
+    """Number the log's rows from the new data on, which have all rows of the old one."""
+    address = Stores().log
+    if not (staged / "store" / "log.db").exists():
         return
-    for name in ("log.db-wal", "log.db-shm"):
-        (store / name).unlink(missing_ok=True)
-    for name in ("log.db-wal", "log.db"):
-        move(staged / name, store / name)
+    with storage.open_log(address, staged) as new, project.open_log(write=True) as log:
+        log.start_again(new.last_seq(), new.identities())
+        log.release_space()
 
 
 def _release(control: ControlStore, project: Project, tree: JsonTree) -> None:

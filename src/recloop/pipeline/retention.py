@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,8 +28,9 @@ from recloop.records import SECOND, now
 from recloop.storage import decisions as decision_store
 from recloop.storage import locks, releases
 from recloop.storage.control import ReleaseRow
+from recloop.storage.database import STORE_ERRORS
 from recloop.storage.releases import ReleaseState
-from recloop.storage.sqlite import bytes_of, locate
+from recloop.storage.sqlite import bytes_of
 from recloop.storage.trim import trim
 
 REMOVED_PREFIX: Final = ".removed-"
@@ -117,7 +117,7 @@ def apply_retention(project: Project, progress: Progress) -> None:
     redaction.redact(project, progress)
     try:
         collection = collect(project)
-    except (OSError, sqlite3.Error) as error:
+    except STORE_ERRORS as error:
         progress.say("retention", f"not applied: {type(error).__name__}: {error}")
         return
     if any(freed.count for freed in collection.freed.values()):
@@ -163,7 +163,7 @@ def _remove_bundles(project: Project, names: Sequence[str]) -> None:
 
 def _decisions(project: Project, dry_run: bool) -> Freed:
     """Delete decisions older than ``retention.decisions`` that no experiment needs."""
-    file = locate("stores.decisions", project.config.stores.decisions, project.root)
+    file = project.store_files()["decisions"]
     if not file.exists():
         return Freed(0, 0)
     with project.open_decisions() as store:
@@ -207,23 +207,23 @@ def _log(project: Project, dry_run: bool) -> tuple[Freed, int, str]:
 
     A running service deletes them itself once it has read the new watermark.
     """
-    file = locate("stores.log", project.config.stores.log, project.root)
-    if not file.exists() or not (project.data / "manifest.json").exists():
-        return Freed(0, 0), 0, ""
-    age = project.config.retention.log_seconds
-    archive = project.open_archive()
-    size = bytes_of(file)
-    if dry_run:
-        with project.open_log() as log:
+    with project.open_log() as log:
+        if log.is_empty() or not (project.data / "manifest.json").exists():
+            return Freed(0, 0), 0, ""
+        age = project.config.retention.log_seconds
+        archive = project.open_archive()
+        size = log.size_bytes()
+        if dry_run:
             result = trim(log, archive, age, dry_run=True)
             rows = len(log.events()[:, :1])
-        return Freed(result.deleted, size * result.deleted // max(1, rows)), result.kept, ""
+            return Freed(result.deleted, size * result.deleted // max(1, rows)), result.kept, ""
     try:
         with locks.writer_lock(project.root, "gc"), project.open_log(write=True) as log:
             result = trim(log, archive, age)
+            left = log.size_bytes()
     except Locked as error:
         return Freed(0, 0), 0, error.holder
-    return Freed(result.deleted, max(0, size - bytes_of(file))), result.kept, ""
+    return Freed(result.deleted, max(0, size - left)), result.kept, ""
 
 
 def _size(folder: Path) -> int:

@@ -173,6 +173,7 @@ def with_settings(config: Config, model: str, params: Mapping[str, Any]) -> Conf
     tree = config.model_dump(mode="json", by_alias=True)
     options = config.model.options if model == config.model.name else {}
     tree["model"] = {**options, "name": model}
+    tree["stores"] = dict(config.stores)  # with the passwords, which a dump omits
     for key, value in params.items():
         section, name = key.split(".")
         tree[section][name] = value

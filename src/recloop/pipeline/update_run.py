@@ -20,7 +20,7 @@ from recloop import bundle as bundles
 from recloop.bundle import Bundle
 from recloop.config import Config
 from recloop.data.labelled_log import LabelledLog
-from recloop.errors import BundleError, UserError
+from recloop.errors import BundleError, StoreError, UserError
 from recloop.evaluation.queries import Queries, make_queries
 from recloop.features.labels import EventLabeler
 from recloop.features.learned_range import LearnedRange, NewWindow
@@ -332,6 +332,8 @@ def explain_disk_full(project: Project) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.OperationalError, SafetensorError) as error:
+        if isinstance(error, StoreError):  # of the disk of a server
+            raise
         text = str(error)
         disk_full_texts = (
             "disk",

@@ -11,8 +11,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import polars as pl
@@ -27,27 +25,10 @@ from recloop.project import Project
 from recloop.records import SECOND, USER_ID, iso, now
 from recloop.storage import EventLog, audit, forgotten
 from recloop.storage.audit import AuditAction, AuditEntry
-from recloop.storage.erasure import forget_in_decisions, forget_in_log, rewrite, users_in
+from recloop.storage.erasure import forget_in_decisions, forget_in_log, users_in_decisions
 from recloop.storage.forgotten import Erasure, ForgottenUsers
 from recloop.storage.identities import Identities
-from recloop.storage.sqlite import locate
-
-LOG_TABLES = ("events", "users", "identities")
-DECISION_TABLES = ("decisions", "last_seen")
-
-
-class StoreFiles(NamedTuple):
-    """Files of the log and of the decisions."""
-
-    log: Path
-    decisions: Path
-
-    @classmethod
-    def of(cls, project: Project) -> StoreFiles:
-        stores = project.config.stores
-        return cls(
-            locate("stores.log", stores.log, project.root), locate("stores.decisions", stores.decisions, project.root)
-        )
+from recloop.storage.sqlite import rewrite
 
 
 def check(project: Project, users: Sequence[str]) -> list[str]:
@@ -106,16 +87,17 @@ def erase_stores(project: Project, users: Collection[str], seq: int, at: int) ->
     Raises:
         Refused: a store is in use, so that its pages cannot be written again; the erasure is completed later.
     """
-    root, files = project.root, StoreFiles.of(project)
+    root, decisions = project.root, project.store_files()["decisions"]
     names = [forgotten.person_hash(root, user) for user in users]
     forgotten.record(root, [Erasure(user=name, requested=at, seq=seq) for name in names])
-    emptied = forget_in_decisions(files.decisions, users, seq)
+    emptied = forget_in_decisions(decisions, users, seq)
     remove_users(project.store, users)
     rejected = project.open_rejected()
     rejected.forget(users)
     rewrite(rejected.file)
-    rewrite(files.log)
-    rewrite(files.decisions)
+    with project.open_log() as log:
+        log.rewrite()
+    rewrite(decisions)
     done = now()
     forgotten.record(root, [Erasure(user=name, requested=at, seq=seq, stores=done) for name in names])
     return emptied
@@ -180,8 +162,8 @@ def _dated(erasure: Erasure, backups: int | None) -> JsonTree:
 
 def _stored_users(project: Project) -> set[str]:
     """Return the user ids and anonymous ids in ``store/``."""
-    files = StoreFiles.of(project)
-    users = users_in(files.log, LOG_TABLES) | users_in(files.decisions, DECISION_TABLES)
+    with project.open_log() as log:
+        users = log.user_ids() | users_in_decisions(project.store_files()["decisions"])
     for name in state_store.folders(project.store):
         stored = state_store.current(project.store / name, name.rpartition("-")[2])
         if stored is not None:

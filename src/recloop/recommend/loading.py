@@ -20,7 +20,7 @@ from recloop.records import RULE
 from recloop.storage import EventLog, releases
 from recloop.storage.control import ReleaseRow
 from recloop.storage.data_manifest import DataManifest
-from recloop.storage.sqlite import check_pages, locate
+from recloop.storage.sqlite import check_pages
 
 REMOVED_FILE = "removed.json"
 """File in ``store/`` with the time at which `[retention]` removed each bundle."""
@@ -47,8 +47,8 @@ def check_stores(project: Project) -> None:
     Raises:
         UserError: a file is damaged.
     """
-    for name in ("log", "decisions", "control"):
-        check_pages(locate(f"stores.{name}", getattr(project.config.stores, name), project.root))
+    for file in project.store_files().values():
+        check_pages(file)
 
 
 def known_seq(project: Project) -> int:
@@ -78,8 +78,8 @@ def check_log_end(project: Project, log: EventLog, force: bool) -> None:
         return
     if not force:
         expected = f"at least {known}, the seq that decisions or retractions name; rows are missing"
-        fix = f"restore {log.file} with its -wal file from a backup, or recloop serve --force to continue after {known}"
-        raise UserError(log.file.name, f"ends at {last_seq}", expected, fix)
+        fix = f"{log.recovery}, or recloop serve --force to continue after {known}"
+        raise UserError(log.name, f"ends at {last_seq}", expected, fix)
     log.continue_after(known)
 
 
@@ -113,8 +113,8 @@ def check_unused(project: Project) -> None:
     control = project.open_control()
     if not control.releases() and has_log_rows(project):
         expected = "the release rows of the bundles whose decisions or events are stored"
-        fix = f"restore {control.file} from a backup, or move store/ away and run recloop update"
-        raise UserError(control.file.name, "no release row", expected, fix)
+        fix = f"{control.recovery}, or move store/ away and run recloop update"
+        raise UserError(control.name, "no release row", expected, fix)
 
 
 def removal_times(project: Project) -> dict[str, int]:

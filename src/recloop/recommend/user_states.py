@@ -5,7 +5,6 @@ A state is a function of the log up to a seq, so states that were lost can be re
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +29,7 @@ from recloop.project import Project
 from recloop.recommend.cache import ByteCache, tree_bytes
 from recloop.records import EVENT_SCHEMA, RULE, SEQ, USER_ID, User, is_guest
 from recloop.storage.archive import Archive
+from recloop.storage.database import STORE_ERRORS
 from recloop.storage.event_log import EventLog
 from recloop.storage.identities import IDENTIFIED, Identities
 from recloop.storage.retractions import Retraction, retracted_at
@@ -339,7 +339,7 @@ class StateRegistry:
         source = self.get(spec)
         try:
             return source.read(user_id, seq), min(seq, source.seq)
-        except sqlite3.Error:
+        except STORE_ERRORS:
             degraded.add("log")
             return source.read(user_id, source.stored.seq), source.stored.seq
 

@@ -8,7 +8,6 @@ bundles keep serving.
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from recloop.records import Query
 from recloop.release.assignment import CANDIDATE, LIVE, Arm
 from recloop.storage import ControlStore, releases
 from recloop.storage.control import ReleaseRow
+from recloop.storage.database import STORE_ERRORS
 
 LOGGER = logging.getLogger(__name__)
 RELEASE_ORIGIN = "recloop serve"
@@ -166,7 +166,7 @@ class DeploymentLoader:
         except UserError as error:
             self._reject(row.bundle, error)
             return
-        except (OSError, sqlite3.Error):  # of a store, not of the bundle; the next poll tries again
+        except STORE_ERRORS:  # of a store, not of the bundle; the next poll tries again
             raise
         except Exception as error:  # noqa: BLE001 - whatever a bundle causes, the next move must still work
             cause = f"{type(error).__name__}: {error}"[:300]

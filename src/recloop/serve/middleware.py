@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from recloop.errors import StoreError
 from recloop.ingest.writer import LogBusyError, LogFullError, LogUnavailableError, LogUncertainError
 from recloop.serve import limits
 from recloop.serve.request_metrics import OTHER_ROUTE, ROUTE_TEMPLATE
@@ -162,6 +163,12 @@ def _http_error(error: Exception) -> HttpError:
             return limits.busy(f"at most {error.max_rows} queued rows")
         problem = "the log cannot be written; this request was not stored. Send it again"
         response = HttpError(503, "log_unavailable", problem)
+        response.headers["Retry-After"] = "1"
+        return response
+    if isinstance(error, StoreError):
+        LOGGER.warning("a request failed: %s", error)
+        problem = f"{error.key} does not answer; the request may be incomplete. Send it again"
+        response = HttpError(503, "store_unavailable", problem)
         response.headers["Retry-After"] = "1"
         return response
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):

@@ -18,6 +18,8 @@ from recloop.privacy import erasure
 from recloop.records import Item
 from recloop.serve.deployments import DeploymentLoader
 from recloop.storage.archive import Archive
+from recloop.storage.database import STORE_ERRORS
+from recloop.storage.sqlite import open_files
 from recloop.storage.store_watch import StoreWatch
 from recloop.storage.trim import trim
 
@@ -69,7 +71,10 @@ class Reloader:
         self._loader = loader
         self._lock = asyncio.Lock()
         self._manifest = self._manifest_identity()
-        self._watches = {"log": StoreWatch(service.log.file), "decisions": StoreWatch(service.decisions.file)}
+        self._watches = {
+            "log": StoreWatch(service.log.files),
+            "decisions": StoreWatch(open_files(service.decisions.file)),
+        }
 
     async def apply_changes(self) -> bool:
         """Apply all pending changes; return True if the deployments changed."""
@@ -122,12 +127,23 @@ class Reloader:
         """
         service = self._service
         moved = {name for name, watch in self._watches.items() if watch.is_moved()}
+        if not service.log.files and await self._log_lacks_rows():
+            moved.add("log")
         generation = await run_in_threadpool(service.control.generation)
         if generation < service.deployments.generation:
             moved.add("control")
         if moved != service.moved:
             LOGGER.warning("files moved away, replaced or emptied: %s", ", ".join(sorted(moved)) or "none")
         service.moved = frozenset(moved)
+
+    async def _log_lacks_rows(self) -> bool:
+        """Return True if a log on a server ends before rows that answers include."""
+        service = self._service
+        as_of = service.as_of
+        try:
+            return await run_in_threadpool(service.log.last_seq) < as_of
+        except STORE_ERRORS:  # it is not known; posts say so
+            return "log" in service.moved
 
     async def _apply_releases(self) -> bool:
         """Load, warm up and switch deployments; running requests finish on the old ones."""

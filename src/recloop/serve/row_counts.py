@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from starlette.concurrency import run_in_threadpool
 
 from recloop.client.batches import STATUSES
+from recloop.storage.database import STORE_ERRORS
 from recloop.storage.rejected import RejectedRow, RejectedStore, StoredSize
 
 LOGGER = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class RowCounts:
             return
         try:
             self.dropped += await run_in_threadpool(self._rejected.put, rows)
-        except (sqlite3.Error, OSError) as error:
+        except STORE_ERRORS as error:
             self.dropped += len(rows)
             LOGGER.error("rejected rows were not kept: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
 
@@ -49,7 +49,7 @@ class RowCounts:
         """Return the size of the store; 0 if it cannot be read. Not on the event loop."""
         try:
             return self._rejected.size()
-        except (sqlite3.Error, OSError):
+        except STORE_ERRORS:
             return StoredSize(0, 0)
 
 

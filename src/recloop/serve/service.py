@@ -45,7 +45,6 @@ from recloop.storage import admin_token, inbox, locks
 from recloop.storage.archive import Archive
 from recloop.storage.identities import Identity
 from recloop.storage.retractions import Retraction
-from recloop.storage.sqlite import locate
 
 if TYPE_CHECKING:
     from recloop.serve.worker_pool import WorkerPool
@@ -92,8 +91,7 @@ class Service:
         self.followed_at: float | None = None
         self.clock = clock
         self.counts = AnswerCounts()
-        stores = [locate(f"stores.{name}", url, project.root) for name, url in project.config.stores]
-        self.disk = DiskWatch(project.config.serve.disk, [file.parent for file in stores])
+        self.disk = DiskWatch(project.config.serve.disk, [file.parent for file in project.store_files().values()])
         self.rejected = project.open_rejected()
         self.rows = RowCounts(self.rejected)
         self.lists = ListBuilder(self)
@@ -114,9 +112,9 @@ class Service:
         loading.check_stores(project)
         self.archive = project.open_archive()
         self.archive.load_ids()
-        self.token = admin_token.ensure(project.root)
         self.control = project.open_control()
         self.log = self._stack.enter_context(project.open_log(write=True))
+        self.token = admin_token.ensure(project.root)
         self.log.start_at(self.archive.watermark)
         loading.check_log_end(project, self.log, self._force)
         inbox.apply_inbox(self.control, self.log)

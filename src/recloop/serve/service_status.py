@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import TYPE_CHECKING
 
 from recloop.files import JsonTree
@@ -14,6 +13,7 @@ from recloop.serve.alarms import alarm_families, current_alarms
 from recloop.serve.request_metrics import RequestCounts, request_families
 from recloop.serve.row_counts import row_families
 from recloop.storage import releases
+from recloop.storage.database import STORE_ERRORS
 
 if TYPE_CHECKING:
     from recloop.serve.service import Service
@@ -66,7 +66,7 @@ class ServiceStatus:
         service = self._service
         try:
             return self._health_cache.get(service.bundle, service.clock())
-        except sqlite3.Error:
+        except STORE_ERRORS:
             return None
 
     def metrics(self, requests: RequestCounts | None = None) -> bytes:

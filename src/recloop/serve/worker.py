@@ -56,7 +56,6 @@ from recloop.serve.shadow import ShadowScorer
 from recloop.storage import admin_token
 from recloop.storage.accepted_count import AcceptedCounter, accepted_file
 from recloop.storage.archive import Archive
-from recloop.storage.sqlite import locate
 
 if TYPE_CHECKING:
     from recloop.storage import DecisionLog
@@ -100,8 +99,7 @@ class WorkerService(Service):
 
     def __init__(self, project: Project, deployed: Deployed, slot: int) -> None:
         self._deployed = deployed
-        store = locate("stores.decisions", project.config.stores.decisions, project.root)
-        accepted = AcceptedCounter(accepted_file(store), slot)
+        accepted = AcceptedCounter(accepted_file(project.store_files()["decisions"]), slot)
         self.forwarded = ForwardedDecisions(accepted)
         self.writer_degraded: list[str] = []
         super().__init__(project, locked=True)

@@ -1,15 +1,14 @@
-"""Audit log: rows of control.db in a hash chain.
+"""Audit log: rows of the control store in a hash chain.
 
 The hash of a row is SHA-256 over the hash of the row before it and the row's own content. A changed, removed or added row
-breaks the chain from there on. SQLite's counter of the table shows rows that were cut off at the end. A process that can
-write the file can compute a new chain, so the last hash is worth keeping elsewhere.
+breaks the chain from there on. A counter of the table shows rows that were cut off at the end. A process that can
+write the store can compute a new chain, so the last hash is worth keeping elsewhere.
 """
 
 from __future__ import annotations
 
 import getpass
 import hashlib
-import sqlite3
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -18,6 +17,7 @@ import msgspec
 
 from recloop.files import JsonTree
 from recloop.records import iso
+from recloop.storage.database import Connection
 
 TABLE: Final = """
 CREATE TABLE audit (
@@ -27,7 +27,13 @@ NO_AUDIT: Final = """
 CREATE TEMP VIEW audit AS
 SELECT 0 AS id, 0 AS at, '' AS who, '' AS action, '' AS subject, '' AS details, '' AS hash WHERE 0"""
 COLUMNS: Final = "id, at, who, action, subject, details, hash"
-LAST_ID: Final = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'audit'"
+POSTGRES_COUNTER: Final = """
+CREATE TABLE audit_counter (last_id BIGINT NOT NULL);
+INSERT INTO audit_counter VALUES (0);
+CREATE FUNCTION count_audit() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN UPDATE audit_counter SET last_id = NEW.id; RETURN NULL; END';
+CREATE TRIGGER count_audit AFTER INSERT ON audit FOR EACH ROW EXECUTE FUNCTION count_audit()"""
+"""As SQLite's AUTOINCREMENT: the largest id that the table ever had."""
 LAST_HASH: Final = "SELECT hash FROM audit ORDER BY id DESC LIMIT 1"
 
 
@@ -93,16 +99,16 @@ class AuditCheck(NamedTuple):
     problem: str
 
 
-def append(connection: sqlite3.Connection, entries: Iterable[AuditEntry]) -> None:
+def append(connection: Connection, entries: Iterable[AuditEntry]) -> None:
     """Add rows to the chain; the caller holds a transaction with an immediate lock."""
-    last_id = int(connection.execute(LAST_ID).fetchone()[0])
+    last_id = connection.last_id("audit")
     newest = connection.execute(LAST_HASH).fetchone()
     last_hash = "" if newest is None else str(newest[0])
     for row_id, entry in enumerate(entries, last_id + 1):
         details = msgspec.json.encode(entry.details, order="sorted").decode()
         values = (row_id, entry.at, entry.who, entry.action.value, entry.subject, details)
         last_hash = chain_hash(last_hash, values)
-        connection.execute(f"INSERT INTO audit ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, last_hash))
+        connection.insert("audit", COLUMNS.split(", "), [(*values, last_hash)])
 
 
 def chain_hash(previous: str, values: Sequence[int | str]) -> str:

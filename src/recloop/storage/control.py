@@ -7,12 +7,10 @@ The rows are kept, so that an event can be retracted again after a restoration.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,8 +19,10 @@ from recloop.errors import Refused
 from recloop.files import JsonTree
 from recloop.storage import audit
 from recloop.storage.audit import AuditAction, AuditCheck, AuditEntry, AuditRow
+from recloop.storage.database import Connection, Database, StoreSchema
+from recloop.storage.event_lookup import parts
 from recloop.storage.retractions import RESTORED, Retraction
-from recloop.storage.sqlite import Store, open_reader, open_writer, transaction
+from recloop.storage.sqlite import Store
 
 SCHEMA = 5
 INBOX = """
@@ -64,6 +64,7 @@ CREATE TABLE releases (
     "from" TEXT NOT NULL, "to" TEXT NOT NULL, "by" TEXT NOT NULL, reason TEXT NOT NULL, evidence TEXT NOT NULL);
 {INBOX};
 {audit.TABLE}"""
+CONTROL_SCHEMA = StoreSchema("control", SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS, VIEWS, audit.POSTGRES_COUNTER)
 COLUMNS = 'generation, at, bundle, sha256, "from", "to", "by", reason, evidence'
 
 
@@ -107,19 +108,24 @@ class PendingRetraction:
 
 
 class ControlStore(Store):
-    """Store control.db; see `recloop.storage.open_control`.
+    """Store of releases, inbox and audit log; see `recloop.storage.open_control`.
 
-    It has several writing processes, so it uses ``journal_mode=DELETE`` instead of a write-ahead log.
+    It has several writing processes, so its SQLite file uses ``journal_mode=DELETE`` instead of a write-ahead log.
+
+    Attributes:
+        name: File name or address, for messages. recovery: Advice if rows are missing.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.name = database.name
+        self.recovery = database.recovery
         self._lock = threading.Lock()
-        open_reader(file, SCHEMA, SCRIPT, VIEWS).close()  # refuse an unreadable file without creating one
+        database.open_reader().close()  # refuse an unreadable store without creating one
 
     def releases(self) -> list[ReleaseRow]:
         """All release rows, oldest first."""
-        connection = open_reader(self.file, SCHEMA, SCRIPT, VIEWS)
+        connection = self._database.open_reader()
         try:
             rows = connection.execute(f"SELECT {COLUMNS} FROM releases ORDER BY generation").fetchall()
         finally:
@@ -128,7 +134,7 @@ class ControlStore(Store):
 
     def generation(self) -> int:
         """Newest generation; 0 before the first row."""
-        connection = open_reader(self.file, SCHEMA, SCRIPT, VIEWS)
+        connection = self._database.open_reader()
         try:
             return int(connection.execute("SELECT coalesce(max(generation), 0) FROM releases").fetchone()[0])
         finally:
@@ -184,7 +190,7 @@ class ControlStore(Store):
 
     def audit_rows(self, subject: str = "") -> list[AuditRow]:
         """Rows of the audit log, oldest first; with ``subject`` those of one."""
-        connection = open_reader(self.file, SCHEMA, SCRIPT, VIEWS)
+        connection = self._database.open_reader()
         try:
             query = f"SELECT {audit.COLUMNS} FROM audit WHERE ? IN ('', subject) ORDER BY id"
             return [AuditRow._make(row) for row in connection.execute(query, (subject,))]
@@ -193,12 +199,12 @@ class ControlStore(Store):
 
     def check_audit(self) -> AuditCheck:
         """Check the chain of the audit log."""
-        connection = open_reader(self.file, SCHEMA, SCRIPT, VIEWS)
+        connection = self._database.open_reader()
         try:
-            connection.execute("BEGIN")  # rows and counter as of one commit
+            last_id = connection.last_id(
+                "audit"
+            )  # before the rows, so that a row that is added meanwhile is not missed
             rows = [AuditRow._make(row) for row in connection.execute(f"SELECT {audit.COLUMNS} FROM audit ORDER BY id")]
-            has_counter = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").fetchone()
-            last_id = int(connection.execute(audit.LAST_ID).fetchone()[0]) if has_counter else 0
             return audit.check(rows, last_id)
         finally:
             connection.close()
@@ -215,20 +221,21 @@ class ControlStore(Store):
             reason: Reason given by the operator.
         """
         with self._writing() as connection:
-            newest = dict(connection.execute("SELECT retracted_seq, rule FROM inbox ORDER BY id"))
-            new_rows = []
+            rows_by_id = connection.execute("SELECT id, retracted_seq, rule FROM inbox ORDER BY id").fetchall()
+            newest = {retracted_seq: rule for _, retracted_seq, rule in rows_by_id}
+            last_id = rows_by_id[-1][0] if rows_by_id else 0
+            new_rows: list[tuple[Any, ...]] = []
             for row in rows:
                 last_rule = newest.get(row.retracted_seq)
                 if last_rule is None or (last_rule == RESTORED) != (row.rule == RESTORED):
                     newest[row.retracted_seq] = row.rule
-                    new_rows.append((row.retracted_seq, row.rule, by, at, reason))
-            statement = 'INSERT INTO inbox (retracted_seq, rule, "by", at, reason) VALUES (?, ?, ?, ?, ?)'
-            connection.executemany(statement, new_rows)
+                    new_rows.append((last_id + 1 + len(new_rows), row.retracted_seq, row.rule, by, at, reason))
+            connection.insert("inbox", ("id", "retracted_seq", "rule", '"by"', "at", "reason"), new_rows)
         return len(new_rows)
 
     def pending(self) -> list[PendingRetraction]:
         """Pending inbox rows, oldest first."""
-        connection = open_reader(self.file, SCHEMA, SCRIPT, VIEWS)
+        connection = self._database.open_reader()
         try:
             rows = connection.execute(
                 'SELECT id, retracted_seq, rule, "by", at FROM inbox WHERE applied = 0 ORDER BY id'
@@ -240,18 +247,19 @@ class ControlStore(Store):
     def mark_applied(self, ids: Sequence[int]) -> None:
         """Mark inbox rows as written to the log."""
         with self._writing() as connection:
-            connection.executemany("UPDATE inbox SET applied = 1 WHERE id = ?", [(row_id,) for row_id in ids])
+            for batch in parts(list(ids)):
+                connection.execute(f"UPDATE inbox SET applied = 1 WHERE id IN ({', '.join('?' * len(batch))})", batch)
 
     def close(self) -> None:
         """Do nothing: connections are closed after each call."""
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def _writing(self) -> Iterator[Connection]:
         """Open a connection for one short transaction."""
         with self._lock:
-            connection = open_writer(self.file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
+            connection = self._database.open_writer()
             try:
-                with transaction(connection):
+                with self._database.transaction(connection):
                     yield connection
             finally:
                 connection.close()
@@ -261,7 +269,7 @@ def _release_row(row: tuple[Any, ...]) -> ReleaseRow:
     return ReleaseRow._make((*row[:-1], msgspec.json.decode(row[-1])))
 
 
-def _compare_and_set(connection: sqlite3.Connection, row: ReleaseRow, expected: int) -> None:
+def _compare_and_set(connection: Connection, row: ReleaseRow, expected: int) -> None:
     newest = connection.execute(f"SELECT {COLUMNS} FROM releases ORDER BY generation DESC LIMIT 1").fetchone()
     generation = 0 if newest is None else int(newest[0])
     if generation != expected:

@@ -1,9 +1,8 @@
-"""Erasure of users in log.db and decisions.db, with every page written again."""
+"""Erasure of users in the log and in decisions.db."""
 
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Final
 
 import msgspec
 
-from recloop.errors import Refused
 from recloop.storage import decision_schema
 from recloop.storage.decision_counts import AnswerCounter
 from recloop.storage.decision_schema import FORGOTTEN
 from recloop.storage.event_log import EventLog
+from recloop.storage.event_lookup import parts
 from recloop.storage.sqlite import BUSY_SECONDS, open_writer, transaction
 
+DECISION_TABLES: Final = ("decisions", "last_seen")
 IN_USERS: Final = "IN (SELECT value FROM json_each(:users))"
 TOMBSTONE: Final = f"""
 UPDATE decisions SET request_id = '{FORGOTTEN}-' || id, role = '{FORGOTTEN}', user_id = '', query = '{{}}', items = '[]',
@@ -25,8 +25,6 @@ UPDATE decisions SET request_id = '{FORGOTTEN}-' || id, role = '{FORGOTTEN}', us
     latency_us = 0, client_request_id = NULL
 WHERE user_id {IN_USERS} AND as_of_seq < :seq"""
 """Empties decisions; their number and times stay, so that `verify` counts them as removed."""
-MAX_CHECKPOINTS: Final = 50
-CHECKPOINT_SECONDS: Final = 0.2
 
 
 def forget_in_log(log: EventLog, users: Collection[str]) -> tuple[int, int]:
@@ -38,15 +36,16 @@ def forget_in_log(log: EventLog, users: Collection[str]) -> tuple[int, int]:
     Returns:
         The seq of the erasure, which no row has, and the number of deleted rows.
     """
-    names = {"users": _names(users)}
+    deleted = 0
     with log.commit() as writer:
         seq = log.newest_in(writer) + 1
-        deleted = sum(
-            writer.execute(f"DELETE FROM {table} WHERE user_id {IN_USERS}", names).rowcount
-            for table in ("events", "users")
-        )
-        writer.execute(f"DELETE FROM identities WHERE user_id {IN_USERS} OR anonymous_id {IN_USERS}", names)
-        writer.execute(f"UPDATE events SET anonymous_id = NULL WHERE anonymous_id {IN_USERS}", names)
+        for names in parts(sorted(users)):
+            in_users = f"IN ({', '.join('?' * len(names))})"
+            for table in ("events", "users"):
+                deleted += writer.execute(f"DELETE FROM {table} WHERE user_id {in_users}", names).rowcount
+            for column in ("user_id", "anonymous_id"):
+                writer.execute(f"DELETE FROM identities WHERE {column} {in_users}", names)
+            writer.execute(f"UPDATE events SET anonymous_id = NULL WHERE anonymous_id {in_users}", names)
         log.continue_after(seq)
     return seq, deleted
 
@@ -69,37 +68,17 @@ def forget_in_decisions(file: Path, users: Collection[str], seq: int) -> int:
     return emptied
 
 
-def users_in(file: Path, tables: Collection[str]) -> set[str]:
-    """Return the distinct user ids and anonymous ids in tables of a store."""
+def users_in_decisions(file: Path) -> set[str]:
+    """Return the distinct user ids and anonymous ids of the decisions."""
     if not file.exists():
         return set()
     with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as connection:
         users: set[str] = set()
-        for table in tables:
+        for table in DECISION_TABLES:
             columns = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
             for column in columns & {"user_id", "anonymous_id"}:
                 users |= {user for (user,) in connection.execute(f"SELECT DISTINCT {column} FROM {table}") if user}
     return users
-
-
-def rewrite(file: Path) -> None:
-    """Write every page of a store again and empty its write-ahead log.
-
-    Deleted rows leave their bytes in free space otherwise. Readers and writers of the store go on; a writer waits.
-
-    Raises:
-        Refused: a reader kept the write-ahead log open during each attempt.
-    """
-    if not file.exists():
-        return
-    with closing(sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
-        connection.execute("VACUUM")
-        for _ in range(MAX_CHECKPOINTS):
-            busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if not busy:
-                return
-            time.sleep(CHECKPOINT_SECONDS)
-    raise Refused(file.name, "in use", "an empty write-ahead log", "a long read holds it; run recloop forget again")
 
 
 def _names(users: Collection[str]) -> str:

@@ -6,14 +6,11 @@ A ``seq`` is assigned in commit order and never used again. Rows are never chang
 
 from __future__ import annotations
 
-import itertools
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 import polars as pl
@@ -21,7 +18,8 @@ import polars as pl
 from recloop.errors import UserError
 from recloop.records import ITEM_SCHEMA, SEQ, USER_ID, USER_SCHEMA, Event, Item, User
 from recloop.storage import identities
-from recloop.storage.event_lookup import by_event_id, in_size, newest_rules, parts
+from recloop.storage.database import Connection, Database, bool_as_int
+from recloop.storage.event_lookup import UserWindow, by_event_id, in_windows, newest_rules, parts
 from recloop.storage.event_rows import (
     EVENT_COLUMNS,
     RULED_SCHEMA,
@@ -33,54 +31,50 @@ from recloop.storage.event_rows import (
     object_text,
     with_persons,
 )
-from recloop.storage.event_schema import MIGRATIONS, PRAGMAS, SCHEMA, SCRIPT, VIEWS
 from recloop.storage.identities import NOT_MOVED, Identity
 from recloop.storage.logged_items import LoggedItems
 from recloop.storage.retractions import RESTORED, Retraction
-from recloop.storage.sqlite import ReaderPool, Store, close_writer, open_writer, release_space, transaction
+from recloop.storage.sqlite import Store
 
+TABLES: Final = ("events", "items", "users", "retractions", "identities")
 MAX_SLICE_ROWS = 100_000  # rows per read; a longer read would keep the write-ahead log from shrinking
-INSERT_EVENT: Final = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
 
 Row = TypeVar("Row", Item, User, Retraction)
 
 
-class UserWindow(NamedTuple):
-    """Rows of a user with ``after`` < timestamp <= ``until``."""
-
-    user_id: str
-    after: int
-    until: int
-
-
 class EventLog(Store):
-    """Store log.db; see `recloop.storage.open_log`.
+    """Store of the event log; see `recloop.storage.open_log`.
 
     Args:
-        file: SQLite file.
+        database: Database of the tables, such as log.db.
         write: Open the single writing connection; the caller holds the writer lock.
+
+    Attributes:
+        name: File name or address, for messages. recovery: Advice if rows are missing.
+        files: Files of an open SQLite store.
     """
 
-    def __init__(self, file: Path, write: bool) -> None:
-        self.file = file
+    def __init__(self, database: Database, write: bool) -> None:
+        self._database = database
+        self.name = database.name
+        self.recovery = database.recovery
+        self.files = database.files
         self._lock = threading.RLock()
         self._depth = 0
-        self._writer: sqlite3.Connection | None = None
-        if write:
-            self._writer = open_writer(file, SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS)
-        self._readers = ReaderPool(file, SCHEMA, SCRIPT, VIEWS)
+        self._writer: Connection | None = database.open_writer() if write else None
+        self._readers = database.open_readers()
         self._items = LoggedItems()
 
     def close(self) -> None:
         self._readers.close()
         if self._writer is not None:
-            close_writer(self._writer)
+            self._database.close_writer(self._writer)
             self._writer = None
 
     # -- writing
 
     @contextmanager
-    def commit(self) -> Iterator[sqlite3.Connection]:
+    def commit(self) -> Iterator[Connection]:
         """Open a transaction, whose appends become durable and visible together.
 
         Nested transactions join the outermost one.
@@ -92,7 +86,7 @@ class EventLog(Store):
                 return
             self._depth = 1
             try:
-                with transaction(writer):
+                with self._database.transaction(writer):
                     yield writer
             finally:
                 self._depth = 0
@@ -138,8 +132,8 @@ class EventLog(Store):
         with self.commit() as writer:
             seq = self._counter(writer)
             if rows and (rows[0][0] != seq + 1 or rows[-1][0] != seq + len(rows)):
-                raise RuntimeError(f"{self.file.name}: seq of a new event is not the newest seq {seq} plus 1")
-            writer.executemany(INSERT_EVENT, [(*row, rule) for row, rule in zip(rows, rules, strict=True)])
+                raise RuntimeError(f"{self.name}: seq of a new event is not the newest seq {seq} plus 1")
+            writer.insert("events", EVENT_COLUMNS, [(*row, rule) for row, rule in zip(rows, rules, strict=True)])
             self._set_counter(writer, seq + len(rows))
         return [
             Receipt("accepted" if rule is None else "quarantined", row[0], rule)
@@ -176,10 +170,8 @@ class EventLog(Store):
             seq = self._counter(writer)
             stored = [msgspec.structs.replace(row, seq=seq + n) for n, row in enumerate(rows, 1)]
             values = [[getattr(row, name) for name in columns] for row in stored]
-            writer.executemany(
-                f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
-                [[object_text(value) if isinstance(value, dict) else value for value in row] for row in values],
-            )
+            texts = ([object_text(value) if isinstance(value, dict) else value for value in row] for row in values)
+            writer.insert(table, columns, [bool_as_int(row) for row in texts])
             self._set_counter(writer, seq + len(stored))
         return stored
 
@@ -197,22 +189,39 @@ class EventLog(Store):
                 raise UserError(
                     "watermark",
                     watermark,
-                    f"at most {counter}, the last seq of {self.file.name}, which has rows of another import",
+                    f"at most {counter}, the last seq of {self.name}, which has rows of another import",
                     "a new project folder",
                 )
 
+    def start_again(self, watermark: int, known: Sequence[Identity]) -> None:
+        """Drop all rows and start numbering after the rows of another import.
+
+        Args:
+            known: Numbered identities of that import.
+        """
+        with self.commit() as writer:
+            for table in TABLES:
+                writer.execute(f"DELETE FROM {table}")
+            self._set_counter(writer, watermark)
+            self.restore_identities(known)
+
     # -- reading
 
-    def continue_after(self, seq: int) -> None:
-        """Number the next row ``seq`` + 1 or higher."""
+    def continue_after(self, seq: int) -> int:
+        """Number the next row ``seq`` + 1 or higher; return the newest seq before.
+
+        Waits for the end of an earlier commit whose result is unknown.
+        """
         with self.commit() as writer:
-            self._set_counter(writer, max(seq, self._counter(writer)))
+            newest = self._counter(writer)
+            self._set_counter(writer, max(seq, newest))
+        return newest
 
     def last_seq(self) -> int:
         """Newest seq; the last seq of the import if the log is empty."""
         return self._counter(self._readers.get())
 
-    def newest_in(self, commit: sqlite3.Connection) -> int:
+    def newest_in(self, commit: Connection) -> int:
         """Newest seq inside an open `commit`; it becomes `last_seq` when the commit ends."""
         return self._counter(commit)
 
@@ -268,9 +277,8 @@ class EventLog(Store):
         users: dict[int, str] = {}
         for batch in parts(list(seqs)):
             placeholders = ", ".join("?" * len(batch))
-            users |= self._readers.get().execute(
-                f"SELECT seq, user_id FROM events WHERE seq IN ({placeholders})", batch
-            )
+            query = f"SELECT seq, user_id FROM events WHERE seq IN ({placeholders})"
+            users |= self._readers.get().execute(query, batch).fetchall()
         return users
 
     def recent(self, windows: Sequence[UserWindow]) -> pl.DataFrame:
@@ -279,33 +287,29 @@ class EventLog(Store):
         Includes quarantined events: EVENT_SCHEMA + rule. Reads on the writing connection if there is one, so it includes
         rows of the open transaction.
         """
-        rows = self._in_windows(windows, EVENT_COLUMNS)
+        rows = in_windows(self._newest(), windows, EVENT_COLUMNS)
         frame = pl.DataFrame(rows, schema=RULED_SCHEMA, orient="row")
         return frame.unique(SEQ).sort(SEQ) if rows else frame
 
     def count_recent(self, windows: Sequence[UserWindow]) -> Counter[str]:
         """Count the rows of `recent` by user, for disjoint windows; reads only the index."""
-        return Counter(user_id for (user_id,) in self._in_windows(windows, (USER_ID,)))
-
-    def _in_windows(self, windows: Sequence[UserWindow], names: Sequence[str]) -> list[tuple[Any, ...]]:
-        connection = self._writer or self._readers.get()
-        rows: list[tuple[Any, ...]] = []
-        columns = ", ".join(f"events.{name}" for name in names)
-        for batch in parts(list(windows)):
-            size = in_size(len(batch))
-            values = ", ".join(["(?, ?, ?)"] * size)
-            padding = [None] * (3 * (size - len(batch)))
-            rows += connection.execute(
-                f"""WITH windows (user, first, last) AS (VALUES {values}) SELECT {columns} FROM windows CROSS JOIN events
-                ON user_id = user AND timestamp > first AND timestamp <= last""",
-                [*itertools.chain.from_iterable(batch), *padding],
-            ).fetchall()
-        return rows
+        return Counter(user_id for (user_id,) in in_windows(self._newest(), windows, (USER_ID,)))
 
     def has_user(self, user_id: str) -> bool:
         """Return True if an event has this user_id."""
         cursor = self._readers.get().execute("SELECT 1 FROM events WHERE user_id = ? LIMIT 1", (user_id,))
         return cursor.fetchone() is not None
+
+    def user_ids(self) -> set[str]:
+        """User ids and anonymous ids in all rows."""
+        columns = {
+            "events": ("user_id", "anonymous_id"),
+            "users": ("user_id",),
+            "identities": ("user_id", "anonymous_id"),
+        }
+        queries = [f"SELECT DISTINCT {name} FROM {table}" for table, names in columns.items() for name in names]
+        connection = self._readers.get()
+        return {user for query in queries for (user,) in connection.execute(query) if user}
 
     def has_item(self, item_id: str) -> bool:
         """Return True if an event has or had this item_id.
@@ -353,19 +357,32 @@ class EventLog(Store):
         Their seqs are not assigned again.
         """
         with self.commit() as writer:
-            writer.executemany("DELETE FROM events WHERE seq = ?", [(seq,) for seq in seqs])
+            for batch in parts(list(seqs)):
+                writer.execute(f"DELETE FROM events WHERE seq IN ({', '.join('?' * len(batch))})", batch)
 
     def release_space(self) -> None:
         """Return the free pages of deleted rows to the disk."""
         with self._lock:
-            release_space(self._writing())
+            self._database.release_space(self._writing())
+
+    def rewrite(self) -> None:
+        """Write every page again; see `recloop.storage.database.Database.rewrite`."""
+        self._database.rewrite()
+
+    def size_bytes(self) -> int:
+        """Bytes of the store on disk."""
+        return self._database.size_bytes()
 
     # -- inside
 
-    def _writing(self) -> sqlite3.Connection:
+    def _writing(self) -> Connection:
         if self._writer is None:
-            raise RuntimeError(f"{self.file} is open for reading; expected open_log(..., write=True)")
+            raise RuntimeError(f"{self.name} is open for reading; expected open_log(..., write=True)")
         return self._writer
+
+    def _newest(self) -> Connection:
+        """Return the connection that sees the open transaction, if there is one."""
+        return self._writer or self._readers.get()
 
     def _sliced(
         self,
@@ -390,14 +407,13 @@ class EventLog(Store):
             after = slice_rows[-1][seq_column]
 
     @staticmethod
-    def _counter(connection: sqlite3.Connection) -> int:
+    def _counter(connection: Connection) -> int:
         return int(connection.execute("SELECT seq FROM counter").fetchone()[0])
 
     @staticmethod
-    def _set_counter(connection: sqlite3.Connection, seq: int) -> None:
+    def _set_counter(connection: Connection, seq: int) -> None:
         connection.execute("UPDATE counter SET seq = ?", (seq,))
 
     @staticmethod
-    def _count(connection: sqlite3.Connection) -> int:
-        tables = ("events", "items", "users", "retractions", "identities")
-        return sum(connection.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()[0] for table in tables)
+    def _count(connection: Connection) -> int:
+        return sum(connection.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()[0] for table in TABLES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from recloop.storage import identities
+from recloop.storage.database import StoreSchema
 
 SCHEMA = 5
 
@@ -43,3 +44,4 @@ PRAGMAS = (
     "cache_size = -65536",  # 64 MiB: new ids touch random pages of the indexes
     "wal_autocheckpoint = 8000",  # 32 MB: a page that many commits change is copied to the file once
 )  # fmt: skip
+LOG_SCHEMA = StoreSchema("log", SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS, VIEWS)

@@ -5,7 +5,6 @@ It adds a row of identities, and moves the rows of the id to the user.
 
 from __future__ import annotations
 
-from sqlite3 import Connection
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -13,6 +12,7 @@ import polars as pl
 
 from recloop.records import EVENT_ID, EVENT_SCHEMA, RULE, SEQ, USER_ID
 from recloop.storage import identities
+from recloop.storage.database import Connection
 from recloop.storage.event_log import EventLog
 from recloop.storage.event_lookup import newest_rules
 from recloop.storage.event_rows import EVENT_COLUMNS, RULED_SCHEMA

@@ -9,12 +9,13 @@ So rows of a user are complete without a look at the identities, and a state at 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from sqlite3 import Connection
 from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from recloop.records import FILE_ROW
+from recloop.storage.database import Connection
+from recloop.storage.event_lookup import in_size, parts
 
 TABLE: Final = """
 CREATE TABLE identities (
@@ -118,18 +119,19 @@ def persons(connection: Connection, user_ids: Iterable[str]) -> dict[str, str]:
     """
     if not connection.execute("SELECT EXISTS (SELECT 1 FROM identities)").fetchone()[0]:
         return {}
-    names = msgspec.json.encode(sorted(set(user_ids))).decode()
-    query = """SELECT anonymous_id, user_id FROM identities
-        WHERE anonymous_id IN (SELECT value FROM json_each(?)) ORDER BY seq"""
-    return dict(connection.execute(query, (names,)))
+    users: dict[str, str] = {}
+    for batch in parts(sorted(set(user_ids))):
+        size = in_size(len(batch))
+        query = f"""SELECT anonymous_id, user_id FROM identities
+            WHERE anonymous_id IN ({", ".join("?" * size)}) ORDER BY seq"""
+        users |= connection.execute(query, [*batch, *[None] * (size - len(batch))]).fetchall()
+    return users
 
 
 def insert(connection: Connection, rows: Sequence[Identity]) -> None:
     """Insert numbered identities."""
-    values = [(row.seq, row.anonymous_id, row.user_id, row.received_at) for row in rows]
-    connection.executemany(
-        "INSERT INTO identities (seq, anonymous_id, user_id, received_at) VALUES (?, ?, ?, ?)", values
-    )
+    values = [(row.anonymous_id, row.user_id, row.received_at, row.seq) for row in rows]
+    connection.insert("identities", COLUMNS.split(", "), values)
 
 
 def is_moved(event_id: str | None) -> bool:

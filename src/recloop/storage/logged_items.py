@@ -5,9 +5,10 @@ An index of them would cost every insert more than the rare reads save.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from typing import Final
+
+from recloop.storage.database import Connection
 
 SLICE_ROWS: Final = 100_000  # seqs per read; a longer read would keep the write-ahead log from shrinking
 
@@ -23,14 +24,14 @@ class LoggedItems:
         self._ids: set[str] = set()
         self._seq = 0
 
-    def has(self, connection: sqlite3.Connection, item_id: str) -> bool:
+    def has(self, connection: Connection, item_id: str) -> bool:
         """Return True if an event has this item_id."""
         with self._lock:
             if item_id not in self._ids:
                 self._read(connection)
             return item_id in self._ids
 
-    def _read(self, connection: sqlite3.Connection) -> None:
+    def _read(self, connection: Connection) -> None:
         """Add the ids of the events after the last read."""
         first, last = connection.execute("SELECT min(seq), max(seq) FROM events WHERE seq > ?", (self._seq,)).fetchone()
         if first is None:

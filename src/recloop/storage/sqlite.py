@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from recloop.errors import UserError
+from recloop.config.store_address import POSTGRES_FORM, POSTGRES_STORES, without_password
+from recloop.errors import Refused, UserError
 from recloop.files import private_file, private_folder, sync_folder
 
 BUSY_SECONDS = 10.0
@@ -19,6 +21,8 @@ INCREMENTAL = 2
 """Value of ``PRAGMA auto_vacuum`` for a file that frees pages in steps."""
 MIN_RELEASED_BYTES = 1_000_000
 """Free space from which a file is rewritten."""
+MAX_CHECKPOINTS = 50
+CHECKPOINT_SECONDS = 0.2
 STATEMENT_ROWS = (64, 8, 1)
 """Rows of one INSERT; the interpreter lock is released and taken once a statement."""
 
@@ -37,6 +41,20 @@ class Store(ABC):
         self.close()
 
 
+class SqliteConnection(sqlite3.Connection):
+    """Connection to a SQLite file; see `recloop.storage.database.Connection`."""
+
+    def insert(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        self.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", rows)
+
+    def last_id(self, table: str) -> int:
+        has_counter = self.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").fetchone()
+        if not has_counter:  # an empty store in memory
+            return 0
+        query = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?"
+        return int(self.execute(query, (table,)).fetchone()[0])
+
+
 def locate(key: str, url: str, root: Path) -> Path:
     """Resolve a store's URL to a file.
 
@@ -47,13 +65,16 @@ def locate(key: str, url: str, root: Path) -> Path:
     """
     scheme, sep, path = url.partition(":///")
     if scheme != "sqlite" or not sep or not path:
-        raise UserError(key, url, "sqlite:///PATH", f'--set {key}="sqlite:///store/{key.rpartition(".")[2]}.db"')
+        expected = f"sqlite:///PATH or {POSTGRES_FORM}" if key in POSTGRES_STORES else "sqlite:///PATH"
+        raise UserError(
+            key, without_password(url), expected, f'--set {key}="sqlite:///store/{key.rpartition(".")[2]}.db"'
+        )
     return root / path
 
 
 def open_writer(
     file: Path, version: int, script: str, pragmas: tuple[str, ...], migrations: Mapping[int, str] | None = None
-) -> sqlite3.Connection:
+) -> SqliteConnection:
     """Open a writing connection; creates the file and its folder if needed.
 
     Args:
@@ -64,7 +85,9 @@ def open_writer(
     """
     private_folder(file.parent)
     private_file(file)
-    connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=SqliteConnection
+    )
     try:
         file_version = _version(connection, file, version)
         for pragma in pragmas:
@@ -99,7 +122,7 @@ def _migrate(connection: sqlite3.Connection, file: Path, version: int, migration
 
 def open_reader(
     file: Path, version: int, script: str, views: Mapping[int, str] | None = None, immutable: bool = False
-) -> sqlite3.Connection:
+) -> SqliteConnection:
     """Open a read-only connection; a missing file reads as an empty store.
 
     Args:
@@ -109,7 +132,12 @@ def open_reader(
         query = "?mode=ro&immutable=1" if immutable else "?mode=ro"
         address = f"file:{quote(str(file.absolute()))}{query}"
         connection = sqlite3.connect(
-            address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            address,
+            uri=True,
+            timeout=BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=SqliteConnection,
         )
         try:
             file_version = _version(connection, file, version)
@@ -121,7 +149,12 @@ def open_reader(
         if file_version:
             return connection
         connection.close()  # its writer has not created the tables yet
-    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    return empty_store(script)
+
+
+def empty_store(script: str) -> SqliteConnection:
+    """Open an empty store in memory, in place of one that does not exist."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=SqliteConnection)
     connection.executescript(script)
     return connection
 
@@ -260,10 +293,34 @@ def _step(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
 
 
+def rewrite(file: Path) -> None:
+    """Write every page of a store again and empty its write-ahead log.
+
+    Deleted rows leave their bytes in free space otherwise. Readers and writers of the store go on; a writer waits.
+
+    Raises:
+        Refused: a reader kept the write-ahead log open during each attempt.
+    """
+    if not file.exists():
+        return
+    with closing(sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
+        connection.execute("VACUUM")
+        for _ in range(MAX_CHECKPOINTS):
+            busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            if not busy:
+                return
+            time.sleep(CHECKPOINT_SECONDS)
+    raise Refused(file.name, "in use", "an empty write-ahead log", "a long read holds it; run recloop forget again")
+
+
 def bytes_of(file: Path) -> int:
     """Size in bytes of a SQLite file and its write-ahead log."""
-    files = (file, file.with_name(f"{file.name}-wal"))
-    return sum(path.stat().st_size for path in files if path.exists())
+    return sum(path.stat().st_size for path in open_files(file) if path.exists())
+
+
+def open_files(file: Path) -> tuple[Path, Path]:
+    """Return a SQLite file and its write-ahead log."""
+    return file, file.with_name(f"{file.name}-wal")
 
 
 class ReaderPool:
@@ -275,12 +332,12 @@ class ReaderPool:
         self._script = script
         self._views = views
         self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._all: list[SqliteConnection] = []
         self.get()  # refuse an unreadable file at once
 
-    def get(self) -> sqlite3.Connection:
+    def get(self) -> SqliteConnection:
         """Return this thread's connection; a new one after a migration."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        connection: SqliteConnection | None = getattr(self._local, "connection", None)
         if connection is None or _user_version(connection) != self._local.version:
             connection = self._local.connection = open_reader(self._file, self._version, self._script, self._views)
             self._local.version = _user_version(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 Identity = tuple[int, int]
@@ -9,10 +10,13 @@ Identity = tuple[int, int]
 
 
 class StoreWatch:
-    """Identities of a store's file and write-ahead log since they were first seen."""
+    """Identities of a store's files since they were first seen.
 
-    def __init__(self, file: Path) -> None:
-        self._files = (file, file.with_name(f"{file.name}-wal"))
+    A store on a database server has none.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
         self._seen: dict[Path, Identity] = {}
         self.is_moved()
 
