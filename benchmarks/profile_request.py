@@ -2,11 +2,14 @@
 
     .venv/bin/python benchmarks/profile_request.py PROJECT
     .venv/bin/python benchmarks/profile_request.py PROJECT --filter "category = 'c01'" --requests 2000 --json
+    .venv/bin/python benchmarks/profile_request.py PROJECT --cold
 
 The request runs in this process, from the parsed path to the bytes of the body, without network. Each step is timed alone
 without the steps inside it; ``other`` is the rest of the request. A value is the median over the requests after a first
-round of the same users. The functions are those of the service; a step that this version does not have is left out. Stop
-`recloop serve` first: the project is opened for writing, and decisions are recorded.
+round of the same users. Each request has a random one of the filters; by default, of the categories of a benchmark project,
+as in `serve.py`. With ``--cold`` every request is its user's first one. The functions are those of the service; a step that
+this version does not have is left out. Stop `recloop serve` first: the project is opened for writing, and decisions are
+recorded.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import polars as pl
+import serve_project
 
 from recloop.project import open_project
 from recloop.recommend import ranker as rankers
@@ -86,7 +90,10 @@ def main() -> None:
     words = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     words.add_argument("project", type=Path)
     words.add_argument("--requests", type=int, default=1_000)
-    words.add_argument("--filter", default="", help="condition of the requests; default: a category, if there is one")
+    words.add_argument(
+        "--filter", action="append", help="condition of the requests; repeatable; default: each category"
+    )
+    words.add_argument("--cold", action="store_true", help="drop the cached states before each request")
     words.add_argument("--json", action="store_true")
     asked = words.parse_args()
     sources.KEEP_VECTORS = False  # every request encodes
@@ -98,13 +105,14 @@ def main() -> None:
         endpoint = ListEndpoint(RecommendRoutes(service), AccessRules(service))
         answer = steps.timed("other", endpoint.reply)
         users = users_of(asked.project)
-        query = (
-            f"n=10&filter={quote(condition)}".encode() if (condition := filter_of(asked.filter, service)) else b"n=10"
-        )
+        conditions = asked.filter or filters_of(service)
+        queries = [f"n=10&filter={quote(condition)}".encode() for condition in conditions] or [b"n=10"]
         draw = random.Random(0)
         walks = [*users, *(draw.choice(users) for _ in range(asked.requests))]
         for number, user in enumerate(walks):
-            reply = answer(f"/v1/recommend/{user}", query, HEADERS)
+            if asked.cold:
+                service.user_states.clear()
+            reply = answer(f"/v1/recommend/{user}", draw.choice(queries), HEADERS)
             if reply.status != 200:
                 raise SystemExit(reply.body.decode())
             steps.end_request()
@@ -115,7 +123,7 @@ def main() -> None:
     microseconds = {name: 1e6 * statistics.median(values) for name, values in steps.seconds.items()}
     total = sum(microseconds.values())  # medians: a pause of the process is not part of a step
     microseconds["sources"] = sum(value for name, value in microseconds.items() if name.startswith("source "))
-    sys.stdout.write(report(microseconds, total, condition, asked.json))
+    sys.stdout.write(report(microseconds, total, conditions, asked.json))
 
 
 def install(steps: Steps, service: Service) -> None:
@@ -151,16 +159,18 @@ def users_of(project: Path) -> list[str]:
     return random.Random(1).sample(users, min(MAX_USERS, len(users)))
 
 
-def filter_of(text: str, service: Service) -> str:
-    """The given condition, or one of a category that exists in a benchmark project."""
-    return text or ("category = 'c01'" if "category" in service.catalog.columns else "")
+def filters_of(service: Service) -> list[str]:
+    """Conditions of `serve.py`: one for each category of a benchmark project."""
+    if "category" not in service.catalog.columns:
+        return []
+    return [f"category = 'c{code:02d}'" for code in range(serve_project.CATEGORIES)]
 
 
-def report(microseconds: dict[str, float], total: float, condition: str, as_json: bool) -> str:
+def report(microseconds: dict[str, float], total: float, conditions: list[str], as_json: bool) -> str:
     """Table of the steps, or one JSON object."""
     rounded = {name: round(value, 1) for name, value in microseconds.items()}
     if as_json:
-        return json.dumps({"filter": condition, "total": round(total, 1), "steps": rounded}) + "\n"
+        return json.dumps({"filters": conditions, "total": round(total, 1), "steps": rounded}) + "\n"
     lines = ["| step | microseconds | share |\n| --- | ---: | ---: |"]
     lines += [
         f"| {name} | {value:,.1f} | {value / total:.1%} |" for name, value in rounded.items() if name != "sources"

@@ -14,12 +14,12 @@ from recloop.bundle import Bundle
 from recloop.features.buy_again import OwnItems
 from recloop.features.encode import EncodedBatch, window
 from recloop.features.state import StateBatch, offsets_of
-from recloop.recommend import count_batches, count_sources
+from recloop.recommend import count_batches, count_sources, score_keys
 from recloop.recommend.count_sources import BuyAgainSource, HistorySource, NeighbourSource, PopularSource
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.sources import EmbeddingSource, newest_window
 from recloop.recommend.table_mask import TableMask
-from recloop.recommend.top_k import Workspace
+from recloop.recommend.top_k import Workspace, best_ranked
 from recloop.records import DAY
 
 N_ITEMS = 60
@@ -356,3 +356,22 @@ def test_first_allowed_items_of_a_ranking_equal_the_filtered_ranking(seed: int, 
     n_empty = depth - len(rows)
     assert recalled.items.tolist() == [[*items[rows].tolist(), *[0] * n_empty]]
     assert recalled.scores.tolist() == [[*scores[rows].astype(np.float32).tolist(), *[-np.inf] * n_empty]]
+
+
+def test_ranked_ties_zeros_and_small_scores_equals_a_sort_by_two_arrays() -> None:
+    generator = np.random.default_rng(5)
+    items = generator.permutation(N_ITEMS)[: N_ITEMS - 2] + 1
+    scores = np.ldexp(generator.integers(0, 4, len(items)).astype(np.float64), -900)
+    order = generator.permutation(N_ITEMS).astype(np.int32) + 1
+    rank = count_sources._rank_of(order)
+    ranked_items, ranked_scores = score_keys.ranked(items, scores, rank, order)
+    expected_items, expected_scores = best_ranked(items, scores, rank, len(items))
+    assert ranked_items.tolist() == expected_items.tolist()
+    assert ranked_items.dtype == np.int32
+    assert ranked_scores.tolist() == expected_scores.tolist()
+
+
+def test_ranked_without_items_is_empty() -> None:
+    nothing = np.zeros(0, dtype=np.int64)
+    items, scores = score_keys.ranked(nothing, nothing.astype(np.float64), np.array([1, 0]), np.array([1]))
+    assert (len(items), len(scores)) == (0, 0)

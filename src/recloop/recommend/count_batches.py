@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from recloop.recommend.filters import CandidateMask
+from recloop.recommend.score_keys import MAX_RANK, RANK_BITS, rank_keys
 from recloop.recommend.top_k import TopK
 
 QUERIES_PER_STEP = 64
@@ -20,8 +21,6 @@ MAX_DENSE_SCORES = 1 << 18
 """Scores of all items that are in memory at once; 2 MiB stay in the cache of a core."""
 DENSE_SHARE = 0.5
 """Entries per item and query from which adding to all items is faster than a sparse product."""
-RANK_BITS = 29
-"""Low bits of a float64 with a significand of 24 bits; they are 0 and hold the rank of a key."""
 
 
 def steps(n_queries: int, size: int = QUERIES_PER_STEP) -> Iterator[slice]:
@@ -94,7 +93,7 @@ def put_best(
     lengths = np.diff(offsets)
     table = np.zeros((len(lengths), int(lengths.max())), dtype=np.int64)  # 0: an empty entry
     row = np.repeat(np.arange(len(lengths)), lengths)
-    table[row, np.arange(len(entries)) - offsets[row]] = values[entries].view(np.int64) | _rank_keys(
+    table[row, np.arange(len(entries)) - offsets[row]] = values[entries].view(np.int64) | rank_keys(
         rank[items[entries]]
     )
     _put_keys(recalled, table, order, rows)
@@ -119,17 +118,11 @@ def put_best_dense(
     recalled: TopK, scores: np.ndarray, allowed: CandidateMask, rank: np.ndarray, order: np.ndarray, rows: slice
 ) -> None:
     """Store the lists of `put_best` for dense scores (rows, N+1)."""
-    keys = scores.view(np.int64) | _rank_keys(rank)
+    keys = scores.view(np.int64) | rank_keys(rank)
     keys[:, 0 if allowed.is_all else ~allowed.mask] = 0
     for number, banned in enumerate(allowed.banned[rows]):
         keys[number, banned] = 0
     _put_keys(recalled, keys, order, rows)
-
-
-def _rank_keys(rank: np.ndarray) -> np.ndarray:
-    """Return the low bits of keys: an item of a better rank has a larger key."""
-    keys: np.ndarray = (1 << RANK_BITS) - 1 - rank.astype(np.int64)
-    return keys
 
 
 def _put_keys(recalled: TopK, keys: np.ndarray, order: np.ndarray, rows: slice) -> None:
@@ -142,7 +135,7 @@ def _put_keys(recalled: TopK, keys: np.ndarray, order: np.ndarray, rows: slice) 
         keys = np.partition(keys, keys.shape[1] - depth, axis=1)[:, keys.shape[1] - depth :]
     best = np.sort(keys, axis=1)[:, ::-1]
     is_item = best >= 1 << RANK_BITS
-    ranks = (1 << RANK_BITS) - 1 - (best & (1 << RANK_BITS) - 1)
+    ranks = MAX_RANK - (best & MAX_RANK)
     recalled.items[rows, :depth] = np.where(is_item, order[np.where(is_item, ranks, 0)], 0)
     values = (best >> RANK_BITS << RANK_BITS).view(np.float64)
     recalled.scores[rows, :depth] = np.where(is_item, values, -np.inf)

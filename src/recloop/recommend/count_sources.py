@@ -15,11 +15,11 @@ import scipy.sparse as sp
 from recloop.bundle import Bundle, array_name
 from recloop.features.buy_again import OwnItems
 from recloop.features.encode import EncodedBatch
-from recloop.recommend import count_batches
+from recloop.recommend import count_batches, score_keys
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.mask_cache import MaskCache
 from recloop.recommend.table_mask import TableMask
-from recloop.recommend.top_k import DEPTH, TopK, Workspace, best_ranked
+from recloop.recommend.top_k import DEPTH, TopK, Workspace
 from recloop.records import DAY
 
 MAX_HALVINGS = 1000.0
@@ -46,8 +46,7 @@ def kept(encoded: EncodedBatch, key: Hashable, compute: Callable[[EncodedBatch],
     """
     ranked: Ranked | None = encoded.states.derived.get(key)
     if ranked is None:
-        items, scores = compute(encoded)
-        ranked = encoded.states.derived[key] = items.astype(np.int32), scores
+        ranked = encoded.states.derived[key] = compute(encoded)
     return ranked
 
 
@@ -136,7 +135,7 @@ class HistorySource:
     def _ranked(self, encoded: EncodedBatch) -> Ranked:
         """Rank all items of a batch of one."""
         items, scores = self._workspace.totals(encoded.items, self._row_weights(encoded))
-        return best_ranked(items, _in_24_bits(scores), self._rank, len(items))
+        return score_keys.ranked(items, _in_24_bits(scores), self._rank, self._order)
 
     def _row_weights(self, encoded: EncodedBatch) -> np.ndarray:
         """Return the weight (E,) float64 of each row."""
@@ -164,7 +163,7 @@ class BuyAgainSource:
         if len(encoded) == 1:
             own = self._own_items(encoded)
             scores = _in_24_bits(own.hazards(self._log_gaps, encoded.now))
-            ranked = best_ranked(own.items, scores, self._rank, len(scores))
+            ranked = score_keys.ranked(own.items, scores, self._rank, self._order)
             return first_allowed(ranked, allowed, self._workspace, depth)
         recalled = TopK.empty(len(encoded), depth)
         for span in count_batches.steps(len(encoded)):
@@ -305,13 +304,10 @@ class NeighbourSource:
 
     def _ranked(self, encoded: EncodedBatch) -> Ranked:
         """Rank all neighbours of a batch of one."""
-        items, weights = self._recent_items(encoded, 0)
-        if not len(items):
-            return items, weights
-        neighbours, scores = self._summed_rows(items, weights)
-        is_positive = scores > 0
-        neighbours, scores = neighbours[is_positive], scores[is_positive]
-        return best_ranked(neighbours, scores, self._rank, len(neighbours))
+        neighbours, scores = self._summed_rows(*self._recent_items(encoded, 0))
+        is_item = (scores > 0) & (neighbours > 0)
+        scores = scores[is_item].astype(np.float64)
+        return score_keys.ranked(neighbours[is_item], scores, self._rank, self._order)
 
     def _recent_items(self, encoded: EncodedBatch, b: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ascending items of the history that count, and their weights."""
