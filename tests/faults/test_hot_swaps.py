@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import pytest
 from bundle_copies import damaged_bundle, popular_bundle
-from fault_clients import Shopper
 from fault_runs import Facts, size
 from servers import PATIENCE, Server
+from shoppers import Shopper
 
 from recloop.project import Project
 

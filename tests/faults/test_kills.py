@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from fault_clients import BATCH, Sender
 from fault_runs import Facts, size
 from senders import BATCH, Sender
 from servers import PATIENCE, Server

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 from bundle_copies import damaged_bundle
-from fault_clients import Sender, Shopper
 from fault_runs import SHARE, Facts, size
+from senders import Sender
 from servers import PATIENCE, Server
+from shoppers import Shopper
 
 from recloop.project import Project
 
