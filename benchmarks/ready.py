@@ -7,6 +7,7 @@ Each log is generated with a seed, and its archive, split and states are those o
 training of 10 M rows would add nothing to a start, so both projects serve one bundle, trained on `BUNDLE_ROWS` rows of the
 same shop. Then the service is started and stopped in turns. A time is that from the start of the process to the first 200
 of ``/v1/health/ready``, and to the ready line. Files are in the page cache after the first round, which does not count.
+CPU seconds are those of the process and its children at that moment; they hold on a busy machine too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -95,8 +96,16 @@ def prepared(root: Path, n_rows: int, bundle: Path) -> float:
     return time.perf_counter() - started
 
 
-def seconds_to_ready(root: Path) -> tuple[float, float]:
-    """Seconds from the start of the process to the ready line and to the first 200."""
+class Start(NamedTuple):
+    """Seconds from the start of a process to its ready line and to its first 200, and the CPU seconds until then."""
+
+    line: float
+    ready: float
+    cpu: float
+
+
+def start_once(root: Path) -> Start:
+    """Start the service, wait until it is ready, and stop it."""
     words = (sys.executable, "-m", "recloop", "-C", str(root), "serve", "--port", "0")
     started = time.perf_counter()
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -106,10 +115,23 @@ def seconds_to_ready(root: Path) -> tuple[float, float]:
             line = time.perf_counter() - started
             while not is_ready(url):
                 time.sleep(POLL_SECONDS)
-            return line, time.perf_counter() - started
+            return Start(line, time.perf_counter() - started, cpu_seconds(process.pid))
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of a running process and of its children, from ``/proc``."""
+    ticks = 0
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            values = file.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):  # the process has ended
+            continue
+        if pid in (int(file.parent.name), int(values[1])):
+            ticks += sum(map(int, values[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def is_ready(url: str) -> bool:
@@ -136,21 +158,22 @@ def main() -> None:
     sys.stdout.write(f"seconds to write logs, data and states: {collected}\n")
     if asked.prepare:
         return
-    times: dict[int, list[tuple[float, float]]] = {n_rows: [] for n_rows in roots}
+    times: dict[int, list[Start]] = {n_rows: [] for n_rows in roots}
     for number in range(asked.rounds + 1):
         for n_rows, root in roots.items():
-            measured = seconds_to_ready(root)
+            measured = start_once(root)
             if number:
                 times[n_rows].append(measured)
     sizes = {
         str(n_rows): {
-            "ready_seconds": round(statistics.median(ready for _, ready in measured), 3),
-            "line_seconds": round(statistics.median(line for line, _ in measured), 3),
-            "rounds": [round(ready, 3) for _, ready in measured],
+            "ready_seconds": round(statistics.median(start.ready for start in measured), 3),
+            "line_seconds": round(statistics.median(start.line for start in measured), 3),
+            "cpu_seconds": round(statistics.median(start.cpu for start in measured), 2),
+            "rounds": [round(start.ready, 3) for start in measured],
         }
         for n_rows, measured in times.items()
     }
-    small, large = (sizes[str(n_rows)]["ready_seconds"] for n_rows in (min(times), max(times)))
+    small, large = (sizes[str(n_rows)] for n_rows in (min(times), max(times)))
     tree = {
         "command": " ".join(["python benchmarks/ready.py", *sys.argv[1:]]),
         "commit": git("rev-parse", "--short", "HEAD"),
@@ -158,7 +181,8 @@ def main() -> None:
         "rows_per_user": ROWS_PER_USER,
         "bundle": {"rows": BUNDLE_ROWS, "items": ITEMS},
         "sizes": sizes,
-        "large / small": round(large / small, 2),  # type: ignore[operator]
+        "large / small": round(large["ready_seconds"] / small["ready_seconds"], 2),  # type: ignore[operator]
+        "large / small, CPU": round(large["cpu_seconds"] / small["cpu_seconds"], 2),  # type: ignore[operator]
     }
     asked.result.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(json.dumps(tree, indent=1) + "\n")
