@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from recloop.features import user_profile
 from recloop.features.encode import EncodedBatch
 from recloop.features.item_statistics import NAMES, UNKNOWN, ItemStatistics
-from recloop.features.ranking import Candidates, FeatureSpace
+from recloop.features.ranking import NO_HAZARD, Candidates, FeatureSpace, rhythm_names
+from recloop.features.rhythm import BINS, HAZARD_DAYS, Rhythm
 from recloop.features.state import StateBatch
 from recloop.features.user_profile import HALF_LIVES, INPUT_WEIGHT, MISSING
-from recloop.records import DAY
+from recloop.records import DAY, SECOND
 
 N_ITEMS = 12
 NOW = 400 * DAY
+HOUR = 3_600 * SECOND
 
 Moment = tuple[int, list[tuple[int, bool]]]
 """Stamp, and (item, is a target) of each row."""
@@ -24,12 +28,17 @@ def statistics() -> ItemStatistics:
     values = random.uniform(0, 9, (N_ITEMS + 1, len(NAMES))).astype(np.float32)
     amounts = np.where(random.random(N_ITEMS + 1) < 0.2, UNKNOWN, random.normal(size=N_ITEMS + 1)).astype(np.float32)
     codes = random.integers(0, 4, (2, N_ITEMS + 1)).astype(np.int32)
-    return ItemStatistics(values, ("kind", "shelf"), codes, ("price",), amounts[None])
+    rhythm = Rhythm(
+        random.normal(size=(2, 4, BINS)).astype(np.float32),
+        random.normal(size=(2, 4, len(HAZARD_DAYS) + 1)).astype(np.float32),
+    )
+    return ItemStatistics(values, ("kind", "shelf"), codes, ("price",), amounts[None], rhythm)
 
 
 def random_history(seed: int) -> list[Moment]:
     random = np.random.default_rng(seed)
     stamps = np.sort(random.choice(NOW // DAY, int(random.integers(0, 9)), replace=False)) * DAY + 5
+    stamps += random.integers(0, 24, len(stamps)) * HOUR
     return [
         (int(stamp), [(int(i), bool(random.random() < 0.7)) for i in sorted(random.choice(N_ITEMS, 4, False) + 1)])
         for stamp in stamps
@@ -66,6 +75,39 @@ def test_are_within_counts_ranks_below_the_depth_of_any_source() -> None:
     assert some.are_within([4, 2]).tolist() == [True, True, True, True]
 
 
+def plain_rhythm(history: list[Moment], item: int, stats: ItemStatistics) -> dict[str, float]:
+    """Features of rhythm; the query is at midnight of a weekday."""
+    assert stats.rhythm is not None
+    rows = [
+        (stamp, 1.0 if target else INPUT_WEIGHT)
+        for stamp, row_list in history
+        for row_item, target in row_list
+        if row_item == item
+    ]
+    weekday = (NOW // DAY + 3) % 7
+    total = sum(weight for _, weight in rows)
+    last = (NOW - rows[-1][0]) / DAY if rows else MISSING
+    bins = [0, *(b for b, border in enumerate(HAZARD_DAYS, start=1) if last >= border)]
+    expected = {
+        "own.same_weekday": sum(w for stamp, w in rows if (stamp // DAY + 3) % 7 == weekday) / total
+        if rows
+        else MISSING,
+        "own.same_hour": sum(w for stamp, w in rows if stamp // HOUR % 24 in {21, 22, 23, 0, 1, 2, 3, 4, 5}) / total
+        if rows
+        else MISSING,
+        "own.week_lag": min(last % 7, 7 - last % 7) if rows else MISSING,
+    }
+    for field, codes, times, hazard in zip(
+        stats.fields, stats.codes, stats.rhythm.times, stats.rhythm.hazard, strict=True
+    ):
+        expected |= {
+            f"{field}.weekday": times[codes[item], weekday],
+            f"{field}.hour": times[codes[item], 7],
+            f"{field}.hazard": hazard[codes[item], bins[-1]] if rows else NO_HAZARD,
+        }
+    return expected
+
+
 def plain(history: list[Moment], item: int, stats: ItemStatistics) -> dict[str, float]:
     """Some features by their definition, one row after the other."""
     n = len(history)
@@ -98,6 +140,7 @@ def plain(history: list[Moment], item: int, stats: ItemStatistics) -> dict[str, 
         }
     gap = expected["own.gap"]
     expected["own.due"] = MISSING if gap == MISSING else expected["own.days_since_last"] / (gap + 0.5)
+    expected |= plain_rhythm(history, item, stats)
     priced = [row for row in rows if stats.amounts[0, row[2]] > UNKNOWN]
     if priced and stats.amounts[0, item] > UNKNOWN:
         usual = sum(stats.amounts[0, row[2]] * row[3] for row in priced) / sum(row[3] for row in priced)
@@ -168,3 +211,14 @@ def test_ranks_of_parts_descend_and_ties_keep_their_order() -> None:
     values = np.array([3.0, 1.0, 3.0, 2.0, 5.0, 5.0, 7.0])
     assert user_profile._ranks(values, np.array([4])).tolist() == [0, 3, 1, 2, 1, 2, 0]
     assert user_profile._ranks(values[:0], np.zeros(0, dtype=np.int64)).tolist() == []
+
+
+def test_statistics_without_rhythm_have_the_features_of_earlier_bundles() -> None:
+    whole = FeatureSpace(statistics(), ["popular"])
+    earlier = FeatureSpace(replace(statistics(), rhythm=None), ["popular"])
+    n_earlier = len(earlier.names)
+    assert whole.names[:n_earlier] == earlier.names
+    assert whole.names[n_earlier:] == rhythm_names(("kind", "shelf"))
+    batch = encoded([random_history(3)])
+    matrices = [space.matrix(batch, slice(0, 1), candidates()) for space in (whole, earlier)]
+    assert np.array_equal(matrices[0][:, :n_earlier], matrices[1])

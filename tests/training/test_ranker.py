@@ -19,6 +19,7 @@ from recloop.evaluation import parallel
 from recloop.evaluation.evaluate import evaluate
 from recloop.evaluation.lists import ListRecommender
 from recloop.evaluation.table import QueryMetrics
+from recloop.features.ranking import rhythm_names
 from recloop.policy import NewItems
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import RANKER, Recommender
@@ -88,7 +89,7 @@ def test_chosen_ranker_is_in_the_policy_with_its_graph_and_statistics(ranked: Bu
     spec = ranked.policy.ranker
     assert spec is not None
     assert list(spec.depths) == ["history", "neighbours", "popular"]
-    assert spec.features[-2:] == ("popular.rank", "popular.score")
+    assert {"popular.rank", "own.same_weekday"} <= {*spec.features}
     assert ranked.policy.placements["home"].ranked
     assert ranked.arrays["ranking.values"].shape[0] == len(ranked.items) + 1
     assert RANKER_GRAPH in ranked.graphs
@@ -351,3 +352,21 @@ def test_period_of_new_trees_is_28_days_or_the_last_quarter_of_a_short_log(shop:
     assert ranker.period_start(data) == int(np.quantile(stamps[:40], 0.75))
     data = replace(shop.data, stamps=np.full(5, DAY), cut=DAY + 1)
     assert ranker.period_start(data) == DAY + 1
+
+
+def test_trees_without_rhythm_are_fitted_again_without_it(
+    ranked: Bundle, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ranked.policy.ranker
+    assert spec is not None
+    names = tuple(name for name in spec.features if name not in rhythm_names(spec.fields))
+    arrays = {name: array for name, array in ranked.arrays.items() if not name.startswith("rhythm.")}
+    policy = replace(ranked.policy, ranker=replace(spec, features=names))
+    earlier = replace(ranked, policy=policy, arrays=arrays)
+    monkeypatch.setattr(ranker, "MIN_MOMENTS", 2)
+    again = ranker.refit_trees(earlier, shop.bundle, shop.config, shop.data, shop.tables, shop.past)
+    assert again.policy.ranker is not None
+    assert again.policy.ranker.features == names
+    assert lists(again, shop)[0].inputs[RANKER]
+    refitted = ranker.refit_statistics(again, shop.data, shop.tables)
+    assert "rhythm.times" not in refitted.arrays

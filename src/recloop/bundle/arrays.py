@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from recloop.errors import BundleError
+from recloop.features.rhythm import BINS, HAZARD_DAYS
 
 CHUNK_VALUES: Final = 2**20
 """Values that are checked together; bounds the memory of a check."""
@@ -141,6 +142,12 @@ def _check_ranking(arrays: Mapping[str, np.ndarray], n_items: int) -> None:
         array = _required(arrays, f"ranking.{name}")
         is_table = array.ndim == 2 and array.shape[axis] == n_items + 1
         _require(f"ranking.{name}", is_table, f"{n_items} + 1 {'columns' if axis else 'rows'}")
+    if "rhythm.times" not in arrays and "rhythm.hazard" not in arrays:
+        return
+    n_fields, n_codes = len(arrays["ranking.codes"]), int(arrays["ranking.codes"].max(initial=0)) + 1
+    for name, width in (("times", BINS), ("hazard", len(HAZARD_DAYS) + 1)):
+        is_table = _required(arrays, f"rhythm.{name}").shape == (n_fields, n_codes, width)
+        _require(f"rhythm.{name}", is_table, f"{n_fields} x {n_codes} x {width} numbers")
 
 
 def _required(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:

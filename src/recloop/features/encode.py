@@ -226,7 +226,7 @@ def context_codes(
         now, last_stamps: (B,) int64 microseconds of the query and of the last moment of its history.
         has_past: (B,) bool: True if the history has a moment; otherwise ``days_since_last`` is missing.
     """
-    local = now + _utc_offsets(now, spec.timezone)
+    local = now + utc_offsets(now, spec.timezone)
     values = _context_values(local, np.where(has_past, (now - last_stamps) / DAY, np.nan))
     return [fields.codes[f"context.{name}"].codes(values[name]) for name in spec.context]
 
@@ -266,7 +266,7 @@ def utc_offset(quarter: int, timezone: str) -> int:
     return 0 if offset is None else round(offset.total_seconds()) * SECOND
 
 
-def _utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:
+def utc_offsets(now: np.ndarray, timezone: str) -> np.ndarray:
     """(B,) int64 UTC offset in microseconds at each stamp."""
     if timezone == "UTC":
         return np.zeros(len(now), dtype=np.int64)

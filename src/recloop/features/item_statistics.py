@@ -12,6 +12,8 @@ from typing import Final
 
 import numpy as np
 
+from recloop.features.rhythm import Rhythm
+
 NAMES: Final = (
     "popularity_7d", "popularity_28d", "popularity_90d", "trend", "buyers", "repeat_rate", "gap", "age",
     "per_buyer", "repeats",
@@ -36,6 +38,7 @@ class ItemStatistics:
         values: (N+1, 10) float32, columns as `NAMES`.
         fields: Names of the categorical fields. codes: (F, N+1) int32, their codes (0 = missing).
         numbers: Names of the numeric fields. amounts: (G, N+1) float32 values on a log scale, or `UNKNOWN`.
+        rhythm: Tables by category; None in bundles that were trained before there were any.
     """
 
     values: np.ndarray
@@ -43,6 +46,7 @@ class ItemStatistics:
     codes: np.ndarray
     numbers: tuple[str, ...]
     amounts: np.ndarray
+    rhythm: Rhythm | None = None
 
     @cached_property
     def n_codes(self) -> int:
@@ -60,9 +64,11 @@ class ItemStatistics:
     ) -> ItemStatistics:
         """Read the arrays ``ranking.*`` of a bundle."""
         return cls(
-            arrays["ranking.values"], tuple(fields), arrays["ranking.codes"], tuple(numbers), arrays["ranking.amounts"]
-        )
+            arrays["ranking.values"], tuple(fields), arrays["ranking.codes"], tuple(numbers), arrays["ranking.amounts"],
+            Rhythm.from_arrays(arrays),
+        )  # fmt: skip
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of serve.safetensors."""
-        return {"ranking.values": self.values, "ranking.codes": self.codes, "ranking.amounts": self.amounts}
+        own = {"ranking.values": self.values, "ranking.codes": self.codes, "ranking.amounts": self.amounts}
+        return own if self.rhythm is None else {**own, **self.rhythm.to_arrays()}

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from recloop.features import item_statistics
+from recloop.features import item_statistics, rhythm
 from recloop.features.encode import EncodedBatch, utc_offset
 from recloop.features.item_statistics import GAP, UNKNOWN, ItemStatistics
 from recloop.features.user_profile import (
@@ -42,9 +42,13 @@ NUMBER: Final = ("value", "difference")
 """Features of each numeric field: the candidate's value, and its difference from the user's usual value."""
 HALF_GAP: Final = 0.5
 """Days added to a usual gap, so that a gap of a few hours does not make every item due."""
+NO_HAZARD: Final = np.float32(-30)
+"""Hazard of an item that the user did not have, below the log of any."""
 MIN_TOTAL: Final = np.float32(0.1)
 COUNT: Final = OWN_COLUMNS.index("count")
 FIELD_DECAY: Final = HALF_LIVES.index(FIELD_HALF_LIFE)
+COUNT_ROW: Final = COUNT
+"""Row of the weight of own rows among the features."""
 AGES: Final = slice(len(HALF_LIVES), len(HALF_LIVES) + 2)
 """Rows of the ages of an item in `UserProfiles.own`."""
 
@@ -92,6 +96,11 @@ class Candidates:
         return Candidates(offsets, self.items[columns], self.ranks[:, columns], self.scores[:, columns])
 
 
+def rhythm_names(fields: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the features of `recloop.features.rhythm`."""
+    return (*rhythm.OWN, *(f"{field}.{name}" for field in fields for name in rhythm.FIELD))
+
+
 class FeatureSpace:
     """Names and values of a bundle's features, with sources as in `Candidates`."""
 
@@ -105,6 +114,7 @@ class FeatureSpace:
             *(f"{field}.{name}" for field in statistics.fields for name in FIELD),
             *(f"{field}.{name}" for field in statistics.numbers for name in NUMBER),
             *(f"{source}.{name}" for source in sources for name in ("rank", "score")),
+            *(() if statistics.rhythm is None else rhythm_names(statistics.fields)),
         )
 
     def matrix(self, encoded: EncodedBatch, queries: slice, candidates: Candidates, key: object = None) -> np.ndarray:
@@ -124,7 +134,8 @@ class FeatureSpace:
         of_candidate: np.ndarray | slice = slice(None) if is_one else candidates.queries
         days = since.astype(np.float32)[of_candidate]
         values = self._statistics.values.take(items, axis=0).T
-        own, is_own = profiles.own.at(keys_of(query, items))
+        position, is_own = profiles.own.find(keys_of(query, items))
+        own = profiles.own.columns.take(position, axis=1)
         features = np.empty((len(self.names), len(items)), dtype=np.float32)
         decays = _decays(since)[:, of_candidate]
         row = _put_own(features, own, is_own, values[GAP], days, decays)
@@ -135,16 +146,43 @@ class FeatureSpace:
         row = _put_fields(features, row, *of_fields, own[COUNT], days, decays[FIELD_DECAY])
         for amounts, usual in zip(self._statistics.amounts, profiles.usual, strict=True):
             row = _put(features, row, *_number_features(amounts[items], usual[of_candidate]))
-        features[row::2] = candidates.ranks
-        features[row + 1 :: 2] = candidates.scores
+        end = row + 2 * len(candidates.ranks)
+        features[row:end:2] = candidates.ranks
+        features[row + 1 : end : 2] = candidates.scores
+        if profiles.rhythm is not None:
+            self._put_rhythm(features, end, now, query, items, profiles.rhythm, position, is_own)
         return np.ascontiguousarray(features.T)
+
+    def _put_rhythm(
+        self, features: np.ndarray, row: int, now: np.ndarray, query: np.ndarray | int, items: np.ndarray,
+        counts: np.ndarray, position: np.ndarray, is_own: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Write the features of `rhythm_names`.
+
+        Args:
+            counts: (15, P+1) weights of own rows by weekday and hour. position: (C,) column of each candidate.
+        """
+        tables = self._statistics.rhythm
+        assert tables is not None
+        last, total = features[AGES.start], features[COUNT_ROW]
+        weekday, hour = (part[query] for part in rhythm.weekdays_and_hours(now, self._timezone))
+        shares = rhythm.own_weights(counts, position, weekday, hour) / np.where(is_own, total, 1)
+        own = np.where(is_own, [*shares, rhythm.week_lag(last)], MISSING)
+        row = _put(features, row, *own)
+        bins = rhythm.hazard_bins(last)
+        for codes, times, hazard in zip(self._statistics.codes, tables.times, tables.hazard, strict=True):
+            code = codes.take(items)
+            at_risk = np.where(is_own, hazard[code, bins], NO_HAZARD)
+            row = _put(features, row, times[code, weekday], times[code, rhythm.WEEKDAYS + hour], at_risk)
 
     def _profiles(self, encoded: EncodedBatch, queries: slice, key: object) -> UserProfiles:
         if key is None or len(encoded) > 1:
-            return UserProfiles.of(encoded, queries, self._statistics)
+            return UserProfiles.of(encoded, queries, self._statistics, self._timezone)
         kept: UserProfiles | None = encoded.states.derived.get(("profile", key))
         if kept is None:
-            kept = encoded.states.derived["profile", key] = UserProfiles.of(encoded, queries, self._statistics)
+            kept = encoded.states.derived["profile", key] = UserProfiles.of(
+                encoded, queries, self._statistics, self._timezone
+            )
         return kept
 
 

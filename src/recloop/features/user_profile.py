@@ -13,6 +13,7 @@ import numpy as np
 
 from recloop.features.encode import EncodedBatch
 from recloop.features.item_statistics import UNKNOWN, ItemStatistics
+from recloop.features.rhythm import BINS, WEEKDAYS, weekdays_and_hours
 from recloop.records import DAY
 
 HALF_LIVES: Final = (7.0, 30.0, 90.0, 365.0)
@@ -54,10 +55,15 @@ class RowsByKey:
 
         ``keys`` may have more axes than (n,).
         """
+        position, is_known = self.find(keys)
+        return self.columns.take(position, axis=1), is_known
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions of keys, and (n,) bool: the key is known."""
         position = self.keys.searchsorted(keys)
         is_known = self.keys.take(position) == keys
         position[~is_known] = len(self.keys) - 1
-        return self.columns.take(position, axis=1), is_known
+        return position, is_known
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class UserProfiles:
         has_history: (B,) bool.
         facts: (5, B) float32, rows as `QUERY_COLUMNS`.
         own: Rows by item_ix, columns as `OWN_COLUMNS`.
+        rhythm: (15, P+1) float32 weight of own rows by weekday, then by bin of hours, at the positions of ``own``
+            (`recloop.features.rhythm`); None without tables of rhythm.
         by_field: Rows by category (`ItemStatistics.keys`), columns as `FIELD_COLUMNS`.
         usual: (G, B) float32 weighted mean of each numeric field; `UNKNOWN` without one.
     """
@@ -79,9 +87,12 @@ class UserProfiles:
     own: RowsByKey
     by_field: RowsByKey
     usual: np.ndarray
+    rhythm: np.ndarray | None
 
     @classmethod
-    def of(cls, encoded: EncodedBatch, queries: slice, statistics: ItemStatistics) -> UserProfiles:
+    def of(
+        cls, encoded: EncodedBatch, queries: slice, statistics: ItemStatistics, timezone: str = "UTC"
+    ) -> UserProfiles:
         """Summarize the histories of at most `MAX_QUERIES` queries."""
         history = _Histories.of(encoded, queries)
         sums = _ItemSums.of(history)
@@ -91,6 +102,7 @@ class UserProfiles:
             has_history=history.n_moments > 0,
             facts=_facts(history, sums),
             own=_own(history, sums),
+            rhythm=None if statistics.rhythm is None else _rhythm(history, sums, timezone),
             by_field=_by_field(history, sums, statistics),
             usual=np.array(usual, dtype=np.float32).reshape(len(usual), len(history.newest)),
         )
@@ -113,6 +125,7 @@ class _Histories:
     n_rows: np.ndarray  # (B,)
     spans: np.ndarray  # (B,) days between the oldest and the newest moment
     last_sizes: np.ndarray  # (B,) rows of the newest moment
+    stamps: np.ndarray  # (M,)
     moment_ages: np.ndarray  # (M,)
     query: np.ndarray  # (E,)
     moment: np.ndarray  # (E,)
@@ -142,7 +155,7 @@ class _Histories:
         moment = np.repeat(np.arange(len(stamps)), sizes)
         rank = moment_offsets[1:][moment_query] - 1 - np.arange(len(stamps))
         return cls(
-            newest, n_moments, np.diff(row_offsets), spans, last_sizes, moment_ages, moment_query[moment], moment,
+            newest, n_moments, np.diff(row_offsets), spans, last_sizes, stamps, moment_ages, moment_query[moment], moment,
             encoded.items[rows], rank[moment], np.where(encoded.targets[rows], 1.0, INPUT_WEIGHT),
         )  # fmt: skip
 
@@ -205,6 +218,7 @@ class _ItemSums:
     recent: list[np.ndarray]  # (P,) weight of the rows in the newest moments
     last_moment: np.ndarray  # (P,) position of the newest moment with the item
     first_moment: np.ndarray  # (P,)
+    pair: np.ndarray  # (E,) pair of each row
 
     @classmethod
     def of(cls, history: _Histories) -> _ItemSums:
@@ -212,6 +226,8 @@ class _ItemSums:
         oldest, newest = groups.first, groups.last
         moments, weights = history.moment[groups.entries], history.weights[groups.entries]
         rank = history.rank[groups.entries]
+        pair = np.empty(len(groups.entries), dtype=np.int64)
+        pair[groups.entries] = groups.slots
         return cls(
             keys=groups.keys,
             query=history.query[oldest],
@@ -224,6 +240,7 @@ class _ItemSums:
             recent=[groups.total(np.where(rank < n, weights, 0.0)) for n in RECENT_MOMENTS],
             last_moment=history.rank[newest],
             first_moment=history.rank[oldest],
+            pair=pair,
         )
 
 
@@ -235,6 +252,15 @@ def _facts(history: _Histories, sums: _ItemSums) -> np.ndarray:
     distinct = np.bincount(sums.query, minlength=len(n_moments)) / n_rows
     sizes = np.where(has_history, history.n_rows / np.maximum(n_moments, 1), 0.0)
     return np.array([n_moments, sizes, history.last_sizes, distinct, gap], dtype=np.float32)
+
+
+def _rhythm(history: _Histories, sums: _ItemSums, timezone: str) -> np.ndarray:
+    """(15, P+1) float32 weight of own rows on each weekday, then in each bin of hours."""
+    weekday, hour = (of_moment[history.moment] for of_moment in weekdays_and_hours(history.stamps, timezone))
+    width = len(sums.keys) + 1
+    counts = np.bincount(weekday * width + sums.pair, weights=history.weights, minlength=BINS * width)
+    counts += np.bincount((WEEKDAYS + hour) * width + sums.pair, weights=history.weights, minlength=BINS * width)
+    return counts.reshape(BINS, width).astype(np.float32)
 
 
 def _own(history: _Histories, sums: _ItemSums) -> RowsByKey:

@@ -12,15 +12,19 @@ from recloop.features.vocabulary import as_number, values_of
 from recloop.models.base import TrainData
 from recloop.records import DAY
 from recloop.training.dataset import ItemUserTables
+from recloop.training.rhythm import fit_rhythm
 
 DAYS: Final = (7, 28, 90)
 """Days before the end of the rows whose targets count as popularity."""
 
 
-def fit_statistics(data: TrainData, tables: ItemUserTables) -> ItemStatistics:
+def fit_statistics(data: TrainData, tables: ItemUserTables, with_rhythm: bool = True) -> ItemStatistics:
     """Fit the statistics on training rows up to ``data.cut``.
 
     Popularity counts the targets of guests too; all other statistics are those of users.
+
+    Args:
+        with_rhythm: False for a ranker that was trained without tables of rhythm.
     """
     size = data.n_items + 1
     stamps = data.stamps[data.row_moment]
@@ -43,8 +47,9 @@ def fit_statistics(data: TrainData, tables: ItemUserTables) -> ItemStatistics:
     ]
     fields, codes = _codes(data)
     numbers = tuple(name for name, field in tables.spec.item.items() if field.kind == "number")
+    rhythm = fit_rhythm(data, codes, tables.spec.timezone) if with_rhythm else None
     return ItemStatistics(
-        np.stack(columns, axis=1).astype(np.float32), fields, codes, numbers, _amounts(tables, numbers)
+        np.stack(columns, axis=1).astype(np.float32), fields, codes, numbers, _amounts(tables, numbers), rhythm
     )
 
 

@@ -19,6 +19,7 @@ from recloop.config import Config
 from recloop.errors import UserError
 from recloop.evaluation import bootstrap
 from recloop.evaluation.bootstrap import Estimate
+from recloop.features import rhythm
 from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.models.base import TrainData, ValidationQueries
@@ -217,7 +218,7 @@ def refit_trees(
     spec = bundle.policy.ranker
     if spec is None or data.history is None or any(source not in early.scorers for source in spec.depths):
         return bundle
-    learner = _Learner(early, config, data, tables, past, threads)
+    learner = _Learner(early, config, data, tables, past, threads, _has_rhythm(spec))
     examples = learner.examples(moments_between(data.history, data.cut, data.history.cut))
     if _problem(examples):
         return bundle
@@ -249,9 +250,16 @@ def period_start(data: TrainData) -> int:
 
 def refit_statistics(bundle: Bundle, data: TrainData, tables: ItemUserTables) -> Bundle:
     """Fit the statistics of a bundle's ranker on other rows; the trees are kept."""
-    if bundle.policy.ranker is None:
+    spec = bundle.policy.ranker
+    if spec is None:
         return bundle
-    return replace(bundle, arrays={**bundle.arrays, **fit_statistics(data, tables).to_arrays()})
+    statistics = fit_statistics(data, tables, _has_rhythm(spec))
+    return replace(bundle, arrays={**bundle.arrays, **statistics.to_arrays()})
+
+
+def _has_rhythm(spec: RankerSpec) -> bool:
+    """Return whether a ranker has the features of `recloop.features.rhythm`."""
+    return rhythm.OWN[0] in spec.features
 
 
 def inherit_ranker(bundle: Bundle, parent: Bundle, config: Config, data: TrainData, tables: ItemUserTables) -> Bundle:
@@ -304,9 +312,16 @@ class _Learner:
     """Examples and trees over one bundle's sources and statistics."""
 
     def __init__(
-        self, bundle: Bundle, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory, threads: int
+        self,
+        bundle: Bundle,
+        config: Config,
+        data: TrainData,
+        tables: ItemUserTables,
+        past: StateHistory,
+        threads: int,
+        with_rhythm: bool = True,
     ) -> None:
-        statistics = fit_statistics(data, tables)
+        statistics = fit_statistics(data, tables, with_rhythm)
         depths = {source: DEPTHS[source] for source in FUSED_SOURCES if source in bundle.scorers}
         self._list_depths = {source: LIST_DEPTHS[source] for source in depths}
         self._bundle = replace(bundle, arrays={**bundle.arrays, **statistics.to_arrays()})
