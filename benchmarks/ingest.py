@@ -2,6 +2,7 @@
 
     python benchmarks/ingest.py                        # the simulated shop, five rounds
     python benchmarks/ingest.py --project DIR --rounds 9
+    python benchmarks/ingest.py --store postgresql://USER@HOST/EMPTY-DATABASE --result ingest-postgresql.json
 
 Each round runs four jobs, one after the other, with new event_ids:
 
@@ -13,6 +14,10 @@ Each round runs four jobs, one after the other, with new event_ids:
 A sender waits for its answer before it posts again, and an answer means that the rows are on disk. The server runs on the
 first core, the senders on the second one. The result has the median of each job and two ratios: batches / executemany
 (goal 0.6) and singles / fsync (goal 10).
+
+With ``--store``, each round posts batches to two services in turn, one with log.db and one with the log at this address.
+The result has the rows per second and the CPU milliseconds per 1,000 rows of the service, and of all processes named
+``postgres``.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ import tempfile
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +45,7 @@ import uvloop
 from quality import RESULTS, git
 
 from recloop import loop
+from recloop.config.store_address import without_password
 from recloop.ingest.client import iso, serving
 from recloop.project import open_project
 from recloop.records import Event, now
@@ -179,6 +186,66 @@ def measure(root: Path, rounds: int, batch_rows: int, single_rows: int) -> dict[
     return rates
 
 
+def compare(root: Path, address: str, rounds: int, batch_rows: int) -> dict[str, dict[str, list[float]]]:
+    """Rows per second and CPU milliseconds per 1,000 rows of a service with log.db and with another log."""
+    other = Path(shutil.copytree(root, root.with_name("other")))
+    results: dict[str, dict[str, list[float]]] = {}
+    prefix = pinned()
+    base = (*prefix, sys.executable, "-m", "recloop", "-C")
+    with ExitStack() as stack:
+        clients = {}
+        for name, folder, sets in (("log.db", root, ()), ("postgresql", other, ("--set", f"stores.log={address}"))):
+            client = stack.enter_context(serving(folder, (*base, str(folder), *sets, "serve", "--port", "0")))
+            clients[name] = (client.url, json.loads((folder / "store" / "writer.lock").read_text())["pid"])
+        for number in range(rounds):
+            for name in [*clients][:: 1 if number % 2 else -1]:
+                url, process = clients[name]
+                before = cpu_seconds(process), server_cpu_seconds()
+                rate = post(url, batch_rows, BATCH_ROWS, BATCH_SENDERS)
+                after = cpu_seconds(process), server_cpu_seconds()
+                service, server = (1e6 * (end - begin) / batch_rows for begin, end in zip(before, after, strict=True))
+                measured = {"rows_per_second": rate, "service_cpu_ms": service, "server_cpu_ms": server}
+                for key, value in measured.items():
+                    results.setdefault(name, {}).setdefault(key, []).append(round(value, 1))
+    return results
+
+
+def cpu_seconds(process: int) -> float:
+    """CPU seconds of a process."""
+    fields = Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def server_cpu_seconds() -> float:
+    """CPU seconds of all processes named ``postgres`` on this machine."""
+    total = 0.0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "comm").read_text("utf-8").strip() == "postgres":
+                total += cpu_seconds(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return total
+
+
+def compare_stores(given: argparse.Namespace, folder: Path) -> None:
+    """Run `compare`, print the medians and write the result file."""
+    results = compare(given.project or simulated(folder), given.store, given.rounds, given.batch_rows)
+    medians = {
+        name: {key: statistics.median(values) for key, values in found.items()} for name, found in results.items()
+    }
+    command = ["python", "benchmarks/ingest.py", *sys.argv[1:]]
+    result = {
+        "command": " ".join(command).replace(given.store, without_password(given.store)),
+        "commit": git("rev-parse", "--short", "HEAD"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}",
+        "medians": medians,
+        "rounds": results,
+    }
+    given.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write(json.dumps(medians, indent=2) + "\n")
+
+
 def main() -> None:
     """Run the rounds, print the medians and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -187,8 +254,12 @@ def main() -> None:
     parser.add_argument("--batch-rows", type=int, default=20_000, help="rows per round in bodies of 100")
     parser.add_argument("--single-rows", type=int, default=4_000, help="rows per round in bodies of one")
     parser.add_argument("--result", type=Path, default=RESULTS / "ingest.json")
+    parser.add_argument("--store", help="address of an empty database, whose log is compared with log.db")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=RESULTS.parent) as folder:
+        if given.store:
+            compare_stores(given, Path(folder))
+            return
         root = given.project or simulated(Path(folder))
         rates = measure(root, given.rounds, given.batch_rows, given.single_rows)
     medians = {name: statistics.median(values) for name, values in rates.items()}
