@@ -86,7 +86,7 @@ def test_outage_under_load_refuses_posts_and_loses_no_row(
         postgres.start()
         wait_for_more(senders)
     facts["database outage"] = {
-        "seconds": seconds,
+        "seconds_away": seconds,
         "acknowledged_events": len(acknowledged(senders)),
         "acknowledged_during_the_outage": during,
         "lists_answered": lists[200],
