@@ -49,6 +49,8 @@ RUNS: Final = (
     Run("hours of load", "test_soak.py",
         "lists and events while updates, swaps, damaged bundles, reloads, SIGHUP, backups and hostile bytes come and go",
         "no error, no acknowledged event lost; memory, files and threads of the last third at most 5 % above the second"),
+    Run("erasure", "test_forget_many.py", "`recloop forget` of many users, then an update",
+        "no byte of them in the stores at once, and in the project after the update; lists of others do not change"),
     Run("requests of the OpenAPI document", "test_openapi_cases.py",
         "random requests by schemathesis, valid and not, alone and in sequences, with a key of each scope",
         "no 5xx, no answer outside the document, none without its scope"),
@@ -83,6 +85,8 @@ FOUND: Final = """
 - An id with the character NUL stopped `/metrics` and status, and `forget` did not find it.
 - A damaged spec, code table, graph or Parquet file of a bundle was refused with the wrong words, or as a bug of recloop.
 - A malformed request with too large a head was refused twice, with a traceback in the log.
+- The examples of `reports/evaluation.json` named users that had been erased.
+- A power cut soon after the first start left an empty admin token, and the service did not start.
 - Status and metrics were 500 while `decisions.db` was on a disk that had turned read-only.
 
 ## Not run

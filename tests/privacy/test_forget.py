@@ -100,6 +100,18 @@ def test_no_byte_of_20_users_is_left_after_each_line(used: Project) -> None:
     assert all(row["data"] and row["backups"] > row["data"] for row in done)
 
 
+def test_examples_of_the_evaluation_name_no_forgotten_user(used: Project) -> None:
+    evaluation = used.reports / "evaluation.json"
+    named = [example[USER_ID] for example in json.loads(evaluation.read_text("utf-8"))["examples"]]
+    page = used.reports / "report.html"
+    page.write_text(f"<p>{named[0]}</p>", "utf-8")
+    forget(used, named[:2])
+    assert redact(used, NullProgress())
+    left = [example[USER_ID] for example in json.loads(evaluation.read_text("utf-8"))["examples"]]
+    assert (left, page.exists()) == (named[2:], False)
+    assert files_naming(used.root, named[:2], IMPORTED) == []
+
+
 def test_redaction_keeps_counts_and_other_rows(used: Project) -> None:
     archive = used.open_archive()
     others = archive.events().filter(~pl.col(USER_ID).is_in(FORGOTTEN))

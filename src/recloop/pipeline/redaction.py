@@ -23,6 +23,7 @@ from recloop.data.append import split_hash_of
 from recloop.data.atomic_folder import GROUP_ROWS, PARQUET_OPTIONS
 from recloop.data.labelled_log import DROPPED_PREFIX, SPLIT
 from recloop.data.staging import SPLITS, split_hash
+from recloop.evaluation.table import FILE_NAME as EVALUATION_FILE
 from recloop.files import file_sha256, replace_file, replace_json, replacing
 from recloop.pipeline import served_slots
 from recloop.pipeline.journal import Journal
@@ -61,6 +62,7 @@ def redact(project: Project, progress: Progress) -> bool:
     data.redact()
     served_slots.drop(project, data.requests)
     n_bundles = _redact_bundles(project, erasures, data.users)
+    _redact_reports(project, erasures)
     data.publish()
     forgotten.finish_data(project.root, pending, now())
     progress.say(
@@ -184,6 +186,19 @@ def _redact_bundles(project: Project, erasures: ForgottenUsers, users: set[str])
     folders = [path for path in sorted(project.bundles.glob("[!.]*")) if (path / MANIFEST).exists()]
     is_former = erasures.former_until
     return sum(bundle_redaction.redact(folder, lambda user: is_former(user) > 0, users, set_hash) for folder in folders)
+
+
+def _redact_reports(project: Project, erasures: ForgottenUsers) -> None:
+    """Remove users from the examples of the evaluation, and pages that show these."""
+    file = project.reports / EVALUATION_FILE
+    if not file.exists():
+        return
+    tree = json.loads(file.read_text("utf-8"))
+    examples = [example for example in tree["examples"] if not erasures.former_until(example[USER_ID])]
+    if len(examples) < len(tree["examples"]):
+        for page in project.reports.glob("*.html"):
+            page.unlink()
+        replace_json(file, {**tree, "examples": examples})
 
 
 def _set_hash(project: Project) -> bundle_redaction.SetHash:
