@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
@@ -14,9 +15,10 @@ from recloop.bundle import Bundle
 from recloop.features.buy_again import OwnItems
 from recloop.features.encode import EncodedBatch, window
 from recloop.features.state import StateBatch, offsets_of
-from recloop.recommend import count_batches, count_sources, score_keys
+from recloop.recommend import count_batches, count_sources, score_keys, sources
 from recloop.recommend.count_sources import BuyAgainSource, HistorySource, NeighbourSource, PopularSource
 from recloop.recommend.filters import CandidateMask
+from recloop.recommend.search import ScanTable
 from recloop.recommend.sources import EmbeddingSource, newest_window
 from recloop.recommend.table_mask import TableMask
 from recloop.recommend.top_k import Workspace, best_ranked
@@ -375,3 +377,22 @@ def test_ranked_without_items_is_empty() -> None:
     nothing = np.zeros(0, dtype=np.int64)
     items, scores = score_keys.ranked(nothing, nothing.astype(np.float64), np.array([1, 0]), np.array([1]))
     assert (len(items), len(scores)) == (0, 0)
+
+
+def test_bundles_with_the_same_array_share_its_codes_until_both_are_gone() -> None:
+    def bundle(vectors: np.ndarray) -> Bundle:
+        kept: dict[str, ScanTable] = {}
+        arrays = {"item_vectors": vectors}
+        shared = lambda name, derive: kept.setdefault(name, derive())  # noqa: E731
+        return cast(Bundle, SimpleNamespace(arrays=arrays, shared=shared))
+
+    vectors = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    first, second, other = bundle(vectors), bundle(vectors), bundle(vectors.copy())
+    table = sources.scan_table(first)
+    assert sources.scan_table(second) is table
+    assert sources.scan_table(other) is not table
+    number = id(vectors)
+    assert sources.SCAN_TABLES[number] is table
+    del first, second, table
+    gc.collect()
+    assert number not in sources.SCAN_TABLES

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import onnxruntime as ort
@@ -29,6 +30,8 @@ WINDOWS_PER_RUN = 8
 """Windows per run of the user graph."""
 KEEP_VECTORS = True
 """True if a user without new events and with the same context is encoded once; a benchmark turns it off."""
+SCAN_TABLES: WeakValueDictionary[int, ScanTable] = WeakValueDictionary()
+"""Tables that bundles of this process keep, by the id of their array."""
 SERIALS: Iterator[int] = count(1)
 """Numbers of the embedding sources of this process."""
 
@@ -302,6 +305,20 @@ def newest_window(encoded: EncodedBatch, b: int, history: int) -> tuple[np.ndarr
 
 
 def scan_table(bundle: Bundle, name: str = "item_vectors") -> ScanTable:
-    """Return the codes of an array of item vectors, shared by all recommenders."""
-    table: ScanTable = bundle.shared(f"scan_table of {name}", lambda: ScanTable.build(bundle.arrays[name]))
+    """Return the codes of an array of item vectors.
+
+    All recommenders of the bundle share them, and so do other bundles with the same array.
+    """
+    table: ScanTable = bundle.shared(f"scan_table of {name}", lambda: _table_of(bundle.arrays[name]))
+    return table
+
+
+def _table_of(vectors: np.ndarray) -> ScanTable:
+    """Return the table of an array, which a bundle keeps.
+
+    A table keeps its array, so that the id of the array is unique.
+    """
+    table = SCAN_TABLES.get(id(vectors))
+    if table is None:
+        table = SCAN_TABLES[id(vectors)] = ScanTable.build(vectors)
     return table
