@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -50,12 +49,12 @@ from recloop.training.closed_form import closed_form, further_models, memory_lin
 from recloop.training.dataset import ItemUserTables, make_tables, train_data, validation_data
 from recloop.training.fit import TrainedNetwork, fit_network, has_sequences
 from recloop.training.kept_models import with_fits
+from recloop.training.packages import missing_packages
 from recloop.training.warm_start import LEARNING_RATE_SHARE, WarmStartState, with_replay
 
 COUNTS_BUNDLE = "counts"
 """Name of a bundle without a network."""
 GOLDEN_CASES = 5
-TRAIN_EXTRA_PACKAGES = ("torch", "lightning", "onnx", "onnxscript")
 THREADS = 2
 REFIT_SECONDS = 7 * 86_400.0
 """Time limit of a refit; normally its epochs bound it."""
@@ -129,7 +128,7 @@ def fit_models(
     config = project.config
     started = time.monotonic()
     name = model or config.model.name
-    missing = [package for package in TRAIN_EXTRA_PACKAGES if not _installed(package)] if model is None else []
+    missing = missing_packages() if model is None else []
     needs_network = not _is_baseline(name, bool(missing))
     options = config.model.options if model in {None, config.model.name} else {}
     progress.say(
@@ -220,13 +219,6 @@ def _is_baseline(name: str, extra_missing: bool) -> bool:
         if extra_missing:
             return False
         raise
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def with_network(bundle: Bundle, network: TrainedNetwork) -> Bundle:

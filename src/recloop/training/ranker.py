@@ -6,7 +6,6 @@ cut, each with the state just before it. Statistics and sources are then fitted 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
@@ -29,6 +28,7 @@ from recloop.records import DAY, FUSED_SOURCES
 from recloop.training.dataset import ItemUserTables
 from recloop.training.item_statistics import fit_statistics
 from recloop.training.kept_models import has_network
+from recloop.training.packages import missing_packages
 from recloop.training.ranker_examples import DEPTHS, LIST_DEPTHS, ExampleMaker, Examples, QueryBatches, ndcg
 from recloop.training.ranker_trees import fit_trees, load_lightgbm
 
@@ -41,8 +41,6 @@ MIN_NETWORK_MOMENTS: Final = 6_000
 
 A trial takes half a minute (docs/decisions/2026-11-29-a-network-as-ranker.md).
 """
-NETWORK_PACKAGES: Final = ("torch", "lightning", "onnx", "onnxscript")
-"""Packages that fit and export a network."""
 PERIOD_DAYS: Final = 28
 """Days before the cut whose moments teach when an update fits the trees again."""
 LEARNING_SHARE: Final = 0.7
@@ -134,11 +132,6 @@ def _usable(models: Sequence[str]) -> tuple[list[str], str]:
     return [model for model in models if model not in problems], "; ".join(
         problems[model] for model in models if model in problems
     )
-
-
-def missing_packages() -> list[str]:
-    """Return the missing packages of the network; none is imported."""
-    return [name for name in NETWORK_PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def _compare(trials: Sequence[_Trial], without: np.ndarray, seed: int) -> tuple[_Trial, Estimate, str]:
