@@ -18,7 +18,15 @@ import pytest
 from recloop.evaluation import metrics
 from recloop.monitoring.health import Exposures, HealthReference, exposure_health, stored_health
 from recloop.records import DAY, SECOND, SOURCES, Decision
-from recloop.storage import DecisionLog, decision_counts, decision_periods, decision_schema, decisions, open_decisions
+from recloop.storage import (
+    DecisionLog,
+    decision_counts,
+    decision_periods,
+    decision_rows,
+    decision_schema,
+    decisions,
+    open_decisions,
+)
 from recloop.storage.decision_periods import (
     WINDOWS,
     GroupCounts,
@@ -135,8 +143,10 @@ def test_rows_after_a_kill_are_counted_by_the_next_writer(tmp_path: Path) -> Non
     rows = random_decisions(3, 40)
     open_decisions(URL, tmp_path, write=True).close()
     connection = sqlite3.connect(tmp_path / "store" / "decisions.db")
-    placeholders = ", ".join("?" * len(decisions.COLUMNS))
-    connection.executemany(f"{decisions.INSERT} VALUES ({placeholders})", [decisions._row(row) for row in rows])
+    placeholders = ", ".join("?" * len(decision_rows.COLUMNS))
+    connection.executemany(
+        f"{decision_rows.INSERT} VALUES ({placeholders})", [decision_rows.row_of(row) for row in rows]
+    )
     connection.commit()
     connection.close()
     with open_decisions(URL, tmp_path) as reader:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +18,7 @@ import onnxruntime as ort
 from recloop.errors import BundleError
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.mask_cache import MaskCache
+from recloop.recommend.search_graph import open_session
 from recloop.recommend.table_mask import TableMask
 from recloop.recommend.top_k import best_rows
 
@@ -161,7 +162,7 @@ class Scan:
         self._query = np.zeros((1, len(table.units)), dtype=np.uint8)
         self._sums = np.zeros((1, width), dtype=np.int32)
         self._scores = np.zeros(width, dtype=np.float32)
-        self._session = _session()
+        self._session = open_session()
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_input("query", ort.OrtValue.ortvalue_from_numpy(self._query))
         self._binding.bind_ortvalue_input("codes", ort.OrtValue.ortvalue_from_numpy(table.codes))
@@ -391,36 +392,3 @@ def _float_error(user: np.ndarray, max_norm: float) -> float:
 
 def _norm(vector: np.ndarray) -> float:
     return math.sqrt(float(np.dot(vector, vector)))
-
-
-@cache
-def _session() -> ort.InferenceSession:
-    """Open the graph sums (1, P) int32 = query (1, D) uint8 @ codes (D, P) int8."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(_graph(), options, providers=["CPUExecutionProvider"])
-
-
-def _graph() -> bytes:
-    """Write a graph of one MatMulInteger as ONNX protobuf (IR 8, opset 13)."""
-    uint8, int8, int32 = 2, 3, 6
-    node = _bytes(1, b"query") + _bytes(1, b"codes") + _bytes(2, b"sums") + _bytes(4, b"MatMulInteger")
-    inputs = _bytes(11, _matrix(b"query", uint8)) + _bytes(11, _matrix(b"codes", int8))
-    graph = _bytes(1, node) + _bytes(2, b"scan") + inputs + _bytes(12, _matrix(b"sums", int32))
-    return _number(1, 8) + _bytes(7, graph) + _bytes(8, _number(2, 13))
-
-
-def _matrix(name: bytes, element: int) -> bytes:
-    shape = _bytes(1, _bytes(2, name + b"_rows")) + _bytes(1, _bytes(2, name + b"_columns"))
-    return _bytes(1, name) + _bytes(2, _bytes(1, _number(1, element) + _bytes(2, shape)))
-
-
-def _bytes(field: int, data: bytes) -> bytes:
-    assert len(data) < 2**14
-    length = bytes([len(data)]) if len(data) < 2**7 else bytes([len(data) & 0x7F | 0x80, len(data) >> 7])
-    return bytes([field << 3 | 2]) + length + data
-
-
-def _number(field: int, value: int) -> bytes:
-    return bytes([field << 3, value])

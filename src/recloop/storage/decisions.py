@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import polars as pl
@@ -25,6 +24,7 @@ from recloop.storage import accepted_count, decision_counts, decision_periods
 from recloop.storage.accepted_count import AcceptedCounter
 from recloop.storage.decision_counts import AnswerCounter
 from recloop.storage.decision_periods import Group, GroupCounts, Key, Window, WindowReader
+from recloop.storage.decision_rows import INSERT, SELECT, decision_of, in_time, row_of
 from recloop.storage.decision_schema import COLUMNS, FORGOTTEN, MIGRATIONS, PRAGMAS, SCHEMA, SCRIPT, VIEWS
 from recloop.storage.sqlite import ReaderPool, Store, close_writer, insert_rows, open_writer, release_space, transaction
 
@@ -35,15 +35,11 @@ WRITER_NICE = 5
 """Nice value of the writer thread: a request runs first, and the writer still gets a quarter of a busy core."""
 MAX_BATCH_ROWS = 1_000
 MAX_BUFFERED_ROWS = 50_000  # most rows in the buffer
-JSON_COLUMNS = {"query", "items", "scores", "sources", "degraded", "inputs"}
 LISTS = {"items", "sources"}
 INTEGERS = {"served_at", "as_of_seq", "generation", "n", "positives", "latency_us"}
 MAX_FRAME_ROWS = 50_000
 SHADOWED = "role = 'shadow' AND role <> 'answer'"
 """Condition of shadow rows; the second part lets SQLite use the partial index."""
-ENCODE = msgspec.json.Encoder().encode
-SELECT = f"SELECT {', '.join(COLUMNS)} FROM decisions"
-INSERT = f"INSERT OR IGNORE INTO decisions ({', '.join(COLUMNS)})"
 
 
 class DecisionLog(Store):
@@ -158,17 +154,17 @@ class DecisionLog(Store):
 
     def rows(self, last: int | None = None, since: int | None = None, until: int | None = None) -> list[Decision]:
         """Last rows with ``since`` <= served_at < ``until``, in insertion order."""
-        where, bounds = _in_time(since, until)
+        where, bounds = in_time(since, until)
         where = f"role <> '{FORGOTTEN}' AND {where}"
         limit = "" if last is None else f"LIMIT {int(last)}"
         stored_rows = self._readers.get().execute(f"{SELECT} WHERE {where} ORDER BY id DESC {limit}", bounds)
-        return [_decision(row) for row in stored_rows][::-1]
+        return [decision_of(row) for row in stored_rows][::-1]
 
     def of_user(self, user_id: str) -> Iterator[Decision]:
         """Rows of all roles of a user or anonymous id, in insertion order."""
         statement = f"{SELECT} WHERE user_id = ? OR anonymous_id = ? ORDER BY id"
         for row in self._readers.get().execute(statement, (user_id, user_id)):
-            yield _decision(row)
+            yield decision_of(row)
 
     def count_forgotten(self, last: int) -> int:
         """Count emptied decisions of forgotten users among the last rows."""
@@ -182,14 +178,14 @@ class DecisionLog(Store):
             batch = request_ids[start : start + MAX_BATCH_ROWS]
             statement = f"""{SELECT} WHERE request_id IN ({", ".join("?" * len(batch))}) AND role = ? ORDER BY id"""
             for row in self._readers.get().execute(statement, (*batch, role)):
-                yield _decision(row)
+                yield decision_of(row)
 
     def answers(self, columns: Sequence[str], since: int | None = None, until: int | None = None) -> pl.DataFrame:
         """Columns of the responses of a time, in insertion order.
 
         Rows have ``since`` <= served_at < ``until``; ``items`` and ``sources`` are lists of texts.
         """
-        where, bounds = _in_time(since, until)
+        where, bounds = in_time(since, until)
         statement = f"SELECT {', '.join(columns)} FROM decisions WHERE role = 'answer' AND {where} ORDER BY id"
         schema = {name: pl.Int64 if name in INTEGERS else pl.String for name in columns}
         frames = [pl.DataFrame(schema=schema)]
@@ -206,7 +202,7 @@ class DecisionLog(Store):
             bundle: Empty for the bundle that was shadowed last.
             since, until: ``since`` <= served_at < ``until``.
         """
-        where, bounds = _in_time(since, until)
+        where, bounds = in_time(since, until)
         answered = """EXISTS (SELECT 1 FROM decisions AS answer
             WHERE answer.request_id = shadow.request_id AND answer.role = 'answer')"""
         scored = f"FROM decisions AS shadow WHERE {SHADOWED} AND {where} AND {answered}"
@@ -217,7 +213,7 @@ class DecisionLog(Store):
                 return []
             (bundle,) = newest
         statement = f"SELECT {', '.join(COLUMNS)} {scored} AND bundle = ? ORDER BY id DESC LIMIT ?"
-        return [_decision(row) for row in connection.execute(statement, (*bounds, bundle, last))][::-1]
+        return [decision_of(row) for row in connection.execute(statement, (*bounds, bundle, last))][::-1]
 
     def traffic(self, window_us: int) -> tuple[int, int, int]:
         """Count, first and last time of responses in ``window_us`` up to the newest.
@@ -385,7 +381,7 @@ class DecisionLog(Store):
             return
         with transaction(writer):
             kept = [decision for decision in batch if decision.as_of_seq >= self.forgotten.get(decision.user_id, 0)]
-            inserted = insert_rows(writer, INSERT, [_row(decision) for decision in kept])
+            inserted = insert_rows(writer, INSERT, [row_of(decision) for decision in kept])
             repeated = len(kept) - inserted
             writer.execute(
                 """UPDATE counts SET settled = settled + ?, dropped = dropped + ?, lost = lost + ?,
@@ -420,33 +416,3 @@ def remove_before(file: Path, stamp: int) -> int:
     finally:
         writer.close()
     return removed
-
-
-def _in_time(since: int | None, until: int | None) -> tuple[str, list[int]]:
-    """Return the condition ``since`` <= served_at < ``until`` and its values."""
-    bounds = [("served_at >= ?", since), ("served_at < ?", until)]
-    tests = [(text, stamp) for text, stamp in bounds if stamp is not None]
-    return " AND ".join(["true", *(text for text, _ in tests)]), [stamp for _, stamp in tests]
-
-
-def _row(decision: Decision) -> tuple[Any, ...]:
-    """Return the values of `COLUMNS`; an attribute each is twice as fast as a loop."""
-    return (
-        decision.request_id, decision.role, decision.user_id, decision.served_at, decision.as_of_seq, decision.bundle,
-        decision.generation, decision.variant, decision.placement, decision.n, _json(decision.query),
-        _json(decision.items), _json(decision.scores), _json(decision.sources),
-        _json(decision.degraded) if decision.degraded else "[]", decision.session_id, decision.anonymous_id,
-        decision.client_request_id, decision.assigned, decision.positives, _json(decision.inputs), decision.latency_us,
-    )  # fmt: skip
-
-
-def _json(value: object) -> str:
-    return ENCODE(value).decode()
-
-
-def _decision(row: Sequence[Any]) -> Decision:
-    values = dict(zip(COLUMNS, row, strict=True))
-    for name in JSON_COLUMNS:
-        if values[name] is not None:
-            values[name] = msgspec.json.decode(values[name])
-    return Decision(**values)
