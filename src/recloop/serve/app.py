@@ -113,6 +113,7 @@ def run(
                 mount(app, service)
         note = server.token_line(listening, service.token, app.state.console, sys.stderr.isatty())
         lock.note(url=server.address(listening))
+        service.lists.timer.start()
         server.serve(app, listening, server.ready_line(listening, service.arm.bundle, json), note, service.workers)
 
 

@@ -41,7 +41,9 @@ class PartTimer:
         self.interrupted = 0
 
     def start(self) -> None:
-        """Interrupt lists from now on; a thread watches them."""
+        """Interrupt lists from now on; on another thread than the main one this has no effect."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python runs signal handlers on the main thread only
         signal.signal(SIGNAL, self._interrupt)
         threading.Thread(target=self._watch, name="part timer", daemon=True).start()
 

@@ -139,8 +139,6 @@ def serve(
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.set_threshold(*GC_THRESHOLDS)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    if threading.current_thread() is threading.main_thread():
-        app.state.service.lists.timer.start()
     _Server(configuration(app), app, ready, note, workers).run(sockets=[listening])
 
 

@@ -361,4 +361,5 @@ def run(project: Project, listening: socket.socket, channel: socket.socket, slot
 
     WorkerApplication.link = link
     link.application = app.build(service, host, WorkerApplication, lifespan)
+    service.lists.timer.start()
     server.serve(link.application, listening, "")
