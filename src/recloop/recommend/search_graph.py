@@ -1,4 +1,4 @@
-"""Graph of the 8-bit scan: one MatMulInteger, written as ONNX protobuf without the package onnx."""
+"""Graph of the 8-bit scan: one MatMulInteger, written without the package onnx."""
 
 from __future__ import annotations
 
