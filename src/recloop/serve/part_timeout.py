@@ -41,7 +41,7 @@ class PartTimer:
         self.interrupted = 0
 
     def start(self) -> None:
-        """Interrupt lists from now on; on another thread than the main one this has no effect."""
+        """Interrupt lists from now on; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python runs signal handlers on the main thread only
         signal.signal(SIGNAL, self._interrupt)
