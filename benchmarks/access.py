@@ -18,7 +18,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ def measure(asked: serve.Asked, size: str) -> dict[str, Any]:
                 requests = (
                     serve.lists(service.side, users, values, number) if name == "lists" else batches(users, items)
                 )
-                stream = load.Stream(map(service_requests(service.headers), requests))
+                stream = load.Stream(map(adding(service.headers), requests))
                 stream.connections = SENDERS if name == "events" else load.CONNECTIONS
                 serve.send(service.side.port, [stream], asked.seconds)
                 rows = BATCH_ROWS if name == "events" else 1
@@ -105,7 +105,7 @@ def guard(folder: Path) -> str:
     return f"Authorization: Bearer {secret}\r\nX-Forwarded-For: 198.51.100.7\r\n"
 
 
-def service_requests(headers: str) -> Any:
+def adding(headers: str) -> Callable[[bytes], bytes]:
     """Return a function that adds headers to a request."""
     return lambda request: request.replace(b"\r\n", b"\r\n" + headers.encode(), 1)
 

@@ -47,8 +47,6 @@ NO_HAZARD: Final = np.float32(-30)
 MIN_TOTAL: Final = np.float32(0.1)
 COUNT: Final = OWN_COLUMNS.index("count")
 FIELD_DECAY: Final = HALF_LIVES.index(FIELD_HALF_LIFE)
-COUNT_ROW: Final = COUNT
-"""Row of the weight of own rows among the features."""
 AGES: Final = slice(len(HALF_LIVES), len(HALF_LIVES) + 2)
 """Rows of the ages of an item in `UserProfiles.own`."""
 
@@ -164,7 +162,7 @@ class FeatureSpace:
         """
         tables = self._statistics.rhythm
         assert tables is not None
-        last, total = features[AGES.start], features[COUNT_ROW]
+        last, total = features[AGES.start], features[COUNT]
         weekday, hour = (part[query] for part in rhythm.weekdays_and_hours(now, self._timezone))
         shares = rhythm.own_weights(counts, position, weekday, hour) / np.where(is_own, total, 1)
         own = np.where(is_own, [*shares, rhythm.week_lag(last)], MISSING)

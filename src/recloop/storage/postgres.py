@@ -1,7 +1,7 @@
 """Store in a PostgreSQL database: sessions, schema versions and outages.
 
 A store has a database schema of its own, such as ``recloop_log``. A writing transaction holds one advisory lock, so that
-seqs are assigned in commit order whoever writes. A lost session is opened again by the next read or transaction.
+seqs are assigned in commit order, also with several writers. A lost session is opened again by the next read or transaction.
 """
 
 from __future__ import annotations
