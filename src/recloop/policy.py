@@ -27,11 +27,13 @@ LISTS: Final = ("for_you", "again", "popular", "similar", "latest")
 """Kinds of list that a placement serves."""
 HOME: Final = "home"
 """Placement that gates judge and that the rows of an evaluation show."""
+FOR_YOU: Final = "for_you"
+"""List of the items that a user takes next."""
 AGAIN: Final = "again"
 """List of the items that a user had before, the most due first; it has no fallback."""
 AGAIN_SOURCE: Final = "buy_again"
 """Source of a list `AGAIN`."""
-PERSONAL: Final = ("for_you", AGAIN)
+PERSONAL: Final = (FOR_YOU, AGAIN)
 """Kinds of list that depend on the history of the user."""
 FALLBACK: Final = ("attributes", "segment", "popular", "latest")
 """Sources of the fallback, in the order of a new bundle."""
@@ -74,6 +76,12 @@ class RankerSpec:
         known = {name: value for name, value in vars(self).items() if name != "other_keys"}
         lists = {name: [*getattr(self, name)] for name in ("features", "fields", "numbers")}
         return {**self.other_keys, **known, **lists, "depths": dict(self.depths)}
+
+
+def sources_of_new_items(scorers: Collection[str]) -> dict[str, float]:
+    """Return weight 1 for the sources that recall new items."""
+    owned = {"history", AGAIN_SOURCE}
+    return {source: 1.0 for source in source_names(scorers) if source in scorers and source not in owned}
 
 
 @dataclass(frozen=True)
@@ -239,6 +247,28 @@ class Policy:
     def new_items(self, placement: Placement) -> NewItems | None:
         """Return the rule for new items of a placement whose lists may show seen items."""
         return None if self.filters_seen(placement) else placement.new
+
+    def with_new_items(self, placement: Placement, share: float, scorers: Collection[str]) -> Placement:
+        """Return a placement whose lists hold at least this share of new items.
+
+        A placement without a rule takes the fusion of another one of new items, if the bundle has one; validation chose
+        its weights. Otherwise each source that recalls new items has weight 1.
+
+        Args:
+            share: 0 to 1; 0 removes the rule. scorers: Sources of the bundle.
+        """
+        if share <= 0:
+            return replace(placement, new=None)
+        chosen = next((one.new for one in (placement, *self.placements.values()) if one.new is not None), None)
+        if chosen is None:
+            chosen = next((NewItems(share, one.weights, one.rrf) for one in self._of_new_items()), None)
+        new = chosen or NewItems(share, sources_of_new_items(scorers))
+        return replace(placement, new=replace(new, share=share))
+
+    def _of_new_items(self) -> list[Placement]:
+        """Return the placements whose weights were chosen on items new to the user."""
+        for_you = [placement for placement in self.placements.values() if placement.list == FOR_YOU]
+        return [placement for placement in for_you if self.filters_seen(placement)]
 
     def with_placement(self, name: str, placement: Placement) -> Policy:
         return replace(self, placements={**self.placements, name: placement})

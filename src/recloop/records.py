@@ -185,7 +185,8 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
     ``now`` is int64 microseconds UTC from the clock of the calling process; ``request_id`` seeds random draws. ``n`` 0
     means the placement's length. ``item_id`` is the query item of a list of similar items. ``filter_seen`` leaves out what
-    the user has taken before; None means the placement's setting.
+    the user has taken before, and ``min_new`` is the smallest share of items that are new to the user, 0 to 1; None means
+    the placement's setting.
     """
 
     user_id: str
@@ -198,6 +199,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str = ""
     item_id: str = ""
     filter_seen: bool | None = None
+    min_new: float | None = None
 
 
 class Slot(msgspec.Struct, frozen=True):

@@ -72,6 +72,8 @@ def test_client_sends_batches_and_calls_every_route(server: Server) -> None:
         assert {"name", "price"} <= set(full["items"][0])
         shorter = client.recommend("a/b user", n=5, exclude=[first], filter_seen=False)
         assert first not in {slot["item_id"] for slot in shorter["items"]}
+        new = {slot["item_id"] for slot in client.recommend("u14", n=80, filter_seen=True)["items"]}
+        assert {slot["item_id"] for slot in client.recommend("u14", n=5, min_new=1)["items"]} <= new
         assert len(client.similar("i01", n=3)["items"]) == 3
         assert client.status()["live"] == server.bundle
         row = {"user_id": "a/b user", "item_id": "i01", "event_type": "purchase", "event_id": "x", "timestamp": START}

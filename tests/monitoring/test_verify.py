@@ -94,12 +94,16 @@ async def random_day(client: httpx.AsyncClient, service: Service, actions: int =
                 "exclude": ",".join(draw.sample(items, draw.randint(0, 3))),
                 "filter": draw.choice(["", "", "price < 6", "category = 'tea' OR price > 7"]),
             }
+            if query["placement"] == "home" and draw.random() < 0.5:
+                query["min_new"] = draw.choice([0, 0.4, 1])
             await ask(client, user.replace("/", "%2F"), **query)
     assert service.decisions.flush()
 
 
 def test_verify_rebuilds_decisions_of_a_day_exactly(project: Project, play: Any) -> None:
     play(random_day)
+    with project.open_decisions() as store:
+        assert {row.query.get("min_new") for row in store.rows(last=1000)} == {None, 0, 0.4, 1}
     found = verify(project)
     assert list(found) == [
         "checked",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recloop.bundle import Bundle
+from recloop.errors import UserError
 from recloop.features.encode import EncodedBatch
 from recloop.policy import NewItems, Placement, Policy
 from recloop.recommend.catalog import Catalog
@@ -38,8 +39,15 @@ def mixed(bundle: Bundle, share: float, weights: dict[str, float]) -> Bundle:
     return replace(bundle, policy=bundle.policy.with_placement("home", home))
 
 
-def ask(bundle: Bundle, catalogue: Catalog, *items: str, n: int = 3, filter_seen: bool | None = None) -> RankedList:
-    query = Query(user_id="u", now=NOW, n=n, filter_seen=filter_seen)
+def ask(
+    bundle: Bundle,
+    catalogue: Catalog,
+    *items: str,
+    n: int = 3,
+    filter_seen: bool | None = None,
+    min_new: float | None = None,
+) -> RankedList:
+    query = Query(user_id="u", now=NOW, n=n, filter_seen=filter_seen, min_new=min_new)
     return Recommender(bundle, catalogue).recommend(states_of(["u"], [states([*items])]), [query])[0]
 
 
@@ -131,6 +139,53 @@ def test_with_new_items_keeps_order_and_takes_the_best_of_both_kinds(
 def test_request_with_filter_seen_shows_new_items_only(make_bundle: Make, catalogue: Catalog) -> None:
     bundle = mixed(make_bundle({"history": 1.0, "popular": 0.5}), 0.5, {"popular": 1.0})
     assert ask(bundle, catalogue, *SEEN, n=2, filter_seen=True).items == ["dates", "eggs"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "items"),
+    [
+        (None, ["apple", "bread", "dates"]),
+        (0.0, ["apple", "bread", "cheese"]),
+        (0.5, ["apple", "dates", "eggs"]),
+        (1.0, ["apple", "dates", "eggs"]),  # two new items exist
+    ],
+)
+def test_min_new_of_query_wins_over_placement(
+    make_bundle: Make, catalogue: Catalog, asked: float | None, items: list[str]
+) -> None:
+    bundle = mixed(make_bundle({"history": 1.0}), 1 / 3, {"popular": 1.0})
+    assert ask(bundle, catalogue, *SEEN, min_new=asked).items == items
+
+
+def test_min_new_of_query_without_rule_takes_the_fusion_of_another_placement(make_bundle: Make) -> None:
+    policy = make_bundle({"history": 1.0}).policy
+    home = policy.placements["home"]
+    sources = {"history": 1, "neighbours": 1, "popular": 1, "buy_again": 1}
+    assert policy.with_new_items(home, 0.4, sources).new == NewItems(0.4, {"neighbours": 1.0, "popular": 1.0})
+    discover = replace(home, filter_seen=True, weights={"neighbours": 0.7}, rrf=5)
+    assert policy.with_placement("new", discover).with_new_items(home, 0.4, sources).new == NewItems(
+        0.4, {"neighbours": 0.7}, 5
+    )
+    cheap = replace(policy.placements["cheap"], new=NewItems(0.1, {"popular": 1.0}, 20))
+    with_rule = policy.with_placement("new", discover).with_placement("cheap", cheap)
+    assert with_rule.with_new_items(home, 0.4, sources).new == NewItems(0.4, {"popular": 1.0}, 20)
+
+
+def test_min_new_of_queries_divides_a_batch(make_bundle: Make, catalogue: Catalog) -> None:
+    recommender = Recommender(make_bundle({"history": 1.0}), catalogue)
+    queries = [Query(user_id=f"u{n}", now=NOW, n=3, min_new=share) for n, share in enumerate((None, 0.5, 0.0, 1.0))]
+    answers = recommender.recommend(states_of(["u"] * 4, [states(SEEN)] * 4), queries)
+    assert [len(set(answer.items) - set(SEEN)) for answer in answers] == [0, 2, 0, 2]
+
+
+def test_min_new_of_query_for_another_kind_of_list_is_refused(make_bundle: Make, catalogue: Catalog) -> None:
+    bundle = make_bundle({"history": 1.0})
+    popular = replace(bundle.policy.placements["home"], list="popular", weights={"popular": 1.0})
+    recommender = Recommender(replace(bundle, policy=bundle.policy.with_placement("top", popular)), catalogue)
+    with pytest.raises(UserError, match="a list popular"):
+        recommender.normalize(Query(user_id="u", now=NOW, placement="top", min_new=0.2))
+    none = Query(user_id="u", now=NOW, placement="top", min_new=0.0)
+    assert recommender.normalize(none) == none
 
 
 def test_placement_with_new_items_round_trips_as_json() -> None:

@@ -167,6 +167,31 @@ def test_filter_seen_is_read_and_other_values_are_refused() -> None:
         list_parameters(b"filter_seen=1").seen()
 
 
+@pytest.mark.parametrize("text", ["0", "1", "0.333", ".5", "1.0", "5e-1"])
+def test_min_new_is_read(text: str) -> None:
+    assert list_parameters(f"min_new={text}".encode()).new_share() == float(text)
+    assert list_parameters(b"").new_share() is None
+
+
+@pytest.mark.parametrize("text", ["", "-0.1", "1.1", "1e9", "nan", "inf", "half", "0_1", " 0.5", "0,5", "\u0661"])
+def test_min_new_outside_0_to_1_is_refused(client: httpx.Client, text: str) -> None:
+    answer = client.get("/v1/recommend/u14", params={"min_new": text})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["code"] == "bad_min_new"
+    assert "a number from 0 to 1" in answer.text
+
+
+def test_min_new_of_a_request_adds_new_items_and_is_recorded(client: httpx.Client) -> None:
+    lists = [set(ids(ask(client, n=10, min_new=share))) for share in (0, 0.5, 1)]
+    new = set(ids(ask(client, n=80, filter_seen=True)))
+    assert [len(items) for items in lists] == [10, 10, 10]
+    assert len(lists[1] & new) >= 5
+    assert lists[2] <= new
+    refused = client.get("/v1/recommend/u14", params={"min_new": 0.5, "placement": "cart"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "bad_min_new")
+    assert client.get("/v1/items/i01/similar", params={"min_new": 0.5}).json()["error"]["code"] == "unknown_parameter"
+
+
 @pytest.mark.parametrize(
     ("values", "excluded"),
     [(["a,b"], ("a", "b")), (["a,b", ""], ("a,b",)), (["a,b", "c", "c"], ("a,b", "c")), ([], ())],

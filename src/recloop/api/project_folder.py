@@ -123,16 +123,18 @@ class ProjectFolder:
         bundle: str = "",
         item: str | int = "",
         filter_seen: bool | None = None,
+        min_new: float | None = None,
     ) -> JsonTree:
         """Recommend as the service does, without a running server.
 
         Args:
             n: List length; None: the length of the placement.
             bundle: A registered bundle; empty for the live one. item: The item of a list of similar items.
-            filter_seen: Leave out what the user has taken; None: the setting of the placement.
+            filter_seen: Leave out what the user has taken. min_new: Smallest share of items new to the user, 0 to 1; None: the
+                setting of the placement.
         """
         n = None if n is None else checked_n(n)
-        return offline.recommend(self.project, str(user_id), n, placement, bundle, str(item), filter_seen)
+        return offline.recommend(self.project, str(user_id), n, placement, bundle, str(item), filter_seen, min_new)
 
     @python_errors("project")
     def status(self) -> JsonTree:

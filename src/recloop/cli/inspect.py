@@ -90,12 +90,13 @@ def recommend(
     filter_seen: Annotated[
         bool | None, typer.Option("--filter-seen/--no-filter-seen", help="leave out what the user has taken")
     ] = None,
+    min_new: Annotated[float | None, typer.Option(help="set the share of items new to the user, 0 to 1")] = None,
     as_json: Json = False,
 ) -> None:
     """Show a user's recommendations without a server."""
     from recloop.serve import offline
 
-    answer = offline.recommend(project(), user, n, placement, bundle, item, filter_seen)
+    answer = offline.recommend(project(), user, n, placement, bundle, item, filter_seen, min_new)
     if as_json:
         print_json(answer)
     else:

@@ -74,8 +74,8 @@ class Calls(ABC, Generic[Reply, Sent]):
         """Recommend items to a user.
 
         Args:
-            parameters: As in ``GET /v1/recommend/{user_id}``: ``n``, ``placement``, ``filter``, ``filter_seen``, ``item``,
-                ``session_id``, ``anonymous_id``, and lists of names in ``exclude`` and ``properties``.
+            parameters: As in ``GET /v1/recommend/{user_id}``: ``n``, ``placement``, ``filter``, ``filter_seen``,
+                ``min_new``, ``item``, ``session_id``, ``anonymous_id``, and lists of names in ``exclude`` and ``properties``.
         """
         return self._send(Call("GET", f"/v1/recommend/{_segment(user_id)}", _query(parameters)))
 

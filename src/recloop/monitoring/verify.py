@@ -307,6 +307,7 @@ def query_of(decision: Decision) -> Query:
         request_id=decision.request_id,
         item_id=decision.query.get("item", ""),
         filter_seen=decision.query.get("filter_seen"),
+        min_new=decision.query.get("min_new"),
     )
 
 

@@ -18,7 +18,7 @@ from recloop.bundle import Bundle
 from recloop.errors import UserError
 from recloop.features.encode import EncodedBatch, digest, encode
 from recloop.features.state import StateBatch
-from recloop.policy import RRF, Placement
+from recloop.policy import FOR_YOU, RRF, Placement
 from recloop.recommend import similar_items
 from recloop.recommend.attribute_columns import ColumnTypes, fixed_types
 from recloop.recommend.availability import Availability
@@ -73,13 +73,29 @@ class Recommender:
             raise UserError("placement", name, f"one of {', '.join(placements)}", "add [placement.NAME], then update")
         return placements[name]
 
+    def settings_of(self, query: Query) -> Placement:
+        """Return the placement of a query with the share of new items that it asks for.
+
+        Raises:
+            UserError: the bundle has no such placement.
+        """
+        placement = self.placement(query.placement)
+        if query.min_new is None or placement.list != FOR_YOU:
+            return placement
+        return self.bundle.policy.with_new_items(placement, query.min_new, self.scorers)
+
     def normalize(self, query: Query) -> Query:
         """Normalize a query for its placement; only lists of similar items keep the item.
 
         Raises:
-            UserError: the bundle has no such placement, or the placement needs an item and the query has none.
+            UserError: the bundle has no such placement, the placement needs an item and the query has none, or the query
+                asks for new items in another list than ``for_you``.
         """
-        is_item_list = self.placement(query.placement).list == similar_items.LIST_KIND
+        kind = self.placement(query.placement).list
+        is_item_list = kind == similar_items.LIST_KIND
+        if query.min_new and kind != FOR_YOU:
+            expected = f"0, because the placement {query.placement} has a list {kind}"
+            raise UserError("min_new", query.min_new, expected, "another placement, or no min_new")
         if is_item_list and not query.item_id:
             expected = f"an item id, required by the placement {query.placement}"
             raise UserError("item", "", expected, "?item=ID (--item ID), or another placement")
@@ -94,9 +110,9 @@ class Recommender:
     ) -> list[RankedList]:
         """Recommend a list for each query from the state at the same index of ``states``.
 
-        Queries that share placement, n, filter and filter_seen are processed together. A ranker or source that fails, and
-        a placement's own filter that cannot be evaluated, are left out and named in ``degraded``, and so are the parts
-        ``without`` (`recloop.recommend.partial`).
+        Queries that share placement, n, filter, filter_seen and min_new are processed together. A ranker or source that
+        fails, and a placement's own filter that cannot be evaluated, are left out and named in ``degraded``, and so are the
+        parts ``without`` (`recloop.recommend.partial`).
         """
         if len(queries) == 1 or len({self._group(query) for query in queries}) == 1:
             return self._recommend_batch(states, queries, with_inputs, without)
@@ -105,15 +121,15 @@ class Recommender:
             answers[b] = self._recommend_batch(states.select(b), [query], with_inputs, without)[0]
         return [answers[b] for b in range(len(queries))]
 
-    def _group(self, query: Query) -> tuple[str, int, str, bool | None, int]:
+    def _group(self, query: Query) -> tuple[str, int, str, bool | None, float | None, int]:
         """Return what the queries of a batch share."""
         unavailable = 0 if self._availability is None else self._availability.at(self.catalog, query.now).version
-        return query.placement, query.n, query.filter, query.filter_seen, unavailable
+        return query.placement, query.n, query.filter, query.filter_seen, query.min_new, unavailable
 
     def _recommend_batch(
         self, states: StateBatch, queries: Sequence[Query], with_inputs: bool, without: frozenset[str]
     ) -> list[RankedList]:
-        placement = self.placement(queries[0].placement)
+        placement = self.settings_of(queries[0])
         encoded = self.encode(states, [query.now for query in queries])
         allowed = self.candidate_mask(encoded, queries, placement)
         k = queries[0].n or placement.n

@@ -30,20 +30,25 @@ def recommend(
     bundle: str = "",
     item: str = "",
     filter_seen: bool | None = None,
+    min_new: float | None = None,
 ) -> JsonTree:
     """Compute the reply of ``GET /v1/recommend/{user_id}``, with item names.
 
     Args:
         n: List length, 1 to 1000; None for the placement's.
         bundle: A registered bundle; empty for the live one.
-        filter_seen: Leave out what the user has taken; None for the placement's setting.
+        filter_seen: Leave out what the user has taken. min_new: Smallest share of items new to the user, 0 to 1; None for the
+            placement's setting of either.
 
     Raises:
-        UserError: unknown bundle or placement, no live bundle yet, or n out of range.
+        UserError: unknown bundle or placement, no live bundle yet, n or min_new out of range, or min_new for another kind of
+            list.
         BundleError: the bundle may not be served.
     """
     if n is not None and not 1 <= n <= 1000:
         raise UserError("-n", n, "a whole number from 1 to 1000", f"recloop recommend {user_id} -n 10")
+    if min_new is not None and not 0 <= min_new <= 1:
+        raise UserError("--min-new", min_new, "a number from 0 to 1", f"recloop recommend {user_id} --min-new 0.3")
     if not user_id:
         raise UserError("USER", user_id, "a user id", "recloop recommend USER")
     loading.check_complete(project)
@@ -64,6 +69,7 @@ def recommend(
         request_id=uuid.uuid4().hex,
         item_id=item,
         filter_seen=filter_seen,
+        min_new=min_new,
     )
     recommender = Recommender(loaded, catalog, with_availability=True)
     query = recommender.normalize(query)

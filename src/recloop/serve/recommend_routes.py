@@ -183,6 +183,7 @@ class RecommendRoutes:
             exclude=parameters.exclude,
             filter=parameters.filter,
             filter_seen=parameters.seen(),
+            min_new=parameters.new_share(),
             properties=parameters.properties,
             request_id=ids.request_id,
             item_id=item_id,

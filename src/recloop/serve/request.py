@@ -30,6 +30,8 @@ IDENTITY: Final = (b"", b"identity")
 GZIP: Final = (b"gzip", b"x-gzip")
 GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 """Argument of zlib for data with a gzip header."""
+NUMBER: Final = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+"""Text of a number without a sign."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -62,6 +64,11 @@ RECOMMEND_PARAMETERS: Final = (
     LENGTH_PARAMETER,
     Parameter("placement", {**TEXT_SCHEMA, "default": "home"}, "placement of the live bundle"),
     *FILTER_PARAMETERS,
+    Parameter(
+        "min_new",
+        {"type": "number", "minimum": 0, "maximum": 1},
+        "smallest share of items new to the user; default: the placement's setting",
+    ),
     Parameter("item", TEXT_SCHEMA, "query item, for a placement with list similar"),
     *CALLER_PARAMETERS,
 )
@@ -181,6 +188,7 @@ class ListParameters(NamedTuple):
     session_id: str | None = None
     anonymous_id: str | None = None
     filter_seen: str | None = None
+    min_new: str | None = None
 
     def seen(self) -> bool | None:
         """Return ``filter_seen``; None without one.
@@ -193,6 +201,14 @@ class ListParameters(NamedTuple):
         if self.filter_seen not in {"true", "false"}:
             raise unprocessable("filter_seen", self.filter_seen, "true or false")
         return self.filter_seen == "true"
+
+    def new_share(self) -> float | None:
+        """Return ``min_new``; None without one.
+
+        Raises:
+            HttpError: 422 for a value that is not a share.
+        """
+        return None if self.min_new is None else _share(self.min_new)
 
     def length(self) -> int:
         """Return ``n``; 0 without one.
@@ -208,6 +224,13 @@ def _length(text: str) -> int:
     if not (re.fullmatch(r"[0-9]{1,4}", text) and 1 <= int(text) <= MAX_LIST_ITEMS):
         raise unprocessable("n", text, f"a whole number from 1 to {MAX_LIST_ITEMS}")
     return int(text)
+
+
+@lru_cache(1024)
+def _share(text: str) -> float:
+    if not (NUMBER.fullmatch(text) and float(text) <= 1):
+        raise unprocessable("min_new", text, "a number from 0 to 1")
+    return float(text)
 
 
 WITHOUT_PARAMETERS: Final = ListParameters()
@@ -237,6 +260,7 @@ def _parse(query_string: bytes) -> ListParameters:
         session_id=last.get("session_id"),
         anonymous_id=last.get("anonymous_id"),
         filter_seen=last.get("filter_seen"),
+        min_new=last.get("min_new"),
     )
 
 

@@ -106,6 +106,8 @@ def build_decision(
         parameters["item"] = query.item_id
     if query.filter_seen is not None:
         parameters["filter_seen"] = query.filter_seen
+    if query.min_new is not None:
+        parameters["min_new"] = query.min_new
     return Decision(
         request_id=query.request_id,
         role="answer",

@@ -14,7 +14,18 @@ from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
 from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, load_model
-from recloop.policy import AGAIN, AGAIN_SOURCE, FADING, FALLBACK, CatalogRules, NewItems, Placement, Policy, ScorerSpec
+from recloop.policy import (
+    AGAIN,
+    AGAIN_SOURCE,
+    FADING,
+    FALLBACK,
+    CatalogRules,
+    NewItems,
+    Placement,
+    Policy,
+    ScorerSpec,
+    sources_of_new_items,
+)
 from recloop.recommend import similar_items
 from recloop.records import DAY, source_names
 from recloop.training.attribute_affinity import choose_strengths, refit_affinity, strengths_of
@@ -146,7 +157,7 @@ def draft_bundle(
             filter_seen=None if section.filter_seen == "auto" else section.filter_seen,
             cold_share=section.cold_share,
             cold_own=section.cold_own if section.list == "for_you" else 0,
-            new=NewItems(section.min_new, _without_history(scorers)) if section.min_new > 0 else None,
+            new=NewItems(section.min_new, sources_of_new_items(scorers)) if section.min_new > 0 else None,
         )
         for name, section in config.placement.items()
     }
@@ -383,12 +394,6 @@ class ModelValidation:
 
 def _choose_weights(config: Config, name: str) -> bool:
     return config.placement[name].list == "for_you" and config.placement[name].weights == "auto"
-
-
-def _without_history(scorers: Mapping[str, ScorerSpec]) -> dict[str, float]:
-    """Return weight 1 for the sources that recall new items."""
-    owned = {"history", AGAIN_SOURCE}
-    return {source: 1.0 for source in source_names(scorers) if source in scorers and source not in owned}
 
 
 def _start(kind: str, weights: Any, scorers: Mapping[str, ScorerSpec]) -> dict[str, float]:
