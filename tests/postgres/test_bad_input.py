@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from postgres_server import PostgresServer, free_port, write_stores
+from postgres_server import PostgresServer, free_port, silent_listener, write_stores
 
 from recloop.config.store_address import without_password
 from recloop.errors import UserError
@@ -50,6 +51,19 @@ def test_server_away_is_one_message(shop: Project, cli: CLI, verb: str) -> None:
     assert "a PostgreSQL database that answers (" in message
     assert "Connection refused" in message
     assert 'try: psql "postgresql://recloop@127.0.0.1:' in message
+    assert WRONG not in message
+    assert files_of(shop.root) == before
+
+
+@pytest.mark.parametrize("verb", ["serve", "status", "update"])
+def test_server_that_does_not_answer_is_one_message_in_time(shop: Project, cli: CLI, verb: str) -> None:
+    before = files_of(shop.root)
+    with silent_listener() as port:
+        write_stores(shop.root, f"postgresql://recloop:{WRONG}@127.0.0.1:{port}/shop")
+        begin = time.monotonic()
+        message = refused(cli, shop.root, verb)
+    assert time.monotonic() - begin < 10
+    assert "a PostgreSQL database that answers (connection timeout expired)" in message
     assert WRONG not in message
     assert files_of(shop.root) == before
 

@@ -100,6 +100,71 @@ def test_outage_under_load_refuses_posts_and_loses_no_row(
     assert server.stop() == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_silent_server_under_load_refuses_posts_in_time_and_loses_no_row(
+    postgres: PostgresServer, serving: Serving, shop: Project, facts: Facts, workers: int
+) -> None:
+    server = serving(shop.root, "--workers", str(workers))
+    degraded: set[str] = set()
+    lists: list[float] = []
+    posts: list[tuple[float, int, str]] = []
+    client = httpx.Client(base_url=server.url, headers=server.client.headers, timeout=PATIENCE)
+    with load(server) as senders, client:
+        wait_for_more(senders)
+        postgres.pause()
+        try:
+            first_post = threading.Thread(target=lambda: posts.append(timed_post(server.client)))
+            first_post.start()
+            number = 0
+            while first_post.is_alive() or number < 50:
+                started, number = time.monotonic(), number + 1
+                answer = client.get(f"/v1/recommend/u{number % 60:02}", params={"n": 3})
+                lists.append(time.monotonic() - started)
+                assert (answer.status_code, len(answer.json()["items"])) == (200, 3)
+                degraded.update(answer.json()["degraded"])
+                time.sleep(0.02)
+            posts += [timed_post(client) for _ in range(5)]
+            assert client.get("/v1/health/ready").status_code == 200
+            started = time.monotonic()
+            assert client.get("/v1/status").json()["error"]["code"] == "store_unavailable"
+            assert time.monotonic() - started < 1.0
+            answer = client.get("/v1/recommend/u14", params={"n": 3}).json()
+            assert "log" in answer["degraded"]
+        finally:
+            postgres.resume()
+        wait_for_more(senders)
+        wait_until_whole(client)
+    facts["silent database"] = {
+        "processes": workers,
+        "acknowledged_events": len(acknowledged(senders)),
+        "lists_answered": len(lists),
+        "slowest_list_ms": round(1000 * max(lists)),
+        "seconds_of_first_refusal": round(posts[0][0], 1),
+        "slowest_later_refusal_ms": round(1000 * max(seconds for seconds, *_ in posts[1:])),
+    }
+    assert {post[1:] for post in posts} == {(503, "1")}
+    assert posts[0][0] < 8.0
+    assert max(seconds for seconds, *_ in posts[1:]) < 1.0
+    assert max(lists) < 1.0
+    assert_stored_once(shop, senders)
+    assert server.stop() == 0
+
+
+def timed_post(client: httpx.Client) -> tuple[float, int, str]:
+    """Post a row; return the seconds, the status and ``Retry-After``."""
+    begin = time.monotonic()
+    answer = client.post("/v1/events", json=ROW)
+    return time.monotonic() - begin, answer.status_code, answer.headers.get("Retry-After", "")
+
+
+def wait_until_whole(client: httpx.Client) -> None:
+    """Wait until lists and status lack nothing."""
+    end = time.monotonic() + PATIENCE
+    while client.get("/v1/status").status_code != 200 or client.get("/v1/recommend/u14").json()["degraded"]:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
 def test_sessions_that_are_ended_under_load_lose_no_row(
     postgres: PostgresServer, serving: Serving, shop: Project
 ) -> None:

@@ -11,6 +11,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,6 +103,24 @@ class PostgresServer:
             self._process.wait(PATIENCE)
             self._process = None
 
+    def pause(self) -> None:
+        """Stop all processes of the server, which then accepts connections and never answers."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)  # before its children, so that none is added
+        for process in self._children():
+            os.kill(process, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused server go on."""
+        assert self._process is not None
+        for process in (*self._children(), self._process.pid):
+            os.kill(process, signal.SIGCONT)
+
+    def _children(self) -> list[int]:
+        assert self._process is not None
+        process = self._process.pid
+        return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
     def close(self) -> None:
         """Stop the server and remove its cluster."""
         self.stop(signal.SIGQUIT)
@@ -126,6 +146,13 @@ class PostgresServer:
         with self.connect() as session:
             session.execute(f"CREATE DATABASE {database} TEMPLATE template0 {options}")
         return self.address(database)
+
+
+@contextmanager
+def silent_listener() -> Iterator[int]:
+    """Port of a listener whose connections are open and never answered."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
 
 
 def free_port() -> int:

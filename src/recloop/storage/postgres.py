@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import re
 import threading
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -23,6 +22,7 @@ from psycopg.pq import TransactionStatus
 from recloop.config.store_address import POSTGRES_FORM, without_password
 from recloop.errors import StoreError, UserError
 from recloop.storage.database import Connection, Cursor, Database, StoreSchema
+from recloop.storage.postgres_session import Session, reason_of, server_of
 from recloop.storage.sqlite import empty_store
 
 MAX_READERS: Final = 4
@@ -36,8 +36,6 @@ READER: Final = "SET default_transaction_read_only TO on"
 WRITER: Final = """SET lock_timeout TO '10s'; SET idle_in_transaction_session_timeout TO '60s';
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"""
 """A vanished writer frees the lock after 60 s at the latest; a commit is on disk before its answer."""
-MIN_PAUSE_SECONDS: Final = 0.5
-"""Pause after a failed attempt to connect; after a slow attempt, four times its duration."""
 
 
 class PostgresConnection:
@@ -142,9 +140,8 @@ class PostgresDatabase(Database):
         self._schema = schema
         self._namespace = f"recloop_{schema.name}"
         self._lock = zlib.crc32(self._namespace.encode())
-        self._failure = (0.0, "")  # monotonic time until which no attempt to connect is made, and why
         try:
-            self._parameters = {**DEFAULTS, **conninfo.conninfo_to_dict(address)}
+            self._server = server_of({**DEFAULTS, **conninfo.conninfo_to_dict(address)})
         except psycopg.Error:  # its message has the password
             raise UserError(key, self.name, POSTGRES_FORM, f"correct {key}") from None
 
@@ -206,25 +203,20 @@ class PostgresDatabase(Database):
                 FROM pg_tables WHERE schemaname = ?"""
             return int(connection.execute(query, (self._namespace,)).fetchone()[0])
 
-    def connect(self, settings: str) -> psycopg.Connection[Any]:
+    def connect(self, settings: str) -> Session:
         """Open a session.
 
         Raises:
             StoreError: the server does not answer or refuses the user.
             UserError: the database has another encoding than UTF8.
         """
-        pause_end, reason = self._failure
-        started = time.monotonic()
-        if started < pause_end:
-            raise self.error(reason)
-        try:
-            with self.explained():
-                session: psycopg.Connection[Any] = psycopg.connect(**self._parameters, autocommit=True)  # type: ignore[arg-type]
+        with self.explained():
+            session = self._server.connect()
+            try:
                 session.execute(f"{settings}; SET search_path TO {self._namespace}")
-        except StoreError as error:
-            now = time.monotonic()
-            self._failure = (now + max(MIN_PAUSE_SECONDS, 4 * (now - started)), error.reason)
-            raise
+            except psycopg.Error:
+                session.close()
+                raise
         encoding = session.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             session.close()
@@ -240,8 +232,7 @@ class PostgresDatabase(Database):
         except (psycopg.DataError, psycopg.IntegrityError):
             raise
         except psycopg.Error as error:
-            reason = error.diag.message_primary or str(error).strip().partition("\n")[0]
-            raise self.error(reason or type(error).__name__) from error
+            raise self.error(reason_of(error)) from error
 
     def error(self, reason: str) -> StoreError:
         return StoreError(self._key, self.name, reason)
