@@ -311,7 +311,7 @@ def _with_features(tree: JsonTree, guessed: GuessedData, data: Data, guesses: Gu
     ):
         if side is None or side_name in features:
             continue
-        chosen = choose_fields(side, key, excluded)
+        chosen = choose_fields(side, key, excluded, with_texts=side_name == "item")
         features[side_name] = {
             name: {option: value for option, value in field.items() if option in FEATURE_OPTIONS}
             for name, field in chosen.items()

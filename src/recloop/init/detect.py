@@ -223,7 +223,7 @@ def _features(
     """Features by side and name."""
     fields = {
         "item": choose_fields(item_side, data.item_key or data.columns.item_id, title_columns(title)),
-        "user": choose_fields(user_side, data.user_key or data.columns.user_id, set()),
+        "user": choose_fields(user_side, data.user_key or data.columns.user_id, set(), with_texts=False),
     }
     for side, features in fields.items():
         for name, field in features.items():

@@ -10,6 +10,7 @@ from recloop.data.tables import Table
 from recloop.features.categories import as_categories
 from recloop.files import JsonTree
 from recloop.init.columns import ColumnGuess
+from recloop.init.long_values import text_field, vector_field
 from recloop.init.names import TITLE_NAMES, leaf, normalize_name
 
 MAX_CATEGORIES: Final = 1_000
@@ -18,6 +19,8 @@ MAX_FEATURES: Final = 8
 
 SEPARATORS: Final = ("|", " > ", ";", ",")
 """Separators of categories in a text, the first one that fits."""
+MAX_MISSING_SHARE: Final = 0.9
+"""Largest share of missing values of a feature."""
 MIN_LIST_SHARE: Final = 0.9
 MIN_SEVERAL_SHARE: Final = 0.1
 """Share of the texts with more than one category from which a separator is one."""
@@ -73,17 +76,22 @@ def title_columns(title: str) -> set[str]:
     return set() if "{" in title else {title}
 
 
-def choose_fields(side: Side | None, key: str, excluded: set[str]) -> dict[str, JsonTree]:
-    """Choose features among the columns of an items or users file, by name."""
+def choose_fields(side: Side | None, key: str, excluded: set[str], with_texts: bool = True) -> dict[str, JsonTree]:
+    """Choose features among the columns of an items or users file, by name.
+
+    Args:
+        excluded: Columns that are not features. with_texts: Propose long texts; those of users may identify a person.
+    """
     if side is None:
         return {}
     table, rows = side
     candidates: list[tuple[float, JsonTree]] = []
     for name in table.columns:
-        if name == key or name in excluded or normalize_name(name) in TITLE_NAMES:
+        if name == key or name in excluded:
             continue
-        field = _field(name, [row.get(name) for row in rows])
-        if field is not None:
+        field = _field(name, [row.get(name) for row in rows], with_texts)
+        is_name = normalize_name(name) in TITLE_NAMES and field is not None and field["kind"] != "text"
+        if field is not None and not is_name:
             candidates.append((field["missing"], field))
     chosen = [field for _, field in sorted(candidates, key=lambda entry: entry[0])[:MAX_FEATURES]]
     order = {name: position for position, name in enumerate(table.columns)}
@@ -94,14 +102,18 @@ def choose_fields(side: Side | None, key: str, excluded: set[str]) -> dict[str, 
     return features
 
 
-def _field(name: str, values: list[Any]) -> JsonTree | None:
+def _field(name: str, values: list[Any], with_texts: bool) -> JsonTree | None:
     present = [value for value in values if value is not None and value != ""]
     missing = 1 - len(present) / max(1, len(values))
-    several = _several(name, present, missing) if missing <= 0.9 and present else None
+    if missing > MAX_MISSING_SHARE or not present:
+        return None
+    several = vector_field(name, present, missing) or _several(name, present, missing)
     if several is not None:
         return several
-    if missing > 0.9 or not present or any(isinstance(value, list | dict) for value in present):
+    if any(isinstance(value, list | dict) for value in present):
         return None
+    if with_texts and (text := text_field(name, present, missing)) is not None:
+        return text
     distinct = len({str(value) for value in present})
     near_unique = distinct > 0.5 * len(present) and distinct > 20
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in present)
