@@ -43,7 +43,7 @@ def main() -> None:
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / f"overload-{given.size}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     if given.results == RESULTS:
-        draw(result)
+        draw()
     sys.stdout.write(table(result))
 
 
@@ -79,14 +79,20 @@ def measure(asked: serve.Asked, size: str) -> dict[str, Any]:
     return {"peak": round(peak, 1), "deadline_seconds": DEADLINE_SECONDS, "connections": CONNECTIONS, "loads": loads}
 
 
-def draw(result: dict[str, Any]) -> None:
-    """Draw the goodput by the offered load."""
-    loads = result["loads"]
+def draw() -> None:
+    """Draw the share of the peak by the offered load, a line for each result file."""
     figure, axes = plt.subplots(figsize=(6, 3.2))
-    axes.plot([one["multiple"] for one in loads], [one["goodput"] for one in loads], marker="o")
-    axes.axhline(0.8 * result["peak"], linestyle="--", color="grey", label="80 % of the peak")
-    axes.set(xscale="log", xlabel="requests a second, as a multiple of the peak", ylabel="whole lists a second", ylim=0)
-    axes.set_xticks([one["multiple"] for one in loads], [f"{one['multiple']:g}" for one in loads])
+    for file in sorted(RESULTS.glob("overload-*.json")):
+        result = json.loads(file.read_text("utf-8"))
+        size = f"{int(result['size']):,} items" if result["size"].isdigit() else result["size"]
+        shares = [100 * one["share_of_peak"] for one in result["loads"]]
+        axes.plot([one["multiple"] for one in result["loads"]], shares, marker="o", label=size)
+    axes.axhline(80, linestyle="--", color="grey")
+    axes.set(
+        xscale="log", xlabel="requests a second, as a multiple of the peak", ylabel="whole lists, % of the peak", ylim=0
+    )
+    axes.set_xticks(MULTIPLES, [f"{multiple:g}" for multiple in MULTIPLES])
+    axes.minorticks_off()
     axes.legend()
     figure.tight_layout()
     figure.savefig(PICTURE, dpi=110)

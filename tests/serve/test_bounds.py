@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from recloop.config import Limits, Serve
 from recloop.serve import http_protocol, request, server
-from recloop.serve.list_endpoint import ListApplication, ListEndpoint
+from recloop.serve.list_endpoint import UNREAD_SECONDS, ListApplication, ListEndpoint
 from recloop.serve.listener import Listener
 from recloop.serve.middleware import Reply, RequestMiddleware, json_reply
 from recloop.serve.schemas import HttpError
@@ -175,6 +175,23 @@ def test_lists_above_the_limit_are_503_with_retry_after(bounded: Bounded) -> Non
         connection.sendall(LIVE)
         assert answer(connection) == (200, b"live")
     assert bounded.lists.n_answered == 0
+
+
+def test_connection_of_a_refused_list_is_read_again_later(bounded: Bounded) -> None:
+    """A client that asks again at once does not keep the service busy with refusals; others are read meanwhile."""
+    bounded.limit(waiting_lists=0)
+    with bounded.connect() as refused, bounded.connect() as other:
+        refused.sendall(LIST)
+        assert answer(refused)[0] == 503
+        begin = time.monotonic()
+        refused.sendall(LIVE)
+        other.sendall(LIVE)
+        assert answer(other) == (200, b"live")
+        assert time.monotonic() - begin < UNREAD_SECONDS[0]
+        assert answer(refused) == (200, b"live")
+        assert time.monotonic() - begin > UNREAD_SECONDS[0] / 2
+        refused.sendall(LIVE * 3)
+        assert [answer(refused)[0] for _ in range(3)] == [200] * 3
 
 
 def test_lists_that_would_wait_too_long_are_503_and_the_others_are_in_time(bounded: Bounded) -> None:

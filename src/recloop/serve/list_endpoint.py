@@ -5,6 +5,7 @@ The checks, errors and headers equal those of the routes; `ListApplication` and 
 
 from __future__ import annotations
 
+import random
 import time
 from asyncio import Task
 from collections import deque
@@ -43,6 +44,8 @@ RATE_WEIGHT: Final = 0.2
 """Weight of the newest slice in the time per list."""
 REFUSED_SHARE: Final = 0.75
 """Share of the deadline above which a new list is refused; the ranker is left out from half of it."""
+UNREAD_SECONDS: Final = (0.25, 0.75)
+"""Range of the time for which a connection is not read after a list was refused on it."""
 
 
 class ListRequest(NamedTuple):
@@ -259,8 +262,24 @@ class ListProtocol(BoundedProtocol):
         except HttpError as error:
             self._waiting = None
             self._write(refusal_reply(error), arrived)
+            if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                self._read_later()
         else:
             application.waiting.add(self)
+
+    def _read_later(self) -> None:
+        """Leave the next request of a refused client unread for a while.
+
+        A client that asks again at once would cost more than the lists of the others.
+        """
+        seconds = min(random.uniform(*UNREAD_SECONDS), self.application.live.limits.keep_alive_seconds / 2)
+        if not self.transport.is_closing():
+            self.flow.pause_reading()
+            self.loop.call_later(seconds, self._read_again)
+
+    def _read_again(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _check_waiting(self, waiting: ListQueue) -> None:
         """Check the number of waiting lists and their expected time.
