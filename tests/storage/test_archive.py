@@ -133,3 +133,16 @@ def test_archive_look_ups_read_only_files_with_a_match(archive: Archive, monkeyp
 def test_new_ids_are_those_without_a_valid_event(archive: Archive) -> None:
     assert archive.new_ids("item_id", pl.Series(["i3", "i5", "i9", "i9", "i7"])) == {"i5", "i9"}, "i5 is in quarantine"
     assert archive.new_ids("user_id", pl.Series(["u", "v", "w"])) == {"w"}
+
+
+def test_archive_ids_of_new_rows_are_read_from_the_files_of_updates_only(archive: Archive) -> None:
+    archive.open_ids()
+    (archive.data / "manifest.json").write_text(json.dumps(manifest(watermark=9, imported=8)))
+    rows((9, "e9", "w", START + DAY + 300)).write_parquet(
+        archive.data / "archive" / "date=2024-10-05" / "events-9-9.parquet"
+    )
+    for file in archive.data.glob("archive/*/events.parquet"):
+        file.write_bytes(b"unreadable")
+    ids = Archive(archive.data).open_ids()
+    assert [ids.seqs_of([name]) for name in ("e7", "e8", "e9")] == [[7], [8], [9]]
+    assert ids.has("user_id", pl.Series(["u", "w", "x"])).tolist() == [True, True, False]

@@ -230,7 +230,8 @@ class Archive:
 
     def _rows_after(self, seq: int) -> pl.LazyFrame:
         """Rows of the files that may hold a row after a seq, quarantined rows included."""
-        names = [name for names in self.files().values() for name in names if _last_seq(name) > seq]
+        imported = self.manifest.imported_until
+        names = [name for names in self.files().values() for name in names if _last_seq(name, imported) > seq]
         return pl.concat([self._scan([self.data / name for name in names]), self._quarantined().select(*EVENT_SCHEMA)])
 
     def _all(self) -> pl.LazyFrame:
@@ -258,10 +259,13 @@ def _first_seq(name: str) -> tuple[int, str]:
     return int(words[1]) if len(words) == 3 else 0, name
 
 
-def _last_seq(name: str) -> int:
-    """Last seq in the name of an event file of an update; an import's has none."""
+def _last_seq(name: str, imported: int) -> int:
+    """Last seq in the name of an event file of an update.
+
+    Names of the import's files have none; their rows end at ``imported``.
+    """
     words = name.removesuffix(".parquet").rsplit("/", 1)[1].split("-")
-    return int(words[2]) if len(words) == 3 else MAX_INT
+    return int(words[2]) if len(words) == 3 else imported
 
 
 def _day(stamp: int, days: int) -> str:
