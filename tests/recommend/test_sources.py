@@ -295,8 +295,8 @@ def test_shared_scores_of_equal_rows_are_computed_once_and_ranked_by_each_bundle
         return [NeighbourSource(one, "neighbours", recent, Workspace(size + 1)) for one in bundles]
 
     counts: list[int] = []
-    totals = count_batches.dense_totals
-    monkeypatch.setattr(count_batches, "dense_totals", lambda *given: counts.append(1) or totals(*given))
+    totals = count_batches.SummedRows.totals
+    monkeypatch.setattr(count_batches.SummedRows, "totals", lambda *given: counts.append(1) or totals(*given))
     for recent in (RECENT, None):
         alone = [one.best(encoded, allowed, 9) for one, allowed in zip(sources(recent), filters, strict=True)]
         n_alone, shared = len(counts), sources(recent)

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.sparse._sparsetools import csc_matvec
 
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.score_keys import MAX_RANK, RANK_BITS, rank_keys
@@ -62,11 +63,40 @@ def totals(offsets: np.ndarray, items: np.ndarray, values: np.ndarray, n_rows: i
     return sp.csr_array(of_query @ of_entry)  # a factor of 1 is exact
 
 
-def dense_totals(offsets: np.ndarray, items: np.ndarray, values: np.ndarray, n_rows: int) -> np.ndarray:
-    """Return `totals` as a dense array (B, n_rows) float64."""
-    n_queries = len(offsets) - 1
-    cells = items + np.repeat(np.arange(n_queries) * n_rows, np.diff(offsets))
-    return np.bincount(cells, weights=values, minlength=n_queries * n_rows).reshape(n_queries, n_rows)
+class SummedRows:
+    """Sums of stored rows over all items, for many queries with long histories.
+
+    A product of a sparse matrix (N+1, columns) and a vector adds one column after the other. The columns of a query are its
+    items' rows, in place: the entries lie in memory from the last row to the first, so that each column ends after the next
+    one begins, and a column between the two is empty.
+
+    Args:
+        indptr: (N+2,) offsets of the rows. ids: (E,) int32. weights: (E,).
+    """
+
+    def __init__(self, indptr: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> None:
+        self._n_rows = len(indptr) - 1
+        self._stops = len(ids) - indptr.astype(np.int64)  # (N+2,) row i: stops[i + 1] to stops[i]
+        self._ids = ids[::-1].astype(np.int32)
+        self._weights = weights[::-1].astype(np.float64)
+
+    def totals(self, offsets: np.ndarray, items: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return the (B, N+1) float64 sums of the rows of each query's items.
+
+        Rows are added in the order of the items.
+
+        Args:
+            offsets: (B+1,) query b owns ``items[offsets[b]:offsets[b + 1]]``, which ascend.
+            items: (E,) item_ix. weights: (E,) float64.
+        """
+        borders = np.stack([self._stops[items + 1], self._stops[items]], axis=1).astype(np.int32).ravel()
+        factors = np.stack([weights, np.zeros(len(weights))], axis=1).ravel()
+        sums = np.zeros((len(offsets) - 1, self._n_rows))
+        for row, (low, high) in zip(sums, pairwise((2 * offsets).tolist()), strict=True):
+            if high > low:
+                columns = borders[low:high], self._ids, self._weights
+                csc_matvec(self._n_rows, high - low - 1, *columns, factors[low : high - 1], row)
+        return sums
 
 
 def put_best(

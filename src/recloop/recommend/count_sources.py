@@ -283,24 +283,11 @@ class NeighbourSource:
         if known is not None and scores is not None and history.equals(known):
             n_missing = len(self._rank) - scores.shape[1]
             return np.pad(scores, ((0, 0), (0, n_missing))) if n_missing > 0 else scores[:, : len(self._rank)]
-        neighbours, values = self._entries(history.items, history.weights, history.lengths)
-        offsets = np.append(0, np.cumsum(history.lengths))[history.offsets]
-        scores = count_batches.dense_totals(offsets, neighbours, values, len(self._rank)).astype(np.float32)
+        totals = self._summed.totals(history.offsets, history.items, history.weights)
+        scores = totals.astype(np.float32)
         if self._shared_key:
             encoded.states.derived[key] = history, scores
         return scores
-
-    def _entries(self, items: np.ndarray, weights: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the neighbours of items in their order, and their weights in float64."""
-        starts = self._indptr[items]
-        width = int(lengths.max(initial=0))
-        if width and width == lengths.min():  # whole rows are copied
-            rows = [
-                np.lib.stride_tricks.sliding_window_view(array, width)[starts] for array in (self._ids, self._weights)
-            ]
-            return rows[0].ravel(), (rows[1] * weights[:, None]).ravel()
-        entries = count_batches.spread(starts, lengths)
-        return self._ids[entries], self._weights[entries] * np.repeat(weights, lengths)
 
     def _ranked(self, encoded: EncodedBatch) -> Ranked:
         """Rank all neighbours of a batch of one."""
@@ -354,6 +341,14 @@ class NeighbourSource:
         """All rows, (N+1, N+1) float64, shared by the recommenders of a bundle."""
         rows: sp.csr_array = self._bundle.shared(f"rows of {self._key[0]}", self._all_rows)
         return rows
+
+    @cached_property
+    def _summed(self) -> count_batches.SummedRows:
+        """Sums over all items, shared by the recommenders of a bundle."""
+        summed: count_batches.SummedRows = self._bundle.shared(
+            f"sums of {self._key[0]}", lambda: count_batches.SummedRows(self._indptr, self._ids, self._weights)
+        )
+        return summed
 
     def _all_rows(self) -> sp.csr_array:
         size = len(self._rank)
