@@ -106,11 +106,11 @@ def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
     if not len(queries):
         return {}
     keys = pl.DataFrame({USER_ID: queries.users, STAMP: queries.now}, schema={USER_ID: pl.String, STAMP: pl.Int64})
-    test = EvaluationSplit(
-        data.test.join(keys, on=[USER_ID, STAMP], how="semi"), run.events_of(queries.users), data.users
-    )
+    rows = data.test.join(keys, on=[USER_ID, STAMP], how="semi")
+    test = EvaluationSplit(rows, rows, data.users)  # the states are given
     facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
-    table = evaluate([candidate], test, run.catalog, run.config, facts, training_steps.THREADS)
+    timeline = run.states_of(queries.users)
+    table = evaluate([candidate], test, run.catalog, run.config, facts, training_steps.THREADS, timeline=timeline)
     metrics = table.bundle_metrics()
     window = {"from_seq": run.live_range.until_seq + 1, "to_seq": run.until, "from": candidate.cut}
     return {**metrics, "protocol": {**metrics["protocol"], "set": "new_rows", "window": window}}

@@ -92,6 +92,14 @@ class UpdateResult:
         return "; ".join(result.reason for result in stopping)
 
 
+@dataclass(frozen=True)
+class LoadedStates:
+    """States of some users of a run."""
+
+    users: frozenset[str]
+    timeline: StateHistory
+
+
 @dataclass
 class UpdateRun:
     """An update in progress.
@@ -101,6 +109,7 @@ class UpdateRun:
         reset: Start from live's weights with a fresh optimizer.
         spec: The candidate's feature spec.
         candidate: The written candidate; None if an earlier process trained it.
+        states: The states that `states_of` computed last.
     """
 
     project: Project
@@ -114,6 +123,7 @@ class UpdateRun:
     changed: list[Change] = field(default_factory=list)
     loaded: LabelledLog | None = field(default=None, repr=False)
     candidate: Bundle | None = field(default=None, repr=False)
+    states: LoadedStates | None = field(default=None, repr=False)
 
     @property
     def config(self) -> Config:
@@ -177,8 +187,11 @@ class UpdateRun:
         return self.data.events.filter(pl.col(USER_ID).is_in(pl.Series(users, dtype=pl.String).unique().implode()))
 
     def states_of(self, users: Sequence[str]) -> StateHistory:
-        """Return the states of these users only."""
-        return StateHistory(self.events_of(users), self.data.users)
+        """Return the states of these users, and maybe of users of an earlier call."""
+        asked = frozenset(users)
+        if self.states is None or not asked <= self.states.users:
+            self.states = LoadedStates(asked, StateHistory(self.events_of(users), self.data.users))
+        return self.states.timeline
 
     @property
     def gates(self) -> list[GateResult]:

@@ -226,8 +226,10 @@ def run_gates(run: UpdateRun) -> None:
     all_queries = run.test_queries
     queries, holdout = paired.subsample(all_queries), holdout_queries(run)
     windows = inherited_windows(run)
-    known = replace(_without_answers(run, candidate, queries), earlier=window_scores(windows, recipe))
+    known: GateInputs | None = None
     for look in looks(run, candidate, queries, holdout):
+        if known is None:  # after the first look, which has loaded the states
+            known = replace(_without_answers(run, candidate, queries), earlier=window_scores(windows, recipe))
         evidence = _with_answers(known, look)
         results = gate.evaluate_gates(evidence, run.config.release.gates, run.seed)
         if is_decided(results):
