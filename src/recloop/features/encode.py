@@ -151,20 +151,14 @@ def encode(
 def _encoded_states(
     spec: FeatureSpec, fields: FieldCodes, vocabulary: Vocabulary, states: StateBatch
 ) -> tuple[_History, np.ndarray, list[str]]:
-    """Return history, codes of user features and names of context columns.
+    """Return history, codes of user features and names of context columns."""
 
-    A batch of one keeps them.
-    """
-    key = ("encoded", vocabulary.serial)
-    known = states.derived.get(key)
-    if known is None:
-        user_codes, described = attribute_codes("user", spec, fields, states.attributes)
+    def encoded() -> tuple[_History, np.ndarray, list[str]]:
+        codes, described = attribute_codes("user", spec, fields, states.attributes)
         names = _column_names(described) + [f"context.{name}" for name in spec.context]
-        known = _encoded_history(vocabulary, states), user_codes.astype(np.int32), names
-        if len(states) == 1:
-            states.derived[key] = known
-    history, codes, names = known
-    return history, codes, names
+        return _encoded_history(vocabulary, states), codes.astype(np.int32), names
+
+    return states.kept(("encoded", vocabulary.serial), encoded)
 
 
 def _encoded_history(vocabulary: Vocabulary, states: StateBatch) -> _History:

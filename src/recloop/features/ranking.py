@@ -176,12 +176,9 @@ class FeatureSpace:
     def _profiles(self, encoded: EncodedBatch, queries: slice, key: object) -> UserProfiles:
         if key is None or len(encoded) > 1:
             return UserProfiles.of(encoded, queries, self._statistics, self._timezone)
-        kept: UserProfiles | None = encoded.states.derived.get(("profile", key))
-        if kept is None:
-            kept = encoded.states.derived["profile", key] = UserProfiles.of(
-                encoded, queries, self._statistics, self._timezone
-            )
-        return kept
+        return encoded.states.kept(
+            ("profile", key), lambda: UserProfiles.of(encoded, queries, self._statistics, self._timezone)
+        )
 
 
 def _put(features: np.ndarray, row: int, *values: np.ndarray | float) -> int:

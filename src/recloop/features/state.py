@@ -12,9 +12,9 @@ single events. A property-based test compares the two.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,6 +23,8 @@ from recloop.features.id_index import ItemCodes
 from recloop.features.undo import Kind, Kinds, undone_rows
 from recloop.files import AttributeValues
 from recloop.records import Use
+
+Value = TypeVar("Value")
 
 MAX_ROWS: Final = 4_096
 """A state holds the newest moments that together have at least this many rows; older moments are left out.
@@ -69,6 +71,19 @@ class StateBatch:
         """Memory of the arrays in bytes, without ``derived``."""
         arrays = (self.stamps, self.item_offsets, self.items, self.targets, self.negatives)
         return 24 * (3 * len(self) + 2) + sum(array.nbytes for array in arrays)
+
+    def kept(self, key: Hashable, compute: Callable[[], Value]) -> Value:
+        """Return what a reader computes from the states; a batch of one keeps it.
+
+        Args:
+            key: Key of the reader.
+        """
+        value: Value | None = self.derived.get(key)
+        if value is None:
+            value = compute()
+            if len(self.users) == 1:
+                self.derived[key] = value
+        return value
 
     @classmethod
     def empty(cls, users: Sequence[str], attributes: Sequence[Mapping[str, Any] | None] | None = None) -> StateBatch:
@@ -127,17 +142,17 @@ class StateBatch:
         """Digest (8 hex) of state b; equal states have equal digests in every process."""
         if len(self) > 1:
             return self.select(b).digest(0)
-        digest = self.derived.get("digest")
-        if digest is None:
-            counts = (len(self.stamps), len(self.items), len(self.negatives), int(self.positives[0]))
-            hashed = hashlib.blake2b(np.array(counts, dtype="<i8").tobytes(), digest_size=4)
-            for array in (self.stamps.astype("<i8"), self.item_offsets.astype("<i8"), self.targets.astype("u1")):
-                hashed.update(array.tobytes())
-            for codes in (self.items, self.negatives):
-                hashed.update(self.codes.hashes(codes).astype("<u8").tobytes())
-            hashed.update(msgspec.json.encode(self.attributes[0], order="sorted"))
-            digest = self.derived["digest"] = hashed.hexdigest()
-        return str(digest)
+        return self.kept("digest", self._digest)
+
+    def _digest(self) -> str:
+        counts = (len(self.stamps), len(self.items), len(self.negatives), int(self.positives[0]))
+        hashed = hashlib.blake2b(np.array(counts, dtype="<i8").tobytes(), digest_size=4)
+        for array in (self.stamps.astype("<i8"), self.item_offsets.astype("<i8"), self.targets.astype("u1")):
+            hashed.update(array.tobytes())
+        for codes in (self.items, self.negatives):
+            hashed.update(self.codes.hashes(codes).astype("<u8").tobytes())
+        hashed.update(msgspec.json.encode(self.attributes[0], order="sorted"))
+        return hashed.hexdigest()
 
     def moments(self, b: int = 0) -> list[tuple[int, list[str], list[bool]]]:
         """Moments of state b with raw ids: (stamp, items, target flags), oldest first."""

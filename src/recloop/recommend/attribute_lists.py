@@ -16,6 +16,7 @@ from recloop.features.attribute_affinity import (
     user_code_columns,
 )
 from recloop.features.encode import EncodedBatch, attribute_codes
+from recloop.recommend.attribute_groups import GroupedItems, group_numbers
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import NO_ITEMS, CandidateMask
 from recloop.recommend.mask_cache import MaskCache
@@ -33,24 +34,22 @@ NEW_FIRST: Final = 1e6
 """Score that is added to items posted after the training rows."""
 NO_SLOTS: Final = np.zeros((0, 0), dtype=np.int64)
 NO_SHARES: Final = np.zeros((0, 0), dtype=np.float32)
+N_FIRST_ITEMS: Final = 32
+"""First items of the table that are computed for a list; the others only if it reads more."""
 OUTSIDE_EVERY: Final = 10
 """One slot in so many of this stage shows an item without a row, as long as there is one."""
 
 
-class _Candidates(NamedTuple):
-    """Items of the table that are scored for a filter.
+class _Table(NamedTuple):
+    """Fields of the items of the table, by item_ix; row 0 is missing.
 
     Attributes:
-        items: (n,) ascending item_ix. prior: (n,) float32. slots, shares: (n, C).
+        slots, shares: (N+1, C). groups: (N+1,) int32, equal for items with equal slots.
     """
 
-    items: np.ndarray
-    prior: np.ndarray
     slots: np.ndarray
     shares: np.ndarray
-
-    def nbytes(self) -> int:
-        return self.items.nbytes + self.prior.nbytes + self.slots.nbytes + self.shares.nbytes
+    groups: np.ndarray
 
 
 class _OutsideOrder(NamedTuple):
@@ -74,8 +73,9 @@ class AttributeLists:
     def __init__(self, bundle: Bundle, affinity: AttributeAffinity) -> None:
         self._bundle = bundle
         self._affinity = affinity
+        self._key = ("attributes", bundle.items.ids.serial, bundle.id)
         self._users, self._items = (FieldColumns.of(side, bundle.spec, bundle.fields) for side in ("user", "item"))
-        self._candidates: MaskCache[_Candidates] = MaskCache(self._most_popular, CANDIDATE_BYTES, _Candidates.nbytes)
+        self._candidates: MaskCache[GroupedItems] = MaskCache(self._most_popular, CANDIDATE_BYTES, GroupedItems.nbytes)
         self._outside = OutsideItems(bundle, self._outside_slots)
 
     def best(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:
@@ -113,7 +113,7 @@ class AttributeLists:
         Most lists have fewer free slots, so the items outside the table are ordered when one is due.
         """
         ids = self._bundle.items.ids.ids
-        table = iter(self._best_of_table(profile, allowed, b).tolist())
+        table = self._best_of_table(profile, allowed, b)
         outside = self._due_outside(profile, catalog, allowed, b)
         n_slots = 0
         while True:
@@ -131,26 +131,30 @@ class AttributeLists:
 
     def _profile(self, encoded: EncodedBatch, b: int, strengths: np.ndarray | None = None) -> np.ndarray:
         """(1+V,) profile of query b by its user fields and recent items."""
+        key = (self._key, b, strengths is None)
+        return encoded.states.kept(key, lambda: self._new_profile(encoded, b, strengths))
+
+    def _new_profile(self, encoded: EncodedBatch, b: int, strengths: np.ndarray | None) -> np.ndarray:
         affinity = self._affinity
         codes = encoded.context[b : b + 1, user_code_columns(tuple(encoded.context_names))]
         user_slots = affinity.user_slots[self._users.numbers(codes)]
         uses_recent = (affinity.strengths if strengths is None else strengths)[1] > 0
         recent = recent_items(encoded, b) if uses_recent else NO_ITEMS
-        slots, shares = self._table if len(recent) else (NO_SLOTS, NO_SHARES)
+        slots, shares = self._table[:2] if len(recent) else (NO_SLOTS, NO_SHARES)
         return affinity.profile(
             user_slots[0], self._users.shares(user_slots)[0], slots[recent], shares[recent], strengths
         )
 
-    def _best_of_table(self, profile: np.ndarray, allowed: CandidateMask, b: int) -> np.ndarray:
+    def _best_of_table(self, profile: np.ndarray, allowed: CandidateMask, b: int) -> Iterator[int]:
+        """Yield the best `DEPTH` items of the table.
+
+        Most lists read few, so the first are computed alone.
+        """
         candidates = self._candidates.get(allowed.table)
-        items = candidates.items
-        scores = candidates.prior + scores_of(profile, candidates.slots, candidates.shares)
-        banned = allowed.banned[b]
-        if len(banned):
-            is_kept = ~np.isin(items, banned)
-            items, scores = items[is_kept], scores[is_kept]
-        best: np.ndarray = items[best_rows(scores, DEPTH)]
-        return best
+        first = candidates.best(profile, N_FIRST_ITEMS, allowed.banned[b])
+        yield from first.tolist()
+        if len(first) == N_FIRST_ITEMS:
+            yield from candidates.best(profile, DEPTH, allowed.banned[b])[N_FIRST_ITEMS:].tolist()
 
     def _best_outside(self, profile: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Sequence[str]:
         """Return items outside the table, those posted after training first.
@@ -175,29 +179,28 @@ class AttributeLists:
         prior = self._affinity.outside_prior(slots, shares)
         return _OutsideOrder(newest, slots, shares, prior, first_seq[newest] > self._bundle.learned.until_seq)
 
-    def _most_popular(self, table: TableMask) -> _Candidates:
-        """Return the most popular items that a mask allows, ascending."""
+    def _most_popular(self, table: TableMask) -> GroupedItems:
+        """Return the most popular items that a mask allows."""
         order = self._bundle.arrays["popular"]
         items = np.sort(order[table.mask[order]][:MAX_CANDIDATES])
-        slots, shares = self._table
-        return _Candidates(items, self._affinity.prior[items], slots[items], shares[items])
+        fields = self._table
+        return GroupedItems.of(items, fields.groups, self._affinity.prior, fields.slots, fields.shares)
 
     @property
-    def _table(self) -> tuple[np.ndarray, np.ndarray]:
-        """Slots (N+1, C) and shares of the table's items, computed at their first use."""
-        table: tuple[np.ndarray, np.ndarray] = self._bundle.shared("attribute_slots", self._table_slots)
+    def _table(self) -> _Table:
+        """Fields of the table's items, computed at their first use."""
+        table: _Table = self._bundle.shared("attribute_slots", self._fields_of_table)
         return table
 
     def warm_up(self) -> None:
         """Compute what a list needs now instead of at the first one."""
-        self._bundle.shared("attribute_slots", self._table_slots)
+        self._bundle.shared("attribute_slots", self._fields_of_table)
 
-    def _table_slots(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the slots (N+1, C) and shares of the table's items; row 0 is missing."""
+    def _fields_of_table(self) -> _Table:
         bundle = self._bundle
         codes = attribute_codes("item", bundle.spec, bundle.fields, [None, *bundle.items.attributes])[0]
         slots = self._affinity.item_slots[self._items.numbers(codes)]
-        return slots, self._items.shares(slots)
+        return _Table(slots, self._items.shares(slots), group_numbers(slots, len(self._affinity.value_prior)))
 
     def _outside_slots(self, codes: np.ndarray) -> np.ndarray:
         """(n, 2C) float32: slots and shares of field codes (n, C)."""

@@ -289,7 +289,8 @@ class Catalog:
                 condition = self._columns.compile(text, key)
             except UserError as error:
                 condition = error
-        self._conditions.put(text, (condition, end), CONDITION_BYTES + 20 * len(text))
+        if condition is not earlier or checked_at != end:
+            self._conditions.put(text, (condition, end), CONDITION_BYTES + 20 * len(text))
         if isinstance(condition, UserError):
             raise condition.with_traceback(None)
         return condition

@@ -5,7 +5,6 @@ A list does not depend on its batch. What depends on a user's past alone is kept
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,17 +38,6 @@ Ranked = tuple[np.ndarray, np.ndarray]
 """Items (item_ix) and scores of one query, descending, before the filters."""
 
 
-def kept(encoded: EncodedBatch, key: Hashable, compute: Callable[[EncodedBatch], Ranked]) -> Ranked:
-    """Return the ranking of a batch of one.
-
-    Its state keeps it until the user's next event.
-    """
-    ranked: Ranked | None = encoded.states.derived.get(key)
-    if ranked is None:
-        ranked = encoded.states.derived[key] = compute(encoded)
-    return ranked
-
-
 def first_allowed(ranked: Ranked, allowed: CandidateMask, workspace: Workspace, depth: int) -> TopK:
     """Return the first allowed items of a ranking as the list of a batch of one.
 
@@ -58,9 +46,9 @@ def first_allowed(ranked: Ranked, allowed: CandidateMask, workspace: Workspace, 
     items, scores = ranked
     if len(items) and not (allowed.is_all and not len(allowed.banned[0])):
         n_first = ROWS_PER_SLOT * depth
-        rows = np.flatnonzero(workspace.is_allowed(items[:n_first], allowed, 0))
+        rows = workspace.is_allowed(items[:n_first], allowed, 0).nonzero()[0]
         if len(rows) < depth and n_first < len(items):
-            rows = np.flatnonzero(workspace.is_allowed(items, allowed, 0))
+            rows = workspace.is_allowed(items, allowed, 0).nonzero()[0]
         rows = rows[:depth]
         return TopK.of_one(items[rows], scores[rows], depth)
     return TopK.of_one(items[:depth], scores[:depth], depth)
@@ -121,7 +109,8 @@ class HistorySource:
         if not len(encoded.items):
             return TopK.empty(len(encoded), depth)
         if len(encoded) == 1:
-            return first_allowed(kept(encoded, self._key, self._ranked), allowed, self._workspace, depth)
+            ranked = encoded.states.kept(self._key, lambda: self._ranked(encoded))
+            return first_allowed(ranked, allowed, self._workspace, depth)
         recalled = TopK.empty(len(encoded), depth)
         weights = self._row_weights(encoded)
         for span in count_batches.steps(len(encoded)):
@@ -176,10 +165,7 @@ class BuyAgainSource:
 
     def _own_items(self, encoded: EncodedBatch) -> OwnItems:
         """Return the items of a batch of one, which its state keeps until the next event."""
-        own: OwnItems | None = encoded.states.derived.get(self._key)
-        if own is None:
-            own = encoded.states.derived[self._key] = OwnItems.of(encoded, slice(0, 1))
-        return own
+        return encoded.states.kept(self._key, lambda: OwnItems.of(encoded, slice(0, 1)))
 
 
 @dataclass(frozen=True)
@@ -251,7 +237,8 @@ class NeighbourSource:
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         if len(encoded) == 1:
-            return first_allowed(kept(encoded, self._key, self._ranked), allowed, self._workspace, depth)
+            ranked = encoded.states.kept(self._key, lambda: self._ranked(encoded))
+            return first_allowed(ranked, allowed, self._workspace, depth)
         recalled = TopK.empty(len(encoded), depth)
         for span in count_batches.steps(len(encoded)):
             items, weights, offsets = self._recent_items_of_batch(encoded, span)

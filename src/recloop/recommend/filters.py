@@ -141,11 +141,7 @@ def _banned(vocabulary: Vocabulary, encoded: EncodedBatch, b: int, query: Query,
 
 def _seen(vocabulary: Vocabulary, encoded: EncodedBatch) -> np.ndarray:
     """(n,) ascending item_ix of the targets of a batch of one; its state keeps them."""
-    key = ("seen", vocabulary.serial)
-    seen: np.ndarray | None = encoded.states.derived.get(key)
-    if seen is None:
-        seen = encoded.states.derived[key] = np.unique(encoded.items[encoded.targets])
-    return seen
+    return encoded.states.kept(("seen", vocabulary.serial), lambda: np.unique(encoded.items[encoded.targets]))
 
 
 def _banned_ids(

@@ -59,12 +59,12 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
     """
     size = next(iter(recalled.values())).items.shape[0]
     names = source_names(recalled)
-    fused = FusedTopK.empty(size, k, names)
     sources = tuple(source for source in names if source in recalled and weights.get(source, 0.0) > 0)
+    if len(sources) == 1 and size:
+        return _single(recalled[sources[0]], names, names.index(sources[0]), weights[sources[0]], constant, k)
+    fused = FusedTopK.empty(size, k, names)
     if not sources or not size:
         return fused
-    if len(sources) == 1:
-        return _single(fused, recalled[sources[0]], names.index(sources[0]), weights[sources[0]], constant)
     lists = [recalled[source].items for source in sources]
     slots = _slots(
         tuple((names.index(source), float(weights[source])) for source in sources),
@@ -81,27 +81,35 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
     return fused
 
 
-def _single(fused: FusedTopK, recalled: TopK, number: int, weight: float, constant: float) -> FusedTopK:
-    """Write the list of the only source into ``fused``: its order, scored by rank."""
-    width = min(fused.items.shape[1], recalled.items.shape[1])
+def _single(recalled: TopK, names: tuple[str, ...], number: int, weight: float, constant: float, k: int) -> FusedTopK:
+    """Return the list of the only source: its order, scored by rank."""
+    if len(recalled.items) == 1 and recalled.items.shape[1] >= k and recalled.items[0, k - 1]:  # no empty slot
+        scores, numbers = _scores_by_rank(weight, constant, k), _numbers(number, k)
+        return FusedTopK(recalled.items[:, :k], scores[None], numbers, names=names)
+    fused = FusedTopK.empty(len(recalled.items), k, names)
+    width = min(k, recalled.items.shape[1])
     items = recalled.items[:, :width]
-    scores = _scores_by_rank(weight, constant, width)
-    if len(items) == 1:
-        n_items = np.count_nonzero(items)
-        fused.items[0, :n_items], fused.scores[0, :n_items] = items[0, :n_items], scores[:n_items]
-        fused.sources[0, :n_items] = number
-        return fused
     is_item = items > 0
     fused.items[:, :width] = items
-    fused.scores[:, :width] = np.where(is_item, scores, np.float32(-np.inf))
+    fused.scores[:, :width] = np.where(is_item, _scores_by_rank(weight, constant, width), np.float32(-np.inf))
     fused.sources[:, :width] = np.where(is_item, np.int8(number), np.int8(-1))
     return fused
 
 
 @lru_cache(maxsize=256)
+def _numbers(number: int, width: int) -> np.ndarray:
+    """Return a list (1, width) int8 of one source."""
+    numbers = np.full((1, width), number, dtype=np.int8)
+    numbers.flags.writeable = False
+    return numbers
+
+
+@lru_cache(maxsize=256)
 def _scores_by_rank(weight: float, constant: float, width: int) -> np.ndarray:
     """Return the scores (width,) float32 of a single source's ranks."""
-    return (weight / (constant + 1.0 + np.arange(width))).astype(np.float32)
+    scores: np.ndarray = (weight / (constant + 1.0 + np.arange(width))).astype(np.float32)
+    scores.flags.writeable = False
+    return scores
 
 
 @lru_cache(maxsize=256)

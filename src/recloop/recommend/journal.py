@@ -15,28 +15,25 @@ class Journal:
 
     Attributes:
         start: Position of the oldest entry that is kept.
+        end: Position after the newest change.
     """
 
     def __init__(self) -> None:
-        self.start = 0
+        self.start = self.end = 0
         self._changes: list[tuple[int, Item | None]] = []
         self._n_rows = 0
-
-    @property
-    def end(self) -> int:
-        """Position after the newest change."""
-        return self.start + len(self._changes)
 
     def copy(self) -> Journal:
         """Return a journal of the same changes and positions; later ones are not in it."""
         journal = Journal()
-        journal.start, journal._n_rows = self.start, self._n_rows
+        journal.start, journal.end, journal._n_rows = self.start, self.end, self._n_rows
         journal._changes = self._changes.copy()
         return journal
 
     def add(self, row: int, previous: Item | None) -> None:
         """Record a change of a row and its version before."""
         self._changes.append((row, previous))
+        self.end += 1
         self._n_rows = max(self._n_rows, row + 1)
         if len(self._changes) > max(MAX_ENTRIES, self._n_rows // 4):
             n_dropped = len(self._changes) // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,13 @@ def own_cold_items(
 
     Those of most moments are first, then those of the newest row. An item that the catalog lacks or hides is left out.
     """
+    ids = encoded.states.kept(("own cold items", vocabulary.serial, b), lambda: _cold_items(vocabulary, encoded, b))
+    shown = (item_id for item_id in ids if allowed.allows_id(b, item_id) and catalog.shows(item_id, allowed.text))
+    return [*islice(shown, n)] if ids else ids
+
+
+def _cold_items(vocabulary: Vocabulary, encoded: EncodedBatch, b: int) -> list[str]:
+    """Return the items without a row that query b took in several moments, best first."""
     states = encoded.states
     rows = slice(*states.item_offsets[states.moment_offsets[b : b + 2]].tolist())
     if rows.stop - rows.start == encoded.row_offsets[b + 1] - encoded.row_offsets[b]:  # all rows are in the table
@@ -30,15 +38,9 @@ def own_cold_items(
     is_outside = states.targets[rows] & (states.codes.table_rows(vocabulary)[codes] == 0)
     taken, newest, n_moments = _last_and_count(codes[is_outside])
     several = np.flatnonzero(n_moments >= MIN_MOMENTS)
-    ids = states.names[taken[several]].tolist()
-    rank = {item_id: (-n_moments[row], -newest[row]) for item_id, row in zip(ids, several, strict=True)}
-    listed: list[str] = []
-    for item_id in sorted(ids, key=rank.__getitem__):
-        if len(listed) == n:
-            break
-        if allowed.allows_id(b, item_id) and catalog.shows(item_id, allowed.text):
-            listed.append(item_id)
-    return listed
+    several = several[np.lexsort((-newest[several], -n_moments[several]))]
+    ids: list[str] = states.names[taken[several]].tolist()
+    return ids
 
 
 def _last_and_count(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

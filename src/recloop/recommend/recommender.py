@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -359,7 +360,7 @@ class Recommender:
             for source in selected
             if source in self.scorers
         }
-        if any(np.isnan(top_k.scores).any() for top_k in recalled.values()):
+        if any(math.isnan(np.vdot(top_k.scores, top_k.scores)) for top_k in recalled.values()):
             raise FloatingPointError("a source gave scores that are not numbers")
         return recalled or {"popular": self.scorers["popular"].best(encoded, allowed, depths.get("popular", DEPTH))}
 
