@@ -13,7 +13,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-NETWORKS = ("models.gru4rec", "models.layers", "models.neumf", "models.pooling", "models.sasrec", "models.two_tower")
+NETWORKS = (
+    "models.attention", "models.gru4rec", "models.layers", "models.neumf", "models.pooling", "models.sasrec",
+    "models.two_tower",
+)  # fmt: skip
 TRAINING = (
     "training", "loop", "pipeline", "api", "demo", "testing", "cli", "__main__", *NETWORKS,
 )  # fmt: skip

@@ -64,6 +64,12 @@ class TestTwoTower(ModelContract):
 
 
 @pytest.mark.slow
+class TestTwoTowerOfSequences(ModelContract):
+    model = "two_tower"
+    settings = (*ModelContract.settings, "model.user=sequence")
+
+
+@pytest.mark.slow
 class TestNeuMF(ModelContract):
     model = "neumf"
     settings = ("train.epochs=20", "train.time_budget=1h", "train.lr=3e-3")  # an MLP starts without item embeddings

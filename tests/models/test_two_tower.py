@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnxruntime as ort
 import polars as pl
 import pytest
 import torch
 
+from recloop.errors import UserError
 from recloop.models.base import TrainData, load_model
 from recloop.models.two_tower import TwoTower
 from recloop.recommend.recommender import Recommender
@@ -16,10 +18,12 @@ from recloop.records import ITEM_ID, Query
 from recloop.simulation.shop import SimulatedShop
 from recloop.testing import Fitted, fit_on_world
 from recloop.testing.states import UserActs, states_of
+from recloop.training.export import user_graph
 from recloop.training.losses import weighted
 from recloop.training.sampled_losses import PairScores, SampledItems, ss_logq
 
 D, N = 16, 20
+USERS = pytest.mark.parametrize("user", ["pooled", "sequence"])
 
 
 def made(**options: object) -> TwoTower:
@@ -54,6 +58,38 @@ def test_two_tower_moment_output_equals_the_user_at_that_time() -> None:
         torch.testing.assert_close(ends[moment], then[0], rtol=0, atol=1e-5)
 
 
+def test_two_tower_sequence_user_is_that_of_the_newest_moment_and_depends_on_order() -> None:
+    network = made(user="sequence")
+    history, moments, mask, context = window(2, 3, 1)
+    user = network.forward_user(history, moments, mask, context[:, 0])
+    ends = network.forward_moments(history, moments, mask, context)[0]
+    torch.testing.assert_close(ends[0], user[0], rtol=0, atol=1e-5)
+    other_order = network.forward_user(history[:, [2, 3, 4, 0, 1, 5]], *window(3, 2, 1)[1:3], context[:, 0])
+    assert (other_order - user).abs().max() > 1e-3
+    changed = history.clone()
+    changed[0, 5] += torch.linspace(-1, 1, D) ** 3  # the newest moment is unknown to the earlier ones
+    after = network.forward_moments(changed, moments, mask, context)[0]
+    assert ((after - ends).abs().amax(1) > 1e-5).tolist() == [True, False, False]
+
+
+def test_two_tower_sequence_heads_must_divide_the_width() -> None:
+    with pytest.raises(UserError, match=r"model\.heads"):
+        made(user="sequence", heads=3)
+
+
+@pytest.mark.slow  # seconds of export
+@USERS
+def test_two_tower_graph_equals_torch_for_any_length(user: str) -> None:
+    network = made(user=user)
+    session = ort.InferenceSession(user_graph(network, D, 1), providers=["CPUExecutionProvider"])
+    for sizes in ((1,), (2, 3, 1), (1,) * 12):
+        history, moments, mask, context = window(*sizes)
+        feeds = {"history": history, "moments": moments, "mask": mask, "context": context[:, 0]}
+        found = session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})[0]
+        expected = network.forward_user(**feeds).detach().numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
 def test_two_tower_score_is_a_cosine_over_tau() -> None:
     network = made()
     history, moments, mask, context = window(1, 1)
@@ -63,8 +99,9 @@ def test_two_tower_score_is_a_cosine_over_tau() -> None:
     assert user.norm().item() == pytest.approx(1 / 0.05, rel=1e-5)
 
 
-def test_two_tower_without_history_uses_the_context_only() -> None:
-    network = made()
+@USERS
+def test_two_tower_without_history_uses_the_context_only(user: str) -> None:
+    network = made(user=user)
     history, moments, mask, _ = window(1)
     codes = torch.tensor([[2]])
     none = network.forward_user(history, moments, torch.zeros_like(mask), codes)
@@ -72,8 +109,9 @@ def test_two_tower_without_history_uses_the_context_only() -> None:
     torch.testing.assert_close(none, other)
 
 
-def test_two_tower_late_row_does_not_change_earlier_outputs() -> None:
-    network = made()
+@USERS
+def test_two_tower_late_row_does_not_change_earlier_outputs(user: str) -> None:
+    network = made(user=user)
     history, moments, mask, context = window(1, 1, 1)
     arrived = torch.ones(1, 3, 3, dtype=torch.bool)
     arrived[0, 1, 0] = False

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recloop.models.attention import Block
 from recloop.models.layers import FieldEmbedding, embedding
-from recloop.models.sasrec import Block, SASRec
+from recloop.models.sasrec import SASRec
 from recloop.training.export import user_graph
 
 DIM = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pydantic
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recloop.models.attention import AttentionEncoder
 from recloop.models.base import TrainData
 from recloop.models.layers import SequenceModel
 from recloop.models.pooling import TimeDecayPooling
@@ -19,13 +20,14 @@ MIN_TEMPERATURE = 0.01
 """Lower bound of the learned temperature."""
 
 
-class TwoTower(SequenceModel):
+class TwoTower(AttentionEncoder, SequenceModel):
     """Two towers with MLPs and a learned temperature.
 
     Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019. The item
-    tower is an MLP over the sum of the item's row and its fields. The user tower is an MLP over the time-decayed mean of
-    the history's item vectors plus user and request fields. The score is their cosine / tau; tau is learned and starts at
-    0.05. Training drops the row of a share ``alone`` of items and the history of the same share of windows. The towers
+    tower is an MLP over the sum of the item's row and its fields. The user tower is an MLP over a vector of the history
+    plus user and request fields: the time-decayed mean of its item vectors (``pooled``), or the newest moment after blocks
+    of self-attention as in SASRec (``sequence``). The score is their cosine / tau; tau is learned and starts at 0.05.
+    Training drops the row of a share ``alone`` of items and the history of the same share of windows. The towers
     thus learn to rank users and items without history by attributes (the fallback ``attributes``).
 
     ``train.loss = "auto"`` is ``ss_logq`` over `draw` (docs/definitions/losses.md).
@@ -36,29 +38,45 @@ class TwoTower(SequenceModel):
     class Config(SequenceModel.Config):
         """Options.
 
-        ``hidden``: width of the MLPs. ``uniform``: negative items drawn per step in addition to the batch's targets.
-        ``alone``: share of items and windows reduced to attributes in training. ``dropout``: dropout inside the MLPs.
+        ``user``: vector of a history. ``hidden``: width of the MLPs. ``uniform``: negative items drawn per step in addition
+        to the batch's targets. ``alone``: share of items and windows reduced to attributes in training. ``dropout``: share
+        dropped inside MLPs and blocks. ``blocks`` of attention with ``heads`` each, a divisor of ``features.dim``, for
+        ``sequence``. ``dropout_after``: epochs of a full run before the dropout of the blocks starts.
         """
 
+        user: Literal["pooled", "sequence"] = "pooled"
         hidden: int = pydantic.Field(128, ge=1)
         uniform: int = pydantic.Field(512, ge=1)
         alone: float = pydantic.Field(0.1, ge=0, lt=1)
         dropout: float = pydantic.Field(0.1, ge=0, lt=1)
+        blocks: int = pydantic.Field(2, ge=1)
+        heads: int = pydantic.Field(2, ge=1)
+        dropout_after: int = pydantic.Field(4, ge=0)
 
     default_loss: ClassVar[str] = "ss_logq"
 
     search_space: ClassVar[SearchSpace] = {
         **SEQUENCE_SPACE,
+        "model.user": Choice(("pooled", "sequence")),
         "model.hidden": Range(64, 256, step=64),
         "model.uniform": Choice((256, 512, 1024, 2048)),
         "model.dropout": Range(0.0, 0.5, step=0.1),
     }
 
-    def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - a mean has no positions
-        """Build the tables and both MLPs: N items, fields of items, users and requests."""
+    def build(self, data: TrainData, dim: int, history: int) -> None:
+        """Build the tables, both MLPs and the reader of a history.
+
+        Raises:
+            UserError: the number of heads does not divide the width.
+        """
+        config = self.config
         self.make_tables(data, dim)
-        self.item_tower, self.user_tower = (Tower(dim, self.config.hidden, self.config.dropout) for _ in range(2))
-        self.pool = TimeDecayPooling()
+        self.item_tower, self.user_tower = (Tower(dim, config.hidden, config.dropout) for _ in range(2))
+        self.is_sequence = config.user == "sequence"
+        if self.is_sequence:
+            self.make_blocks("vanilla", config.blocks, config.heads, dim, history, config.dropout)
+        else:
+            self.pool = TimeDecayPooling()
         self.log_tau = nn.Parameter(torch.tensor([0.05]).log())
         self.share: Tensor  # (N,) share of each item among the drawn training targets
         share = torch.from_numpy(data.target_share()[1:].astype(np.float32))
@@ -87,16 +105,18 @@ class TwoTower(SequenceModel):
         Returns:
             (B, D)
         """
-        return self._user(self.pool.pool_user(history, moments, mask), context)
+        read = self.newest if self.is_sequence else self.pool.pool_user
+        return self._user(read(history, moments, mask), context)
 
     def forward_moments(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
         """Vector of the user after each moment, in training (`recloop.training.network`)."""
-        mean = self.pool.pool_moments(history, moments, mask, context.shape[1], arrived)  # (B, M, D)
+        read = self.ends if self.is_sequence else self.pool.pool_moments
+        vectors = read(history, moments, mask, context.shape[1], arrived)  # (B, M, D)
         if self.training:
-            mean = mean * self._kept(len(mean), mean)[:, None, None]
-        return self._user(mean, context)
+            vectors = vectors * self._kept(len(vectors), vectors)[:, None, None]
+        return self._user(vectors, context)
 
     def draw_negatives(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the negatives of a step, (m,), and return the expected count m q_j of each.
@@ -110,11 +130,11 @@ class TwoTower(SequenceModel):
         ids = torch.cat([targets, uniform])
         return ids, len(targets) * self.share[ids] + self.config.uniform / size
 
-    def _user(self, mean: Tensor, context: Tensor) -> Tensor:
-        """(..., D) pooled history and (..., C) codes -> (..., D) of length 1 / tau."""
+    def _user(self, vectors: Tensor, context: Tensor) -> Tensor:
+        """(..., D) vectors of histories and (..., C) codes -> (..., D) of length 1 / tau."""
         tau = self.log_tau.exp().clamp(min=MIN_TEMPERATURE)
-        vectors: Tensor = F.normalize(self.user_tower(mean + self.context(context)), dim=-1) / tau
-        return vectors
+        users: Tensor = F.normalize(self.user_tower(vectors + self.context(context)), dim=-1) / tau
+        return users
 
     def _kept(self, size: int, like: Tensor) -> Tensor:
         """(size,) mask: 1, or 0 for the dropped share ``alone``."""
