@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recloop.models.base import TrainData
-from recloop.models.layers import SequenceModel
+from recloop.models.layers import Dropout, SequenceModel
 from recloop.models.search_space import SEQUENCE_SPACE, Range, SearchSpace
 
 
@@ -30,23 +30,27 @@ class GRU4Rec(SequenceModel):
     class Config(SequenceModel.Config):
         """Options.
 
-        ``layers`` of ``hidden`` units. ``dropout``: share of inputs and states dropped in training.
+        ``layers`` of ``hidden`` units. ``embedding_dropout``, ``dropout``: shares of input vectors and of states dropped
+        in training. ``dropout_after``: epochs of a full run before both start.
         """
 
         layers: int = pydantic.Field(1, ge=1)
         hidden: int = pydantic.Field(100, ge=1)
+        embedding_dropout: float = pydantic.Field(0.2, ge=0, lt=1)
         dropout: float = pydantic.Field(0.2, ge=0, lt=1)
+        dropout_after: int = pydantic.Field(4, ge=0)
 
     search_space: ClassVar[SearchSpace] = {
         **SEQUENCE_SPACE,
         "model.hidden": Range(50, 250, step=50),
+        "model.embedding_dropout": Range(0.0, 0.5, step=0.1),
         "model.dropout": Range(0.0, 0.5, step=0.1),
     }
 
     def build(self, data: TrainData, dim: int, history: int) -> None:  # noqa: ARG002 - no table counts positions
         """Build the tables: N items, fields; a recurrent network needs no positions."""
         self.make_tables(data, dim)
-        self.dropout = nn.Dropout(self.config.dropout)
+        self.embedding_dropout, self.dropout = Dropout(self.config.embedding_dropout), Dropout(self.config.dropout)
         self.gru = nn.GRU(dim, self.config.hidden, self.config.layers, batch_first=True)
         self.out = nn.Linear(self.config.hidden, dim)
         self.norm = nn.LayerNorm(dim)
@@ -95,7 +99,7 @@ class GRU4Rec(SequenceModel):
         step = torch.arange(size, device=mask.device)[None, :, None]  # (1, M, 1)
         member = (moment_number[:, None, :] == step).to(history.dtype) * token_weights[:, None, :]  # (B, M, T)
         mean = member @ history / member.sum(2, keepdim=True).clamp(min=1)  # (B, M, D)
-        states = _run(self.gru, self.dropout(mean * math.sqrt(history.shape[2])))  # (B, M, H)
+        states = _run(self.gru, self.embedding_dropout(mean * math.sqrt(history.shape[2])))  # (B, M, H)
         projected: Tensor = self.norm(self.out(self.dropout(states)))
         return projected, count
 
