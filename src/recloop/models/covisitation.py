@@ -9,7 +9,7 @@ import pydantic
 import scipy.sparse as sp
 
 from recloop.models.base import ModelConfig, TrainData, decay_at
-from recloop.models.neighbour_rows import in_blocks, largest, narrow, products
+from recloop.models.neighbour_rows import Factors, in_blocks, largest, narrow
 
 LAG_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 RECENT_WEIGHTS = (1.0, 0.6, 0.4, 0.25, 0.2)
@@ -62,7 +62,7 @@ class CoVisitation:
         """
         size = data.n_items + 1
         moment_items = _moment_items(data.items, data.moment_offsets, size)
-        decayed = sp.csr_array(sp.diags_array(data.decay(self.config.half_life)) @ moment_items)
+        decayed = _weighted(moment_items, data.decay(self.config.half_life))
         following = narrow(_following(decayed, data.moment_user, self.config.lags))
         item_moments = narrow(sp.csr_array(moment_items.T))
         together = [
@@ -70,20 +70,16 @@ class CoVisitation:
             *([(item_moments, narrow(self.config.same * decayed))] if self.config.same else []),
         ]
 
-        def neighbours(rows: slice) -> sp.csr_array:
-            block = sp.csr_array(item_moments[rows] @ following)
-            for by_item, baskets in together:
-                pairs = sp.csr_array(by_item[rows] @ baskets)
+        def neighbours(rows: slice, counts: list[sp.csr_array]) -> sp.csr_array:
+            block, *all_pairs = counts
+            for pairs in all_pairs:
                 pairs.setdiag(0.0, k=rows.start)  # an item is not its own neighbour in a basket
                 block = sp.csr_array(block + pairs)
                 block.eliminate_zeros()
             sums = np.asarray(block.sum(axis=1)).ravel() + self.config.shrink
             return largest(block, self.config.width, sums)
 
-        n_products = products(item_moments, following)
-        for factors in together:
-            n_products = n_products + products(*factors)
-        return in_blocks(n_products, neighbours)
+        return in_blocks([(item_moments, following), *together], neighbours)
 
 
 def _moment_items(items: np.ndarray, offsets: np.ndarray, size: int) -> sp.csr_array:
@@ -102,7 +98,13 @@ def _moment_items(items: np.ndarray, offsets: np.ndarray, size: int) -> sp.csr_a
     return sp.csr_array((np.ones(len(items)), items, offsets), shape=(len(lengths), size))
 
 
-def _guest_pairs(data: TrainData, half_life: float | None, weight: float) -> list[tuple[sp.csr_array, sp.csr_array]]:
+def _weighted(moment_items: sp.csr_array, weights: np.ndarray) -> sp.csr_array:
+    """Multiply the items (M, N+1) of each moment by its weight (M,)."""
+    values = np.repeat(weights, np.diff(moment_items.indptr))
+    return sp.csr_array((values, moment_items.indices, moment_items.indptr), shape=moment_items.shape)
+
+
+def _guest_pairs(data: TrainData, half_life: float | None, weight: float) -> list[Factors]:
     """Factors (N+1, M) and (M, N+1) of the pair counts of guest baskets.
 
     The list is empty without baskets.
@@ -111,7 +113,7 @@ def _guest_pairs(data: TrainData, half_life: float | None, weight: float) -> lis
         return []
     baskets = _moment_items(data.guests.items, data.guests.offsets, data.n_items + 1)
     decay = weight * decay_at(data.guests.stamps, data.cut, half_life)
-    return [(sp.csr_array(baskets.T), sp.csr_array(sp.diags_array(decay) @ baskets))]
+    return [(narrow(sp.csr_array(baskets.T)), narrow(_weighted(baskets, decay)))]
 
 
 def _following(moment_items: sp.csr_array, user: np.ndarray, lags: tuple[float, ...]) -> sp.csr_array:

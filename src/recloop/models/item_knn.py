@@ -9,7 +9,7 @@ import pydantic
 import scipy.sparse as sp
 
 from recloop.models.base import ModelConfig, TrainData, user_items
-from recloop.models.neighbour_rows import in_blocks, largest, narrow, products
+from recloop.models.neighbour_rows import in_blocks, largest, narrow
 from recloop.models.search_space import Choice, Range, SearchSpace
 
 
@@ -47,12 +47,12 @@ class ItemKNN:
         items = narrow(sp.csr_array(users.T))
         n_users = np.sqrt(np.diff(items.indptr))  # (N+1,)
 
-        def neighbours(rows: slice) -> sp.csr_array:
-            block = sp.csr_array(items[rows] @ users)
+        def neighbours(rows: slice, counts: list[sp.csr_array]) -> sp.csr_array:
+            (block,) = counts
             row = np.repeat(np.arange(rows.start, rows.stop), np.diff(block.indptr))
             block.data /= n_users[row] * n_users[block.indices] + self.config.shrink
             block.data[row == block.indices] = 0  # an item is not its own neighbour
             block.eliminate_zeros()
             return largest(block, self.config.width, np.ones(block.shape[0]))
 
-        return in_blocks(products(items, users), neighbours)
+        return in_blocks([(items, users)], neighbours)
