@@ -31,12 +31,13 @@ def backup(
 def restore(
     source: Annotated[str, typer.Argument(metavar="FROM", help="folder of a backup")],
     to: Annotated[str, typer.Option(help="write into this new folder")],
+    stores: Annotated[str, typer.Option(help="database for log and control store, or files")] = "",
     as_json: Json = False,
 ) -> None:
     """Copy a backup into a new project folder and verify it."""
     from recloop.pipeline import backup as steps
 
-    done = steps.restore(Path(source), Path(to), ConsoleProgress())
+    done = steps.restore(Path(source), Path(to), ConsoleProgress(), stores)
     if as_json:
         print_json(done.to_json())
         return

@@ -5,6 +5,9 @@
     list     backup.json with size and SHA-256 of each file, then rename the folder into place
     restore  copy each file, compare its hash, check the stores, verify the last decisions, rename
 
+The rows of a store in a PostgreSQL database are copied into a SQLite file, as of one commit. A backup has files only, so
+it can be restored into files and into databases, whatever the project had.
+
 Locks, states and caches are not copied; the service makes them again. Files of ``[data]`` stay where they are.
 """
 
@@ -27,12 +30,13 @@ from recloop.config.store_address import without_password
 from recloop.errors import Refused, UserError
 from recloop.files import JsonTree, file_sha256, private_folder, replace_file, sync_folder
 from recloop.monitoring.verify import verify
+from recloop.pipeline import restored_stores
 from recloop.pipeline.retention import is_finished
 from recloop.progress import NullProgress, Progress
 from recloop.project import Project, open_project
 from recloop.recommend.loading import RESTART_FILE
 from recloop.records import FileFacts, iso, now
-from recloop.storage import admin_token, api_keys, audit, forgotten, rejected
+from recloop.storage import admin_token, api_keys, audit, control_database, forgotten, log_database, rejected
 from recloop.storage.audit import AuditAction, AuditEntry
 from recloop.storage.data_manifest import MANIFEST, DataManifest
 from recloop.storage.sqlite import check_pages, copy_database
@@ -41,7 +45,7 @@ FORMAT: Final = 1
 LIST_FILE: Final = "backup.json"
 FOLDERS: Final = ("data", "bundles", "reports", "tuning")
 STORES: Final = (rejected.FILE_NAME, "control.db", "decisions.db", "log.db")
-"""Stores in the order of their copies: a later one knows every row that an earlier one names."""
+"""Stores of a backup."""
 SECRETS: Final = (admin_token.FILE_NAME, api_keys.FILE_NAME, forgotten.FILE_NAME, forgotten.KEY_FILE)
 MAX_ATTEMPTS: Final = 5
 WAIT_SECONDS: Final = 1.0
@@ -96,7 +100,7 @@ def backup(project: Project, to: Path, progress: Progress | None = None) -> Back
         Refused: ``data/`` was published during each attempt.
     """
     started, progress = time.monotonic(), progress or NullProgress()
-    check_stores_inside(project)
+    check_stores(project)
     _check_target(project, to)
     created = now()
     staged = _staging(to)
@@ -124,11 +128,16 @@ def backup(project: Project, to: Path, progress: Progress | None = None) -> Back
     return _result(listed, to, started)
 
 
-def restore(source: Path, to: Path, progress: Progress | None = None) -> BackupResult:
+def restore(source: Path, to: Path, progress: Progress | None = None, stores: str = "") -> BackupResult:
     """Copy a backup into a new project folder and verify its last decisions.
 
+    Args:
+        stores: Address of a PostgreSQL database for log and control store, `restored_stores.FILES` for files of the
+            project folder, or empty for the addresses in the backup's recloop.toml.
+
     Raises:
-        UserError: ``to`` exists, ``source`` is not a backup of a known format, or a file is missing or differs.
+        UserError: ``to`` exists, ``source`` is not a backup of a known format, a file is missing or differs, or a
+            database has rows of recloop.
         Refused: a decision cannot be rebuilt from the backup.
     """
     started, progress = time.monotonic(), progress or NullProgress()
@@ -142,30 +151,33 @@ def restore(source: Path, to: Path, progress: Progress | None = None) -> BackupR
         for number, (name, facts) in enumerate(sorted(listed.files.items()), 1):
             _restore_file(source, staged, name, facts)
             progress.bar("restore", number, len(listed.files))
-        check_stores_inside(open_project(staged))
+        restored_stores.choose(staged, stores)
+        check_stores(open_project(staged))
         for name in STORES:
             check_pages(staged / "store" / name)
-        verified = _verify(open_project(staged))
+        in_files = open_project(staged, restored_stores.AS_FILES)
+        verified = _verify(in_files)
         details = {"created": iso(listed.created), "last_seq": listed.last_seq}
         entry = AuditEntry(audit.command("restore"), AuditAction.RESTORE, source.resolve().name, details, now())
-        open_project(staged).open_control().record([entry])
+        in_files.open_control().record([entry])
+        restored_stores.fill(open_project(staged), progress)
         _put_in_place(staged, to)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return _result(listed, to, started, verified)
 
 
-def check_stores_inside(project: Project) -> None:
-    """Check that every store is a file in ``store/``, because a backup has only these.
+def check_stores(project: Project) -> None:
+    """Check that every store is in a database or a file in ``store/``.
 
     Raises:
-        UserError: a store has another address.
+        UserError: a store is another file.
     """
     files = project.store_files()
     for name, address in project.config.stores:
-        if files.get(name) != project.store / f"{name}.db":
+        if files.get(name, project.store / f"{name}.db") != project.store / f"{name}.db":
             expected = f"sqlite:///store/{name}.db, because a backup copies only files in store/"
-            fix = "pg_dump for a PostgreSQL database; a copy of data/, bundles/ and store/ while serve is stopped"
+            fix = "a copy of data/, bundles/ and store/ while serve is stopped"
             raise UserError(f"stores.{name}", without_password(address), expected, fix)
 
 
@@ -210,14 +222,24 @@ def _copy_project(project: Project, staged: Path, progress: Progress) -> None:
     """Copy stores, then files."""
     private_folder(staged)
     private_folder(staged / "store")
-    for name in STORES:
-        if (project.store / name).exists():
-            copy_database(project.store / name, staged / "store" / name)
-            progress.say("backup", name)
+    _copy_stores(project, staged / "store", progress)
     names = list(_files(project))
     for number, name in enumerate(names, 1):
         _copy(project.root / name, staged / name)
         progress.bar("backup", number, len(names))
+
+
+def _copy_stores(project: Project, target: Path, progress: Progress) -> None:
+    """Copy the stores; a later one knows every row that an earlier one names."""
+    addresses = project.config.stores
+    if (project.store / rejected.FILE_NAME).exists():
+        copy_database(project.store / rejected.FILE_NAME, target / rejected.FILE_NAME)
+    progress.say("backup", "control")
+    control_database(addresses.control, project.root).copy_to(target / "control.db")
+    if project.store_files()["decisions"].exists():
+        copy_database(project.store_files()["decisions"], target / "decisions.db")
+    progress.say("backup", "log")
+    log_database(addresses.log, project.root).copy_to(target / "log.db")
 
 
 def _files(project: Project) -> Iterator[str]:
@@ -248,7 +270,7 @@ def _facts(file: Path) -> FileFacts:
 
 
 def _last_seq(staged: Path) -> int:
-    project = open_project(staged)
+    project = open_project(staged, restored_stores.AS_FILES)
     with closing(project.open_log()) as log:
         return log.last_seq()
 

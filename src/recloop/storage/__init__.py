@@ -16,13 +16,14 @@ from recloop.storage.sqlite import locate
 from recloop.storage.sqlite_database import SqliteDatabase
 
 __all__ = [
-    "ControlStore", "DecisionLog", "EventLog", "Retraction", "open_control", "open_decisions", "open_log",
+    "CONTROL_SCHEMA", "LOG_SCHEMA", "ControlStore", "DecisionLog", "EventLog", "Retraction", "control_database",
+    "log_database", "open_control", "open_decisions", "open_log",
 ]  # fmt: skip
 
 
 def open_log(url: str, root: Path, write: bool = False) -> EventLog:
     """Open the log at ``stores.log``; ``write`` requires `locks.writer_lock`."""
-    return EventLog(_database("stores.log", url, root, LOG_SCHEMA), write)
+    return EventLog(log_database(url, root), write)
 
 
 def open_decisions(url: str, root: Path, write: bool = False) -> DecisionLog:
@@ -32,7 +33,17 @@ def open_decisions(url: str, root: Path, write: bool = False) -> DecisionLog:
 
 def open_control(url: str, root: Path) -> ControlStore:
     """Open the control store at ``stores.control``; any process may write to it."""
-    return ControlStore(_database("stores.control", url, root, CONTROL_SCHEMA))
+    return ControlStore(control_database(url, root))
+
+
+def log_database(url: str, root: Path) -> Database:
+    """Return the database at ``stores.log`` without opening it."""
+    return _database("stores.log", url, root, LOG_SCHEMA)
+
+
+def control_database(url: str, root: Path) -> Database:
+    """Return the database at ``stores.control`` without opening it."""
+    return _database("stores.control", url, root, CONTROL_SCHEMA)
 
 
 def _database(key: str, url: str, root: Path, schema: StoreSchema) -> Database:

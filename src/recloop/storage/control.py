@@ -64,7 +64,7 @@ CREATE TABLE releases (
     "from" TEXT NOT NULL, "to" TEXT NOT NULL, "by" TEXT NOT NULL, reason TEXT NOT NULL, evidence TEXT NOT NULL);
 {INBOX};
 {audit.TABLE}"""
-CONTROL_SCHEMA = StoreSchema("control", SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS, VIEWS, audit.POSTGRES_COUNTER)
+CONTROL_SCHEMA = StoreSchema("control", SCHEMA, SCRIPT, PRAGMAS, MIGRATIONS, VIEWS, audit.POSTGRES_COUNTER, ("audit",))
 COLUMNS = 'generation, at, bundle, sha256, "from", "to", "by", reason, evidence'
 
 

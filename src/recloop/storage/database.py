@@ -26,6 +26,7 @@ class StoreSchema(NamedTuple):
         migrations: Statements that migrate each older version to the next.
         views: Statements that show each older version of a SQLite file as the newest one.
         postgres: Further statements for PostgreSQL only.
+        numbered: Tables that keep the largest ``id`` they ever had.
     """
 
     name: str
@@ -35,6 +36,7 @@ class StoreSchema(NamedTuple):
     migrations: Mapping[int, str]
     views: Mapping[int, str] = {}
     postgres: str = ""
+    numbered: tuple[str, ...] = ()
 
 
 class Cursor(Protocol):
@@ -57,11 +59,17 @@ class Connection(Protocol):
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Cursor:
         """Run a statement with ``?`` for each parameter."""
 
+    def stream(self, query: str, /) -> Iterator[Any]:
+        """Run a query and read its rows in parts; inside a transaction."""
+
     def insert(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Insert rows; several of them cost little more than one."""
 
     def last_id(self, table: str) -> int:
         """Return the largest ``id`` that a table ever had; 0 for none."""
+
+    def set_last_id(self, table: str, last_id: int) -> None:
+        """Keep another largest ``id`` of a table with rows."""
 
     def close(self) -> None: ...
 
@@ -113,6 +121,13 @@ class Database(ABC):
     @abstractmethod
     def close_writer(self, connection: Any) -> None:
         """Close the writing connection after a last clean-up."""
+
+    @abstractmethod
+    def copy_to(self, file: Path) -> None:
+        """Copy the store as of one commit into a new SQLite file.
+
+        Writers of the store go on. A missing store is not copied.
+        """
 
     @abstractmethod
     def release_space(self, connection: Any) -> None:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
@@ -24,9 +25,12 @@ from recloop.errors import StoreError, UserError
 from recloop.storage.database import Connection, Cursor, Database, StoreSchema
 from recloop.storage.postgres_session import Session, reason_of, server_of
 from recloop.storage.sqlite import empty_store
+from recloop.storage.store_copy import write_file
 
 MAX_READERS: Final = 4
 """Sessions of one open store that read; each costs the server a process."""
+STREAM_ROWS: Final = 10_000
+"""Rows of one part of a long read."""
 DEFAULTS: Final = {
     "application_name": "recloop", "client_encoding": "UTF8", "connect_timeout": "3", "tcp_user_timeout": "10000",
     "keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3",
@@ -73,8 +77,16 @@ class PostgresConnection:
             for row in rows:
                 copy.write_row(row)
 
+    def stream(self, query: str, /) -> Iterator[Any]:
+        with self._database.explained(), self._session.cursor(name="recloop") as cursor:
+            cursor.itersize = STREAM_ROWS
+            yield from cursor.execute(query)
+
     def last_id(self, table: str) -> int:
         return int(self.execute(f"SELECT last_id FROM {table}_counter").fetchone()[0])
+
+    def set_last_id(self, table: str, last_id: int) -> None:
+        self.execute(f"UPDATE {table}_counter SET last_id = ?", (last_id,))
 
     def run(self, script: str) -> None:
         """Run statements without parameters."""
@@ -183,6 +195,12 @@ class PostgresDatabase(Database):
 
     def close_writer(self, connection: PostgresConnection) -> None:
         connection.close()
+
+    def copy_to(self, file: Path) -> None:
+        with closing(PostgresConnection(self, READER)) as connection:
+            if self._version(connection):
+                connection.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                write_file(connection, self._schema, file)
 
     def release_space(self, connection: PostgresConnection) -> None:
         """Do nothing: the server's autovacuum reuses the space of deleted rows."""

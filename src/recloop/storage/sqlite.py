@@ -47,12 +47,19 @@ class SqliteConnection(sqlite3.Connection):
     def insert(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         self.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})", rows)
 
+    def stream(self, query: str, /) -> Iterator[Any]:
+        return iter(self.execute(query))
+
     def last_id(self, table: str) -> int:
         has_counter = self.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").fetchone()
         if not has_counter:  # an empty store in memory
             return 0
         query = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?"
         return int(self.execute(query, (table,)).fetchone()[0])
+
+    def set_last_id(self, table: str, last_id: int) -> None:
+        self.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+        self.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, last_id))
 
 
 def locate(key: str, url: str, root: Path) -> Path:

@@ -36,6 +36,10 @@ class SqliteDatabase(Database):
     def close_writer(self, connection: SqliteConnection) -> None:
         sqlite.close_writer(connection)
 
+    def copy_to(self, file: Path) -> None:
+        if self.file.exists():
+            sqlite.copy_database(self.file, file)
+
     def release_space(self, connection: SqliteConnection) -> None:
         sqlite.release_space(connection)
 
