@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,11 +44,53 @@ def test_openapi_operations_document_headers_and_405(openapi_document: dict[str,
             assert named <= set(headers)
 
 
-@pytest.mark.parametrize(("method", "path"), [("DELETE", "/v1/users"), ("PUT", "/v1/status"), ("GET", "/v1/events")])
-def test_other_method_is_405_with_allow(client: httpx.Client, method: str, path: str) -> None:
-    answer = client.request(method, path)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
-    assert answer.headers["Allow"] in answer.json()["error"]["expected"]
+BODIES: tuple[dict[str, Any], ...] = (
+    {}, {"json": {}}, {"content": b"x", "headers": {"Content-Type": "text/plain"}},
+)  # fmt: skip
+
+
+def paths(document: dict[str, Any]) -> Iterator[tuple[str, set[str]]]:
+    """Each path of the document with names in place of its parameters, and its methods."""
+    for path, operations in document["paths"].items():
+        methods = {method.upper() for method in operations}
+        if path.endswith("/similar"):  # also the path of an item whose id ends so
+            methods |= {"PATCH", "DELETE"}
+        yield re.sub(r"\{\w+\}", "none", path), methods | ({"HEAD"} if "GET" in methods else set())
+
+
+def test_other_methods_are_405_and_name_those_of_the_path(
+    client: httpx.Client, openapi_document: dict[str, Any]
+) -> None:
+    """Whatever the content type of the body is."""
+    n_asked = 0
+    for path, methods in paths(openapi_document):
+        for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - methods:
+            for body in BODIES:
+                answer = client.request(method, path, **body)
+                n_asked += 1
+                assert answer.status_code == 405, (method, path, body)
+                assert set(answer.headers["Allow"].split(", ")) == methods, (method, path)
+                if method != "HEAD":
+                    error = answer.json()["error"]
+                    assert error["code"] == "method_not_allowed"
+                    assert error["expected"] == f"one of {answer.headers['Allow']}"
+    assert n_asked > 100
+
+
+@pytest.mark.parametrize(
+    "content_type", ["", "text/plain", "application/xml", "application/x-www-form-urlencoded", "application/jsonx"]
+)
+def test_writes_of_other_content_types_are_415(
+    client: httpx.Client, openapi_document: dict[str, Any], content_type: str
+) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    n_asked = 0
+    for path, methods in paths(openapi_document):
+        for method in methods & {"POST", "PATCH"}:
+            answer = client.request(method, path, content=b"{}", headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (415, "not_json"), (method, path)
+            n_asked += 1
+    assert n_asked >= 10
 
 
 def test_openapi_reject_requires_a_reason(openapi_document: dict[str, Any], client: httpx.Client) -> None:

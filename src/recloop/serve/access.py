@@ -36,7 +36,7 @@ WRITE_CONTENT_TYPES = frozenset(name.encode() for name in ("application/json", *
 
 A page of another origin cannot send them without a preflight, which is refused.
 """
-API_PREFIX = "/v1/"
+BODY_METHODS = frozenset(("POST", "PATCH"))
 VARY = (b"vary", b"Origin")
 EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after")
 PREFLIGHT_HEADERS = [
@@ -88,8 +88,7 @@ class AccessRules:
             HttpError: as `check`; 415 for the content type.
         """
         self.check(head, for_page)
-        if head.content_type not in WRITE_CONTENT_TYPES:
-            raise _not_a_write(head)
+        check_content_type(head)
 
     def authorize(self, head: Head, scope: KeyScope, for_page: bool = False) -> PageAccess | None:
         """Check that the key of a request has a scope; see `KeyRing.authorize`.
@@ -182,12 +181,7 @@ class AccessMiddleware:
         path = scope["path"]
         head = Head(scope["headers"])
         self._rules.check(head)
-        if path.startswith(API_PREFIX):
-            if scope["method"] in {"POST", "PATCH"} and head.content_type not in WRITE_CONTENT_TYPES:
-                raise _not_a_write(head)
-        elif scope["app"].state.console and (
-            path in ROOT_PATHS or path == LOGIN_PATH or path.startswith(CONSOLE_PREFIX)
-        ):
+        if scope["app"].state.console and (path in ROOT_PATHS or path == LOGIN_PATH or path.startswith(CONSOLE_PREFIX)):
             await self._console(scope, receive, private(send), head)
             return
         await self._app(scope, receive, send)
@@ -209,7 +203,7 @@ class AccessMiddleware:
 
 
 class ScopedRoute(Route):
-    """Route that answers only requests whose key has its scope.
+    """Route that answers only requests whose key has its scope, and posts of JSON.
 
     Attributes:
         key_scope: The scope, which every route names where it is defined.
@@ -228,7 +222,10 @@ class ScopedRoute(Route):
         self.key_scope = key_scope
 
         async def authorized(request: Request) -> Response:
-            rules.authorize(Head(request.scope["headers"]), key_scope)
+            head = Head(request.scope["headers"])
+            if request.method in BODY_METHODS:
+                check_content_type(head)
+            rules.authorize(head, key_scope)
             return await handler(request)
 
         self.template = path.replace(":path}", "}")
@@ -337,7 +334,13 @@ def _foreign(name: str, value: bytes) -> HttpError:
     return HttpError(403, "foreign_origin", message, name, "a request from the same origin or from a program")
 
 
-def _not_a_write(head: Head) -> HttpError:
-    expected = f"application/json, or {NDJSON[0]} for one object per line"
-    message = f"Content-Type is {_shown(head.content_type)}; expected {expected}"
-    return HttpError(415, "not_json", message, "Content-Type", expected)
+def check_content_type(head: Head) -> None:
+    """Check that a write has a body of JSON.
+
+    Raises:
+        HttpError: 415, the content type is another one.
+    """
+    if head.content_type not in WRITE_CONTENT_TYPES:
+        expected = f"application/json, or {NDJSON[0]} for one object per line"
+        message = f"Content-Type is {_shown(head.content_type)}; expected {expected}"
+        raise HttpError(415, "not_json", message, "Content-Type", expected)

@@ -11,6 +11,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
+from http import HTTPStatus
 
 import msgspec
 from starlette.applications import Starlette
@@ -18,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Lifespan
 
 from recloop.ingest.body import BadRequest
@@ -236,12 +237,22 @@ class StatusRoutes:
         return Response(self._openapi, media_type="application/json")
 
 
-async def _http_exception(_: Request, error: Exception) -> Response:
+async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    allowed = (error.headers or {}).get("Allow")
-    expected = f"one of {allowed}" if allowed else "a route of /openapi.json"
-    return problem_response(HttpError(error.status_code, code, error.detail, None, expected), error.headers)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = ", ".join(_methods(request))
+        problem = HttpError(405, "method_not_allowed", error.detail, None, f"one of {allowed}")
+        return problem_response(problem, {"Allow": allowed})
+    code = "not_found" if error.status_code == HTTPStatus.NOT_FOUND else "http_error"
+    problem = HttpError(error.status_code, code, error.detail, None, "a route of /openapi.json")
+    return problem_response(problem, error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods of a path over all routes; Starlette names the first route's."""
+    routes = (route for route in request.app.routes if isinstance(route, ScopedRoute))
+    found = (route.methods or () for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for methods in found for method in methods})
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
