@@ -366,6 +366,13 @@ def header(**facts: Any) -> Callable[[bytes], bytes]:
     return change
 
 
+def time_zone(name: str) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        return json.dumps({**json.loads(content), "timezone": name}).encode()
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -377,6 +384,8 @@ def header(**facts: Any) -> Callable[[bytes], bytes]:
         ("items.parquet", lambda content: content[:-20], "items.parquet"),
         ("spec.json", lambda _: b"[" * 100_000, "spec.json"),
         ("spec.json", lambda _: b"{}", "spec.json"),
+        ("spec.json", time_zone("y" * 300), "is not a time zone (File name too long)"),
+        ("spec.json", time_zone("Europe"), "spec.json"),
         ("policy.json", lambda _: b"\xff", "policy.json"),
         ("golden.json", lambda _: b'[{"n": "x"}]', "golden.json"),
     ],

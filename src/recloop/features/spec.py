@@ -11,6 +11,7 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from recloop.config import Clean, Config, Events, Features, Field
+from recloop.errors import printable
 from recloop.features.dwell import DwellPercentiles
 from recloop.files import JsonTree
 
@@ -114,10 +115,22 @@ class FeatureSpec:
             context=features.context,
             dim=features.dim,
             history=features.max_history,
-            timezone=ZoneInfo(tree["timezone"]).key,
+            timezone=_time_zone(tree["timezone"]),
             segment=str(tree["segment"]),
             dwell=DwellPercentiles.from_json(tree["dwell"]) if tree.get("dwell") else None,
         )
+
+
+def _time_zone(name: str) -> str:
+    """Check the name of a time zone, which is that of a file.
+
+    Raises:
+        KeyError, TypeError, ValueError: it names none.
+    """
+    try:
+        return ZoneInfo(name).key
+    except OSError as error:  # a folder, or a name that is too long for a file
+        raise ValueError(f"{printable(name)} is not a time zone ({error.strerror})") from None
 
 
 def _earlier_context(names: Sequence[str]) -> tuple[str, ...]:
