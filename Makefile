@@ -73,6 +73,7 @@ check: $(VENV)/.test
 # The pictures of the docs, taken anew (needs Debian's chromium); a test run leaves them as they are.
 pictures: $(VENV)/.test
 	$(BIN)/python benchmarks/plot_cost.py
+	$(BIN)/python benchmarks/learning_curves.py
 	RECLOOP_PICTURES=docs/img $(BIN)/python -m pytest tests/serve/test_console.py -k light
 
 format: $(VENV)/.test

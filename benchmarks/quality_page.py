@@ -67,6 +67,8 @@ def section(name: str, data: DataSet, results: list[Result]) -> Iterator[str]:
             for row in data.published
         )
         yield ""
+    if data.picture:
+        yield data.picture
     missing = [model for model in data.models if model not in {result["model"] for result in results}]
     if missing:
         yield f"Not run: {', '.join(missing)} (`python benchmarks/quality.py --data {name}`).\n"
