@@ -150,5 +150,6 @@ def test_product_within_its_bound_equals_that_of_scipy(index: type) -> None:
         matrix.indices, matrix.indptr = matrix.indices.astype(index), matrix.indptr.astype(index)
     bound = int(neighbour_rows.products(left, right).sum())
     assert np.array_equal(neighbour_rows.product(left, right, bound).toarray(), (left @ right).toarray())
+    assert neighbour_rows.product(left, right, 10**15).nnz == (left @ right).nnz  # bounded by the shape
     empty = neighbour_rows.product(left[:0], right, 0)
     assert empty.shape == (0, 8)

@@ -59,6 +59,7 @@ def product(left: sp.csr_array, right: sp.csr_array, bound: int) -> sp.csr_array
     if not left.indices.dtype == right.indices.dtype == left.indptr.dtype == right.indptr.dtype == np.int32:
         return sp.csr_array(left @ right)
     shape = (left.shape[0], right.shape[1])
+    bound = min(bound, shape[0] * shape[1])
     indptr, columns = np.empty(shape[0] + 1, np.int32), np.empty(bound, np.int32)
     values = np.empty(bound)
     factors = (left.indptr, left.indices, left.data, right.indptr, right.indices, right.data)
