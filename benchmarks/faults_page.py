@@ -32,29 +32,34 @@ class Run(NamedTuple):
 
 
 RUNS: Final = (
-    Run("kills", "test_kills.py", "SIGKILL at random instants, 8 senders that repeat with their event ids",
+    Run("kills", "faults/test_kills.py", "SIGKILL at random instants, 8 senders that repeat with their event ids",
         "an acknowledged event is stored, once"),
-    Run("power cut", "test_power_cut.py",
+    Run("power cut", "faults/test_power_cut.py",
         "power cut at a random system call: writes after the last sync dropped, torn at 512 bytes and reordered, new names lost",
         "the log opens, is whole and has each acknowledged row; with `synchronous = NORMAL` the same test finds losses"),
-    Run("failing syncs", "test_write_errors.py", "EIO at each fifth sync of a thread, then SIGKILL",
+    Run("failing syncs", "faults/test_write_errors.py", "EIO at each fifth sync of a thread, then SIGKILL",
         "an acknowledged row is stored, a refused one is not; lists go on; no restart"),
-    Run("read-only disk", "test_read_only.py", "an ext4 file system turns read-only at an error, then is checked and mounted again",
+    Run("read-only disk", "faults/test_read_only.py", "an ext4 file system turns read-only at an error, then is checked and mounted again",
         "an acknowledged row is stored; lists, status and metrics go on, posts are refused"),
-    Run("hot swaps", "test_hot_swaps.py", "the live bundle changes under 8 clients, each fifth time to a damaged one",
+    Run("database outage", "postgres/test_outages.py", "a PostgreSQL server crashes under 8 senders and is away for 30 s",
+        "an acknowledged event is stored, once; lists go on, posts are 503"),
+    Run("silent database", "postgres/test_outages.py",
+        "all processes of a PostgreSQL server are stopped under 8 senders, later go on; two processes serve",
+        "as above; a post that waits is refused within 8 s, later ones at once; no restart"),
+    Run("hot swaps", "faults/test_hot_swaps.py", "the live bundle changes under 8 clients, each fifth time to a damaged one",
         "no request fails, each list is of one bundle, a damaged bundle is refused"),
-    Run("damaged bundles", "test_damaged_bundles.py",
+    Run("damaged bundles", "faults/test_damaged_bundles.py",
         "flipped bits, cut files, zeros, insertions, NaN, pickle, links, JSON values of other kinds; the manifest agrees",
         "refused by name, or all golden lists are equal"),
-    Run("hours of load", "test_soak.py",
+    Run("hours of load", "faults/test_soak.py",
         "lists and events while updates, swaps, damaged bundles, reloads, SIGHUP, backups and hostile bytes come and go",
         "no error, no acknowledged event lost; memory, files and threads of the last third at most 5 % above the second"),
-    Run("erasure", "test_forget_many.py", "`recloop forget` of many users, then an update",
+    Run("erasure", "faults/test_forget_many.py", "`recloop forget` of many users, then an update",
         "no byte of them in the stores at once, and in the project after the update; lists of others do not change"),
-    Run("requests of the OpenAPI document", "test_openapi_cases.py",
+    Run("requests of the OpenAPI document", "faults/test_openapi_cases.py",
         "random requests by schemathesis, valid and not, alone and in sequences, with a key of each scope",
         "no 5xx, no answer outside the document, none without its scope"),
-    Run("hostile bytes", "test_raw_sockets.py",
+    Run("hostile bytes", "faults/test_raw_sockets.py",
         "two framings of a body, bad chunks, 20,000 headers, gzip bombs, deep JSON, pipelines, noise",
         "4xx or closed, memory flat, no hidden request, no traceback"),
 )  # fmt: skip
@@ -71,7 +76,7 @@ def main() -> None:
 
 def line(run: Run, facts: dict[str, Any] | None) -> str:
     """Format one run."""
-    name = f"[{run.name}](../tests/faults/{run.file})"
+    name = f"[{run.name}](../tests/{run.file})"
     if facts is None:
         return f"| {name} | {run.breaks} | {run.must_hold} | | not run | |"
     result = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in facts.items() if key not in HIDDEN)
@@ -87,6 +92,7 @@ FOUND: Final = """
 - A malformed request with too large a head was refused twice, with a traceback in the log.
 - The examples of `reports/evaluation.json` named users that had been erased.
 - A power cut soon after the first start left an empty admin token, and the service did not start.
+- A bundle whose time zone is the name of a folder or longer than a file name was refused as a bug of recloop.
 - Status and metrics were 500 while `decisions.db` was on a disk that had turned read-only.
 
 ## Not run
