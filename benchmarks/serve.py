@@ -13,7 +13,7 @@ alternate the sides; a rate is the median of the rounds. Sizes are 3,700, 100,00
 
     rates         lists per second of each side, each round; every list of `recloop` encodes, `kept` encodes a user once
     cpu_ms        CPU milliseconds of the server per list, which a busy machine changes less
-    latency       milliseconds at 30 % of the peak, at Poisson times
+    latency       milliseconds at 30 % of the peak, at Poisson times; `machine`: the same work without a service (`machine.py`)
     updates       lists per second with and without 100 stock updates per second, with and without a filter on stock
     parts         microseconds of each step in one process (`profile_request.py`), and of a constant list (`constant.py`)
     memory        resident MiB of each side after the rounds
@@ -46,6 +46,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import load
+import machine
 import polars as pl
 import serve_project
 from quality import HERE, PROJECTS, RESULTS, git
@@ -185,6 +186,7 @@ def rates(asked: Asked, size: str) -> dict[str, Any]:
         memory = {side.name: resident_mib(side.pid) for side in sides}
         detailed = [side for side in sides if side.name not in WITHOUT_DETAILS]
         latency = {side.name: at_share(side, users, values, by_side, asked) for side in detailed}
+        latency["machine"] = machine.measure(latency["recloop"]["rate"], min(cpu_ms["recloop"]), asked.seconds)
         updates = {
             side.name: with_updates(side, project, users, asked) for side in detailed if size != "complete-journey"
         }
