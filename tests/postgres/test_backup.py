@@ -20,20 +20,42 @@ from recloop.errors import UserError
 from recloop.pipeline import backup as backups
 from recloop.pipeline.restored_stores import FILES
 from recloop.project import Project, open_project
-from recloop.storage import Retraction
+from recloop.storage import Retraction, control_database, open_log
 
 CLI = Callable[..., tuple[int, str, str]]
 Serving = Callable[..., Server]
 TABLES = ("events", "items", "users")
-INTERRUPTED = """
+PAUSED = """
 import sys, time
-from recloop.storage import store_copy
-copied = store_copy.copy_rows
+from recloop.pipeline import backup
+from recloop.storage import postgres_fill
+from recloop.storage.postgres import PostgresConnection, PostgresDatabase
+def pause():
+    print("paused", flush=True)
+    time.sleep(3600)
+filled = []
+"""
+IN_THE_FIRST_TRANSACTION = """
+copied = postgres_fill.copy_rows
 def slow(source, target, schema):
     copied(source, target, schema)
-    print("copied", flush=True)
-    time.sleep(3600)
-store_copy.copy_rows = slow
+    pause()
+postgres_fill.copy_rows = slow
+"""
+BETWEEN_THE_COMMITS = """
+marked, committed = PostgresDatabase.mark_unfinished, PostgresConnection.commit
+def mark(self, connection):
+    marked(self, connection)
+    filled.append(connection)
+def commit(self):
+    committed(self)
+    if len(filled) == 2:
+        pause()
+PostgresDatabase.mark_unfinished, PostgresConnection.commit = mark, commit
+"""
+BEFORE_THE_FOLDER_IS_IN_PLACE = "backup._put_in_place = lambda staged, to: pause()"
+BEFORE_THE_END = "postgres_fill.finish = lambda stores: pause()"
+COMMAND = """
 from recloop.cli import main
 main()
 """
@@ -162,17 +184,60 @@ def test_restore_into_a_database_with_rows_is_refused_and_changes_nothing(used: 
     assert not (tmp_path / "back").exists()
 
 
-def test_restore_that_is_killed_leaves_nothing_and_can_be_repeated(
-    used: Project, address: str, cli: CLI, tmp_path: Path
+def kill_restore(copy: Path, to: Path, address: str, at: str) -> None:
+    """Begin a restore and kill it where ``at`` pauses."""
+    words = [sys.executable, "-c", f"{PAUSED}{at}{COMMAND}", "restore", copy, "--to", to, "--stores", address]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "paused\n"
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def rows_in(postgres: PostgresServer, address: str) -> list[bool]:
+    """Whether log and control store have committed rows."""
+    with postgres.connect(address.rpartition("/")[2]) as session:
+        tables = ("recloop_log.events", "recloop_control.releases")
+        return [session.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()[0] for table in tables]
+
+
+@pytest.mark.parametrize(
+    ("at", "rows"),
+    [
+        (IN_THE_FIRST_TRANSACTION, [False, False]),
+        (BETWEEN_THE_COMMITS, [False, True]),
+        (BEFORE_THE_FOLDER_IS_IN_PLACE, [True, True]),
+    ],
+)
+def test_restore_that_is_killed_can_be_repeated(
+    used: Project, address: str, postgres: PostgresServer, cli: CLI, tmp_path: Path, at: str, rows: list[bool]
 ) -> None:
     backups.backup(used, tmp_path / "copy")
-    words = [sys.executable, "-c", INTERRUPTED, "restore", tmp_path / "copy", "--to", tmp_path / "back"]
-    with subprocess.Popen([*words, "--stores", address], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "copied\n"
-        os.kill(process.pid, signal.SIGKILL)
+    open_log(address, tmp_path, write=True).close()  # the tables exist, so that their rows can be counted
+    control_database(address, tmp_path).open_writer().close()
+    kill_restore(tmp_path / "copy", tmp_path / "back", address, at)
+    assert rows_in(postgres, address) == rows
     assert not (tmp_path / "back").exists()
-    assert content(restored(cli, tmp_path / "copy", tmp_path / "back", address)) == content(used)
+    back = restored(cli, tmp_path / "copy", tmp_path / "back", address)
+    assert content(back) == content(used)
+    assert [row.action for row in back.open_control().audit_rows()].count("restore") == 1
+    with pytest.raises(UserError, match="expected a database without rows of recloop"):
+        backups.restore(tmp_path / "copy", tmp_path / "second", stores=address)
+
+
+def test_project_of_a_restore_that_is_killed_at_its_end_is_whole(
+    used: Project, address: str, cli: CLI, serving: Serving, tmp_path: Path
+) -> None:
+    backups.backup(used, tmp_path / "copy")
+    kill_restore(tmp_path / "copy", tmp_path / "back", address, BEFORE_THE_END)
+    back = open_project(tmp_path / "back")
+    assert content(back) == content(used)
+    server = serving(back.root)
+    assert server.client.post("/v1/events", json=view(900)).json()["accepted"] == 1
+    assert server.stop() == 0
+    kept = content(back)
+    with pytest.raises(UserError, match="expected a database without rows of recloop"):
+        backups.restore(tmp_path / "copy", tmp_path / "second", stores=address)
+    assert content(back) == kept
 
 
 @pytest.mark.parametrize("stores", ["mysql://u:secret@host/db", "sqlite:///x.db", "database"])

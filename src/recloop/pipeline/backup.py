@@ -160,8 +160,9 @@ def restore(source: Path, to: Path, progress: Progress | None = None, stores: st
         details = {"created": iso(listed.created), "last_seq": listed.last_seq}
         entry = AuditEntry(audit.command("restore"), AuditAction.RESTORE, source.resolve().name, details, now())
         in_files.open_control().record([entry])
-        restored_stores.fill(open_project(staged), progress)
+        finish_stores = restored_stores.fill(open_project(staged), progress)
         _put_in_place(staged, to)
+        finish_stores()
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return _result(listed, to, started, verified)

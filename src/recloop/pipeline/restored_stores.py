@@ -7,6 +7,7 @@ configuration names, if it names any.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +17,6 @@ from recloop.errors import UserError
 from recloop.progress import Progress
 from recloop.project import Project, open_project
 from recloop.storage import CONTROL_SCHEMA, LOG_SCHEMA, control_database, log_database
-from recloop.storage.store_copy import FilledStore
-from recloop.storage.store_copy import fill as fill_databases
 
 FILES: Final = "files"
 """Value of ``--stores`` for files of the project folder."""
@@ -52,26 +51,36 @@ def choose(folder: Path, stores: str) -> None:
         )
 
 
-def fill(project: Project, progress: Progress) -> None:
+def fill(project: Project, progress: Progress) -> Callable[[], None]:
     """Move the rows of restored files into the databases of the configuration.
 
+    Returns:
+        Call to make when the project folder has its name; a restore that ends before it can be repeated.
+
     Raises:
-        UserError: a database has rows of recloop, or another encoding than UTF8.
+        UserError: a database has rows of a project, or another encoding than UTF8.
         StoreError: a server does not answer.
     """
     addresses = project.config.stores
+    databases = (
+        (log_database(addresses.log, project.root), LOG_SCHEMA),
+        (control_database(addresses.control, project.root), CONTROL_SCHEMA),
+    )
+    if not (is_postgres(addresses.log) or is_postgres(addresses.control)):
+        return lambda: None
+    from recloop.storage import postgres_fill  # needs the extra postgres
+    from recloop.storage.postgres import PostgresDatabase
+
     stores = []
-    for name, database, schema in (
-        ("log", log_database(addresses.log, project.root), LOG_SCHEMA),
-        ("control", control_database(addresses.control, project.root), CONTROL_SCHEMA),
-    ):
-        if is_postgres(getattr(addresses, name)):
-            stores.append(FilledStore(database, schema, project.store / f"{name}.db"))
-            progress.say("restore", f"{name} into {database.name}")
-    fill_databases(stores)
+    for database, schema in databases:
+        if isinstance(database, PostgresDatabase):
+            stores.append(postgres_fill.FilledStore(database, schema, project.store / f"{schema.name}.db"))
+            progress.say("restore", f"{schema.name} into {database.name}")
+    postgres_fill.fill(stores)
     for store in stores:
         for file in store.file.parent.glob(f"{store.file.name}*"):  # also its -wal and -shm
             file.unlink()
+    return lambda: postgres_fill.finish(stores)
 
 
 def _with_stores(text: str, log: str, control: str) -> str:

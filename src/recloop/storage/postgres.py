@@ -41,6 +41,9 @@ WRITER: Final = """SET lock_timeout TO '10s'; SET idle_in_transaction_session_ti
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"""
 """A vanished writer frees the lock after 60 s at the latest; a commit is on disk before its answer."""
 
+UNFINISHED: Final = "unfinished_restore"
+"""Table without rows that exists until the project of a restore is in place."""
+
 
 class PostgresConnection:
     """Session of a database; see `recloop.storage.database.Connection`."""
@@ -158,6 +161,18 @@ class PostgresDatabase(Database):
             raise UserError(key, self.name, POSTGRES_FORM, f"correct {key}") from None
 
     def open_writer(self) -> PostgresConnection:
+        connection = self.open_unfinished()
+        try:
+            if self.is_unfinished(connection):
+                with self.transaction(connection):
+                    connection.run(f"DROP TABLE IF EXISTS {UNFINISHED}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def open_unfinished(self) -> PostgresConnection:
+        """Open a writing connection for a restore, which may find an unfinished one."""
         connection = PostgresConnection(self, WRITER)
         try:
             self._check_durable(connection)
@@ -167,6 +182,15 @@ class PostgresDatabase(Database):
             connection.close()
             raise
         return connection
+
+    def is_unfinished(self, connection: PostgresConnection) -> bool:
+        """Return True if the rows are those of a restore that did not reach its end."""
+        query = "SELECT to_regclass(?) IS NOT NULL"
+        return bool(connection.execute(query, (f"{self._namespace}.{UNFINISHED}",)).fetchone()[0])
+
+    def mark_unfinished(self, connection: PostgresConnection) -> None:
+        """Mark the rows as those of an unfinished restore; inside a transaction."""
+        connection.run(f"CREATE TABLE IF NOT EXISTS {UNFINISHED} ()")
 
     def open_reader(self) -> Connection:
         connection = PostgresConnection(self, READER)

@@ -7,29 +7,20 @@ is read back and compared with the rows that were written.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
-from recloop.errors import UserError
-from recloop.storage.database import Connection, Database, StoreSchema
+from recloop.storage.database import Connection, StoreSchema
 from recloop.storage.sqlite import empty_store
 from recloop.storage.sqlite_database import SqliteDatabase
 
 COUNTER: Final = "counter"
 """Table with the last seq, which a new store has too."""
 DIGEST_BYTES: Final = 16
-
-
-class FilledStore(NamedTuple):
-    """Database of a store, and the SQLite file with the rows to write into it."""
-
-    database: Database
-    schema: StoreSchema
-    file: Path
 
 
 class RowSum:
@@ -62,28 +53,13 @@ def write_file(source: Connection, schema: StoreSchema, file: Path) -> None:
         target.close_writer(written)
 
 
-def fill(stores: Sequence[FilledStore]) -> None:
-    """Write the rows of SQLite files into databases without rows; all of them or none.
-
-    Raises:
-        UserError: a database has rows of recloop.
-    """
-    with ExitStack() as stack:
-        for database, schema, file in stores:
-            source = stack.enter_context(closing(SqliteDatabase(file, schema).open_reader()))
-            target = stack.enter_context(closing(database.open_writer()))
-            stack.enter_context(database.transaction(target))
-            _check_empty(target, database, schema)
-            copy_rows(source, target, schema)
-
-
 def copy_rows(source: Connection, target: Connection, schema: StoreSchema) -> None:
     """Write all rows of a store into one without rows; inside a transaction of each.
 
     Raises:
         RuntimeError: the rows that are read back differ.
     """
-    for table, names in _tables(schema).items():
+    for table, names in tables(schema).items():
         columns = [f'"{name}"' for name in names]
         query = f"SELECT {', '.join(columns)} FROM {table}"
         if table == COUNTER:
@@ -98,15 +74,7 @@ def copy_rows(source: Connection, target: Connection, schema: StoreSchema) -> No
             target.set_last_id(table, source.last_id(table))
 
 
-def _check_empty(target: Connection, database: Database, schema: StoreSchema) -> None:
-    for table in _tables(schema):
-        where = "WHERE seq > 0" if table == COUNTER else ""
-        if target.execute(f"SELECT EXISTS (SELECT 1 FROM {table} {where})").fetchone()[0]:
-            fix = "createdb --encoding UTF8 --template template0 DATABASE"
-            raise UserError(f"stores.{schema.name}", database.name, "a database without rows of recloop", fix)
-
-
-def _tables(schema: StoreSchema) -> dict[str, list[str]]:
+def tables(schema: StoreSchema) -> dict[str, list[str]]:
     """Return the columns of each table of a store."""
     with closing(empty_store(schema.script)) as store:
         query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name"
