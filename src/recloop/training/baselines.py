@@ -13,7 +13,7 @@ from recloop.config import Config
 from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
-from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, load_model
+from recloop.models.base import SOURCE_OF, TrainData, load_model
 from recloop.policy import (
     AGAIN,
     AGAIN_SOURCE,
@@ -27,20 +27,16 @@ from recloop.policy import (
     sources_of_new_items,
 )
 from recloop.recommend import similar_items
-from recloop.records import DAY, source_names
+from recloop.records import source_names
 from recloop.training.attribute_affinity import choose_strengths, refit_affinity, strengths_of
+from recloop.training.baseline_settings import choose_half_life, choose_same, own_ndcg
 from recloop.training.closed_form import checked_source, closed_form, recent_weights
 from recloop.training.dataset import ItemUserTables
-from recloop.training.fusion_weights import FusionChoice, fusion_or_single, ndcg
+from recloop.training.fusion_weights import FusionChoice, fusion_or_single
 from recloop.training.kept_models import with_fit, with_fits
 from recloop.training.segments import segment_arrays
 from recloop.training.unused_models import without_unused
 from recloop.training.validation_recall import ValidationRecall
-
-HALF_LIFE_DAYS: tuple[float | None, ...] = (None, 7.0, 30.0, 90.0, 365.0)
-"""Half-lives in days that ``baselines.half_life = "auto"`` tries; None: no decay."""
-SAME_WEIGHTS = (1.0, 4.0)
-"""Weights of two items of one moment that co-visitation tries beside 0, as long as they help."""
 
 
 @dataclass(frozen=True)
@@ -214,9 +210,9 @@ def choose_half_life_and_weights(
         if config.baselines.half_life == "auto":
             recall = ValidationRecall(bundle, judged, data, past, threads=threads).keep()
     for source in FADING:
-        bundle = _choose_half_life(bundle, source, config, data, tables, recall)
+        bundle = choose_half_life(bundle, source, config, data, tables, recall)
     if recall is not None:
-        bundle = _choose_same(bundle, data, tables, recall)
+        bundle = choose_same(bundle, data, tables, recall)
     half_lives = half_lives_of(bundle.scorers)
     same = bundle.scorers["neighbours"].same or 0.0
     attributes = choose_strengths(bundle, config, data)
@@ -277,83 +273,6 @@ def half_lives_of(scorers: Mapping[str, ScorerSpec]) -> dict[str, float | None]:
     return {source: scorers[source].half_life for source in FADING if source in scorers}
 
 
-def _choose_half_life(
-    bundle: Bundle,
-    source: str,
-    config: Config,
-    data: TrainData,
-    tables: ItemUserTables,
-    recall: ValidationRecall | None,
-) -> Bundle:
-    """Choose the best half-life of one source; on a tie the first of `HALF_LIFE_DAYS`.
-
-    Popular and Co-visitation skip half-lives longer than the log, which change little and cost a fit.
-    """
-    days = config.baselines.half_life
-    if bundle.scorers[source].model not in SOURCE_OF:
-        return bundle  # a custom model chooses its own half-life
-    if days != "auto":
-        return _with_half_life(bundle, source, None if days == "none" else float(days), data, tables)
-    if data.held is None or recall is None:
-        return bundle
-    span = (data.cut - int(data.stamps.min())) / DAY if len(data.stamps) else 0.0
-    half_lives = [
-        half_life for half_life in HALF_LIFE_DAYS if half_life is None or source == "history" or half_life <= span
-    ]
-    best: tuple[float, Bundle] | None = None
-    for half_life in half_lives if len(half_lives) > 1 else []:
-        candidate = _with_half_life(bundle, source, half_life, data, tables)
-        value = _own_ndcg(candidate, source, data.held, recall)
-        if best is None or value > best[0]:
-            best = (value, candidate)
-    return bundle if best is None else best[1]
-
-
-def _choose_same(bundle: Bundle, data: TrainData, tables: ItemUserTables, recall: ValidationRecall) -> Bundle:
-    """Choose the weight of two items of one moment in co-visitation.
-
-    NDCG@10 of its own list decides; a tie keeps the smaller weight.
-    """
-    source = "neighbours"
-    has_baskets = bool((np.diff(data.moment_offsets) > 1).any())
-    if bundle.scorers[source].model not in SOURCE_OF or data.held is None or not has_baskets:
-        return bundle
-    best, best_ndcg = bundle, _own_ndcg(bundle, source, data.held, recall)
-    for same in SAME_WEIGHTS:
-        candidate = _refitted(bundle, replace(bundle.scorers[source], same=same), data, tables)
-        value = _own_ndcg(candidate, source, data.held, recall)
-        if value <= best_ndcg:
-            break
-        best, best_ndcg = candidate, value
-    return best
-
-
-def _own_ndcg(bundle: Bundle, source: str, held: ValidationQueries, recall: ValidationRecall) -> float:
-    """Return NDCG@10 of the list of one source on validation."""
-    top_k = recall.recall(bundle, [source])[source]
-    return float(np.nanmean(ndcg(top_k.items, held.items, held.offsets)))
-
-
-def _with_half_life(
-    bundle: Bundle, source: str, half_life: float | None, data: TrainData, tables: ItemUserTables
-) -> Bundle:
-    """Set the half-life of one source and refit the arrays that depend on it."""
-    if bundle.scorers[source].half_life == half_life:
-        return bundle
-    return _refitted(bundle, replace(bundle.scorers[source], half_life=half_life), data, tables)
-
-
-def _refitted(bundle: Bundle, scorer: ScorerSpec, data: TrainData, tables: ItemUserTables) -> Bundle:
-    """Set the scorer of a baseline and refit the arrays that depend on it."""
-    scorers = {**bundle.scorers, scorer.source: scorer}
-    arrays = dict(bundle.arrays)
-    if scorer.source != "history":
-        arrays |= load_model(scorer.model, scorer.fit_options).fit(data)
-    if scorer.source == "popular":
-        arrays |= segment_arrays(data, tables, scorer.half_life)
-    return replace(bundle, manifest=replace(bundle.manifest, scorers=scorers), arrays=arrays)
-
-
 def _user_table(tables: ItemUserTables, data: TrainData, arrays: Mapping[str, np.ndarray]) -> UserTable | None:
     if not any(name.endswith("user_vectors") for name in arrays):
         return None
@@ -388,8 +307,7 @@ class ModelValidation:
             arrays={**self._bundle.arrays, **arrays},
             users=_user_table(self._tables, self._data, arrays),
         )
-        top_k = self._recall.recall(bundle, [model.source])[model.source]
-        return float(np.nanmean(ndcg(top_k.items, self._held.items, self._held.offsets)))
+        return own_ndcg(bundle, model.source, self._held, self._recall)
 
 
 def _choose_weights(config: Config, name: str) -> bool:
