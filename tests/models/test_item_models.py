@@ -77,3 +77,9 @@ def test_item_knn_equals_the_shrunk_cosine(width: int) -> None:
     if width > N_ITEMS:
         np.testing.assert_allclose(rows, cosine, atol=1e-7)
     np.testing.assert_allclose(np.sort(rows, axis=1)[:, -5:], np.sort(cosine, axis=1)[:, -5:], atol=1e-7)
+
+
+def test_ease_of_equal_items_and_almost_no_l2_names_it() -> None:
+    equal = data_of([[[1, 2], [3]], [[1, 2], [4]], [[1, 2], [3, 4]]], 5)
+    with pytest.raises(UserError, match=r"model\.l2=1e-08: expected a strength with which the matrix has an inverse"):
+        EASE(EASE.Config(l2=1e-8)).fit(equal)

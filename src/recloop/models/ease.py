@@ -54,7 +54,7 @@ class EASE:
         """Fit the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1).
 
         Raises:
-            UserError: the catalog has more than `MAX_ITEMS` items.
+            UserError: the catalog has more than `MAX_ITEMS` items, or ``l2`` is too small for float32.
         """
         if data.n_items > MAX_ITEMS:
             expected = f"at most {MAX_ITEMS:,} items (this catalog needs {memory_text(data.n_items)})"
@@ -85,7 +85,9 @@ def _inverse(pairs: sp.csr_array, l2: float) -> np.ndarray:
         block = slice(start, start + ROWS_PER_STEP)
         matrix[:, block] = (items[block] @ users).toarray().T  # symmetric
     matrix[np.diag_indices(n_items)] += np.float32(l2)
-    factor, _ = scipy.linalg.lapack.spotrf(matrix, lower=1, overwrite_a=1)
+    factor, failed_column = scipy.linalg.lapack.spotrf(matrix, lower=1, overwrite_a=1)
+    if failed_column:
+        raise UserError("model.l2", l2, "a strength with which the matrix has an inverse", "--set model.l2=300")
     inverse, _ = scipy.linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
     for start in range(0, n_items, ROWS_PER_STEP):  # LAPACK computes the lower triangle
         block, below = slice(start, start + ROWS_PER_STEP), slice(start + ROWS_PER_STEP, None)

@@ -12,6 +12,7 @@ from recloop.config import Config
 from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, load_model
 from recloop.policy import ScorerSpec
 from recloop.records import DAY
+from recloop.training.closed_form import fit_model
 from recloop.training.dataset import ItemUserTables
 from recloop.training.fusion_weights import ndcg
 from recloop.training.segments import segment_arrays
@@ -94,7 +95,7 @@ def refitted(bundle: Bundle, scorer: ScorerSpec, data: TrainData, tables: ItemUs
     scorers = {**bundle.scorers, scorer.source: scorer}
     arrays = dict(bundle.arrays)
     if scorer.source != "history":
-        arrays |= load_model(scorer.model, scorer.fit_options).fit(data)
+        arrays |= fit_model(scorer.model, load_model(scorer.model, scorer.fit_options), data)
     if scorer.source == "popular":
         arrays |= segment_arrays(data, tables, scorer.half_life)
     return replace(bundle, manifest=replace(bundle.manifest, scorers=scorers), arrays=arrays)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recloop.bundle import Bundle, ItemTable, UserTable, array_name
+from recloop.bundle import Bundle, ItemTable, UserTable
 from recloop.config import Config
 from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
@@ -30,7 +30,7 @@ from recloop.recommend import similar_items
 from recloop.records import source_names
 from recloop.training.attribute_affinity import choose_strengths, refit_affinity, strengths_of
 from recloop.training.baseline_settings import choose_half_life, choose_same, own_ndcg
-from recloop.training.closed_form import checked_source, closed_form, recent_weights
+from recloop.training.closed_form import checked_source, closed_form, fit_model, recent_weights
 from recloop.training.dataset import ItemUserTables
 from recloop.training.fusion_weights import FusionChoice, fusion_or_single
 from recloop.training.kept_models import with_fit, with_fits
@@ -106,7 +106,7 @@ def fit_counts(
         if name not in SOURCE_OF:
             model = load_model(name, options)
             models[checked_source(name, model)] = (name, model)
-    arrays = {name: array for _, model in models.values() for name, array in _named(model, model.fit(data)).items()}
+    arrays = {name: array for key, model in models.values() for name, array in fit_model(key, model, data).items()}
     half_life = baselines["popular"].half_life
     arrays |= segment_arrays(data, tables, half_life)
     arrays |= refit_affinity(data, strengths, half_life)
@@ -115,11 +115,6 @@ def fit_counts(
         for source, (name, model) in sorted(models.items())
     }
     return arrays, scorers
-
-
-def _named(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return a model's arrays by their names in a bundle."""
-    return {array_name(model.source, name): array for name, array in arrays.items()}
 
 
 def _scorer(name: str, model: Any, chosen: ScorerSpec | None = None) -> ScorerSpec:
@@ -298,7 +293,7 @@ class ModelValidation:
     def ndcg(self, name: str, options: Mapping[str, Any]) -> float:
         """Fit a model and return NDCG@10 of its own list."""
         model = load_model(name, options)
-        arrays = _named(model, model.fit(self._data))
+        arrays = fit_model(name, model, self._data)
         own = ScorerSpec(model.source, name, model.kind, half_life=getattr(model.config, "half_life", None))
         scorers = {**self._bundle.scorers, model.source: _scorer(name, model, own)}
         bundle = replace(

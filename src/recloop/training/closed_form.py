@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
+
+from recloop.bundle import array_name
 from recloop.config import Config
 from recloop.errors import UserError
 from recloop.models import ease
-from recloop.models.base import SOURCE_OF, ClosedFormModel, is_closed_form
+from recloop.models.base import SOURCE_OF, ClosedFormModel, TrainData, is_closed_form
 from recloop.models.covisitation import RECENT_WEIGHTS
 from recloop.policy import AGAIN, AGAIN_SOURCE, ScorerSpec, custom_scorers
 from recloop.records import FUSED_SOURCES, SOURCES
@@ -35,6 +38,22 @@ def further_models(config: Config, n_items: int, named: Mapping[str, Options]) -
         {AGAIN_SOURCE: {}} if any(one.list == AGAIN for one in config.placement.values()) else {}
     )
     return {**{name: {} for name in names if name not in SOURCE_OF}, **again, **named}
+
+
+def fit_model(name: str, model: Any, data: TrainData) -> dict[str, np.ndarray]:
+    """Fit a closed-form model and return its arrays by their names in a bundle.
+
+    Raises:
+        UserError: a number is not finite.
+    """
+    with np.errstate(all="ignore"):  # the error names what overflows
+        arrays = {array_name(model.source, part): array for part, array in model.fit(data).items()}
+    for array, values in arrays.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            options = ", ".join(f"{key}={value}" for key, value in model.config.model_dump().items())
+            expected = f"options with which {array} is finite, not {options or 'none'}"
+            raise UserError("model.name", name, expected, "correct the options of [model] in recloop.toml")
+    return arrays
 
 
 def memory_line(models: Mapping[str, Options], n_items: int) -> str:
