@@ -324,7 +324,7 @@ class ScorerSpec:
         source: ``model``, ``history``, ``neighbours``, ``popular``, or a name that the model chose.
         model: Name of a built-in model, or ``package.module:Class``.
         kind: ``vectors``, ``neighbours``, ``counts`` or ``rank``.
-        config: Options of a closed-form model; None for a baseline or a network.
+        config: Options of a closed-form model, of a baseline the configured ones; None for a network.
         half_life: Days; None: every moment counts the same.
         same: Weight of two items of one moment, for co-visitation; None: 0.
         recent: Weights of the newest moments, for ``neighbours``; None: all items of the history count the same.
@@ -347,8 +347,10 @@ class ScorerSpec:
 
     @property
     def fit_options(self) -> JsonTree:
-        """Options of a built-in baseline that were chosen on validation."""
-        return {} if self.source == "history" else {"half_life": self.half_life, **without_none(same=self.same)}
+        """Options of a baseline, both configured and chosen on validation."""
+        if self.source == "history":
+            return {}
+        return {**(self.config or {}), "half_life": self.half_life, **without_none(same=self.same)}
 
     @property
     def is_baseline(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from recloop import loop
 from recloop.errors import Locked, UserError
 from recloop.models.mf import MF
 from recloop.models.search_space import Choice, Range
@@ -37,6 +38,18 @@ def test_search_starts_with_the_configured_settings_and_prints_lines_for_recloop
     lines = tomllib.loads(found.toml())
     assert lines["model"] == {"name": "mf", "l2": found.settings["model.l2"], "unseen": found.settings["model.unseen"]}
     assert with_settings(shop.config, "mf", found.settings).model.options["dim"] == 8
+
+
+def test_covisitation_has_a_search_and_its_lines_are_used_by_an_update(project: Project) -> None:
+    """A baseline gets as many trials as a network."""
+    found = tune(project, "covisitation", trials=3, budget="5m")
+    assert found.finished == 3
+    assert found.best >= found.configured > 0
+    lines = tomllib.loads(found.toml())["model"]
+    sets = [f"model.{key}={value}" for key, value in lines.items()]
+    changed = loop.update(open_project(project.root, (*sets, "model.width=7")), full=True)
+    scorer = project.load_bundle(changed.bundle or "").scorers["neighbours"]
+    assert scorer.config == {"shrink": lines["shrink"], "width": 7}
 
 
 def test_later_run_continues_the_study_and_a_changed_setting_starts_a_new_one(shop: Project) -> None:

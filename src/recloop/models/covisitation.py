@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pydantic
@@ -10,12 +10,14 @@ import scipy.sparse as sp
 
 from recloop.models.base import ModelConfig, TrainData, decay_at
 from recloop.models.neighbour_rows import Factors, in_blocks, largest, narrow
+from recloop.models.search_space import Choice, Range, SearchSpace
 
 LAG_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
 RECENT_WEIGHTS = (1.0, 0.6, 0.4, 0.25, 0.2)
 """Weights of the newest moments of a scored history, newest first."""
 GUEST_WEIGHT = 0.05
 """Weight of two items in one guest basket."""
+Weight = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 MAX_MOMENT_ITEMS = 512
 """Most rows of one moment or basket that are counted: the pairs of two moments grow with the product of their rows."""
 
@@ -40,13 +42,18 @@ class CoVisitation:
         weight 1. ``guests`` is the weight of two items in one guest basket, ``same`` that of two items in one moment.
         """
 
-        lags: tuple[float, ...] = LAG_WEIGHTS
-        recent: tuple[float, ...] = RECENT_WEIGHTS
-        shrink: float = 20.0
-        width: int = 200
+        lags: tuple[Weight, ...] = pydantic.Field(LAG_WEIGHTS, min_length=1)
+        recent: tuple[Weight, ...] = pydantic.Field(RECENT_WEIGHTS, min_length=1)
+        shrink: float = pydantic.Field(20.0, ge=0, allow_inf_nan=False)
+        width: int = pydantic.Field(200, ge=1)
         half_life: float | None = pydantic.Field(None, gt=0)
-        guests: float = pydantic.Field(GUEST_WEIGHT, ge=0)
-        same: float = pydantic.Field(0.0, ge=0)
+        guests: Weight = GUEST_WEIGHT
+        same: Weight = 0.0
+
+    search_space: ClassVar[SearchSpace] = {
+        "model.shrink": Range(1.0, 200.0, log=True),
+        "model.width": Choice((100, 200, 400)),
+    }
 
     kind: ClassVar[str] = "neighbours"
     source: ClassVar[str] = "neighbours"

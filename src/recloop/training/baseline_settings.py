@@ -1,14 +1,16 @@
-"""Settings of the baselines that validation chooses: half-lives, and the weight of two items of one moment."""
+"""Settings of the baselines: configured options, and choices on validation."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from recloop.bundle import Bundle
 from recloop.config import Config
+from recloop.errors import UserError
 from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, load_model
 from recloop.policy import ScorerSpec
 from recloop.records import DAY
@@ -22,6 +24,24 @@ HALF_LIFE_DAYS: Final[tuple[float | None, ...]] = (None, 7.0, 30.0, 90.0, 365.0)
 """Half-lives in days that ``baselines.half_life = "auto"`` tries; None: no decay."""
 SAME_WEIGHTS: Final = (1.0, 4.0)
 """Weights of two items of one moment that co-visitation tries beside 0, as long as they help."""
+
+
+def with_options(spec: ScorerSpec, options: Mapping[str, Any]) -> ScorerSpec:
+    """Set the options of ``[model]`` that name this baseline.
+
+    Raises:
+        UserError: an option is unknown, invalid or chosen on validation.
+    """
+    if "half_life" in options:
+        expected = "baselines.half_life, which holds for all baselines"
+        raise UserError("model.half_life", options["half_life"], expected, "--set baselines.half_life=30")
+    if "same" in options:
+        expected = "no value, because validation chooses it"
+        raise UserError("model.same", options["same"], expected, "remove model.same from recloop.toml")
+    if not options:
+        return spec
+    config = load_model(spec.model, options).config
+    return replace(spec, config=config.model_dump(mode="json", include=set(options)))
 
 
 def choose_half_life(

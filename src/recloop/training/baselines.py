@@ -13,7 +13,7 @@ from recloop.config import Config
 from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
-from recloop.models.base import SOURCE_OF, TrainData, load_model
+from recloop.models.base import SOURCE_OF, TrainData, load_model, model_class
 from recloop.policy import (
     AGAIN,
     AGAIN_SOURCE,
@@ -29,7 +29,7 @@ from recloop.policy import (
 from recloop.recommend import similar_items
 from recloop.records import source_names
 from recloop.training.attribute_affinity import choose_strengths, refit_affinity, strengths_of
-from recloop.training.baseline_settings import choose_half_life, choose_same, own_ndcg
+from recloop.training.baseline_settings import choose_half_life, choose_same, own_ndcg, refitted, with_options
 from recloop.training.closed_form import checked_source, closed_form, fit_model, recent_weights
 from recloop.training.dataset import ItemUserTables
 from recloop.training.fusion_weights import FusionChoice, fusion_or_single
@@ -91,18 +91,20 @@ def fit_counts(
     """Fit the closed-form models and return their arrays and scorers.
 
     Args:
-        custom: Options of further closed-form models, by name or dotted path. A model replaces the built-in one of its
-            source, or adds a source of its own name.
+        custom: Options of closed-form models, by name or dotted path. A model that is not a baseline replaces the built-in
+            one of its source, or adds a source of its own name.
         chosen: Scorers whose half-lives and weights the baselines have; None: no decay and the defaults.
         strengths: Strengths of the attribute affinities (`strengths_of`); None: none.
     """
+    custom = custom or {}
     baselines = {
-        source: (chosen or {}).get(source) or ScorerSpec(source, name, "") for name, source in SOURCE_OF.items()
+        source: with_options((chosen or {}).get(source) or ScorerSpec(source, name, ""), custom.get(name, {}))
+        for name, source in SOURCE_OF.items()
     }
     models: dict[str, tuple[str, Any]] = {
         source: (name, load_model(name, baselines[source].fit_options)) for name, source in SOURCE_OF.items()
     }
-    for name, options in (custom or {}).items():
+    for name, options in custom.items():
         if name not in SOURCE_OF:
             model = load_model(name, options)
             models[checked_source(name, model)] = (name, model)
@@ -119,13 +121,14 @@ def fit_counts(
 
 def _scorer(name: str, model: Any, chosen: ScorerSpec | None = None) -> ScorerSpec:
     """Return the scorer of a fitted model; ``chosen``: settings of a baseline."""
+    baseline = chosen or ScorerSpec(model.source, name, model.kind)
     return ScorerSpec(
         source=model.source,
         model=name,
         kind=model.kind,
-        config=None if name in SOURCE_OF else model.config.model_dump(mode="json"),
-        half_life=None if chosen is None else chosen.half_life,
-        same=None if chosen is None else chosen.same,
+        config=baseline.config if name in SOURCE_OF else model.config.model_dump(mode="json"),
+        half_life=baseline.half_life,
+        same=baseline.same,
         recent=recent_weights(model),
     )
 
@@ -286,23 +289,36 @@ class ModelValidation:
         self, bundle: Bundle, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory
     ) -> None:
         assert data.held is not None
-        self._bundle, self._tables, self._data = bundle, tables, data
         self._held = data.held.sample(data.user_ids, config.split.validation_users)
+        self._bundle, self._config, self._tables = bundle, config, tables
+        self._data = replace(data, held=self._held)
         self._recall = ValidationRecall(bundle, self._held, data, past).keep()
 
     def ndcg(self, name: str, options: Mapping[str, Any]) -> float:
-        """Fit a model and return NDCG@10 of its own list."""
+        """Fit a model and return NDCG@10 of its own list.
+
+        Half-lives of a baseline are chosen as in training.
+        """
+        source = SOURCE_OF.get(name)
+        bundle = self._with_model(name, options) if source is None else self._with_baseline(source, options)
+        return own_ndcg(bundle, source or model_class(name).source, self._held, self._recall)
+
+    def _with_model(self, name: str, options: Mapping[str, Any]) -> Bundle:
         model = load_model(name, options)
         arrays = fit_model(name, model, self._data)
-        own = ScorerSpec(model.source, name, model.kind, half_life=getattr(model.config, "half_life", None))
-        scorers = {**self._bundle.scorers, model.source: _scorer(name, model, own)}
-        bundle = replace(
+        scorers = {**self._bundle.scorers, model.source: _scorer(name, model)}
+        return replace(
             self._bundle,
             manifest=replace(self._bundle.manifest, scorers=scorers),
             arrays={**self._bundle.arrays, **arrays},
             users=_user_table(self._tables, self._data, arrays),
         )
-        return own_ndcg(bundle, model.source, self._held, self._recall)
+
+    def _with_baseline(self, source: str, options: Mapping[str, Any]) -> Bundle:
+        scorer = with_options(self._bundle.scorers[source], options)
+        bundle = refitted(self._bundle, scorer, self._data, self._tables)
+        bundle = choose_half_life(bundle, source, self._config, self._data, self._tables, self._recall)
+        return choose_same(bundle, self._data, self._tables, self._recall) if source == "neighbours" else bundle
 
 
 def _choose_weights(config: Config, name: str) -> bool:
