@@ -20,7 +20,7 @@ from recloop.ingest.arrival_rules import ArrivalRules
 from recloop.project import open_project
 from recloop.records import DAY, EVENT_SCHEMA, RULE, SECOND, Event
 from recloop.storage.event_lookup import UserWindow
-from recloop.storage.event_rows import RULED_SCHEMA, frame_of, number_new
+from recloop.storage.event_rows import RULED_SCHEMA, EventColumns, number_new
 
 NOW = 1_795_010_112 * SECOND  # 2026-11-18
 YEAR_2090 = 3_786_912_000 * SECOND
@@ -121,7 +121,7 @@ def test_arrival_rules_with_a_wrong_clock_do_not_read_back_to_its_stamp() -> Non
     rules = ArrivalRules(EventLabeler(Events(), Clean()), rows)  # type: ignore[arg-type]
     stamps = (NOW - 5 * SECOND, -62_009_366_400 * SECOND, YEAR_2090)
     events = [Event(user_id="u", item_id="i", timestamp=stamp, received_at=NOW) for stamp in stamps]
-    assert rules.judge(frame_of(number_new(events, {}, 0).rows), rows).to_list() == [None, "clock", "clock"]
-    assert rules.judge(frame_of(number_new(events[1:], {}, 0).rows), rows).to_list() == ["clock", "clock"]
+    assert rules.judge(EventColumns.of_rows(number_new(events, {}, 0).rows), rows) == [None, "clock", "clock"]
+    assert rules.judge(EventColumns.of_rows(number_new(events[1:], {}, 0).rows), rows) == ["clock", "clock"]
     assert read == [("u", NOW - 6 * SECOND, NOW - 5 * SECOND)]
     assert ranges == [(NOW - 6 * SECOND, NOW - 5 * SECOND)]

@@ -8,11 +8,12 @@ import polars as pl
 import pytest
 
 from recloop.config import Clean, Events
-from recloop.features import label_cache
+from recloop.features import row_cache
 from recloop.features.label_cache import LabelCache
 from recloop.features.labels import EventLabeler
 from recloop.features.state_delta import rows_of
 from recloop.records import EVENT_SCHEMA
+from recloop.storage.event_rows import EventColumns
 
 SETTINGS = (
     Events(),
@@ -44,18 +45,18 @@ def drawn_rows(seed: int, n: int = 200) -> pl.DataFrame:
 
 @pytest.mark.parametrize("events", SETTINGS)
 def test_label_cache_of_drawn_rows_equals_the_labeler(events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_cache, "MAX_KEYS", 40)  # it is emptied on the way
+    monkeypatch.setattr(row_cache, "MAX_KEYS", 40)  # it is emptied on the way
     labeler = EventLabeler(events, Clean())
     cache = LabelCache(labeler)
     frame = drawn_rows(0)
     for start in range(0, len(frame), 7):
         rows = frame[start : start + 7]
-        assert cache.rows(rows) == rows_of(labeler.label(rows))
+        assert cache.rows(EventColumns.of_frame(rows)) == rows_of(labeler.label(rows))
 
 
 def test_label_cache_leaves_dwells_and_other_columns_to_the_labeler() -> None:
     rows = drawn_rows(1, 5)
     dwells = rows.with_columns(pl.lit("dwell").alias("event_type"))
-    assert LabelCache(EventLabeler(Events(), Clean())).rows(dwells) is None
+    assert LabelCache(EventLabeler(Events(), Clean())).rows(EventColumns.of_frame(dwells)) is None
     by_item = Events(positive=("item_id = 'a'",))
-    assert LabelCache(EventLabeler(by_item, Clean())).rows(rows) is None
+    assert LabelCache(EventLabeler(by_item, Clean())).rows(EventColumns.of_frame(rows)) is None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ from recloop.ingest import arrival_rules
 from recloop.ingest.arrival_rules import ArrivalRules
 from recloop.records import SECOND, SEQ, Event
 from recloop.storage import EventLog, open_log
-from recloop.storage.event_rows import RULED_SCHEMA, frame_of
+from recloop.storage.event_rows import RULED_SCHEMA, EventColumns
 
 CLEAN = Clean(burst=Burst(events=3), keep="quantity IS NULL OR quantity <> 0", exclude_items=("post",))
 LABELER = EventLabeler(Events(weights={"sale": 5.0, "click": 1.0}), CLEAN)
@@ -49,7 +51,7 @@ class Archived:
 def commit(log: EventLog, rules: ArrivalRules, events: Sequence[Event], archive: Archived) -> list[str | None]:
     with log.commit():
         arrivals = log.find_duplicates(events, {})
-        judged: list[str | None] = rules.judge(frame_of(arrivals.rows), archive).to_list()
+        judged: list[str | None] = rules.judge(EventColumns.of_rows(arrivals.rows), archive)
         log.insert_events(arrivals.rows, judged)
     return judged
 
@@ -118,7 +120,11 @@ def test_rules_read_only_windows_near_the_rows(log: EventLog) -> None:
     log.append_events([Event(user_id="u", item_id="i", timestamp=NOW + n * SECOND) for n in range(100)])
     rules = ArrivalRules(LABELER, log)
     events = [Event(user_id="u", item_id="i", timestamp=NOW + n * SECOND + 1, received_at=NOW) for n in (5, 90)]
-    windows = rules._windows(frame_of([(n, *_rows([event])[0][1:-1]) for n, event in enumerate(events)]), SECOND)
+    windows = rules._windows(
+        EventColumns.of_rows([(n, *_rows([event])[0][1:-1]) for n, event in enumerate(events)]),
+        np.zeros(2, dtype=bool),
+        SECOND,
+    )
     assert log.recent(windows)[SEQ].to_list() == [6, 91]
     plan = log._writer.execute(  # type: ignore[union-attr]
         "EXPLAIN QUERY PLAN SELECT * FROM events WHERE user_id = 'u' AND timestamp > 1 AND timestamp <= 2"
@@ -128,3 +134,21 @@ def test_rules_read_only_windows_near_the_rows(log: EventLog) -> None:
         "EXPLAIN QUERY PLAN SELECT * FROM events WHERE seq > 1 AND seq <= 9 AND user_id = 'u' ORDER BY seq LIMIT 9"
     ).fetchall()
     assert "USING INDEX events_user_time (user_id=?)" in by_seq[0][3]
+
+
+@pytest.mark.parametrize("keep", ["quantity <> 0", "value >= 2 OR quantity IS NULL", "item_id <> 'a'", "1 = 0", ""])
+def test_rules_with_a_remembered_keep_equal_the_labeler(log: EventLog, keep: str) -> None:
+    labeler = EventLabeler(Events(), Clean(keep=keep, exclude_items=("post",)))
+    rules = ArrivalRules(labeler, log)
+    draw = random.Random(keep)
+    archive = Archived(pl.DataFrame(schema=RULED_SCHEMA))
+    for _ in range(20):
+        events = [
+            Event(
+                user_id=f"u{draw.random()}", item_id=draw.choice(["a", "a", "b", "post"]), timestamp=NOW, received_at=NOW,
+                value=draw.choice([None, 1.0, 2.0]), quantity=draw.choice([None, 0.0, 1.0]),
+            )
+            for _ in range(draw.randint(1, 3))
+        ]  # fmt: skip
+        rows = EventColumns.of_rows([(n, *_rows([event])[0][1:-1]) for n, event in enumerate(events)])
+        assert rules.judge(rows, archive) == labeler.causal_rule(rows.frame).to_list()

@@ -26,7 +26,7 @@ from recloop.records import EVENT_SCHEMA, RULE, Event, Item, User
 from recloop.serve.app import create
 from recloop.serve.service import Service
 from recloop.storage import EventLog, Retraction, open_log
-from recloop.storage.event_rows import frame_of, number_new
+from recloop.storage.event_rows import EventColumns, number_new
 
 URL = "sqlite:///store/log.db"
 KEPT, NOT_KEPT, UNCERTAIN = "kept", "not kept", "uncertain"
@@ -190,10 +190,10 @@ def test_writer_passes_the_labelled_valid_rows_of_each_commit(tmp_path: Path) ->
     log = open_log(URL, tmp_path, write=True)
     results: list[object] = []
 
-    def label(frame: pl.DataFrame) -> object:
-        if "after-r0" in frame["user_id"]:
+    def label(rows: EventColumns) -> object:
+        if "after-r0" in rows["user_id"]:
             raise RuntimeError("a bug")
-        return frame.select("seq", "user_id", RULE).rows()
+        return list(zip(rows["seq"], rows["user_id"], strict=True))
 
     labeler = EventLabeler(Events(), Clean())
     writer = Writer(log, EmptyArchive(), labeler, lambda *given: results.append(given[1:]), label)  # type: ignore[arg-type]
@@ -208,7 +208,7 @@ def test_writer_passes_the_labelled_valid_rows_of_each_commit(tmp_path: Path) ->
 
     asyncio.run(whole())
     writer.close()
-    assert results == [(2, [(1, "r0", None)]), (3, [(3, "r1", None)]), (3, []), (4, None), (5, None)]
+    assert results == [(2, [(1, "r0")]), (3, [(3, "r1")]), (3, []), (4, None), (5, None)]
     assert log.last_seq() == 5
     log.close()
 
@@ -218,7 +218,8 @@ def test_writer_passes_the_labelled_valid_rows_of_each_commit(tmp_path: Path) ->
 PATH: tuple[Callable[..., Any], ...] = (
     Writer._commit, Writer._append, EventLog.append_items, EventLog.append_users, EventLog.append_retractions, Writer._append_events,
     EventLog.find_duplicates, EventLog.insert_events, EventLog._append, EventLog.newest_in, EventLog._counter,
-    EventLog._set_counter, Writer.causal_rules, ArrivalRules.judge, ArrivalRules._in_burst, number_new, frame_of,
+    EventLog._set_counter, Writer.causal_rules, ArrivalRules.judge, ArrivalRules._in_burst, number_new,
+    EventColumns.of_rows,
     Writer._labelled, Writer._deliver,
 )  # fmt: skip
 CODES = {one.__code__ for one in PATH}

@@ -150,10 +150,10 @@ def test_writer_with_a_failing_request_stores_the_other_requests(
 ) -> None:
     causal_rules = writer.Writer.causal_rules
 
-    def picky(self: Any, frame: Any) -> Any:
-        if "poison-user" in frame["user_id"]:
+    def picky(self: Any, rows: Any) -> Any:
+        if "poison-user" in rows["user_id"]:
             raise ZeroDivisionError("poison-user")
-        return causal_rules(self, frame)
+        return causal_rules(self, rows)
 
     monkeypatch.setattr(writer.Writer, "causal_rules", picky)
 

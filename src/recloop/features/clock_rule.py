@@ -26,12 +26,20 @@ def wrong_clock(frame: pl.DataFrame, clean: Clean) -> pl.Series:
         return pl.Series(np.zeros(len(frame), dtype=bool))
     max_delay = round(max_delay_seconds * SECOND)
     if RECEIVED_AT in frame.columns and not frame[TIMESTAMP].null_count() and not frame[RECEIVED_AT].null_count():
-        stamps = frame[TIMESTAMP].to_numpy()  # (n,)
-        return pl.Series((stamps < 0) | (stamps - frame[RECEIVED_AT].to_numpy() > max_delay))
+        return pl.Series(wrong_clocks(frame[TIMESTAMP].to_numpy(), frame[RECEIVED_AT].to_numpy(), clean))
     is_wrong = frame[TIMESTAMP] < 0
     if RECEIVED_AT in frame.columns:
         is_late = frame[TIMESTAMP] - frame[RECEIVED_AT] > max_delay
         is_wrong |= is_late.fill_null(False) if is_late.null_count() else is_late
+    return is_wrong
+
+
+def wrong_clocks(stamps: np.ndarray, received: np.ndarray, clean: Clean) -> np.ndarray:
+    """(n,) bool: stamps (n,) int64 that the rule removes, by their times of receipt."""
+    max_delay_seconds = clean.future_seconds
+    if max_delay_seconds is None:
+        return np.zeros(len(stamps), dtype=bool)
+    is_wrong: np.ndarray = (stamps < 0) | (stamps - received > round(max_delay_seconds * SECOND))
     return is_wrong
 
 

@@ -1,38 +1,31 @@
-"""Labels of rows that equal earlier ones in all columns that the rules read.
+"""Labels of posted rows, remembered by the values that the rules read.
 
-A posted commit has few rows, for which operations on columns cost more than the rows do. The values are those of
-`EventLabeler.label`.
+The values are those of `EventLabeler.label`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from recloop.features.dwell import DWELL
 from recloop.features.labels import EventLabeler
+from recloop.features.row_cache import Columns, RowCache
 from recloop.records import (
-    EVENT_SCHEMA,
     EVENT_TYPE,
     GROUP_ID,
     GUEST_PREFIX,
     ITEM_ID,
     PAIR,
-    QUANTITY,
     SEQ,
     TIMESTAMP,
     UNITS,
     USE,
     USER_ID,
-    VALUE,
     WEIGHT,
 )
-
-KEY_COLUMNS: Final = (EVENT_TYPE, QUANTITY, VALUE, "placement")
-"""Columns that rules may read; values of other columns rarely repeat."""
-MAX_KEYS: Final = 10_000
-Key = tuple[Any, ...]
 
 
 class Meaning(NamedTuple):
@@ -49,43 +42,25 @@ class LabelCache:
 
     def __init__(self, labeler: EventLabeler) -> None:
         self._labeler = labeler
-        self._columns = tuple(name for name in KEY_COLUMNS if name in labeler.label_columns)
-        self._is_usable = labeler.label_columns <= set(KEY_COLUMNS)
-        self._meanings: dict[Key, Meaning] = {}
+        self._meanings = RowCache(labeler.label_columns, self._label)
 
-    def rows(self, valid_rows: pl.DataFrame) -> list[tuple[Any, ...]] | None:
+    def rows(self, valid_rows: Columns) -> list[tuple[Any, ...]] | None:
         """Return labelled rows as `recloop.features.state_delta.rows_of` does.
 
-        The result is None if a row is a dwell, or if a rule reads a column outside `KEY_COLUMNS`.
+        The result is None if a row is a dwell, or if a rule reads a column that `RowCache` leaves out.
 
         Args:
             valid_rows: EVENT_SCHEMA, by seq.
         """
-        if not self._is_usable:
+        if not self._meanings.is_usable or DWELL in valid_rows[EVENT_TYPE]:
             return None
-        columns = [valid_rows[name].to_list() for name in self._columns]
-        if DWELL in columns[0]:
-            return None
-        keys = list(zip(*columns, strict=True))
-        self._learn(set(keys))
-        meanings = [self._meanings[key] for key in keys]
-        values = (valid_rows[name].to_list() for name in (USER_ID, ITEM_ID, TIMESTAMP, GROUP_ID, SEQ))
+        meanings = self._meanings.results(valid_rows)
+        values = (valid_rows[name] for name in (USER_ID, ITEM_ID, TIMESTAMP, GROUP_ID, SEQ))
         return [
             (user, item, stamp, group, *meaning, seq)
             for user, item, stamp, group, seq, meaning in zip(*values, meanings, strict=True)
             if not user.startswith(GUEST_PREFIX)
         ]
 
-    def _learn(self, keys: set[Key]) -> None:
-        """Label the keys that are not known yet."""
-        unknown = list(keys - self._meanings.keys())
-        if not unknown:
-            return
-        if len(self._meanings) + len(unknown) > MAX_KEYS:
-            self._meanings.clear()
-            unknown = list(keys)
-        row = dict.fromkeys(EVENT_SCHEMA) | {USER_ID: "", ITEM_ID: "", TIMESTAMP: 0}
-        rows = [row | dict(zip(self._columns, key, strict=True)) for key in unknown]
-        labelled = self._labeler.label(pl.DataFrame(rows, schema=EVENT_SCHEMA))
-        for key, values in zip(unknown, labelled.select(USE, WEIGHT, PAIR, UNITS).iter_rows(), strict=True):
-            self._meanings[key] = Meaning(*values)
+    def _label(self, rows: pl.DataFrame) -> Iterator[Meaning]:
+        return map(Meaning._make, self._labeler.label(rows).select(USE, WEIGHT, PAIR, UNITS).iter_rows())

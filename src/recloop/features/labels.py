@@ -19,7 +19,7 @@ from recloop.config import FILE, Burst, Clean, Events
 from recloop.errors import UserError
 from recloop.features import conditions
 from recloop.features.burst import STRONG, burst_mask
-from recloop.features.clock_rule import CLOCK, wrong_clock
+from recloop.features.clock_rule import CLOCK, wrong_clock, wrong_clocks
 from recloop.features.dwell import DWELL, DWELL_PCT, LONG_DWELL_PCT, LONG_WEIGHT, DwellPercentiles
 from recloop.features.spec import FeatureSpec
 from recloop.records import (
@@ -132,6 +132,8 @@ class EventLabeler:
             {EVENT_TYPE, QUANTITY, *(name for expr in exprs for name in expr.meta.root_names())}
         )
         """Columns that decide the label of a row that is not a dwell."""
+        self.keep_columns = None if self._keep is None else frozenset(self._keep.meta.root_names())
+        """Columns of ``clean.keep``; None if it is empty."""
 
     @property
     def burst(self) -> Burst | None:
@@ -227,12 +229,27 @@ class EventLabeler:
         """
         codes = np.where(in_burst, 1, 0)
         if self._keep is not None and len(frame):
-            is_kept = frame.select_seq(self._keep.fill_null(False).alias("kept")).to_series().to_numpy()
-            codes[np.broadcast_to(~is_kept, codes.shape)] = 2  # a condition without a column is one value for all rows
+            codes[~self.is_kept(frame)] = 2
         if self._clean.exclude_items:
             codes[frame[ITEM_ID].is_in(list(self._clean.exclude_items)).to_numpy()] = 3
         codes[self.wrong_clock(frame).to_numpy()] = 4
         return CAUSAL_RULES.gather(codes) if codes.any() else CAUSAL_RULES.new_from_index(0, len(frame))
+
+    def is_kept(self, frame: pl.DataFrame) -> np.ndarray:
+        """(n,) bool: rows that meet ``clean.keep``."""
+        if self._keep is None:
+            return np.ones(len(frame), dtype=bool)
+        is_kept = frame.select_seq(self._keep.fill_null(False).alias("kept")).to_series().to_numpy()
+        return np.broadcast_to(is_kept, len(frame))  # a condition without a column is one value for all rows
+
+    @property
+    def excluded_items(self) -> frozenset[str]:
+        """Items whose rows the rule ``exclude_items`` removes."""
+        return frozenset(self._clean.exclude_items)
+
+    def wrong_clocks(self, stamps: np.ndarray, received: np.ndarray) -> np.ndarray:
+        """(n,) bool: rows that the rule ``clock`` removes, as `wrong_clock`."""
+        return wrong_clocks(stamps, received, self._clean)
 
     def wrong_clock(self, frame: pl.DataFrame) -> pl.Series:
         """(n,) Boolean: rows that the rule ``clock`` removes."""

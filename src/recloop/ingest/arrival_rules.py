@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Final, Protocol
 
 import numpy as np
@@ -17,10 +18,11 @@ import polars as pl
 from recloop.config import Burst
 from recloop.features.burst import STRONG, ActWindow, width_of
 from recloop.features.labels import EventLabeler
-from recloop.records import GROUP_ID, SEQ, TIMESTAMP, USER_ID
+from recloop.features.row_cache import RowCache
+from recloop.records import GROUP_ID, ITEM_ID, RECEIVED_AT, SEQ, TIMESTAMP, USER_ID
 from recloop.storage.event_log import EventLog
 from recloop.storage.event_lookup import UserWindow
-from recloop.storage.event_rows import RULED_SCHEMA
+from recloop.storage.event_rows import RULED_SCHEMA, EventColumns
 
 HOT_ROWS: Final = 256  # rows of a user near one moment from which its acts are kept in memory
 NO_ROWS: Final = pl.DataFrame(schema=RULED_SCHEMA)
@@ -60,56 +62,77 @@ class ArrivalRules:
         self._labeler = labeler
         self._log = log
         self._hot: OrderedDict[str, HotUser] = OrderedDict()
+        self._excluded = labeler.excluded_items
+        self._kept = RowCache(labeler.keep_columns or (), lambda rows: labeler.is_kept(rows).tolist())
 
-    def judge(self, frame: pl.DataFrame, archive: EarlierRows) -> pl.Series:
-        """Causal rule that removes each new row; null for valid rows.
+    def judge(self, rows: EventColumns, archive: EarlierRows) -> list[str | None]:
+        """Causal rule that removes each new row; None for valid rows.
 
         Args:
-            frame: New rows in seq order: EVENT_SCHEMA.
+            rows: New rows in seq order.
         """
         burst = self._labeler.burst
-        in_burst = np.zeros(len(frame), dtype=bool) if burst is None else self._in_burst(frame, archive, burst)
-        return self._labeler.first_rule(frame, in_burst)
+        stamps, received = (np.array(rows[name], dtype=np.int64) for name in (TIMESTAMP, RECEIVED_AT))  # (n,)
+        is_wrong = self._labeler.wrong_clocks(stamps, received)
+        in_burst = np.zeros(len(rows), dtype=bool) if burst is None else self._in_burst(rows, is_wrong, archive, burst)
+        if not in_burst.any() and not is_wrong.any() and self._keeps_all(rows):
+            return [None] * len(rows)
+        return self._labeler.first_rule(rows.frame, in_burst).to_list()
+
+    def _keeps_all(self, rows: EventColumns) -> bool:
+        """Return True if neither ``exclude_items`` nor ``keep`` removes a row.
+
+        False also if that is unknown.
+        """
+        if not self._excluded.isdisjoint(rows[ITEM_ID]):
+            return False
+        return self._labeler.keep_columns is None or (self._kept.is_usable and all(self._kept.results(rows)))
 
     def forget(self) -> None:
         """Drop what was remembered of rows that may not be stored."""
         self._hot.clear()
 
-    def _in_burst(self, frame: pl.DataFrame, archive: EarlierRows, burst: Burst) -> np.ndarray:
-        """(n,) bool mask of the rows in a burst."""
-        windows = self._windows(frame, width_of(burst))
+    def _in_burst(self, rows: EventColumns, is_wrong: np.ndarray, archive: EarlierRows, burst: Burst) -> np.ndarray:
+        """(n,) bool mask of the rows in a burst.
+
+        Args:
+            is_wrong: (n,) bool mask of the rows with an implausible clock.
+        """
+        windows = self._windows(rows, is_wrong, width_of(burst))
         unread = self._unread(windows)
         archived = self._archived(unread, archive)
-        stored = self._log.count_recent(unread) + Counter(archived[USER_ID].to_list())
-        counts = Counter(frame[USER_ID].to_list())
+        stored = self._log.count_recent(unread)
+        if len(archived):
+            stored.update(archived[USER_ID].to_list())
         suspects = {
             user: self._acts_of(user, burst)
-            for user, count in counts.items()
-            if count + stored[user] >= burst.events or user in self._hot
+            for user, count in Counter(rows[USER_ID]).items()
+            if count + stored.get(user, 0) >= burst.events or user in self._hot
         }
-        in_burst = np.zeros(len(frame), dtype=bool)
+        in_burst = np.zeros(len(rows), dtype=bool)
         if not suspects:
             return in_burst
         logged = self._log.recent([window for window in unread if window.user_id in suspects])
         earlier = pl.concat([archived, logged]).unique(SEQ).sort(SEQ) if len(archived) else logged
         for user, stamp, group_id, _ in self._act_rows(earlier, suspects):
             suspects[user].put(stamp, group_id)
-        for user, stamp, group_id, at in self._act_rows(frame, suspects):
+        for user, stamp, group_id, at in self._act_rows(rows.frame, suspects):
             in_burst[at] = suspects[user].add(stamp, group_id)
         self._remember(unread, suspects, stored)
         return in_burst
 
-    def _windows(self, frame: pl.DataFrame, width: int) -> list[UserWindow]:
+    @staticmethod
+    def _windows(rows: EventColumns, is_wrong: np.ndarray, width: int) -> list[UserWindow]:
         """Disjoint windows of the rows with a plausible clock, by user and time."""
-        is_wrong = self._labeler.wrong_clock(frame).to_list()
-        rows = zip(frame[USER_ID].to_list(), frame[TIMESTAMP].to_list(), is_wrong, strict=True)
+        moments = zip(rows[USER_ID], rows[TIMESTAMP], strict=True)
         windows: list[UserWindow] = []
-        for user, stamp in sorted((user, stamp) for user, stamp, wrong in rows if not wrong):
-            last = windows[-1] if windows else None
-            if last is not None and last.user_id == user and stamp - width <= last.until:
-                windows[-1] = UserWindow(user, last.after, stamp)
+        last_user, last_stamp = "", 0
+        for user, stamp in sorted(compress(moments, (~is_wrong).tolist())):
+            if windows and user == last_user and stamp - width <= last_stamp:
+                windows[-1] = UserWindow(user, windows[-1].after, stamp)
             else:
                 windows.append(UserWindow(user, stamp - width, stamp))
+            last_user, last_stamp = user, stamp
         return windows
 
     def _unread(self, windows: list[UserWindow]) -> list[UserWindow]:

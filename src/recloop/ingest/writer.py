@@ -27,11 +27,11 @@ from recloop.storage import EventLog, Retraction
 from recloop.storage.archive import Archive
 from recloop.storage.database import STORE_ERRORS
 from recloop.storage.erasure import forget_in_log
-from recloop.storage.event_rows import RULED_SCHEMA, Receipt, event_ids, frame_of
+from recloop.storage.event_rows import EventColumns, Receipt, event_ids
 from recloop.storage.identify import identify
 from recloop.storage.identities import Identified, Identity
 
-NO_EVENTS = pl.DataFrame(schema=RULED_SCHEMA)
+NO_EVENTS = EventColumns.of_rows([])
 LOGGER = logging.getLogger(__name__)
 MAX_COMMIT_ROWS = 5_000  # most rows per commit
 
@@ -93,14 +93,14 @@ class WriteRequest:
 
 
 class NewEvents(NamedTuple):
-    """Receipts of a commit's events, and its new rows (EVENT_SCHEMA and rule) or None."""
+    """Receipts of a commit's events, and its valid new rows; None without events."""
 
     receipts: list[Receipt]
-    frame: pl.DataFrame | None
+    valid: EventColumns | None
 
 
 AfterCommit = Callable[[list[WriteRequest], int, object], None]
-Label = Callable[[pl.DataFrame], object]
+Label = Callable[[EventColumns], object]
 
 
 class Writer:
@@ -112,8 +112,8 @@ class Writer:
         signal: Labeler with the causal rules that decide which events are valid.
         after_commit: Called on the event loop after a commit, before its requests are acknowledged, with the requests,
             the newest seq and the result of ``label``. The rows are durable by then, so its errors are only logged.
-        label: Called on this thread after a commit that got events, with its valid new ones by seq (EVENT_SCHEMA and
-            rule). `after_commit` gets its result; None without events, or if it failed, which is logged.
+        label: Called on this thread after a commit that got events, with its valid new ones by seq.
+            `after_commit` gets its result; None without events, or if it failed, which is logged.
         max_pending_rows: Rows that may be queued; further requests are refused.
     """
 
@@ -240,15 +240,14 @@ class Writer:
         for job in group:
             job.receipts = new.receipts[offset : offset + len(job.events)]
             offset += len(job.events)
-        self._deliver(group, newest or 0, None, self._labelled(new.frame))
+        self._deliver(group, newest or 0, None, self._labelled(new.valid))
 
-    def _labelled(self, frame: pl.DataFrame | None) -> object:
+    def _labelled(self, valid_rows: EventColumns | None) -> object:
         """Result of ``label`` for the valid new events; None if it failed."""
-        if frame is None:
+        if valid_rows is None:
             return None
         try:
-            is_valid = frame[RULE].null_count() == len(frame)
-            return self._label(frame if is_valid else frame.filter(pl.col(RULE).is_null()))
+            return self._label(valid_rows)
         except Exception as error:  # noqa: BLE001 - the rows are durable, so the requests are acknowledged
             LOGGER.error("label failed: %s", type(error).__name__)  # noqa: TRY400 - its text may name a user
             return None
@@ -268,13 +267,15 @@ class Writer:
         if not moved:
             return new
         self._rules.forget()
-        return new._replace(frame=pl.concat(moved if new.frame is None else [*moved, new.frame]))
+        if new.valid is not None:
+            moved.append(new.valid.frame)
+        return new._replace(valid=EventColumns.of_frame(pl.concat(moved)))
 
     def _identify(self, job: WriteRequest) -> list[pl.DataFrame]:
-        """Store the identities of a request; return the rows that they move."""
+        """Store the identities of a request; return the valid rows that they move."""
         results = [identify(self._log, self.archive, identity) for identity in job.identities]
         job.identified = [result for result, _ in results]
-        return [rows for _, rows in results if len(rows)]
+        return [rows.filter(pl.col(RULE).is_null()).drop(RULE) for _, rows in results if len(rows)]
 
     def _append_events(self, events: list[Event]) -> NewEvents:
         """Find duplicates, apply the causal rules and insert events in the open commit."""
@@ -282,10 +283,10 @@ class Writer:
         arrivals = self._log.find_duplicates(events, self.archive.known(ids) if ids else {})
         if not arrivals.rows:
             return NewEvents(arrivals.receipts([]), NO_EVENTS)
-        frame = frame_of(arrivals.rows)
-        rules = self.causal_rules(frame)
-        receipts = arrivals.receipts(self._log.insert_events(arrivals.rows, rules.to_list()))
-        return NewEvents(receipts, frame.hstack([rules]))
+        rows = EventColumns.of_rows(arrivals.rows)
+        rules = self.causal_rules(rows)
+        receipts = arrivals.receipts(self._log.insert_events(arrivals.rows, rules))
+        return NewEvents(receipts, rows.valid(rules))
 
     def _is_kept(self, newest: int | None, error: Exception) -> bool | None:
         """Return whether a failed commit is on disk; None if that is uncertain.
@@ -349,12 +350,12 @@ class Writer:
         """Use the causal rules of a new live bundle from the next commit on."""
         self._rules = ArrivalRules(signal, self._log)
 
-    def causal_rules(self, frame: pl.DataFrame) -> pl.Series:
-        """Return the causal rule that quarantines each new event; null for a valid one.
+    def causal_rules(self, rows: EventColumns) -> list[str | None]:
+        """Return the causal rule that quarantines each new event; None for a valid one.
 
         The rules read all rows of its user with a smaller seq.
         """
-        return self._rules.judge(frame, self.archive)
+        return self._rules.judge(rows, self.archive)
 
 
 def kept_items(requests: Sequence[WriteRequest]) -> list[Item]:

@@ -31,6 +31,7 @@ from recloop.records import EVENT_SCHEMA, RULE, SEQ, USER_ID, User, is_guest
 from recloop.storage.archive import Archive
 from recloop.storage.database import STORE_ERRORS
 from recloop.storage.event_log import EventLog
+from recloop.storage.event_rows import EventColumns
 from recloop.storage.identities import IDENTIFIED, Identities
 from recloop.storage.retractions import Retraction, retracted_at
 
@@ -140,12 +141,12 @@ class StateSource:
         self._delta = StateDelta(stored.history, stored.groups)
         self._cache: ByteCache[str, _Cached] = ByteCache(STATE_CACHE_BYTES)
 
-    def label(self, valid_rows: pl.DataFrame) -> list[tuple[Any, ...]]:
-        """Label valid rows (EVENT_SCHEMA) for `apply`; may run on any thread."""
+    def label(self, valid_rows: EventColumns) -> list[tuple[Any, ...]]:
+        """Label valid rows for `apply`; may run on any thread."""
         if not len(valid_rows):
             return []
         rows = self._labels.rows(valid_rows)
-        return rows_of(self.signal.label(valid_rows)) if rows is None else rows
+        return rows_of(self.signal.label(valid_rows.frame)) if rows is None else rows
 
     def apply(self, rows: Iterable[Sequence[Any]], users: Sequence[User], seq: int) -> None:
         """Add the rows and user versions of commits up to ``seq``, in seq order."""
@@ -159,7 +160,7 @@ class StateSource:
         """Add the rows of the log after `seq`, up to ``seq``."""
         if seq > self.seq:
             rows = _valid_events(self._log, self.seq, seq)
-            self.apply(self.label(rows), users_of(self._log, self.seq, seq), seq)
+            self.apply(self.label(EventColumns.of_frame(rows)), users_of(self._log, self.seq, seq), seq)
 
     def read(self, user_id: str, seq: int | None = None) -> StateBatch:
         """Return a user's state at ``seq`` (None: the newest).
@@ -343,8 +344,8 @@ class StateRegistry:
             degraded.add("log")
             return source.read(user_id, source.stored.seq), source.stored.seq
 
-    def label(self, valid_rows: pl.DataFrame) -> LabelledRows:
-        """Label the valid events of a commit (EVENT_SCHEMA, by seq) for every key."""
+    def label(self, valid_rows: EventColumns) -> LabelledRows:
+        """Label the valid events of a commit, by seq, for every key."""
         return LabelledRows({key: source.label(valid_rows) for key, source in self._by_key.items()})
 
     def apply(self, labelled: LabelledRows | None, users: Sequence[User], seq: int) -> None:

@@ -18,6 +18,7 @@ from recloop.storage.data_manifest import DataManifest
 from recloop.storage.forgotten import ForgottenUsers
 
 MAX_INT: Final = 2**63 - 1
+NO_ROWS: Final = pl.DataFrame(schema={**EVENT_SCHEMA, RULE: pl.String})
 
 
 class FileSpan(NamedTuple):
@@ -175,10 +176,9 @@ class Archive:
 
         Includes quarantined rows: EVENT_SCHEMA + rule.
         """
-        schema = {**EVENT_SCHEMA, RULE: pl.String}
         spans = self._loaded_spans()
         if after >= self._newest:
-            return pl.DataFrame(schema=schema)
+            return NO_ROWS
         user_ids = pl.Series(list(users), dtype=pl.String).implode()
         matches = pl.col(USER_ID).is_in(user_ids) & (pl.col(TIMESTAMP) > after) & (pl.col(TIMESTAMP) <= until)
         first_day = _day(after, -1)

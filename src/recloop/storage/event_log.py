@@ -30,6 +30,7 @@ from recloop.storage.event_rows import (
     number_new,
     object_text,
     with_persons,
+    with_values,
 )
 from recloop.storage.identities import NOT_MOVED, Identity
 from recloop.storage.logged_items import LoggedItems
@@ -129,16 +130,20 @@ class EventLog(Store):
         Raises:
             RuntimeError: the seqs do not follow the newest one, because rows were appended in between.
         """
+        receipts = [
+            Receipt("accepted" if rule is None else "quarantined", row[0], rule)
+            for row, rule in zip(rows, rules, strict=True)
+        ]
         with self.commit() as writer:
             seq = self._counter(writer)
             if rows and (rows[0][0] != seq + 1 or rows[-1][0] != seq + len(rows)):
                 raise RuntimeError(f"{self.name}: seq of a new event is not the newest seq {seq} plus 1")
-            writer.insert("events", EVENT_COLUMNS, [(*row, rule) for row, rule in zip(rows, rules, strict=True)])
+            if rows:
+                columns = dict(zip(EVENT_COLUMNS, (*zip(*rows, strict=True), tuple(rules)), strict=True))
+                present = with_values(columns)
+                writer.insert("events", tuple(present), zip(*present.values(), strict=True))
             self._set_counter(writer, seq + len(rows))
-        return [
-            Receipt("accepted" if rule is None else "quarantined", row[0], rule)
-            for row, rule in zip(rows, rules, strict=True)
-        ]
+        return receipts
 
     def append_items(self, items: Sequence[Item]) -> list[Item]:
         """Number and insert item versions; return the stored rows."""

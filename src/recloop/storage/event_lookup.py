@@ -10,8 +10,8 @@ from recloop.records import Event
 from recloop.storage.database import Connection
 from recloop.storage.event_rows import EVENT_COLUMNS
 
-IN_SIZES: Final = (1, 8, 64, 512)
-"""Numbers of placeholders, so that few statements are compiled."""
+IN_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Numbers of placeholders, so that few statements are compiled; the rest of them is NULL."""
 T = TypeVar("T")
 
 
