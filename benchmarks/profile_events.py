@@ -71,10 +71,13 @@ class Steps:
 def install(steps: Steps, service: Service) -> None:
     """Time the steps of this service."""
     steps.wrap(parse, "parse_events", "loop: decode and check")
-    steps.wrap(event_routes, "events_response", "loop: response")
+    steps.wrap(event_routes, "event_results", "loop: response")
+    steps.wrap(event_routes, "events_reply", "loop: response")
     service.writer._after_commit = service._after_commit
     steps.wrap(service.writer, "_after_commit", "loop: apply to states")
-    steps.wrap(writer, "frame_of", "writer: columns")
+    steps.wrap(service.writer, "_append", "writer: rest of the commit")
+    steps.wrap(writer, "event_ids", "writer: event_ids")
+    steps.wrap(writer.EventColumns, "of_rows", "writer: columns")
     rules = service.writer._rules
     steps.wrap(service.log, "find_duplicates", "writer: repeats")
     steps.wrap(service.archive, "known", "writer: archived repeats")

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from recloop.storage import archived_ids
-from recloop.storage.archived_ids import ArchivedIds
+from recloop.storage.archived_ids import HASHES, ArchivedIds
 
 
 def rows(first: int, last: int) -> pl.LazyFrame:
@@ -41,13 +41,13 @@ def test_archived_ids_equal_a_scan_of_the_rows_after_each_update(tmp_path: Path)
         assert ids.has("item_id", items).tolist() == [last > 0, last == 64, False]
         mapped = ArchivedIds.open(tmp_path, rows_after(0), last)  # without rows to read
         assert mapped.seqs_of(asked) == ids.seqs_of(asked)
-    folders = list((tmp_path / "ids" / pl.__version__).iterdir())
+    folders = list((tmp_path / "ids" / HASHES).iterdir())
     assert len(folders) <= 5, "folders of similar size are merged"
 
 
 def test_archived_ids_of_a_small_update_do_not_rewrite_the_large_part(tmp_path: Path) -> None:
     ArchivedIds.open(tmp_path, rows_after(1_000), 1_000)
-    large = tmp_path / "ids" / pl.__version__ / "0-1000"
+    large = tmp_path / "ids" / HASHES / "0-1000"
     before = large.stat().st_ino
     ids = ArchivedIds.open(tmp_path, rows_after(1_010), 1_010)
     assert large.stat().st_ino == before
@@ -71,11 +71,11 @@ def other_version(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [cut_short, without_file, other_version])
 def test_archived_ids_after_damage_are_written_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     ArchivedIds.open(tmp_path, rows_after(40), 40)
-    folder = tmp_path / "ids" / pl.__version__ / "0-40"
+    folder = tmp_path / "ids" / HASHES / "0-40"
     damage(folder)
     assert ArchivedIds.open(tmp_path, rows_after(40), 40).seqs_of(["e7"]) == seqs_by_scan(["e7"], 40)
     assert ArchivedIds.open(tmp_path, rows_after(0), 40).seqs_of(["e7"]) == seqs_by_scan(["e7"], 40)
-    assert [path.name for path in (tmp_path / "ids").iterdir()] == [pl.__version__]
+    assert [path.name for path in (tmp_path / "ids").iterdir()] == [HASHES]
 
 
 def test_archived_ids_on_a_full_disk_work_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

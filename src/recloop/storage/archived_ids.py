@@ -22,13 +22,13 @@ from recloop.files import sync_folder
 from recloop.records import EVENT_ID, ITEM_ID, SEQ, USER_ID
 
 FOLDER: Final = "ids"
+HASHES: Final = f"rows-{pl.__version__}"  # versions of Polars may hash differently
 MAX_GROWTH: Final = 2  # a folder is merged with an earlier one of at most this many times its rows
 
 
 def hashes_of(ids: pl.Series) -> np.ndarray:
     """(n,) uint64 hashes of texts."""
-    texts = pl.DataFrame({"id": ids.cast(pl.String)})
-    return texts.select_seq(pl.col("id").hash(0)).to_series().to_numpy()
+    return pl.DataFrame({"id": ids.cast(pl.String)}).hash_rows(0).to_numpy()
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,11 @@ class ArchivedIds:
         asked = hashes_of(pl.Series(event_ids, dtype=pl.String))
         seqs: list[int] = []
         for part in parts:
-            first = np.searchsorted(part.hashes, asked, side="left")
-            last = np.searchsorted(part.hashes, asked, side="right")
-            for row in np.flatnonzero(last > first).tolist():
-                seqs += part.seqs[first[row] : last[row]].tolist()
+            first = np.searchsorted(part.hashes, asked)
+            is_stored = part.hashes[np.minimum(first, len(part.hashes) - 1)] == asked
+            for row in np.flatnonzero(is_stored).tolist():
+                last = np.searchsorted(part.hashes, asked[row], side="right")
+                seqs += part.seqs[first[row] : last].tolist()
         return sorted(seqs)
 
     def has(self, column: str, raw_ids: pl.Series) -> np.ndarray:
@@ -142,7 +143,7 @@ class ArchivedIds:
             rows_after: Returns the archived rows after a seq; it may return earlier ones too.
             until: Last seq to cover.
         """
-        root = data / FOLDER / pl.__version__
+        root = data / FOLDER / HASHES
         ids = cls(list(_chain(root)))
         if ids.until >= until:
             return ids

@@ -16,7 +16,7 @@ import msgspec
 import polars as pl
 
 from recloop.errors import UserError
-from recloop.records import ITEM_SCHEMA, SEQ, USER_ID, USER_SCHEMA, Event, Item, User
+from recloop.records import ITEM_SCHEMA, SEQ, TIMESTAMP, USER_ID, USER_SCHEMA, Event, Item, User
 from recloop.storage import identities
 from recloop.storage.database import Connection, Database, bool_as_int
 from recloop.storage.event_lookup import UserWindow, by_event_id, in_windows, newest_rules, parts
@@ -34,6 +34,7 @@ from recloop.storage.event_rows import (
 )
 from recloop.storage.identities import NOT_MOVED, Identity
 from recloop.storage.logged_items import LoggedItems
+from recloop.storage.newest_stamps import NewestStamps
 from recloop.storage.retractions import RESTORED, Retraction
 from recloop.storage.sqlite import Store
 
@@ -65,6 +66,7 @@ class EventLog(Store):
         self._writer: Connection | None = database.open_writer() if write else None
         self._readers = database.open_readers()
         self._items = LoggedItems()
+        self._newest_stamps: NewestStamps | None = None
 
     def close(self) -> None:
         self._readers.close()
@@ -142,6 +144,8 @@ class EventLog(Store):
                 columns = dict(zip(EVENT_COLUMNS, (*zip(*rows, strict=True), tuple(rules)), strict=True))
                 present = with_values(columns)
                 writer.insert("events", tuple(present), zip(*present.values(), strict=True))
+                if self._newest_stamps is not None:
+                    self._newest_stamps.add(zip(columns[USER_ID], columns[TIMESTAMP], strict=True))
             self._set_counter(writer, seq + len(rows))
         return receipts
 
@@ -297,7 +301,15 @@ class EventLog(Store):
         return frame.unique(SEQ).sort(SEQ) if rows else frame
 
     def count_recent(self, windows: Sequence[UserWindow]) -> Counter[str]:
-        """Count the rows of `recent` by user, for disjoint windows; reads only the index."""
+        """Count the rows of `recent` by user, for disjoint windows; reads only the index.
+
+        The writer reads only windows in which its users may have rows.
+        """
+        if self._writer is not None:
+            if self._newest_stamps is None:
+                self._newest_stamps = NewestStamps.read(self._writer)
+            may_have = self._newest_stamps.may_have
+            windows = [window for window in windows if may_have(window.user_id, window.after)]
         return Counter(user_id for (user_id,) in in_windows(self._newest(), windows, (USER_ID,)))
 
     def has_user(self, user_id: str) -> bool:
