@@ -4,16 +4,18 @@
     python benchmarks/ingest.py --project DIR --rounds 9
     python benchmarks/ingest.py --store postgresql://USER@HOST/EMPTY-DATABASE --result ingest-postgresql.json
 
-Each round runs four jobs, one after the other, with new event_ids:
+Each round runs six jobs, one after the other, with new event_ids:
 
-    executemany   one connection, one transaction of 100 rows per fsync, table and unique index of log.db
+    executemany   one connection, one transaction of 100 rows per fsync, table and both indexes of log.db
+    one_index     the same with the unique index of event_ids alone
+    no_nulls      the same as executemany without the columns that are null in all rows, as recloop inserts them
     batches       8 senders post bodies of 100 rows to `recloop serve`
     fsync         one connection, one row per fsync
     singles       32 senders post one row each
 
 A sender waits for its answer before it posts again, and an answer means that the rows are on disk. The server runs on the
-first core, the senders on the second one. The result has the median of each job and two ratios: batches / executemany
-(goal 0.6) and singles / fsync (goal 10).
+first core, the senders and bare SQLite on the second one. The result has the median of each job and ratios: batches to each
+of the first three (goal 0.6 of executemany) and singles / fsync (goal 10).
 
 With ``--store``, each round posts batches to two services in turn, one with log.db and one with the log at this address.
 The result has the rows per second and the CPU milliseconds per 1,000 rows of the service, and of all processes named
@@ -51,7 +53,7 @@ from recloop.project import open_project
 from recloop.records import Event, now
 from recloop.simulation.shop import SimulatedShop
 from recloop.storage import open_log
-from recloop.storage.event_rows import EVENT_COLUMNS, number_new
+from recloop.storage.event_rows import EVENT_COLUMNS, number_new, with_values
 from recloop.storage.event_schema import PRAGMAS, SCRIPT
 from recloop.storage.sqlite import SqliteConnection
 
@@ -85,21 +87,30 @@ def as_json(event: Event) -> dict[str, str]:
     return {**{name: getattr(event, name) for name in names}, "timestamp": iso(event.timestamp)}
 
 
-def insert(file: Path, rows: int, rows_per_commit: int) -> float:
-    """Rows per second of bare inserts into a copy of the log's table with its unique index."""
+def insert(file: Path, rows: int, rows_per_commit: int, has_user_index: bool = True, has_nulls: bool = True) -> float:
+    """Rows per second of bare inserts into a copy of the log's table with its indexes.
+
+    Args:
+        has_user_index: False: the unique index of event_ids alone.
+        has_nulls: False: leave out the columns that are null in all rows.
+    """
     connection = sqlite3.connect(file, isolation_level=None, factory=SqliteConnection)
     for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         for statement in SCRIPT.split(";"):
-            if " events " in statement and "(user_id" not in statement and "(item_id" not in statement:
+            if " events " in statement and (has_user_index or "(user_id" not in statement):
                 connection.execute(statement)
     first = connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
     values = [(*row, None) for row in number_new(new_events(rows), {}, first).rows]
+    names = EVENT_COLUMNS
+    if not has_nulls:
+        columns = with_values(dict(zip(EVENT_COLUMNS, zip(*values, strict=True), strict=True)))
+        names, values = tuple(columns), list(zip(*columns.values(), strict=True))
     started = time.perf_counter()
     for start in range(0, rows, rows_per_commit):
         connection.execute("BEGIN IMMEDIATE")
-        connection.insert("events", EVENT_COLUMNS, values[start : start + rows_per_commit])
+        connection.insert("events", names, values[start : start + rows_per_commit])
         connection.execute("COMMIT")
     seconds = time.perf_counter() - started
     connection.close()
@@ -167,14 +178,16 @@ def measure(root: Path, rounds: int, batch_rows: int, single_rows: int) -> dict[
     rates: dict[str, list[float]] = {}
     prefix = pinned()
     command = (*prefix, sys.executable, "-m", "recloop", "-C", str(root), "serve", "--port", "0")
-    file = root / "store" / "bare.db"
+    files = {name: root / "store" / f"{name}.db" for name in ("executemany", "one_index", "no_nulls")}
     with open_log("sqlite:///store/log.db", root) as log:
         already = log.last_seq()
     with serving(root, command) as client:
         jobs: dict[str, Callable[[], float]] = {
-            "executemany": lambda: insert(file, batch_rows, BATCH_ROWS),
+            "executemany": lambda: insert(files["executemany"], batch_rows, BATCH_ROWS),
+            "one_index": lambda: insert(files["one_index"], batch_rows, BATCH_ROWS, has_user_index=False),
+            "no_nulls": lambda: insert(files["no_nulls"], batch_rows, BATCH_ROWS, has_nulls=False),
             "batches": lambda: post(client.url, batch_rows, BATCH_ROWS, BATCH_SENDERS),
-            "fsync": lambda: insert(file, max(single_rows // 10, 10), 1),
+            "fsync": lambda: insert(files["executemany"], max(single_rows // 10, 10), 1),
             "singles": lambda: post(client.url, single_rows, 1, SINGLE_SENDERS),
         }
         for _ in range(rounds):
@@ -271,6 +284,8 @@ def main() -> None:
         "rows_per_second": medians,
         "rounds": rates,
         "batches / executemany": round(medians["batches"] / medians["executemany"], 2),
+        "batches / one_index": round(medians["batches"] / medians["one_index"], 2),
+        "batches / no_nulls": round(medians["batches"] / medians["no_nulls"], 2),
         "singles / fsync": round(medians["singles"] / medians["fsync"], 2),
     }
     given.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
