@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import load
+import servers
+from provenance import provenance
 from quality import PROJECTS, RESULTS
 
 import serve
@@ -43,7 +45,7 @@ NUMBERS: Final = itertools.count()
 class Service:
     """A running service, and the headers that its requests need."""
 
-    side: serve.Side
+    side: servers.Side
     headers: str
 
 
@@ -57,7 +59,7 @@ def main() -> None:
     words.add_argument("--projects", type=Path, default=PROJECTS)
     given = words.parse_args()
     asked = serve.Asked((given.size,), None, given.rounds, given.seconds, False, given.results, given.projects)
-    result = {"size": given.size, **serve.facts(), **measure(asked, given.size)}
+    result = {"size": given.size, **provenance(), "seed": serve.SEED, **measure(asked, given.size)}
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / "access.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     for name, found in result["rates"].items():
@@ -78,7 +80,7 @@ def measure(asked: serve.Asked, size: str) -> dict[str, Any]:
             shutil.copytree(project, folder)
             headers = guard(folder) if side == "guarded" else ""
             services[side] = Service(
-                stack.enter_context(serve.recloop_server(folder, "kept", None, with_filter)), headers
+                stack.enter_context(servers.recloop_server(folder, "kept", None, with_filter)), headers
             )
         for number in range(-1, asked.rounds):
             for name, side in itertools.product(rates, SIDES):

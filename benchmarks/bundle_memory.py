@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,7 +22,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from quality import RESULTS, git
+from provenance import provenance
+from quality import RESULTS
 from update_cost import shop
 
 from recloop import bundle as bundles
@@ -136,9 +135,7 @@ def main() -> None:
         words = [sys.executable, __file__, "--measure", *map(str, written(Path(name), (FEW_ITEMS, asked.items)))]
         mib = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
     tree = {
-        "command": " ".join(["python benchmarks/bundle_memory.py", *sys.argv[1:]]),
-        "commit": git("rev-parse", "--short", "HEAD"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        **provenance(),
         "items": asked.items, "dim": DIM, "neighbours": NEIGHBOURS, "mib": mib,
     }  # fmt: skip
     asked.result.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")

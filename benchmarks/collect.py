@@ -243,13 +243,13 @@ def main() -> None:
     if asked.side:
         run_side(asked.side[0], Path(asked.side[1]), Path(asked.side[2]))
         return
-    from quality import git
+    from provenance import revision
 
     sizes = asked.rows or [*SIZES, *([FULL_SIZE] if asked.full else [])]
     runs = [compare(size, asked.rounds, asked.work) for size in sizes]
     tree = {
         "command": " ".join(["python benchmarks/collect.py", *sys.argv[1:]]),
-        "commit": git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else ""),
+        "commit": revision(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "polars": pl.__version__,
         "runs": runs,

@@ -43,8 +43,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
+import processes
 import uvloop
-from quality import RESULTS, git
+from provenance import git
+from quality import RESULTS
 
 from recloop import loop
 from recloop.config.store_address import without_password
@@ -213,20 +215,14 @@ def compare(root: Path, address: str, rounds: int, batch_rows: int) -> dict[str,
         for number in range(rounds):
             for name in [*clients][:: 1 if number % 2 else -1]:
                 url, process = clients[name]
-                before = cpu_seconds(process), server_cpu_seconds()
+                before = processes.cpu_seconds(process), server_cpu_seconds()
                 rate = post(url, batch_rows, BATCH_ROWS, BATCH_SENDERS)
-                after = cpu_seconds(process), server_cpu_seconds()
+                after = processes.cpu_seconds(process), server_cpu_seconds()
                 service, server = (1e6 * (end - begin) / batch_rows for begin, end in zip(before, after, strict=True))
                 measured = {"rows_per_second": rate, "service_cpu_ms": service, "server_cpu_ms": server}
                 for key, value in measured.items():
                     results.setdefault(name, {}).setdefault(key, []).append(round(value, 1))
     return results
-
-
-def cpu_seconds(process: int) -> float:
-    """CPU seconds of a process."""
-    fields = Path(f"/proc/{process}/stat").read_text("utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def server_cpu_seconds() -> float:
@@ -235,7 +231,7 @@ def server_cpu_seconds() -> float:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if (folder / "comm").read_text("utf-8").strip() == "postgres":
-                total += cpu_seconds(int(folder.name))
+                total += processes.cpu_seconds(int(folder.name))
         except (FileNotFoundError, ProcessLookupError):
             continue
     return total

@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from quality import PROJECTS, RESULTS, git, recloop
+from provenance import revision
+from quality import PROJECTS, RESULTS, recloop
 from quality_data import DATA
 
 from recloop.data.prepare import load
@@ -70,7 +71,7 @@ def run(name: str) -> None:
     settings = ("train.schedule=cosine", "train.patience=100", f"train.time_budget={SECONDS}s", *curve.settings)
     result: dict[str, Any] = {
         "command": f"python benchmarks/learning_curves.py --run {name}",
-        "commit": git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else ""),
+        "commit": revision(),
         "data": DATA_SET,
         "model": curve.model,
         "settings": [*settings],

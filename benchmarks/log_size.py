@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from quality import git
+from provenance import revision
 
 from recloop.bundle import Bundle
 from recloop.config import Config
@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
             sys.stdout.write(json.dumps(runs[-1]) + "\n")
             sys.stdout.flush()
     tree = {
-        "command": "python benchmarks/log_size.py FOLDER", "commit": git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else ""), "seeds": SEEDS,
+        "command": "python benchmarks/log_size.py FOLDER", "commit": revision(), "seeds": SEEDS,
         "fingerprints": {name: fingerprint(log) for name, log in logs.items()},
         "seconds": round(time.monotonic() - started), "runs": runs,
     }  # fmt: skip

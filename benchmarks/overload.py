@@ -19,6 +19,8 @@ from typing import Any, Final
 
 import load
 import matplotlib.pyplot as plt
+import servers
+from provenance import provenance
 from quality import PROJECTS, RESULTS
 
 import serve
@@ -39,7 +41,7 @@ def main() -> None:
     words.add_argument("--projects", type=Path, default=PROJECTS)
     given = words.parse_args()
     asked = serve.Asked((given.size,), None, given.rounds, given.seconds, False, given.results, given.projects)
-    result = {"size": given.size, **serve.facts(), **measure(asked, given.size)}
+    result = {"size": given.size, **provenance(), "seed": serve.SEED, **measure(asked, given.size)}
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / f"overload-{given.size}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     if given.results == RESULTS:
@@ -52,7 +54,7 @@ def measure(asked: serve.Asked, size: str) -> dict[str, Any]:
     project = serve.build(asked, size, None)
     with_filter, values = serve.filters(project, size)
     users = serve.users_of(project)
-    with serve.recloop_server(project, "kept", None, with_filter) as side:
+    with servers.recloop_server(project, "kept", None, with_filter) as side:
         peaks = []
         for number in range(-1, asked.rounds):  # the first round warms up
             stream = load.Stream(serve.lists(side, users, values, number))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -30,7 +29,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import polars as pl
-from quality import RESULTS, git
+from provenance import provenance
+from quality import RESULTS
 
 from recloop import bundle as bundles
 from recloop import loop
@@ -175,9 +175,7 @@ def main() -> None:
     }
     small, large = (sizes[str(n_rows)] for n_rows in (min(times), max(times)))
     tree = {
-        "command": " ".join(["python benchmarks/ready.py", *sys.argv[1:]]),
-        "commit": git("rev-parse", "--short", "HEAD"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        **provenance(),
         "rows_per_user": ROWS_PER_USER,
         "bundle": {"rows": BUNDLE_ROWS, "items": ITEMS},
         "sizes": sizes,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import Final
 
 import faiss
 import numpy as np
-from quality import git
+from provenance import git, processor
 
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.search import ScanTable, VectorSearch
@@ -63,12 +62,6 @@ def main(sizes: list[int]) -> None:
         "numpy": np.__version__,
     }
     RESULT.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n", "utf-8")
-
-
-def processor() -> str:
-    """Return the processor's model."""
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def draw(size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -26,19 +26,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -48,8 +43,11 @@ from urllib.parse import quote
 import load
 import machine
 import polars as pl
+import processes
 import serve_project
-from quality import HERE, PROJECTS, RESULTS, git
+import servers
+from provenance import provenance
+from quality import HERE, PROJECTS, RESULTS
 
 SIZES: Final = ("3700", "100000", "1000000", "complete-journey", "heavy")
 QUICK_SIZES: Final = ("500", "heavy")
@@ -58,15 +56,8 @@ HEAVY: Final = (1_000, 100_000, 1_000_000)
 QUICK_HEAVY: Final = (100, 1_000, 10_000)
 UPDATES_PER_SECOND: Final = 100
 PEAK_SHARE: Final = 0.3
-READY_SECONDS: Final = 600.0
 N_REQUESTS: Final = 5_000
 SEED: Final = 0
-ENCODE_ALWAYS: Final = """\
-from recloop.cli import main
-from recloop.recommend import sources
-sources.KEEP_VECTORS = False
-main()"""
-"""Program of the side `recloop`: a user without new events is encoded again."""
 WITHOUT_DETAILS: Final = ("typical", "kept", "ranked")
 """Sides of which only the rates are measured."""
 PARTS: Final = ("state", "encode", "sources", "reply")
@@ -86,20 +77,6 @@ class Asked:
     projects: Path
 
 
-@dataclass(frozen=True)
-class Side:
-    """Server on one side of the comparison.
-
-    Attributes:
-        path: Path of a list for a user and a category.
-    """
-
-    name: str
-    port: int
-    pid: int
-    path: Callable[[str, str], str]
-
-
 def main() -> None:
     """Measure the sizes without a result file, then print the table."""
     asked, again = parse()
@@ -108,7 +85,7 @@ def main() -> None:
         file = asked.results / f"serve-{size}.json"
         if again or not file.exists():
             measure = heavy if size == "heavy" else rates
-            result = {"size": size, **facts(), **measure(asked, size)}
+            result = {"size": size, **provenance(), "seed": SEED, **measure(asked, size)}
             file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     sys.stdout.write(table(asked))
 
@@ -142,48 +119,38 @@ def has_complete_journey() -> bool:
     return True
 
 
-def facts() -> dict[str, Any]:
-    """Command, commit, machine and seed of a result."""
-    models = [line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if line.startswith("model name")]
-    processor = models[0].partition(":")[2].strip() if models else platform.processor()
-    return {
-        "command": " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "commit": git("rev-parse", "--short", "HEAD"),
-        "machine": f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "seed": SEED,
-    }
-
-
 def rates(asked: Asked, size: str) -> dict[str, Any]:
     """Measure one catalog size on all sides."""
     with ExitStack() as stack:
         project = build(asked, size, None)
         with_filter, values = filters(project, size)
-        sides = [stack.enter_context(recloop_server(project, "recloop", None, with_filter))]
+        sides = [stack.enter_context(servers.recloop_server(project, "recloop", None, with_filter))]
         if size == "complete-journey":
             ranked = build(asked, RANKED, None)
-            sides.append(stack.enter_context(recloop_server(ranked, "ranked", None, with_filter)))
+            sides.append(stack.enter_context(servers.recloop_server(ranked, "ranked", None, with_filter)))
         else:
             copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "project"  # the served project is locked
             shutil.copytree(project, copy)
-            sides.append(stack.enter_context(recloop_server(copy, "kept", None, with_filter)))
+            sides.append(stack.enter_context(servers.recloop_server(copy, "kept", None, with_filter)))
         if asked.python is not None:
             before = build(asked, size, asked.python)
-            sides.append(stack.enter_context(recloop_server(before, "before", asked.python, with_filter)))
+            sides.append(stack.enter_context(servers.recloop_server(before, "before", asked.python, with_filter)))
         if size != "complete-journey":
-            sides.append(stack.enter_context(typical_server(project)))
+            sides.append(stack.enter_context(servers.typical_server(project)))
         users = users_of(project)
         by_side: dict[str, list[float]] = {side.name: [] for side in sides}
         cpu_ms: dict[str, list[float]] = {side.name: [] for side in sides}
         for number in range(-1, asked.rounds):  # the first round warms up
             for side in sides:
                 stream = load.Stream(lists(side, users, values, number))
-                used = cpu_seconds(side.pid)
+                used = processes.cpu_seconds(side.pid)
                 send(side.port, [stream], asked.seconds if number >= 0 else asked.seconds / 3)
                 if number >= 0:
                     by_side[side.name].append(round(stream.per_second, 1))
-                    cpu_ms[side.name].append(round(1e3 * (cpu_seconds(side.pid) - used) / len(stream.latencies), 3))
-        memory = {side.name: resident_mib(side.pid) for side in sides}
+                    cpu_ms[side.name].append(
+                        round(1e3 * (processes.cpu_seconds(side.pid) - used) / len(stream.latencies), 3)
+                    )
+        memory = {side.name: processes.resident_mib(side.pid) for side in sides}
         detailed = [side for side in sides if side.name not in WITHOUT_DETAILS]
         latency = {side.name: at_share(side, users, values, by_side, asked) for side in detailed}
         latency["machine"] = machine.measure(latency["recloop"]["rate"], min(cpu_ms["recloop"]), asked.seconds)
@@ -210,7 +177,7 @@ def heavy(asked: Asked, size: str) -> dict[str, Any]:
     lengths = QUICK_HEAVY if asked.quick else HEAVY
     project = build(asked, size, None)
     milliseconds: dict[str, list[float]] = {str(length): [] for length in lengths}
-    with recloop_server(project, "recloop", None, lambda category: f"category = '{category}'") as side:
+    with servers.recloop_server(project, "recloop", None, lambda category: f"category = '{category}'") as side:
         for number in range(-1, asked.rounds):
             for length in lengths:
                 stream = load.Stream(lists(side, [f"heavy{length}"], ["c01"], number), connections=1)
@@ -239,7 +206,7 @@ def build(asked: Asked, size: str, python: Path | None) -> Path:
         serve_project.write(folder, 500 if asked.quick else 3_700, seed=SEED, heavy=lengths, model="covisitation")
     else:
         serve_project.write(folder, int(size), seed=SEED, budget="2s" if asked.quick else "20s")
-    command, environment = recloop_command(python, *words)
+    command, environment = servers.recloop_command(python, *words)
     subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     (folder / "trained").touch()
     return folder
@@ -260,79 +227,6 @@ def users_of(project: Path) -> list[str]:
     return column.to_list()[: serve_project.USERS]
 
 
-def recloop_command(python: Path | None, *words: str, encodes_always: bool = False) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of recloop in this environment, another one or a checkout."""
-    environment = dict(os.environ)
-    interpreter = sys.executable
-    if python is not None and python.is_dir():
-        environment["PYTHONPATH"] = str((python / "src").resolve())
-    elif python is not None:
-        interpreter = str(python)
-        environment.pop("PYTHONPATH", None)
-    program = ["-c", ENCODE_ALWAYS] if encodes_always else ["-m", "recloop"]
-    return [interpreter, *program, *words], environment
-
-
-@contextmanager
-def recloop_server(project: Path, name: str, python: Path | None, with_filter: Callable[[str], str]) -> Iterator[Side]:
-    """Serve a project on the first core."""
-    port = free_port()
-    command, environment = recloop_command(python, "serve", "--port", str(port), encodes_always=name == "recloop")
-    with server(command, environment, project, port, "/v1/health/ready") as process:
-        path = lambda user, value: f"/v1/recommend/{quote(user)}?n=10&filter={quote(with_filter(value))}"  # noqa: E731
-        yield Side(name, port, process.pid, path)
-
-
-@contextmanager
-def typical_server(project: Path) -> Iterator[Side]:
-    """Serve the same project by `typical.py` on the first core."""
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        words = [str(HERE / "typical.py"), str(project), "--port", str(port), "--database", f"{folder}/decisions.db"]
-        with server([sys.executable, *words], dict(os.environ), project, port, "/constant") as process:
-            path = lambda user, value: f"/recommend/{quote(user)}?n=10&category={quote(value)}"  # noqa: E731
-            yield Side("typical", port, process.pid, path)
-
-
-@contextmanager
-def server(
-    command: Sequence[str], environment: dict[str, str], folder: Path, port: int, ready: str, is_pinned: bool = True
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a server on the first core or on all, wait until it is ready, and stop it at the end."""
-    cores = sorted(os.sched_getaffinity(0))
-    is_pinned = is_pinned and os.cpu_count() != 1 and shutil.which("taskset") is not None
-    pinned = ["taskset", "-c", str(min(cores))] if is_pinned else []
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen([*pinned, *command], cwd=folder, env=environment, stdout=output, stderr=output)
-        try:
-            deadline = time.monotonic() + READY_SECONDS
-            while not is_ready(port, ready):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    output.seek(0)
-                    raise SystemExit(f"{' '.join(command)}: {output.read()[-2_000:].decode('utf-8', 'replace')}")
-                time.sleep(0.1)
-            yield process
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def is_ready(port: int, path: str) -> bool:
-    """True if the path answers 200."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def free_port() -> int:
-    """Port that no process listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def send(port: int, streams: list[load.Stream], seconds: float) -> None:
     """Send the streams from the last core; the server has the first."""
     cores = os.sched_getaffinity(0)
@@ -346,14 +240,14 @@ def send(port: int, streams: list[load.Stream], seconds: float) -> None:
         raise SystemExit(f"port {port}: {len(failed)} failed: {failed[0]}")
 
 
-def lists(side: Side, users: Sequence[str], values: Sequence[str], number: int) -> Iterator[bytes]:
+def lists(side: servers.Side, users: Sequence[str], values: Sequence[str], number: int) -> Iterator[bytes]:
     """Requests of lists for random users and categories."""
     draw = random.Random(f"{SEED} {number}")
     return cycle([load.get(side.path(draw.choice(users), draw.choice(values))) for _ in range(N_REQUESTS)])
 
 
 def at_share(
-    side: Side, users: Sequence[str], values: Sequence[str], by_side: dict[str, list[float]], asked: Asked
+    side: servers.Side, users: Sequence[str], values: Sequence[str], by_side: dict[str, list[float]], asked: Asked
 ) -> dict[str, float]:
     """Latency at a share of the peak rate."""
     rate = PEAK_SHARE * statistics.median(by_side[side.name])
@@ -363,7 +257,7 @@ def at_share(
     return {"rate": round(rate, 1), "p50": round(p50, 3), "p99": round(p99, 3), "p99_to_p50": round(p99 / p50, 2)}
 
 
-def with_updates(side: Side, project: Path, users: Sequence[str], asked: Asked) -> dict[str, Any]:
+def with_updates(side: servers.Side, project: Path, users: Sequence[str], asked: Asked) -> dict[str, Any]:
     """Rates with and without stock updates, for lists with and without a filter on stock."""
     items = pl.read_parquet(project / "items.parquet")
     plain = cycle([load.get(f"/v1/recommend/{user}?n=10") for user in users])
@@ -395,10 +289,10 @@ def stock(items: pl.DataFrame, number: int) -> Iterator[bytes]:
 
 def walk(project: Path, asked: Asked) -> dict[str, float]:
     """Microseconds of each step of a request, and of a constant list on the same protocol."""
-    port = free_port()
+    port = servers.free_port()
     path = "/v1/recommend/u?n=10"
     stream = load.Stream(cycle([load.get(path)]))
-    with server(
+    with servers.server(
         [sys.executable, str(HERE / "constant.py"), "--port", str(port)], dict(os.environ), project, port, path
     ):
         send(port, [stream], asked.seconds / 3)
@@ -411,18 +305,6 @@ def walk(project: Path, asked: Asked) -> dict[str, float]:
     parts: dict[str, float] = json.loads(answer.stdout)["steps"]
     summed = constant + sum(parts.get(name, 0.0) for name in PARTS)
     return {"constant": round(constant, 1), **parts, "sum": round(summed, 1)}
-
-
-def resident_mib(pid: int) -> float:
-    """Resident memory of a server."""
-    text = Path(f"/proc/{pid}/status").read_text("utf-8")
-    return round(int(text.partition("VmRSS:")[2].split()[0]) / 1024, 1)
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a server so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def table(asked: Asked) -> str:

@@ -21,7 +21,8 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-from quality import RESULTS, git
+from provenance import git
+from quality import RESULTS
 
 from recloop import loop
 from recloop.monitoring import summary

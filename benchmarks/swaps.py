@@ -28,7 +28,8 @@ from typing import Any, Final
 import httpx
 import numpy as np
 import polars as pl
-from quality import RESULTS, git, recloop
+from provenance import revision
+from quality import RESULTS, recloop
 
 from recloop import bundle as bundles
 from recloop.ingest.client import serving
@@ -195,7 +196,7 @@ def judged(
     during = np.array([any(low <= at <= high for low, high in spans) for at, _ in people.times])
     versions = [answer["model_version"] for answer in people.answers.values()]
     return {
-        "commit": git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else ""),
+        "commit": revision(),
         "fingerprint": json.loads((folder / "data" / "manifest.json").read_text("utf-8"))["fingerprint"],
         "seeds": list(range(clients)),
         "clients": clients,

@@ -38,7 +38,8 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from quality import PROJECTS, RESULTS, git
+from provenance import revision
+from quality import PROJECTS, RESULTS
 
 from recloop import bundle as bundles
 from recloop.bundle import Bundle
@@ -160,7 +161,7 @@ def begin(asked: Asked, write: Callable[[Path, int], None]) -> None:
 def make(asked: Asked, row: str) -> None:
     """Run one row and write its result file atomically."""
     words = ROWS[row]
-    commit = git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")
+    commit = revision()
     source = open_project(asked.project, asked.sets)
     first = source.load_bundle()
     posted, after = halves(source, pl.read_parquet(asked.future), asked.days)

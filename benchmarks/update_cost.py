@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from quality import git
+from provenance import git
 
 from recloop import loop
 from recloop.demo.grocery_days import as_rows

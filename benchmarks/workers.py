@@ -24,6 +24,9 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import load
+import processes
+import servers
+from provenance import provenance
 from quality import PROJECTS, RESULTS
 
 import serve
@@ -41,7 +44,7 @@ def main() -> None:
     words.add_argument("--projects", type=Path, default=PROJECTS)
     given = words.parse_args()
     asked = serve.Asked((given.size,), None, given.rounds, given.seconds, False, given.results, given.projects)
-    result = {"size": given.size, **serve.facts(), **rates(asked, given.size)}
+    result = {"size": given.size, **provenance(), "seed": serve.SEED, **rates(asked, given.size)}
     given.results.mkdir(parents=True, exist_ok=True)
     (given.results / f"workers-{given.size}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     sys.stdout.write(table(result))
@@ -59,15 +62,17 @@ def rates(asked: serve.Asked, size: str) -> dict[str, Any]:
         sides = [(str(workers), *stack.enter_context(running(project, workers))) for workers in WORKERS]
         for number in range(-1, asked.rounds):  # the first round warms up
             for name, port, pid in sides:
-                side = serve.Side(name, port, pid, path)
+                side = servers.Side(name, port, pid, path)
                 stream = load.Stream(serve.lists(side, users, values, number))
-                used = cpu_seconds(pid)
+                used = processes.tree_cpu_seconds(pid)
                 load.run(port, [stream], asked.seconds)
                 if stream.failed:
                     raise SystemExit(f"{len(stream.failed)} failed: {stream.failed[0]}")
                 if number >= 0:
                     per_second[name].append(round(stream.per_second, 1))
-                    cpu_ms[name].append(round(1e3 * (cpu_seconds(pid) - used) / len(stream.latencies), 3))
+                    cpu_ms[name].append(
+                        round(1e3 * (processes.tree_cpu_seconds(pid) - used) / len(stream.latencies), 3)
+                    )
     ratio = statistics.median(per_second["2"]) / statistics.median(per_second["1"])
     return {"cores": len(os.sched_getaffinity(0)), "rates": per_second, "cpu_ms": cpu_ms, "ratio": round(ratio, 3)}
 
@@ -75,20 +80,13 @@ def rates(asked: serve.Asked, size: str) -> dict[str, Any]:
 @contextmanager
 def running(project: Path, workers: int) -> Iterator[tuple[int, int]]:
     """Serve a copy of a project with some workers; yield port and pid."""
-    port = serve.free_port()
+    port = servers.free_port()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"  # one project has one writer
         shutil.copytree(project, copy)
-        command, environment = serve.recloop_command(None, "serve", "--port", str(port), "--workers", str(workers))
-        with serve.server(command, environment, copy, port, "/v1/health/ready", is_pinned=False) as process:
+        command, environment = servers.recloop_command(None, "serve", "--port", str(port), "--workers", str(workers))
+        with servers.server(command, environment, copy, port, "/v1/health/ready", is_pinned=False) as process:
             yield port, process.pid
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time so far of a process and its children."""
-    threads = Path(f"/proc/{pid}/task").iterdir()  # any thread can start a child
-    children = [int(child) for thread in threads for child in (thread / "children").read_text("utf-8").split()]
-    return serve.cpu_seconds(pid) + sum(map(cpu_seconds, children))
 
 
 def table(result: dict[str, Any]) -> str:
