@@ -1,9 +1,13 @@
 """Simulate hourly updates in a small shop to measure the error rates of the gate.
 
     python benchmarks/gate.py [--weeks 200]
+    python benchmarks/gate.py --looks 10000
 
 Each hour brings U test queries of U users. One query in ten differs between the two bundles; the relative standard
 deviation of a difference is S. A true relative loss D is added from the first update on, or after three updates passed.
+
+``--looks`` simulates windows of one update instead: how often a growing sample of its moments hides a true loss, and
+how many moments are answered.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recloop.evaluation import paired
+from recloop.pipeline import looks
 from recloop.release import gate
 
 HOURS = 168
@@ -31,6 +37,8 @@ RESULT = Path(__file__).resolve().parent / "results" / "gate.json"
 MARGIN = 0.03
 MIN_QUERIES = 30
 CHANGED = 0.1
+LOOK_LOSSES = (0.0, MARGIN, 2 * MARGIN)
+"""True losses of the windows that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,51 @@ def decide(rule: Rule, own: NDArray[np.float64], earlier: list[NDArray[np.float6
     return "pass" if min(value, pooled) > -MARGIN else "wait"
 
 
+class LookRow(NamedTuple):
+    """Windows of one spread and true loss.
+
+    Attributes:
+        hidden: Share of windows that a sample cleared. queries: Mean number of answered queries.
+    """
+
+    first: int
+    spread: float
+    loss: float
+    hidden: float
+    queries: float
+
+
+def simulate_looks(first: int, spread: float, loss: float, windows: int) -> LookRow:
+    """Look at samples of ``first`` queries, doubled until they are clear or all queries are answered."""
+    rng = np.random.default_rng(SEED)
+    hidden, answered = 0, 0
+    for _ in range(windows):
+        changed = rng.random(paired.MAX_QUERIES) < CHANGED
+        signs = rng.choice([-1, 1], len(changed))
+        values = np.where(changed, signs * spread / np.sqrt(CHANGED), 0.0) - loss
+        size = first
+        while size < len(values):
+            value, error = _mean(values[:size])
+            if value - gate.CERTAIN_ERRORS * error > -MARGIN:
+                hidden += 1
+                break
+            size *= 2
+        answered += min(size, len(values))
+    return LookRow(first, spread, loss, hidden / windows, answered / windows)
+
+
+def print_looks(windows: int) -> None:
+    """Print a table of looks as Markdown."""
+    sys.stdout.write(
+        "| first look | spread | true loss | cleared by a sample | queries answered |\n|---|---|---|---|---|\n"
+    )
+    for first in (looks.FIRST_QUERIES, 2 * looks.FIRST_QUERIES):
+        for spread in sorted({spread for _, spread in SHOPS}):
+            for loss in LOOK_LOSSES:
+                row = simulate_looks(first, spread, loss, windows)
+                sys.stdout.write(f"| {first} | {spread} | {loss:.0%} | {row.hidden:.3%} | {row.queries:,.0f} |\n")
+
+
 def _mean(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
@@ -123,7 +176,12 @@ def main() -> None:
     """Print the table as Markdown and write it to the results folder."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--weeks", type=int, default=200)
-    weeks = arguments.parse_args().weeks
+    arguments.add_argument("--looks", type=int, default=0, metavar="WINDOWS", help="simulate looks at windows instead")
+    asked = arguments.parse_args()
+    if asked.looks:
+        print_looks(asked.looks)
+        return
+    weeks = asked.weeks
     sys.stdout.write("| rule | queries an hour | spread | no loss: weeks stopped | first pass, hours (median, 95 %) | passes a week |"
           " -10 %: slipped | -10 % after three: slipped |\n|---|---|---|---|---|---|---|---|\n")  # fmt: skip
     rows = []

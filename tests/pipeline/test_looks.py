@@ -1,4 +1,4 @@
-"""Looks at the moments of a gate: a sample first, then the rest."""
+"""Looks at the moments of a gate: a sample that grows until it is clear."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from recloop.evaluation.paired import QueryResults
 from recloop.evaluation.queries import Queries
 from recloop.features.state import offsets_of
 from recloop.pipeline import looks as module
-from recloop.pipeline.looks import is_decided, looks
+from recloop.pipeline.looks import Looks, is_decided
 from recloop.pipeline.update_run import UpdateRun
 from recloop.release import gate
-from recloop.release.gate_result import NEW_ROWS, GateResult
+from recloop.release.gate_result import FORGETTING, NEW_ROWS, GateResult
 
 
 def queries(count: int) -> Queries:
@@ -50,20 +50,48 @@ RUN = cast("UpdateRun", SimpleNamespace(states_of=lambda _: None, live=None, cat
 NONE = cast("Bundle", None)
 
 
-def test_first_look_answers_a_sample_and_the_second_the_rest(asked: list[int]) -> None:
-    all_looks = looks(RUN, NONE, queries(10), queries(3))
-    first = next(all_looks)
-    assert asked == [7]
+def gates(new_rows: float = 0.2, forgetting: float = 0.2) -> list[GateResult]:
+    """Results of two gates with these values; 0.2 is clear, -0.2 is not."""
+    return [
+        GateResult(name, value, -0.03, True, detectable=0.1)
+        for name, value in ((NEW_ROWS, new_rows), (FORGETTING, forgetting))
+    ]
+
+
+def test_further_look_at_both_sets_answers_as_many_queries_again(asked: list[int]) -> None:
+    looks = Looks(RUN, NONE, queries(10), queries(5))
+    first = looks.first()
+    assert asked == [8]
     assert first.new_rows.candidate.ndcg.tolist() == [0, 30, 60, 90]
-    second = next(all_looks)
-    assert asked == [7, 6]
-    assert sorted(second.new_rows.live.ndcg.tolist()) == [n * 10 + 1 for n in range(10)]
-    assert len(second.holdout) == 3
-    assert list(all_looks) == []
+    second = looks.further(gates(-0.2, -0.2))
+    assert second is not None
+    assert asked == [8, 5]
+    assert (len(second.new_rows), len(second.holdout)) == (8, 5)
+    third = looks.further(gates(-0.2, -0.2))
+    assert third is not None
+    assert asked == [8, 5, 2]
+    assert sorted(third.new_rows.live.ndcg.tolist()) == [n * 10 + 1 for n in range(10)]
+    assert looks.further(gates(-0.2, -0.2)) is None
+
+
+@pytest.mark.parametrize(
+    ("results", "sizes"),
+    [(gates(new_rows=-0.2), (8, 4)), (gates(forgetting=-0.2), (4, 8)), (gates(), None)],
+    ids=["new rows", "holdout users", "none"],
+)
+def test_further_look_doubles_only_sets_with_an_unclear_gate(
+    asked: list[int], results: list[GateResult], sizes: tuple[int, int] | None
+) -> None:
+    looks = Looks(RUN, NONE, queries(20), queries(20))
+    looks.first()
+    look = looks.further(results)
+    assert (None if look is None else (len(look.new_rows), len(look.holdout))) == sizes
 
 
 def test_few_queries_have_one_look(asked: list[int]) -> None:
-    assert len(list(looks(RUN, NONE, queries(4), queries(0)))) == 1
+    looks = Looks(RUN, NONE, queries(4), queries(0))
+    assert len(looks.first().new_rows) == 4
+    assert looks.further(gates(-0.2, -0.2)) is None
     assert asked == [4]
 
 
@@ -72,8 +100,6 @@ def test_few_queries_have_one_look(asked: list[int]) -> None:
     [(0, 0.2, True), (0, -0.2, False), (3, -0.2, True)],
     ids=["no sign of a loss", "a loss is possible", "refused at any loss"],
 )
-def test_first_look_suffices_if_it_is_clear_or_refused_in_any_case(
-    unexplained: int, low: float, is_enough: bool
-) -> None:
+def test_look_suffices_if_it_is_clear_or_refused_in_any_case(unexplained: int, low: float, is_enough: bool) -> None:
     new_rows = GateResult(NEW_ROWS, low + 0.1, -0.03, True, detectable=0.1, low=low, high=low + 0.2)
     assert is_decided([new_rows, gate.at_most("verification", unexplained, 0)]) is is_enough

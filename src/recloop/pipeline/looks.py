@@ -1,12 +1,13 @@
-"""Answers of candidate and live for the gates of an update, in one or two looks.
+"""Answers of candidate and live for the gates of an update, in a few looks.
 
 The first look is a sample of the moments. Most updates change little, so that it already rules out a loss
-(`recloop.release.gate.is_clear`). Otherwise the remaining moments are answered too, unless a gate refuses in any case.
+(`recloop.release.gate.is_clear`). Otherwise the sets whose gates need further moments are doubled until their gates are
+clear or all moments are answered, unless a gate refuses in any case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,9 +18,9 @@ from recloop.evaluation.queries import Queries, concatenate
 from recloop.pipeline import training_steps
 from recloop.pipeline.update_run import UpdateRun
 from recloop.release import gate
-from recloop.release.gate_result import GateResult
+from recloop.release.gate_result import FORGETTING, GateResult
 
-FIRST_QUERIES: Final = 1_000
+FIRST_QUERIES: Final = 500
 """Most queries of the first look at the test moments, and at those of the holdout users."""
 
 GATES_WITHOUT_MOMENTS: Final = ("verification", "latency")
@@ -51,30 +52,50 @@ class Look:
         return Look(self.new_rows + other.new_rows, self.holdout + other.holdout)
 
 
-def looks(run: UpdateRun, candidate: Bundle, new_rows: Queries, holdout: Queries) -> Iterator[Look]:
-    """Yield the answers to a sample of both sets of queries, then to all of them.
+class Looks:
+    """Answers of both bundles to growing samples of moments.
 
-    The second look answers the remaining queries only.
+    Args:
+        new_rows: Queries at the test moments.
+        holdout: Queries of the holdout users.
     """
-    samples, rests = zip(*(paired.split_sample(queries, FIRST_QUERIES) for queries in (new_rows, holdout)), strict=True)
-    first = _look(run, candidate, *samples)
-    yield first
-    if any(len(rest) for rest in rests):
-        yield first + _look(run, candidate, *rests)
 
+    def __init__(self, run: UpdateRun, candidate: Bundle, new_rows: Queries, holdout: Queries) -> None:
+        self._run = run
+        self._sides = (candidate, run.live)
+        self._rests = (new_rows, holdout)
+        self._timeline = run.states_of([*new_rows.users, *holdout.users])
+        self._look: Look | None = None
 
-def _look(run: UpdateRun, candidate: Bundle, new_rows: Queries, holdout: Queries) -> Look:
-    """Answer both sets of queries in one pass."""
-    queries = concatenate([new_rows, holdout])
-    timeline = run.states_of(queries.users)
-    sides = (candidate, run.live)
-    results = paired.answer_each(sides, queries, timeline, run.catalog, training_steps.THREADS, with_lists=False)
-    spans = (slice(0, len(new_rows)), slice(len(new_rows), len(queries)))
-    return Look(*(Answers(*(side.select(span) for side in results)) for span in spans))
+    def first(self) -> Look:
+        """Answer a sample of both sets."""
+        return self._ask(FIRST_QUERIES, FIRST_QUERIES)
+
+    def further(self, results: Sequence[GateResult]) -> Look | None:
+        """Double the sets whose gates need further moments; None if none of them are left."""
+        assert self._look is not None
+        names = set(gate.unclear(results))
+        n_new_rows = len(self._look.new_rows) if names - {FORGETTING} else 0
+        n_holdout = len(self._look.holdout) if FORGETTING in names else 0
+        n_left = (min(n, len(rest)) for n, rest in zip((n_new_rows, n_holdout), self._rests, strict=True))
+        return self._ask(n_new_rows, n_holdout) if any(n_left) else None
+
+    def _ask(self, n_new_rows: int, n_holdout: int) -> Look:
+        """Answer further queries of each set in one pass; return all answers so far."""
+        new_rows, rest_of_new_rows = paired.split_sample(self._rests[0], n_new_rows)
+        holdout, rest_of_holdout = paired.split_sample(self._rests[1], n_holdout)
+        self._rests = (rest_of_new_rows, rest_of_holdout)
+        queries = concatenate([new_rows, holdout])
+        catalog, threads = self._run.catalog, training_steps.THREADS
+        results = paired.answer_each(self._sides, queries, self._timeline, catalog, threads, with_lists=False)
+        spans = (slice(0, len(new_rows)), slice(len(new_rows), len(queries)))
+        look = Look(*(Answers(*(side.select(span) for side in results)) for span in spans))
+        self._look = look if self._look is None else self._look + look
+        return self._look
 
 
 def is_decided(results: Sequence[GateResult]) -> bool:
-    """Return whether a first look suffices.
+    """Return whether a look suffices.
 
     Either no gate points at a loss, or a gate refuses that no further moment changes.
     """

@@ -42,7 +42,7 @@ from recloop.pipeline.evidence import (
     save_window,
     window_scores,
 )
-from recloop.pipeline.looks import Look, is_decided, looks
+from recloop.pipeline.looks import Look, Looks, is_decided
 from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend import loading
 from recloop.records import SEQ, STAMP
@@ -226,14 +226,13 @@ def run_gates(run: UpdateRun) -> None:
     all_queries = run.test_queries
     queries, holdout = paired.subsample(all_queries), holdout_queries(run)
     windows = inherited_windows(run)
-    known: GateInputs | None = None
-    for look in looks(run, candidate, queries, holdout):
-        if known is None:  # after the first look, which has loaded the states
-            known = replace(_without_answers(run, candidate, queries), earlier=window_scores(windows, recipe))
-        evidence = _with_answers(known, look)
+    looks = Looks(run, candidate, queries, holdout)
+    further: Look | None = looks.first()
+    known = replace(_without_answers(run, candidate, queries), earlier=window_scores(windows, recipe))
+    while further is not None:
+        look, evidence = further, _with_answers(known, further)
         results = gate.evaluate_gates(evidence, run.config.release.gates, run.seed)
-        if is_decided(results):
-            break
+        further = None if is_decided(results) else looks.further(results)
     if not run.refreshes:
         results = gate.gates_before_trial(results)
     if not len(queries):

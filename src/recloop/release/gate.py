@@ -39,7 +39,7 @@ from recloop.config import Gates
 from recloop.evaluation import bootstrap
 from recloop.evaluation.agreement import overlap
 from recloop.evaluation.bootstrap import Difference
-from recloop.release.gate_result import NEW_ROWS, GateResult
+from recloop.release.gate_result import FORGETTING, NEW_ROWS, GateResult
 
 MAX_POOLED_WINDOWS: Final = 6
 """Most earlier windows that are pooled with an open verdict."""
@@ -291,7 +291,7 @@ def evaluate_gates(evidence: GateInputs, settings: Gates, seed: int = 0) -> list
     """
     gates = [non_inferiority(evidence.new_rows, evidence.earlier, settings, seed)]
     if evidence.holdout_users is not None:
-        gates.append(no_slice_collapse("forgetting", evidence.holdout_users, settings.max_ndcg_loss, seed))
+        gates.append(no_slice_collapse(FORGETTING, evidence.holdout_users, settings.max_ndcg_loss, seed))
     gates += [
         no_slice_collapse(f"slice:{name}", pairs, settings.max_slice_loss, seed)
         for name, pairs in evidence.slices.items()
@@ -317,12 +317,17 @@ def evaluate_gates(evidence: GateInputs, settings: Gates, seed: int = 0) -> list
 
 
 def is_clear(gates: Sequence[GateResult]) -> bool:
-    """Return whether a sample of moments suffices: no gate points at a loss.
+    """Return whether a sample of moments suffices: no gate points at a loss."""
+    return not unclear(gates)
 
-    Each compared number is `CERTAIN_ERRORS` standard errors above its threshold; a weak pass with a number has no loss in
-    the sample at all. A loss that reaches a threshold is then missed in fewer than 1 of 4,000 looks.
+
+def unclear(gates: Sequence[GateResult]) -> list[str]:
+    """Return the gates that need further moments.
+
+    Each compared number of the others is `CERTAIN_ERRORS` standard errors above its threshold; a weak pass with a number has
+    no loss in the sample at all. A loss that reaches a threshold is missed in fewer than 1 of 4,000 looks.
     """
-    return all(_has_margin(gate) for gate in gates)
+    return [gate.name for gate in gates if not _has_margin(gate)]
 
 
 def _has_margin(gate: GateResult) -> bool:

@@ -12,6 +12,7 @@ from recloop.files import JsonTree
 
 INPUT_GATE: Final = "input"
 NEW_ROWS: Final = "new_rows"
+FORGETTING: Final = "forgetting"
 EARLIER_NAMES: Final = {"new": NEW_ROWS, "parity": "verification", "cold_coverage_drop": "cold_coverage"}
 """Gate names in the evidence of earlier versions -> present names."""
 
