@@ -32,7 +32,7 @@ class ServiceStatus:
         last_seq = service.as_of
         watermark = service.archive.watermark
         return {
-            **loading.with_removed_flags(service.project, releases.release_table(service.control)),
+            **self._release_table(),
             "last_seq": last_seq,
             "watermark": watermark,
             "alarms": current_alarms(service, self._health_summary()),
@@ -46,6 +46,23 @@ class ServiceStatus:
             "workers": 1 + (0 if service.workers is None else service.workers.n_started),
             **self.health(),
         }
+
+    def _release_table(self) -> JsonTree:
+        """Return the release part; without the control store, the deployed bundles."""
+        service = self._service
+        try:
+            return loading.with_removed_flags(service.project, releases.release_table(service.control))
+        except STORE_ERRORS:
+            deployed = service.deployments
+            live = deployed.live.bundle.id
+            shadows = [shadow.bundle.id for shadow in deployed.shadows if shadow.bundle.id != live]
+            return {
+                "live": live,
+                "shadow": shadows[0] if shadows else None,
+                "experiment": None if deployed.candidate is None else deployed.candidate.bundle.id,
+                "generation": deployed.generation,
+                "bundles": [],
+            }
 
     def health(self) -> JsonTree:
         """Return ``health`` of the last hour, day and week, ``events`` and ``verify``.
