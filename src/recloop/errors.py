@@ -53,6 +53,10 @@ class UserError(RecloopError):
 class BundleError(UserError):
     """Invalid bundle: wrong hash, missing or extra file, link, unknown format."""
 
+    def with_fix(self, fix: str) -> BundleError:
+        """Return the same error with another fix."""
+        return BundleError(self.name, self.value, self.expected, fix, self.samples)
+
 
 class Refused(RecloopError):
     """Failed gate or check."""

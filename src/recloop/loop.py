@@ -85,7 +85,7 @@ def update(
         begin, progress = time.monotonic(), progress or NullProgress()
         restarts.finish_interrupted(project, progress)
         redaction.redact(project, progress)
-        reason = restarts.reason(project) or ("asked for with --restart" if restart else "")
+        reason = restarts.reason(project, restart)
         if reason:
             restarts.check_files_complete(project, restart)
             return _restart(project, progress, reason, begin)

@@ -6,16 +6,18 @@ A store is a context manager: ``with project.open_log() as log``. A long-lived o
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from recloop import bundle as bundles
 from recloop import storage
 from recloop.bundle import Bundle
 from recloop.config import FILE, Config
 from recloop.config.store_address import is_postgres
-from recloop.errors import UserError
+from recloop.errors import BundleError, UserError
 from recloop.features import state_store
 from recloop.manifest import Manifest
 from recloop.settings import build
@@ -23,6 +25,9 @@ from recloop.storage import ControlStore, DecisionLog, EventLog, rejected, relea
 from recloop.storage.archive import Archive
 from recloop.storage.rejected import RejectedStore
 from recloop.storage.sqlite import locate
+
+RELEARN: Final = "recloop update --restart, or copy bundles/ from a backup"
+"""Fix where no live bundle can be loaded; every other update starts with the live one."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +131,29 @@ class Project:
 
         Raises:
             UserError: the bundle is not registered, or no bundle is live yet.
-            BundleError: its files differ from the registered ones.
+            BundleError: its files differ from the registered ones; for the live bundle, its fix replaces this one.
         """
-        return bundles.load(*self._registered(bundle_id))
+        with self._explained(bundle_id):
+            return bundles.load(*self._registered(bundle_id))
 
     def load_manifest(self, bundle_id: str = "") -> Manifest:
         """Read the manifest of a registered bundle; its other files are not checked.
 
         Without an id, the manifest of the live bundle is read; errors as in `load_bundle`.
         """
-        return bundles.read_manifest(*self._registered(bundle_id))
+        with self._explained(bundle_id):
+            return bundles.read_manifest(*self._registered(bundle_id))
+
+    @contextmanager
+    def _explained(self, bundle_id: str) -> Iterator[None]:
+        """Name another fix for an invalid live bundle, which an update reads first."""
+        try:
+            yield
+        except BundleError as error:
+            if bundle_id:
+                raise
+            has_earlier = len(releases.lives(self.open_control())) > 1
+            raise error.with_fix("recloop rollback" if has_earlier else RELEARN) from None
 
     def _registered(self, bundle_id: str) -> tuple[Path, str]:
         """Return the folder of a registered bundle and the hash of its manifest."""

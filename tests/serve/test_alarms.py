@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,13 @@ import pytest
 import servers
 from prometheus_client.parser import text_string_to_metric_families
 
+from recloop import bundle as bundles
 from recloop.monitoring import summary
 from recloop.project import Project, open_project
 from recloop.serve import reload
 from recloop.serve.app import create
 from recloop.serve.service import Service
-from recloop.storage import sqlite
+from recloop.storage import releases, sqlite
 
 CLI = Callable[..., tuple[int, str, str]]
 Work = Callable[[httpx.AsyncClient, Service], Awaitable[None]]
@@ -48,6 +52,34 @@ async def alarms(client: httpx.AsyncClient) -> list[str]:
     samples = [sample for family in families for sample in family.samples if sample.name == "recloop_alarm"]
     assert named == sorted(sample.labels["alarm"] for sample in samples if sample.value == 1)
     return named
+
+
+def second_bundle(project: Project) -> str:
+    """Write and promote another bundle with the content of the live one."""
+    control, who = project.open_control(), {"by": "test", "reason": "newer", "at": 5}
+    live = project.load_bundle()
+    made = bundles.write(replace(live, metrics={"again": 1}), project.bundles, datetime(2026, 1, 1, tzinfo=UTC))
+    releases.register(control, made.id, bundles.manifest_hash(project.bundles / made.id), **who)
+    releases.checked(control, made.id, **who)
+    releases.promote(control, made.id, **who)
+    return made.id
+
+
+def test_alarm_bundle_ends_with_a_rollback_and_updates_go_on(project: Project, cli: CLI) -> None:
+    damaged = second_bundle(project)
+    (project.bundles / damaged / "serve.safetensors").write_bytes(b"")
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        assert await alarms(client) == ["bundle"]
+        code, _, err = cli("-C", project.root, "update")
+        assert (code, err.splitlines()[-1].endswith("; try: recloop rollback")) == (2, True), err
+        assert cli("-C", project.root, "rollback")[0] == 0
+        assert await service.reload()
+        assert cli("-C", project.root, "update")[0] == 0
+        assert await alarms(client) == []
+        assert (await client.get("/v1/recommend/u01")).json()["degraded"] == []
+
+    served(project, work)
 
 
 @pytest.mark.parametrize(("name", "alarm"), [("control.db", "control"), ("log.db", "log")])
@@ -156,3 +188,28 @@ def worker_of(writer: int) -> int:
     ]
     (worker,) = (child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes())
     return worker
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["damaged", "lost"])
+def test_only_bundle_that_cannot_be_loaded_is_replaced_by_the_named_command(
+    project: Project, cli: CLI, is_lost: bool
+) -> None:
+    """Posted rows stay; `serve` and `update` name the same command."""
+
+    async def post(client: httpx.AsyncClient, _: Service) -> None:
+        assert (await client.post("/v1/events", json=EVENT | {"event_id": "kept"})).json()["accepted"] == 1
+
+    served(project, post)
+    for folder in project.bundles.iterdir():
+        shutil.rmtree(folder) if is_lost else (folder / "serve.safetensors").write_bytes(b"")
+    for verb in (["serve", "--port", "0"], ["update"], ["update", "--full"]):
+        code, _, err = cli("-C", project.root, *verb)
+        assert code == 2
+        assert err.splitlines()[-1].endswith("; try: recloop update --restart, or copy bundles/ from a backup"), err
+    assert cli("-C", project.root, "update", "--restart")[0] == 0
+    assert project.open_archive().known(["kept"])
+
+    async def ask(client: httpx.AsyncClient, _: Service) -> None:
+        assert (await client.get("/v1/recommend/u01")).json()["degraded"] == []
+
+    served(project, ask)

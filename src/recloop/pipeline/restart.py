@@ -25,7 +25,7 @@ from recloop.config import Stores
 from recloop.data import new_files
 from recloop.data.posted_rows import PostedRows
 from recloop.data.prepare import PrepareResult
-from recloop.errors import Locked, Refused, UserError
+from recloop.errors import BundleError, Locked, Refused, UserError
 from recloop.features import state_store
 from recloop.files import JsonTree, move, private_folder, recover_folder, replace_json, swap_folder, sync_folder
 from recloop.pipeline import config_changes, served_slots
@@ -39,6 +39,7 @@ from recloop.storage import ControlStore, inbox, locks, releases
 
 MARKER_FILE: Final = loading.RESTART_FILE
 STAGE_FOLDER: Final = ".restart"
+REQUESTED: Final = "asked for with --restart"
 EVIDENCE_KEY: Final = releases.RESTARTED
 RELEASE_ORIGIN: Final = "recloop update"
 
@@ -57,15 +58,24 @@ def differing(project: Project) -> list[Change]:
     return config_changes.changed_keys(project.config, project.load_manifest().config)
 
 
-def reason(project: Project) -> str:
-    """Return the reason for a new first run; empty if none is needed."""
-    manifest = project.load_manifest()
+def reason(project: Project, requested: bool = False) -> str:
+    """Return the reason for a new first run; empty if none is needed.
+
+    Args:
+        requested: The user requested one; the live bundle may then be damaged or lost.
+    """
+    try:
+        manifest = project.load_manifest()
+    except BundleError:
+        if requested:
+            return REQUESTED
+        raise
     changed = config_changes.with_effect(config_changes.changed_keys(project.config, manifest.config), Effect.RESTART)
     if changed:
         return f"recloop.toml changed since {manifest.bundle}: {config_changes.list_changes(changed)}"
     if loading.manifest(project).fingerprint != manifest.data.fingerprint:
         return f"data/ was prepared from other files or settings than {manifest.bundle}"
-    return ""
+    return REQUESTED if requested else ""
 
 
 def check_files_complete(project: Project, requested: bool) -> None:
@@ -154,7 +164,11 @@ def stage(project: Project) -> Staged:
         inbox.apply_inbox(project.open_control(), log)
         posted = PostedRows.collect(project.open_archive(), log)
     config = project.config.model_copy(update={"stores": Stores()})  # files of the stage, whatever the project has
-    return Staged(Project(target, config, base=project.sources), posted, differing(project))
+    try:
+        changed = differing(project)
+    except BundleError:  # a requested new first run replaces a damaged live bundle
+        changed = []
+    return Staged(Project(target, config, base=project.sources), posted, changed)
 
 
 def commit(project: Project, staged: Staged, bundle: str, reason: str) -> None:

@@ -16,7 +16,7 @@ from recloop.bundle import Bundle
 from recloop.errors import BundleError, Refused, UserError
 from recloop.features.state import StateBatch, StoredState
 from recloop.monitoring.experiment_plan import Plan
-from recloop.project import Project
+from recloop.project import RELEARN, Project
 from recloop.recommend.bundle_check import check_in_child
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.loading import check_servable, open_bundle, verify_hash
@@ -138,7 +138,7 @@ class DeploymentLoader:
             deployments = Deployments(live, failed=failed)  # without a generation, so that the first poll reloads
             return self._load_others(machine, deployments, None)
         assert first_error is not None
-        raise first_error
+        raise first_error.with_fix(RELEARN)
 
     def load_changes(self, current: Deployments) -> Deployments:
         """Load the deployments after recent release moves.
