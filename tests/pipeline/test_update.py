@@ -26,7 +26,7 @@ from recloop.data.prepare import load
 from recloop.errors import Refused
 from recloop.features import state_store
 from recloop.features.labels import EventLabeler
-from recloop.monitoring import verify
+from recloop.monitoring import last_update, verify
 from recloop.pipeline import update_run, update_steps
 from recloop.pipeline.evidence import window_scores
 from recloop.pipeline.quarantine import quarantine
@@ -322,6 +322,9 @@ def test_update_with_shuffled_items_is_blocked_by_the_input_check(
     before = moved(project)
     done = loop.update(project)
     assert (done.verdict, done.bundle) == ("blocked", None)
+    record = last_update.read(project)
+    assert record is not None
+    assert (record.verdict, record.is_stopped) == ("blocked", True), "the alarm update"
     assert [one["name"] for one in done.failed] == ["input"]
     assert moved(project) == before
     assert loading.log_range(project)[0] < loading.log_range(project)[1], "its rows stay pending"

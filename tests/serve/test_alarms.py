@@ -145,6 +145,22 @@ def test_alarm_rejected_ends_with_a_restart(project: Project, cli: CLI) -> None:
     served(limited, after)
 
 
+def test_alarm_update_is_raised_by_an_error_and_ends_with_the_next_update(project: Project, cli: CLI) -> None:
+    (file,) = project.bundles.glob("*/serve.safetensors")
+    content = file.read_bytes()
+
+    async def work(client: httpx.AsyncClient, _: Service) -> None:
+        assert await alarms(client) == []
+        file.write_bytes(b"")
+        assert cli("-C", project.root, "update")[0] == 2
+        assert await alarms(client) == ["update"]
+        file.write_bytes(content)
+        assert cli("-C", project.root, "update")[0] == 0
+        assert await alarms(client) == []
+
+    served(project, work)
+
+
 def test_alarm_verify_ends_with_the_next_clean_verification(project: Project, cli: CLI) -> None:
     async def work(client: httpx.AsyncClient, service: Service) -> None:
         assert (await client.get("/v1/recommend/u01")).status_code == 200

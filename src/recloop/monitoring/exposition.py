@@ -46,7 +46,7 @@ VERIFY_METRICS: Final = {
 UPDATE_METRICS: Final = {
     "at_seconds": "Time at which the last `recloop update` ended, in seconds since 1970; alert if it is older than the interval",
     "duration_seconds": "Duration of the last `recloop update`",
-    "stopped": "1 if a gate or a check stopped the last `recloop update`, else 0",
+    "stopped": "1 if a gate, a check or an error stopped the last `recloop update`, else 0",
 }
 PROCESS_METRICS: Final = {
     "generation": "Release generation that this process serves",

@@ -19,7 +19,7 @@ class LastUpdate:
     Attributes:
         at: Time of its end, int64 microseconds.
         seconds: Its duration.
-        is_stopped: A gate or check stopped it; exit code 1.
+        is_stopped: A gate, a check or an error stopped it.
     """
 
     at: int

@@ -35,7 +35,7 @@ class Alarm(StrEnum):
     WORKERS = "workers"
     """Fewer processes answer than `serve.workers` names."""
     UPDATE = "update"
-    """A gate or a check stopped the last update."""
+    """A gate, a check or an error stopped the last update."""
     VERIFY = "verify"
     """The last verification found a difference that nothing explains."""
 
