@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,16 @@ from recloop.bundle import Bundle
 from recloop.errors import Refused, UserError
 from recloop.pipeline import backup as backups
 from recloop.project import Project, open_project
-from recloop.storage import api_keys
+from recloop.storage import api_keys, open_decisions
 
 
 @pytest.fixture(scope="module")
 def saved(trained_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Path]:
-    """A project with a key, and its backup."""
+    """A project with every store and a key, and its backup."""
     folder = tmp_path_factory.mktemp("saved")
     project = open_project(shutil.copytree(trained_folder, folder / "shop"))
     api_keys.add(project.root, control_of(project.root), "shop", ["read"])
+    open_decisions(project.config.stores.decisions, project.root, write=True).close()
     backups.backup(project, folder / "copy")
     return project, folder / "copy"
 
@@ -90,6 +94,7 @@ def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
         (lambda copy: (copy / "backup.json").unlink(), "a folder with backup.json"),
         (lambda copy: (copy / "backup.json").write_text("{"), "the list of a backup"),
         (edit(lambda listed: listed.update(format=99)), "format 1 or older, not 99"),
+        (edit(lambda listed: listed.update(last_seq=listed["last_seq"] + 1)), "a log that ends at"),
         (edit(lambda listed: listed["files"].update({"../x": {"sha256": "0" * 64, "bytes": 1}})), "paths inside the backup"),
         (edit(lambda listed: listed["files"].update({"/etc/x": {"sha256": "0" * 64, "bytes": 1}})), "paths inside the backup"),
     ],
@@ -101,6 +106,37 @@ def test_damaged_backup_is_refused_and_nothing_is_left(
     with pytest.raises(UserError, match=problem):
         backups.restore(copy, tmp_path / "back")
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def newer(store: str) -> Callable[[Path], None]:
+    """Give a store of a backup a newer schema; the list agrees."""
+
+    def damage(copy: Path) -> None:
+        file = copy / "store" / store
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("PRAGMA user_version = 99")
+        facts = {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size}
+        edit(lambda listed: listed["files"].update({f"store/{store}": facts}))(copy)
+
+    return damage
+
+
+@pytest.mark.parametrize("store", ["control.db", "decisions.db", "log.db"])
+def test_backup_with_a_store_of_a_newer_schema_is_refused_and_nothing_is_left(
+    copy: Path, tmp_path: Path, store: str
+) -> None:
+    newer(store)(copy)
+    with pytest.raises(UserError, match=rf"{store}=.*99.*; try: pip install --upgrade recloop"):
+        backups.restore(copy, tmp_path / "back")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_backup_whose_stores_were_read_is_restored(copy: Path, tmp_path: Path) -> None:
+    """SQLite removes its side files when the last reader of a store closes it."""
+    for file in sorted((copy / "store").glob("*.db")):
+        with closing(sqlite3.connect(file)) as connection:
+            assert connection.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    assert backups.restore(copy, tmp_path / "back").verified is not None
 
 
 def test_restore_over_a_folder_with_files_is_refused(saved: tuple[Project, Path]) -> None:

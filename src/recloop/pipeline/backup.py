@@ -110,6 +110,7 @@ def backup(project: Project, to: Path, progress: Progress | None = None) -> Back
         try:
             _copy_project(project, staged, progress)
             last_seq = _last_seq(staged)
+            _remove_side_files(staged / "store")
             files = {str(file.relative_to(staged)): _facts(file) for file in staged.rglob("*") if file.is_file()}
             if _is_consistent(staged, files, published) and _erasures(project) == erasures:
                 break
@@ -156,6 +157,8 @@ def restore(source: Path, to: Path, progress: Progress | None = None, stores: st
         for name in STORES:
             check_pages(staged / "store" / name)
         in_files = open_project(staged, restored_stores.AS_FILES)
+        if (last_seq := _last_seq(staged)) != listed.last_seq:
+            raise UserError("FROM", source, f"a log that ends at {listed.last_seq}, not {last_seq}", LIST_FIX)
         verified = _verify(in_files)
         details = {"created": iso(listed.created), "last_seq": listed.last_seq}
         entry = AuditEntry(audit.command("restore"), AuditAction.RESTORE, source.resolve().name, details, now())
@@ -274,6 +277,13 @@ def _last_seq(staged: Path) -> int:
     project = open_project(staged, restored_stores.AS_FILES)
     with closing(project.open_log()) as log:
         return log.last_seq()
+
+
+def _remove_side_files(stores: Path) -> None:
+    """Remove empty side files of SQLite, which a later reader of a store removes too."""
+    for file in stores.glob("*.db-*"):
+        if file.name.endswith("-shm") or file.stat().st_size == 0:
+            file.unlink()
 
 
 def _read_list(source: Path) -> BackupList:
