@@ -110,7 +110,9 @@ def test_find_without_a_match_names_the_nearest(tmp_path: Path, text: str, said:
     assert caught.value.name == "data.events"
 
 
-@pytest.mark.parametrize(("key", "fix"), [("data.events", "set data.events to NEW"), ("FILE", "pass NEW as FILE")])
+@pytest.mark.parametrize(
+    ("key", "fix"), [("data.events", "set data.events to another file"), ("FILE", "pass another file as FILE")]
+)
 def test_find_of_an_empty_file_names_how_to_use_another(tmp_path: Path, key: str, fix: str) -> None:
     (tmp_path / "log.csv").touch()
     with pytest.raises(UserError, match="0 bytes") as caught:

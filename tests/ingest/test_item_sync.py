@@ -141,14 +141,15 @@ def test_feed_row_that_cannot_be_stored_changes_nothing(project: Project, rows: 
     ("content", "message"),
     [
         ("", "empty"),
-        ("<!DOCTYPE html><html><body>404</body></html>", "document type"),
-        ("<html><body><p>404</p></body></html>", "found none"),
+        ("<!doctype html><html><body>502 Bad Gateway</body></html>", "a feed; the file is an HTML page"),
+        ("<html><body><p>404</p></body></html>", "a feed; the file is an HTML page"),
+        ("<rss><channel></channel></rss>", "found none"),
         (MERCHANT[:-60], "a complete XML feed"),
         ('<!DOCTYPE x [<!ENTITY a "aa">]><rss><item><id>&a;</id></item></rss>', "document type"),
         ('{"item_id": "i01"}\n{"item_id": "i02", "na', "complete records, but record 2"),
         ("name,price\nlamp,3\n", "item_id"),
     ],
-    ids=["empty", "html page", "html", "cut", "entities", "cut lines", "no id"],
+    ids=["empty", "html page", "html", "no product", "cut", "entities", "cut lines", "no id"],
 )
 def test_unreadable_feed_is_one_error_and_changes_nothing(
     project: Project, tmp_path: Path, content: str, message: str
@@ -202,5 +203,7 @@ def test_feed_of_a_url_is_read_and_a_missing_one_is_an_error(
     assert counts(project, f"{web}/feed.jsonl?token=1") == {"read": 80, "unchanged": 80}
     with pytest.raises(UserError, match="404"):
         sync(project, f"{web}/other.jsonl")
+    with pytest.raises(UserError, match="expected a path, or a URL with http or https"):
+        sync(project, "ftp://shop.example/feed.csv")
     with pytest.raises(UserError, match="can be downloaded"):
         sync(project, "http://127.0.0.1:9/feed")

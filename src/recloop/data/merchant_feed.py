@@ -23,6 +23,12 @@ def is_xml(file: Path) -> bool:
         return opened.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 
 
+def is_html(file: Path) -> bool:
+    """Return True if a file starts as an HTML page."""
+    with file.open("rb") as opened:
+        return opened.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
+
+
 def read_products(file: Path) -> list[JsonTree]:
     """Read the products of an XML feed as objects.
 

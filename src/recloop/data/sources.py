@@ -249,7 +249,7 @@ def find(root: Path, text: str, key: str) -> list[InputFile]:
     else:
         paths = _globbed(root, text)
         if not paths:
-            fix = "recloop init FILE, with its path" if key == "FILE" else f"set {key} in recloop.toml"
+            fix = "pass its path as FILE" if key == "FILE" else f"set {key} in recloop.toml"
             raise UserError(key, text, f"an existing file, glob or folder{_beside(target)}", fix)
     sources = [
         source
@@ -259,8 +259,9 @@ def find(root: Path, text: str, key: str) -> list[InputFile]:
     sources.sort(key=lambda source: source.name.encode())
     if len(sources) == 1 and sources[0].n_bytes == 0:
         raise UserError(
-            key, text, f"{FORMATS} with a header and rows; the file is empty (0 bytes)", sources[0].use_of_new
-        )
+            key, text, f"{FORMATS} with a header and rows; the file is empty (0 bytes)",
+            sources[0].use_of_new.replace("NEW", "another file"),
+        )  # fmt: skip
     return [source for source in sources if source.n_bytes] or sources
 
 

@@ -15,7 +15,7 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 
 from recloop.data.entities import read_sources
-from recloop.data.merchant_feed import is_xml, read_products, with_numeric_prices
+from recloop.data.merchant_feed import is_html, is_xml, read_products, with_numeric_prices
 from recloop.data.sources import InputFile, find
 from recloop.data.tables import read_table
 from recloop.errors import UserError
@@ -65,6 +65,8 @@ def read_feed(project: Project, file: str, id_name: str = "") -> ItemFeed:
 def _local(file: str) -> Iterator[Path]:
     """Download a URL to a temporary file; a path stays as it is."""
     if urlsplit(file).scheme not in {"http", "https"}:
+        if "://" in file:
+            raise UserError("FILE", file, "a path, or a URL with http or https", "download it and pass the file")
         yield Path(file)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -86,6 +88,9 @@ def _as_table(path: Path) -> Iterator[Path]:
     if not path.is_file() or not is_xml(path):
         yield path
         return
+    if is_html(path):
+        expected = "a feed; the file is an HTML page, such as one of an error or a login"
+        raise UserError("FILE", path.name, expected, "open the address of the feed in a browser")
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / f"{path.stem}.jsonl"
         texts = (json.dumps(product, ensure_ascii=False) for product in read_products(path))
