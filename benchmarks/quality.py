@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from provenance import revision
 from quality_data import DATA
 from quality_page import write_page
 
@@ -64,7 +65,7 @@ def make(data: str, model: str, budget: str, epochs: int, seed: int, settings: l
     sets = [f"model.name={model}", f"train.time_budget={budget}", f"train.seed={seed}"]
     sets += [*([f"train.epochs={epochs}"] if epochs else []), *settings]
     words = ["train", model, "--json", *(word for one in sets for word in ("--set", one))]
-    commit = git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "src") else "")
+    commit = revision()
     begin = time.monotonic()
     made = json.loads(recloop(folder, *words))
     seconds = time.monotonic() - begin
@@ -83,6 +84,7 @@ def make(data: str, model: str, budget: str, epochs: int, seed: int, settings: l
         "chosen": run["chosen"],
         "protocol": table["protocol"],
         "rows": table["rows"],
+        "lengths": table["lengths"],
     }
     beside = file.with_suffix(".part")
     beside.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", "utf-8")
@@ -95,12 +97,6 @@ def recloop(folder: Path, *words: str) -> str:
         [sys.executable, "-m", "recloop", "-C", str(folder), *words], stdout=subprocess.PIPE, text=True, check=True
     )
     return done.stdout
-
-
-def git(*words: str) -> str:
-    """Return the output of git for this checkout."""
-    done = subprocess.run(["git", *words], cwd=HERE.parent, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -55,6 +55,43 @@ exclude_items = ["POST", "D", "DOT", "M", "S", "C2", "CRUK", "PADS", "BANK CHARG
 filter_seen = true
 """
 
+ML_100K: Final = """\
+# Ratings with true stamps. Settings of `recloop init`, genres as several categories.
+[data]
+events = "log.parquet"
+items = "items.parquet"
+users = "users.parquet"
+[data.columns]
+value = "rating"
+name = "movie_title"
+[events]
+positive = ["value >= 4"]
+history = ["value < 4"]
+[split]
+filter_seen = true
+[features.item.release_year]
+[features.item.class]
+kind = "categories"
+separator = " "
+[features.user.age]
+kind = "number"
+[features.user.gender]
+[features.user.occupation]
+"""
+MIND: Final = """\
+# Clicks on news; clicks before the sample are known by their order alone.
+[data]
+events = "log.parquet"
+items = "items.parquet"
+[split]
+quantile = {quantile:.5f}
+filter_seen = true
+[features.item.category]
+[features.item.subcategory]
+[features.item.abstract]
+kind = "text"
+"""
+
 LEARNING_CURVES: Final = """\
 <img src="img/learning-curves.png" width="640" alt="Validation NDCG@10 by CPU seconds of training">
 
@@ -129,6 +166,34 @@ def online_retail(folder: Path) -> None:
     (folder / "recloop.toml").write_text(ONLINE_RETAIL, "utf-8")
 
 
+def ml_100k(folder: Path) -> None:
+    """Write MovieLens-100K as a project."""
+    folder.mkdir(parents=True)
+    for part, name in (("", "log"), ("_items", "items"), ("_users", "users")):
+        pl.read_parquet(SHARED / f"ml-100k{part}.parquet").write_parquet(folder / f"{name}.parquet")
+    (folder / "recloop.toml").write_text(ML_100K, "utf-8")
+
+
+def mind(folder: Path) -> None:
+    """Write the clicks of a sample of MIND as a project.
+
+    The clicks before a user's first impression are dated a minute apart, before the first impression of the sample. The
+    clicks of the sample are the test.
+    """
+    folder.mkdir(parents=True)
+    clicks = pl.read_parquet(SHARED / "mind-small-5k.parquet").filter(pl.col("click") == 1)
+    clicks = clicks.select("user_id", "item_id", "timestamp")
+    first = pl.read_parquet(SHARED / "mind-small-5k_history.parquet").sort("timestamp").unique("user_id", keep="first")
+    earlier = first.select("user_id", item_id=pl.col("history").str.split(" ").list.reverse()).explode("item_id")
+    minutes = pl.duration(minutes=1 + pl.int_range(pl.len()).over("user_id"))
+    earlier = earlier.filter(pl.col("item_id") != "").with_columns(timestamp=clicks["timestamp"].min() - minutes)
+    log = pl.concat([earlier, clicks])
+    log.write_parquet(folder / "log.parquet")
+    items = pl.read_parquet(SHARED / "mind-small-5k_items.parquet")
+    items.select("item_id", "category", "subcategory", "abstract").write_parquet(folder / "items.parquet")
+    (folder / "recloop.toml").write_text(MIND.format(quantile=len(earlier) / len(log)), "utf-8")
+
+
 def complete_journey(folder: Path) -> None:
     """Write the project of the demo: the year without its last days."""
     write_project(folder, DAYS)
@@ -137,6 +202,19 @@ def complete_journey(folder: Path) -> None:
 DATA: Final[dict[str, DataSet]] = {
     "complete-journey": DataSet("Complete Journey, a grocery chain's year", complete_journey, (*COUNTING, *NETWORKS)),
     "online-retail": DataSet("Online Retail, a gift wholesaler, seen items hidden", online_retail, (*COUNTING, "ease")),
+    "ml-100k": DataSet(
+        "MovieLens-100K, by time",
+        ml_100k,
+        (*COUNTING, "ease"),
+        note="True stamps; targets are ratings of 4 and 5. Of the 153 users of the test, 76 have no row before the cut.",
+    ),
+    "mind": DataSet(
+        "MIND, a sample of clicks on news",
+        mind,
+        COUNTING,
+        note="Clicks before the sample are known by their order alone; they are dated before its first impression. Of the clicks in the "
+        "test, 13 % are on news that were clicked before.",
+    ),
     "ml-1m": DataSet(
         "MovieLens-1M, leave-one-out",
         partial(leave_one_out, "sasrec-ml-1m.parquet"),

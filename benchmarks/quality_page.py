@@ -15,6 +15,8 @@ PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 METRICS: Final = ("HR@10", "Recall@10", "NDCG@10")
 LISTS: Final = ("served", "fusion")
 """Rows of several sources; their names need the model that was trained."""
+COLD_POSITIVES: Final = 5
+"""Number of positives from which a user is not in the table of cold users."""
 HEAD: Final = """\
 # How good are the lists?
 
@@ -67,11 +69,37 @@ def section(name: str, data: DataSet, results: list[Result]) -> Iterator[str]:
             for row in data.published
         )
         yield ""
+        yield from cold_users(results)
     if data.picture:
         yield data.picture
-    missing = [model for model in data.models if model not in {result["model"] for result in results}]
+    measured = {result["model"] for result in results} | {row["model"] for result in results for row in result["rows"]}
+    missing = [model for model in data.models if model not in measured]
     if missing:
         yield f"Not run: {', '.join(missing)} (`python benchmarks/quality.py --data {name}`).\n"
+
+
+def cold_users(results: list[Result]) -> Iterator[str]:
+    """Yield NDCG@10 of the baselines and the served list for users with few positives."""
+    measured = [result for result in results if result.get("lengths")]
+    if not measured:
+        return
+    buckets = [bucket for bucket in measured[0]["lengths"] if bucket["from"] < COLD_POSITIVES]
+    names = [row["model"] for row in measured[0]["rows"]]
+    yield f"Users with few positives before the moment, NDCG@10; `served` is with {measured[0]['model']}:\n"
+    yield f"| positives | moments | users | {' | '.join(names)} |"
+    yield "|---" * (len(names) + 3) + "|"
+    for bucket in buckets:
+        length = f"{bucket['from']}-{bucket['to']}" if bucket["to"] > bucket["from"] else str(bucket["from"])
+        values = " | ".join(interval(bucket["rows"][name]) for name in names)
+        yield f"| {length} | {bucket['moments']:,} | {bucket['users']:,} | {values} |"
+    yield ""
+
+
+def interval(estimate: Result) -> str:
+    """Format a mean with its interval, which one user does not have."""
+    if estimate["low"] is None:
+        return f"{estimate['value']:.4f}"
+    return f"{estimate['value']:.4f} [{estimate['low']:.4f}, {estimate['high']:.4f}]"
 
 
 def rows(results: list[Result]) -> dict[str, list[tuple[Result, Result]]]:
@@ -92,9 +120,8 @@ def line(name: str, found: list[tuple[Result, Result]]) -> str:
     row, result = found[0]
     cells = []
     for metric in METRICS:
-        value = mean(row[metric]["value"] for row, _ in found)
-        interval = f" [{row[metric]['low']:.4f}, {row[metric]['high']:.4f}]" if len(found) == 1 else ""
-        cells.append(f"{value:.4f}{interval}")
+        is_one_seed = len(found) == 1
+        cells.append(interval(row[metric]) if is_one_seed else f"{mean(row[metric]['value'] for row, _ in found):.4f}")
     own = result["train"] if row["model"] == result["model"] else {}
     parts = ((row.get("explore") or {}).get("NDCG@10"), (row.get("cold") or {}).get("HR@10"))
     cells += [
