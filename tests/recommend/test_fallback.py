@@ -68,13 +68,13 @@ def test_segment_lists_equal_one_count_per_segment(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("n_first", [1, 7, 100])
+@pytest.mark.parametrize("n_kept", [1, 7, 100])
 def test_ordered_items_equal_a_filter_of_the_whole_order(
-    seed: int, n_first: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, n_kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fallback, "MIN_BLOCK", 2)
     monkeypatch.setattr(fallback, "MAX_BLOCK", 9)
-    monkeypatch.setattr(fallback, "N_FIRST_ITEMS", n_first)
+    monkeypatch.setattr(fallback, "KEPT_ITEMS_PER_MASK", n_kept)
     generator = np.random.default_rng(seed)
     allowed = random_allowed(generator, 60)
     order = generator.permutation(60) + 1

@@ -34,7 +34,7 @@ NEW_FIRST: Final = 1e6
 """Score that is added to items posted after the training rows."""
 NO_SLOTS: Final = np.zeros((0, 0), dtype=np.int64)
 NO_SHARES: Final = np.zeros((0, 0), dtype=np.float32)
-N_FIRST_ITEMS: Final = 32
+FIRST_BATCH_ITEMS: Final = 32
 """First items of the table that are computed for a list; the others only if it reads more."""
 OUTSIDE_EVERY: Final = 10
 """One slot in so many of this stage shows an item without a row, as long as there is one."""
@@ -151,10 +151,10 @@ class AttributeLists:
         Most lists read few, so the first are computed alone.
         """
         candidates = self._candidates.get(allowed.table)
-        first = candidates.best(profile, N_FIRST_ITEMS, allowed.banned[b])
+        first = candidates.best(profile, FIRST_BATCH_ITEMS, allowed.banned[b])
         yield from first.tolist()
-        if len(first) == N_FIRST_ITEMS:
-            yield from candidates.best(profile, DEPTH, allowed.banned[b])[N_FIRST_ITEMS:].tolist()
+        if len(first) == FIRST_BATCH_ITEMS:
+            yield from candidates.best(profile, DEPTH, allowed.banned[b])[FIRST_BATCH_ITEMS:].tolist()
 
     def _best_outside(self, profile: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Sequence[str]:
         """Return items outside the table, those posted after training first.

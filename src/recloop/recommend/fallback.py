@@ -25,7 +25,7 @@ SEGMENT_PREFIX = "segment."
 
 MIN_BLOCK, MAX_BLOCK = 64, 65_536
 """Items of an ordered list that are read at once: few first, because most queries need few."""
-N_FIRST_ITEMS = 64
+KEPT_ITEMS_PER_MASK = 64
 """First items of an ordered list that are kept for each of the last `CACHED_MASKS` masks."""
 CACHED_MASKS = 200
 
@@ -73,9 +73,9 @@ class OrderedItems:
         """Return the first items that a mask allows, and the position after them."""
         first: list[int] = []
         for allowed in self._allowed_positions(table.mask, 0):
-            positions = allowed[: N_FIRST_ITEMS - len(first)]
+            positions = allowed[: KEPT_ITEMS_PER_MASK - len(first)]
             first += self._order[positions].tolist()
-            if len(first) == N_FIRST_ITEMS:
+            if len(first) == KEPT_ITEMS_PER_MASK:
                 return first, int(positions[-1]) + 1
         return first, len(self._order)
 
