@@ -13,7 +13,7 @@ from recloop.config import Config
 from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.manifest import Manifest, ModelSpec
-from recloop.models.base import SOURCE_OF, TrainData, load_model, model_class
+from recloop.models.base import SOURCE_OF, TrainData, ValidationQueries, load_model, model_class
 from recloop.policy import (
     AGAIN,
     AGAIN_SOURCE,
@@ -199,10 +199,9 @@ def choose_half_life_and_weights(
     """
     validation = data.held
     sampled = np.zeros(0, np.int64)
-    if validation is not None:
-        sampled = validation.sample_indices(data.user_ids, config.split.validation_users)
     recall: ValidationRecall | None = None
     if validation is not None:
+        sampled = validation.sample_indices(data.user_ids, config.split.validation_users)
         judged = validation.at(sampled) if len(sampled) else validation
         data = replace(data, held=judged)
         if config.baselines.half_life == "auto":
@@ -212,42 +211,75 @@ def choose_half_life_and_weights(
     if recall is not None:
         bundle = choose_same(bundle, data, tables, recall)
     half_lives = half_lives_of(bundle.scorers)
-    same = bundle.scorers["neighbours"].same or 0.0
     attributes = choose_strengths(bundle, config, data)
     arrays = refit_affinity(data, attributes.strengths, half_lives["popular"])
     bundle = replace(bundle, arrays={**bundle.arrays, **arrays})
+    same = bundle.scorers["neighbours"].same or 0.0
+    chosen = Chosen(len(sampled), half_lives, same, attributes.sentence)
     if validation is None:
-        return bundle, Chosen(len(sampled), half_lives, same, attributes.sentence)
-    fusions: dict[bool, FusionChoice] = {}  # by whether seen items are left out
-    placements = dict(bundle.policy.placements)
-    main = bundle.policy.filters_seen(placements[bundle.default_placement])
-
-    def choose(name: str, filters_seen: bool) -> FusionChoice:
-        if filters_seen not in fusions:
-            policy = bundle.policy.with_placement(name, replace(placements[name], filter_seen=filters_seen))
-            moments = ValidationRecall(replace(bundle, policy=policy), validation, data, past, name, threads)
-            lists = moments.recall(bundle, [*bundle.scorers])
-            items, offsets = (
-                moments.new_targets() if filters_seen and not main else (validation.items, validation.offsets)
-            )
-            fusions[filters_seen] = fusion_or_single(lists, items, offsets, config.train.seed, sampled)
-        return fusions[filters_seen]
-
-    choose(bundle.default_placement, main)
-    for name, placement in bundle.policy.placements.items():
-        if _choose_weights(config, name):
-            fusion = choose(name, bundle.policy.filters_seen(placement))
-            placements[name] = replace(placements[name], weights=fusion.weights, rrf=fusion.constant)
-        if (new := bundle.policy.new_items(placement)) is not None:
-            fusion = choose(name, True)
-            new = replace(new, weights=fusion.weights, rrf=fusion.constant)
-            placements[name] = replace(placements[name], new=new)
-    policy = replace(bundle.policy, placements=placements)
+        return bundle, chosen
+    fusions = _Fusions(bundle, config, validation, data, past, threads, sampled)
+    policy = replace(bundle.policy, placements=_with_weights(bundle.policy, config, fusions))
     named = keep if config.baselines.extra == "auto" else {*keep, *config.baselines.extra}
     bundle = without_unused(replace(bundle, policy=policy), named)
-    return bundle, Chosen(
-        len(sampled), half_lives, same, attributes.sentence, fusions[main], discovery=fusions.get(not main)
-    )
+    return bundle, replace(chosen, fusion=fusions.main, discovery=fusions.discovery)
+
+
+class _Fusions:
+    """Fusions chosen on validation, one for lists with and one for lists without seen items.
+
+    Args:
+        data: As in `choose_half_life_and_weights`. validation: All validation moments. sampled: Those that judge.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: Config,
+        validation: ValidationQueries,
+        data: TrainData,
+        past: StateHistory,
+        threads: int,
+        sampled: np.ndarray,
+    ) -> None:
+        self._bundle, self._data, self._past, self._threads = bundle, data, past, threads
+        self._validation, self._sampled, self._seed = validation, sampled, config.train.seed
+        self._fusions: dict[bool, FusionChoice] = {}  # by whether seen items are left out
+        placement = bundle.policy.placements[bundle.default_placement]
+        self._is_main_filtered = bundle.policy.filters_seen(placement)
+        self.main = self.of(bundle.default_placement, self._is_main_filtered)
+
+    @property
+    def discovery(self) -> FusionChoice | None:
+        """The fusion with the other ``filter_seen`` than the default placement; None if no placement asked for it."""
+        return self._fusions.get(not self._is_main_filtered)
+
+    def of(self, name: str, filters_seen: bool) -> FusionChoice:
+        """Return the fusion for lists with or without seen items, fitted on lists of this placement."""
+        if filters_seen not in self._fusions:
+            policy = self._bundle.policy
+            policy = policy.with_placement(name, replace(policy.placements[name], filter_seen=filters_seen))
+            bundle = replace(self._bundle, policy=policy)
+            moments = ValidationRecall(bundle, self._validation, self._data, self._past, name, self._threads)
+            lists = moments.recall(self._bundle, [*self._bundle.scorers])
+            only_new = filters_seen and not self._is_main_filtered
+            targets = moments.new_targets() if only_new else (self._validation.items, self._validation.offsets)
+            self._fusions[filters_seen] = fusion_or_single(lists, *targets, self._seed, self._sampled)
+        return self._fusions[filters_seen]
+
+
+def _with_weights(policy: Policy, config: Config, fusions: _Fusions) -> dict[str, Placement]:
+    """Return the placements with the chosen weights."""
+    placements = dict(policy.placements)
+    for name, placement in policy.placements.items():
+        if _choose_weights(config, name):
+            fusion = fusions.of(name, policy.filters_seen(placement))
+            placements[name] = replace(placements[name], weights=fusion.weights, rrf=fusion.constant)
+        if (new := policy.new_items(placement)) is not None:
+            fusion = fusions.of(name, True)
+            new = replace(new, weights=fusion.weights, rrf=fusion.constant)
+            placements[name] = replace(placements[name], new=new)
+    return placements
 
 
 def refit_baselines(bundle: Bundle, data: TrainData, tables: ItemUserTables, config: Config) -> Bundle:

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from recloop.config import Config, Train
 from recloop.errors import UserError
 from recloop.models.base import TrainData
-from recloop.training.batches import Batch, EpochDataset, LengthBucketSampler, SequenceDataset
+from recloop.training.batches import Batch, EpochDataset, HistoryWindows, LengthBucketSampler, SequenceDataset
 from recloop.training.epoch_start import EpochStart, LateDropout
 from recloop.training.fit import Look
 from recloop.training.item_init import init_item_embeddings
@@ -197,21 +197,14 @@ def train(
             restore_weights(network, data, warm)
         elif getattr(network.config, "start", "") == "counts":
             network.init_items(torch.from_numpy(init_item_embeddings(data, config.features.dim, settings.seed)))
-        examples: Dataset[Any]
-        steps: PairSampler | LengthBucketSampler
-        if is_of_pairs:
-            examples = PairDataset(data, chosen)
-            if warm is not None:
-                network.has_row.copy_(users_with_row(data, examples, warm))
-            steps = PairSampler(len(examples), network.config.pairs, settings.seed)
-        else:
-            steps = LengthBucketSampler(sequences.lengths(windows), settings.seed)
-            examples = EpochDataset(sequences, windows, settings.seed, steps)
-        validation = data.held
-        filter_seen = config.split.filter_seen
+        loader = (
+            pair_loader(network, data, settings.seed, warm)
+            if is_of_pairs
+            else sequence_loader(sequences, windows, settings.seed)
+        )
         validation_set = None
-        if validation is not None:
-            validation_set = ValidationSet(data, validation, config.features.max_history, filter_seen)
+        if data.held is not None:
+            validation_set = ValidationSet(data, data.held, config.features.max_history, config.split.filter_seen)
         learner = (PairLearner if is_of_pairs else Learner)(network, data, settings, warm)
         callback = TrainingCallback(
             validation_set or None,
@@ -224,9 +217,8 @@ def train(
             on_look=on_look,
         )
         trainer = make_trainer(settings.epochs, [callback, *(epoch_callbacks(network) if warm is None else [])], folder)
-        loader = DataLoader(examples, sampler=steps, batch_size=None)
         try:
-            if len(steps):
+            if len(loader):
                 interruptible(lambda: trainer.fit(learner, loader))
             else:
                 callback.keep(learner, learner.configure_optimizers()["optimizer"], None, 0, 0)
@@ -240,6 +232,20 @@ def train(
         with torch.no_grad():
             fit_fold_in(network, sequences, learner.vectors())
     return learner, callback
+
+
+def pair_loader(network: Any, data: TrainData, seed: int, warm: WarmStartState | None) -> DataLoader[Any]:
+    """Batches of (user, item) pairs; a warm start marks the users that have a row by now."""
+    examples = PairDataset(data, None if warm is None else warm.chosen)
+    if warm is not None:
+        network.has_row.copy_(users_with_row(data, examples, warm))
+    return DataLoader(examples, sampler=PairSampler(len(examples), network.config.pairs, seed), batch_size=None)
+
+
+def sequence_loader(sequences: SequenceDataset, windows: HistoryWindows, seed: int) -> DataLoader[Any]:
+    """Batches of windows of about equal length."""
+    steps = LengthBucketSampler(sequences.lengths(windows), seed)
+    return DataLoader(EpochDataset(sequences, windows, seed, steps), sampler=steps, batch_size=None)
 
 
 def make_trainer(epochs: int, callbacks: list[lightning.Callback], folder: Path) -> lightning.Trainer:
