@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from recloop import loop
@@ -34,7 +35,7 @@ def test_search_starts_with_the_configured_settings_and_prints_lines_for_recloop
     """The best settings are never worse on validation than the configured ones, and the lines load."""
     found = tune(shop, "mf", trials=4, budget="5m")
     assert found.finished == 4
-    assert found.best >= found.configured > 0
+    assert found.best >= (found.configured or 0) > 0
     lines = tomllib.loads(found.toml())
     assert lines["model"] == {"name": "mf", "l2": found.settings["model.l2"], "unseen": found.settings["model.unseen"]}
     assert with_settings(shop.config, "mf", found.settings).model.options["dim"] == 8
@@ -44,12 +45,29 @@ def test_covisitation_has_a_search_and_its_lines_are_used_by_an_update(project: 
     """A baseline gets as many trials as a network."""
     found = tune(project, "covisitation", trials=3, budget="5m")
     assert found.finished == 3
-    assert found.best >= found.configured > 0
+    assert found.best >= (found.configured or 0) > 0
     lines = tomllib.loads(found.toml())["model"]
     sets = [f"model.{key}={value}" for key, value in lines.items()]
     changed = loop.update(open_project(project.root, (*sets, "model.width=7")), full=True)
     scorer = project.load_bundle(changed.bundle or "").scorers["neighbours"]
     assert scorer.config == {"shrink": lines["shrink"], "width": 7}
+
+
+def test_configured_settings_that_fail_have_no_result(shop: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another trial is not shown as the configured one, and without another one the error is that of the trial."""
+    fit, configured = MF.fit, MF.Config().l2
+    monkeypatch.setattr(
+        MF,
+        "fit",
+        lambda self, data: {"item_vectors": np.array([np.nan])} if self.config.l2 == configured else fit(self, data),
+    )
+    with pytest.raises(
+        UserError, match=r"model\.name=mf: expected settings that can be trained; model\.name=mf: .* finite"
+    ):
+        tune(shop, "mf", trials=1, budget="5m")
+    found = tune(shop, "mf", trials=3, budget="5m")
+    assert (found.finished, found.configured) == (2, None)
+    assert found.best > 0
 
 
 def test_later_run_continues_the_study_and_a_changed_setting_starts_a_new_one(shop: Project) -> None:

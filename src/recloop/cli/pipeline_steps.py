@@ -66,8 +66,9 @@ def tune(
     if as_json:
         print_json(done.to_json())
         return
+    configured = "no result" if done.configured is None else f"{done.configured:.4f}"
     plain(
-        f"{done.model}: NDCG@10 {done.best:.4f} on validation, {done.configured:.4f} as configured;"
+        f"{done.model}: NDCG@10 {done.best:.4f} on validation, {configured} as configured;"
         f" {done.finished} trials finished, {done.pruned} stopped early ({done.seconds:.0f} s)"
     )
     plain(f"recloop.toml:\n\n{done.toml()}")

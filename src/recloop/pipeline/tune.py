@@ -47,14 +47,15 @@ class TuneResult:
 
     Attributes:
         finished, pruned: Number of trials that ran to their end, and that were stopped after an epoch.
-        configured: NDCG@10 of the configured settings on validation. best: That of the best trial.
+        configured: NDCG@10 of the configured settings on validation; None: their trial has no result.
+        best: That of the best trial.
         settings: Settings of the best trial, by key of recloop.toml.
     """
 
     model: str
     finished: int
     pruned: int
-    configured: float
+    configured: float | None
     best: float
     settings: Mapping[str, Any]
     seconds: float
@@ -106,7 +107,7 @@ def tune(
             trial = study.ask(distributions)
             _run(study, trial, validation, deadline)
             progress.say("tune", _line(study, study.trials[trial.number], trials))
-    return _result(study, model, budget, time.monotonic() - started)
+    return _result(study, model, budget, configured, time.monotonic() - started)
 
 
 def search_space(model: str) -> SearchSpace:
@@ -304,8 +305,13 @@ def _short(value: Any) -> Any:
     return f"{value:.3g}" if isinstance(value, float) else value
 
 
-def _result(study: optuna.Study, model: str, budget: str, n_seconds: float) -> TuneResult:
+def _result(
+    study: optuna.Study, model: str, budget: str, configured: Mapping[str, Any], n_seconds: float
+) -> TuneResult:
     """Return the best settings of the study.
+
+    Args:
+        configured: The configured settings.
 
     Raises:
         UserError: no trial is finished.
@@ -315,14 +321,16 @@ def _result(study: optuna.Study, model: str, budget: str, n_seconds: float) -> T
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not finished:
         errors = [trial.user_attrs["error"] for trial in study.trials if "error" in trial.user_attrs]
-        expected = errors[0] if errors else "time for one trial of at most train.time_budget"
+        if errors:  # the first one names its own fix
+            raise UserError("model.name", model, f"settings that can be trained; {errors[0]}")
+        expected = "time for one trial of at most train.time_budget"
         raise UserError("--budget", budget, expected, f"recloop tune {model} --budget {BUDGET}")
     best = max(finished, key=lambda trial: trial.values[0])  # the first one wins a tie
     return TuneResult(
         model=model,
         finished=len(finished),
         pruned=len(study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))),
-        configured=finished[0].values[0],
+        configured=next((trial.values[0] for trial in finished if trial.params == configured), None),
         best=best.values[0],
         settings={
             key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in best.params.items()
