@@ -226,7 +226,7 @@ def choose_half_life_and_weights(
 
 
 class _Fusions:
-    """Fusions chosen on validation, one for lists with and one for lists without seen items.
+    """Fusions chosen on validation, for lists with and without seen items.
 
     Args:
         data: As in `choose_half_life_and_weights`. validation: All validation moments. sampled: Those that judge.
@@ -251,11 +251,11 @@ class _Fusions:
 
     @property
     def discovery(self) -> FusionChoice | None:
-        """The fusion with the other ``filter_seen`` than the default placement; None if no placement asked for it."""
+        """Fusion with the other ``filter_seen`` than the default placement, if used."""
         return self._fusions.get(not self._is_main_filtered)
 
     def of(self, name: str, filters_seen: bool) -> FusionChoice:
-        """Return the fusion for lists with or without seen items, fitted on lists of this placement."""
+        """Return the fusion for lists of a placement with or without seen items."""
         if filters_seen not in self._fusions:
             policy = self._bundle.policy
             policy = policy.with_placement(name, replace(policy.placements[name], filter_seen=filters_seen))
