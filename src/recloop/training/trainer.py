@@ -235,7 +235,10 @@ def train(
 
 
 def pair_loader(network: Any, data: TrainData, seed: int, warm: WarmStartState | None) -> DataLoader[Any]:
-    """Batches of (user, item) pairs; a warm start marks the users that have a row by now."""
+    """Batches of (user, item) pairs.
+
+    A warm start also marks the users that have a row by now.
+    """
     examples = PairDataset(data, None if warm is None else warm.chosen)
     if warm is not None:
         network.has_row.copy_(users_with_row(data, examples, warm))
