@@ -85,9 +85,10 @@ def test_backup_command_writes_a_folder_named_by_its_time(project: Project, tmp_
     (backup,) = [folder for folder in tmp_path.iterdir() if (folder / "backup.json").exists()]
     assert re.fullmatch(r"\d{8}T\d{6}Z", backup.name)
     (clean,) = lines_of(DEPLOY / "recloop-backup.service", "ExecStartPost")
-    old = tmp_path / "old"
-    old.mkdir()
-    subprocess.run(["touch", "-d", "91 days ago", old], check=True)
+    ages = {hours: tmp_path / f"{hours} hours" for hours in (88 * 24 + 12, 89 * 24 + 1)}
+    for hours, folder in ages.items():  # the next run, a day later, would find the second one older than 90 days
+        folder.mkdir()
+        subprocess.run(["touch", "-d", f"{hours} hours ago", folder], check=True)
     subprocess.run(shlex.split(clean.replace("/var/backups/recloop", str(tmp_path))), check=True)
     assert backup.exists()
-    assert not old.exists()
+    assert [folder.exists() for folder in ages.values()] == [True, False]
