@@ -174,6 +174,35 @@ def test_token_of_a_key_without_this_origin_is_403(tmp_path: Path) -> None:
     assert status_and_code(browser, "/v1/recommend/u1", authorization=f"Bearer {other}") == (403, "missing_scope")
 
 
+def test_page_of_an_anonymous_visitor_is_limited_to_this_id(project: Project) -> None:
+    """Before and after the visitor logs in."""
+    secret = api_keys.add(project.root, control_of(project.root), "web", ["page"])[1]
+    headers = {"Authorization": f"Bearer {recloop.sign('phone', 'web', secret)}"}
+    view = {"item_id": "i01", "event_type": "view"}
+
+    async def visit(client: httpx.AsyncClient, _: Any) -> None:
+        async def statuses() -> list[int]:
+            answers = [
+                await client.get("/v1/recommend/phone", headers=headers),
+                await client.post("/v1/events", json={**view, "anonymous_id": "phone"}, headers=headers),
+                await client.get("/v1/recommend/tablet", headers=headers),
+                await client.get("/v1/recommend/u05", headers=headers),
+                await client.post("/v1/events", json={**view, "anonymous_id": "tablet"}, headers=headers),
+                await client.post("/v1/events", json={**view, "user_id": "u05"}, headers=headers),
+                await client.post(
+                    "/v1/events", json={**view, "user_id": "u05", "anonymous_id": "phone"}, headers=headers
+                ),
+                await client.post("/v1/identify", json={"anonymous_id": "phone", "user_id": "u05"}, headers=headers),
+            ]
+            return [answer.status_code for answer in answers]
+
+        assert await statuses() == [200, 200, 403, 403, 403, 403, 403, 403]
+        assert (await client.post("/v1/identify", json={"anonymous_id": "phone", "user_id": "u05"})).status_code == 200
+        assert await statuses() == [200, 200, 403, 403, 403, 403, 403, 403]
+
+    servers.inside(create(project), visit)
+
+
 def test_page_gets_its_list_and_posts_its_events(project: Project) -> None:
     secret = api_keys.add(
         project.root, control_of(project.root), "web", ["page"], page=PageLimits((ORIGIN,), ("home",), ("view",))

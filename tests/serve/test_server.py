@@ -251,6 +251,23 @@ def test_server_stop_answers_every_accepted_request(project: Project, serving: S
     decisions.close()
 
 
+def test_server_that_ends_is_not_ready_and_closes_its_connections(project: Project, serving: Serving) -> None:
+    """A load balancer that asks on an open connection learns it, and lists are answered to the end."""
+    server = serving(project.root)
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as probe, httpx.Client(base_url=server.url) as shop:
+        for client in (probe, shop):
+            assert client.get("/v1/health/ready").json() == {"status": "ready"}
+        server.process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + PATIENCE
+        while (answer := probe.get("/v1/health/ready")).status_code == 200:
+            assert time.monotonic() < end
+        assert (answer.status_code, answer.json()["status"]) == (503, "draining")
+        assert answer.headers["connection"] == "close"
+        listed = shop.get("/v1/recommend/u14", params={"n": 3})
+        assert (listed.status_code, listed.headers["connection"]) == (200, "close")
+    assert server.stop() == 0
+
+
 def test_decisions_under_concurrent_writes_are_verified(project: Project, serving: Serving) -> None:
     """Each decision's ``as_of`` is the state of its list under concurrent writes."""
     server = serving(project.root)

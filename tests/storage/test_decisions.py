@@ -15,7 +15,7 @@ import pytest
 from recloop.records import Decision
 from recloop.storage import DecisionLog, open_decisions
 from recloop.storage import decisions as module
-from recloop.storage.accepted_count import WRITER_SLOT, AcceptedCounter, accepted_file
+from recloop.storage.accepted_count import WRITER_SLOT, AcceptedCounter, accepted_file, restart, total
 
 URL = "sqlite:///store/decisions.db"
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -213,6 +213,17 @@ def test_decisions_on_a_failing_disk_are_kept_and_retried(decisions: DecisionLog
     assert decisions.flush(60.0)
     assert not decisions.failing
     assert len(decisions.rows()) == 1
+
+
+def test_counter_whose_file_is_cut_while_it_is_used_goes_on(tmp_path: Path) -> None:
+    """A mapped file would end the process with SIGBUS."""
+    file = tmp_path / "decisions.taken"
+    restart(file, 7)
+    counter = AcceptedCounter(file)
+    os.truncate(file, 0)
+    counter.add(3)
+    assert (counter.value, total(file)) == (10, 10)
+    counter.close()
 
 
 def _answer_and_die(root: Path) -> None:
