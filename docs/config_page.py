@@ -20,7 +20,7 @@ BOUNDS: Final = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at mos
 def config_descriptions() -> dict[tuple[str, str], str]:
     """Docstrings below the fields of recloop.config, by class and field."""
     found = {}
-    modules = (config, config.catalog, config.data, config.serve)
+    modules = (config, config.catalog, config.data, config.release, config.serve, config.training)
     for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
             for field, text in zip(node.body, node.body[1:], strict=False):

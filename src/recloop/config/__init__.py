@@ -6,7 +6,6 @@ docs/reference/config.md.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -14,13 +13,34 @@ import pydantic
 
 from recloop.config.catalog import Catalog
 from recloop.config.data import Cell, Columns, Data, Fallback
+from recloop.config.durations import seconds
+from recloop.config.release import ExperimentPlan, Gates, Release
 from recloop.config.section import FILE, Section
 from recloop.config.serve import Disk, Limits, Serve
 from recloop.config.store_address import without_password
+from recloop.config.training import Baselines, Model, Ranker, Train
 from recloop.errors import UserError
-from recloop.files import JsonTree
 
-__all__ = ["FILE", "Catalog", "Cell", "Columns", "Config", "Data", "Disk", "Fallback", "Limits", "Serve"]
+__all__ = [
+    "FILE",
+    "Baselines",
+    "Catalog",
+    "Cell",
+    "Columns",
+    "Config",
+    "Data",
+    "Disk",
+    "ExperimentPlan",
+    "Fallback",
+    "Gates",
+    "Limits",
+    "Model",
+    "Ranker",
+    "Release",
+    "Serve",
+    "Train",
+    "seconds",
+]
 
 HEAVIEST = 1000  # largest weight in [events]
 
@@ -154,78 +174,6 @@ class Features(Section):
     """Features of users, one table each."""
 
 
-class Model(pydantic.BaseModel):
-    """Built-in model name or ``package.module:Class``.
-
-    Other keys are options of the model's own Config, which checks them.
-    """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="allow")
-    name: str = "sasrec"
-    """Built-in model or `package.module:Class`; other keys of the table are the model's own options."""
-
-    @property
-    def options(self) -> JsonTree:
-        return dict(self.model_extra or {})
-
-
-class Baselines(Section):
-    half_life: Literal["auto", "none"] | Annotated[float, pydantic.Field(gt=0)] = "auto"
-    """Half-life of counts in days; `auto` chooses it on validation, `none` weighs every moment equally."""
-    extra: Literal["auto"] | tuple[str, ...] = "auto"
-    """Further models without torch, such as `["ease", "item_knn"]`; `auto` keeps one only if lists use it."""
-
-
-class Ranker(Section):
-    """Second stage: trees or a network over the features of what the sources recall."""
-
-    model: Literal["auto", "gbdt", "mlp", "off"] = "auto"
-    """Trees, network or no ranker of the recalled items; `auto` keeps what is better on validation."""
-    trees: int = pydantic.Field(60, ge=1, le=2000)
-    """Number of trees; the time of a request grows with it."""
-    leaves: int = pydantic.Field(20, ge=2, le=1000)
-    """Largest number of leaves of a tree, which has at most six levels."""
-    moments: int = pydantic.Field(12_000, ge=1)
-    """Largest number of moments that teach the trees; the time of training grows with it."""
-    threads: int = pydantic.Field(2, ge=1)
-    """Threads that fit the trees."""
-
-
-class Train(Section):
-    loss: Literal["auto", "ce", "ss_refined", "ss", "ss_logq", "gbce", "bce", "bpr"] = "auto"
-    """Training loss; `auto` chooses by model and catalog size."""
-    negatives: int = pydantic.Field(256, ge=1)
-    """Negative items drawn per step, shared by the targets of the step."""
-    windows: Literal["all", "last"] = "all"
-    """Training sequences of a user: every window of the history, or the last one alone."""
-    lr: float = pydantic.Field(1e-3, gt=0)
-    """Learning rate."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate of a full run: constant, or decayed over `time_budget` or `epochs`."""
-    ema: float = pydantic.Field(0.99, ge=0, lt=1)
-    """Share of the averaged weights that a step keeps; 0 uses the newest weights."""
-    epochs: int = pydantic.Field(100, ge=1)
-    """Largest number of epochs."""
-    patience: int = pydantic.Field(3, ge=1)
-    """Epochs without improvement on validation after which training stops."""
-    refit: bool = False
-    """Train the model once more on all rows, with the number of epochs found."""
-    time_budget: str = "10m"
-    """Largest training time of the network, from its first batch."""
-    seed: int = pydantic.Field(0, ge=0)
-    """Seed of every random choice in training."""
-
-    @pydantic.field_validator("time_budget")
-    @classmethod
-    def _readable(cls, budget: str) -> str:
-        seconds("train.time_budget", budget)
-        return budget
-
-    @property
-    def time_budget_seconds(self) -> float:
-        return seconds("train.time_budget", self.time_budget)
-
-
 class Placement(Section):
     list: Literal["for_you", "again", "popular", "similar", "latest"] = "for_you"
     """Kind of list that the placement shows; `again`: items that the user had, the most due first."""
@@ -270,51 +218,6 @@ class Stores(Section):
     def _shown(self, address: str) -> str:
         """Write an address without its password into files of runs and bundles."""
         return without_password(address)
-
-
-class Gates(Section):
-    max_ndcg_loss: float = pydantic.Field(0.03, ge=0)
-    """Largest relative loss of NDCG@10 that a candidate may have and still pass."""
-    min_users: int = pydantic.Field(20, ge=1)
-    """Fewest users in the gate's window; with fewer the gate waits for more rows."""
-    min_queries: int = pydantic.Field(30, ge=1)
-    """Fewest queries in the gate's window; with fewer the gate waits for more rows."""
-    max_slice_loss: float = pydantic.Field(0.1, ge=0)
-    """Largest relative loss of NDCG@10 in a slice."""
-    max_unexplained: int = pydantic.Field(0, ge=0)
-    """Largest number of unexplained differences between served and rebuilt lists."""
-    max_latency_ratio: float = pydantic.Field(1.2, gt=0)
-    """Largest ratio of the candidate's latency to that of the live bundle."""
-    max_cold_coverage_loss: float = pydantic.Field(0.05, ge=0)
-    """Largest loss of cold-start user coverage."""
-
-
-class ExperimentPlan(Section):
-    """The plan of the next experiment; the release row that starts it keeps it."""
-
-    metric: Literal["hit_rate", "clicks_per_request", "positives_from_lists", "value_from_lists"] = "hit_rate"
-    """Primary metric of the experiment."""
-    users: int = pydantic.Field(4000, ge=1)
-    """Users of both arms at the last interim analysis."""
-    looks: int = pydantic.Field(4, ge=1, le=50)
-    """Number of interim analyses."""
-    margin: float = pydantic.Field(0.01, gt=0, lt=1)
-    """Largest relative loss that counts as no harm."""
-    alpha: float = pydantic.Field(0.05, gt=0, lt=0.5)
-    """Error rate of the experiment."""
-
-
-class Release(Section):
-    shadow_share: float = pydantic.Field(0.01, ge=0, le=1)
-    """Share of users for whom a shadow bundle scores each request too."""
-    experiment_share: float = pydantic.Field(0.5, ge=0, le=1)
-    """Share of users that the next experiment assigns to the candidate."""
-    plan: ExperimentPlan = ExperimentPlan()
-    """Plan of the next experiment."""
-    refresh: Literal["gate", "shadow", "manual"] = "gate"
-    """Release of a retrained bundle with the live bundle's recipe after it passed its gate."""
-    gates: Gates = Gates()
-    """Thresholds of the gate."""
 
 
 class Update(Section):
@@ -406,12 +309,3 @@ class Config(Section):
     def _with_home(cls, placements: dict[str, Placement]) -> dict[str, Placement]:
         """Add ``home``, the placement of requests without one."""
         return placements if "home" in placements else {"home": Placement(), **placements}
-
-
-def seconds(key: str, text: str) -> float:
-    """``90s``, ``10m``, ``1h``, ``2d`` in seconds."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)
-    if not found or float(found[1]) == 0:
-        fix = f"{key} 10m" if key.startswith("--") else f'--set {key}="10m"'
-        raise UserError(key, text, "a time such as 90s, 10m or 1h", fix)
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
