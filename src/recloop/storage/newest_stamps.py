@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+import numpy as np
+
 from recloop.records import DAY, now
 from recloop.storage.database import Connection
 
@@ -55,7 +57,7 @@ class NewestStamps:
             self._forget_older_half()
 
     def _forget_older_half(self) -> None:
-        by_stamp = sorted(self._newest.items(), key=lambda entry: entry[1])
-        half = len(by_stamp) // 2
-        self._before = max(self._before, by_stamp[half - 1][1])
-        self._newest = dict(by_stamp[half:])
+        stamps = np.fromiter(self._newest.values(), np.int64, len(self._newest))
+        median = int(np.partition(stamps, len(stamps) // 2)[len(stamps) // 2])
+        self._before = max(self._before, median)
+        self._newest = {user: stamp for user, stamp in self._newest.items() if stamp > median}
