@@ -318,6 +318,36 @@ def test_list_of_erasures_has_no_id_and_a_private_key(used: Project) -> None:
         used.open_archive()
 
 
+@pytest.mark.parametrize(
+    "change", [lambda key: key[:7], lambda key: key[::-1], lambda _: b""], ids=["cut", "other", "empty"]
+)
+def test_key_that_does_not_fit_the_erasures_is_refused(
+    used: Project, cli: Callable[..., tuple[int, str, str]], change: Callable[[bytes], bytes]
+) -> None:
+    """With another key no user is found under the hashes, so the rows of forgotten users would be back."""
+    forget(used, FORGOTTEN)
+    key = used.store / forgotten.KEY_FILE
+    right = key.read_bytes()
+    key.write_bytes(change(right))
+    with pytest.raises(UserError, match=r"person-key=.*expected the key of the hashes.*restore .*person-key from a"):
+        create(used)
+    code, _, err = cli("-C", used.root, "update")
+    assert (code, "person-key=" in err) == (2, True)
+    key.write_bytes(right)
+    assert not used.open_archive().events()[USER_ID].is_in(FORGOTTEN).any()
+
+
+def test_list_of_erasures_of_an_earlier_version_is_read(used: Project) -> None:
+    forget(used, FORGOTTEN)
+    file = used.store / forgotten.FILE_NAME
+    tree = json.loads(file.read_text("utf-8"))
+    del tree["key"]
+    file.write_text(json.dumps(tree), "utf-8")
+    assert len(ForgottenUsers.read(used.root)) == len(FORGOTTEN)
+    forgotten.record(used.root, [])
+    assert json.loads(file.read_text("utf-8"))["key"]
+
+
 def test_command_prints_three_dated_lines(used: Project, cli: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = cli("-C", used.root, "forget", FORGOTTEN[0])
     assert code == 0

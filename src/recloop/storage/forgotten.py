@@ -52,6 +52,7 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
 class _File(msgspec.Struct):
     users: list[Erasure]
     format: int = 1
+    key: str = ""  # `_check_value` of the key; empty in a file of an earlier version
 
 
 class ForgottenUsers:
@@ -71,21 +72,19 @@ class ForgottenUsers:
         """Read the erasures of a project folder; none without the file.
 
         Raises:
-            UserError: the file is damaged, or its key is missing.
+            UserError: the file is damaged, or its key is missing, damaged or another one.
         """
         file = root / "store" / FILE_NAME
         try:
-            erasures = msgspec.json.decode(file.read_bytes(), type=_File).users
+            content = msgspec.json.decode(file.read_bytes(), type=_File)
         except FileNotFoundError:
             return cls()
         except (msgspec.MsgspecError, OSError) as error:
             raise UserError(FILE_NAME, file, f"a list of erasures ({error})", f"restore {file} from a backup") from None
-        key = root / "store" / KEY_FILE
-        try:
-            return cls(key.read_bytes(), erasures)
-        except OSError:
-            expected = f"the key of the hashes in {FILE_NAME}"
-            raise UserError(KEY_FILE, key, expected, f"restore {key} from a backup") from None
+        key = _read_key(root)
+        if content.key and content.key != _check_value(key):
+            raise _wrong_key(root)
+        return cls(key, content.users)
 
     def __len__(self) -> int:
         return len(self._erasures)
@@ -180,12 +179,39 @@ def _key(root: Path) -> bytes:
     file = root / "store" / KEY_FILE
     if not file.exists():
         write_private(file, secrets.token_bytes(KEY_BYTES), keep=True)
-    return file.read_bytes()
+    return _read_key(root)
+
+
+def _read_key(root: Path) -> bytes:
+    """Read the key of the hashes.
+
+    Raises:
+        UserError: it is missing or has another length; users would not be found under their hashes.
+    """
+    try:
+        key = (root / "store" / KEY_FILE).read_bytes()
+    except OSError:
+        raise _wrong_key(root) from None
+    if len(key) != KEY_BYTES:
+        raise _wrong_key(root)
+    return key
+
+
+def _check_value(key: bytes) -> str:
+    """Return a value that differs for another key, and is not the hash of an id."""
+    return digest(key, "")
+
+
+def _wrong_key(root: Path) -> UserError:
+    file = root / "store" / KEY_FILE
+    return UserError(
+        KEY_FILE, file, f"the key of the hashes in {FILE_NAME}, {KEY_BYTES} bytes", f"restore {file} from a backup"
+    )
 
 
 def _write(root: Path, erasures: Iterable[Erasure]) -> None:
-    _key(root)
-    content = msgspec.json.format(msgspec.json.encode(_File(list(erasures))), indent=1)
+    listed = _File(list(erasures), key=_check_value(_key(root)))
+    content = msgspec.json.format(msgspec.json.encode(listed), indent=1)
     write_private(root / "store" / FILE_NAME, content + b"\n")
 
 
