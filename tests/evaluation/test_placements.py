@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,8 @@ def test_again_is_judged_on_targets_that_the_user_had_and_lists_only_these(evalu
     gain = result.estimates["NDCG"].value - result.estimates["history"].value
     assert result.estimates["gain"].value == pytest.approx(gain)
     assert "Bought-before NDCG@10" in lines([result], 10)[0]
+    assert "0% of the slots are new to the user" in lines([result], 10)[0]
+    assert lines([replace(result, new_share=float("nan"))], 10)[0].endswith("; no slot was filled")
 
 
 def test_min_new_is_judged_against_the_same_lists_without_it(evaluated: Any) -> None:

@@ -139,7 +139,10 @@ def test_log_of_one_item_is_learned_searched_and_listed(tmp_path: Path, cli: Cli
     assert err.splitlines()[-1].startswith(
         "error: ranker.model=gbdt: expected a log that can teach a ranker; 0 moments"
     )
-    assert cli(*small, "update")[0] == 0
+    code, out, _ = cli(*small, "--set", "placement.home.min_new=0.3", "update")
+    assert code == 0
+    assert " ".join(out.split()).count("the test has no targets new to the user") == 2
+    assert "nan" not in out
     code, out, _ = cli(*small, "recommend", "u1", "--json")
     assert [item["item_id"] for item in json.loads(out)["items"]] == ["only"]
     pytest.importorskip("optuna")

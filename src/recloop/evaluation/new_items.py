@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,9 +95,11 @@ def lines(results: Sequence[NewItemsResult], k: int) -> list[str]:
 
 def _line(result: NewItemsResult, k: int) -> str:
     values = {name: estimate.value for name, estimate in result.estimates.items()}
+    explore = f"on targets new to the user {values['explore']:.4f}, {values['explore_without']:.4f} without"
+    if isnan(values["explore"]):
+        explore = "the test has no targets new to the user"
     return (
         f"placement {result.placement}, min_new {result.share:g}: NDCG@{k} {values['NDCG']:.4f}, "
-        f"{values['NDCG_without']:.4f} without ({result.estimates['cost'].signed_text()}); on targets new to the user "
-        f"{values['explore']:.4f}, {values['explore_without']:.4f} without; {result.new_share:.0%} of the slots are "
+        f"{values['NDCG_without']:.4f} without ({result.estimates['cost'].signed_text()}); {explore}; {result.new_share:.0%} of the slots are "
         f"new to the user, {result.new_share_without:.0%} without"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Final, Literal
 
 import numpy as np
@@ -106,6 +107,8 @@ def lines(results: Sequence[PlacementResult], k: int) -> list[str]:
 
 def _line(result: PlacementResult, k: int) -> str:
     targets = {"all": "all targets", "new": "targets new to the user", "had": "targets that the user had"}
+    if not result.moments:
+        return f"placement {result.placement}: the test has no {targets[result.targets].removeprefix('all ')}"
     source = REFERENCES[result.targets]
     name = {"popular": "Popular", "history": "Bought-before"}[source]
     ndcg = result.estimates["NDCG"]
@@ -114,5 +117,9 @@ def _line(result: PlacementResult, k: int) -> str:
         f"NDCG@{k} {ndcg.value:.4f} (95 % CI {ndcg.low:.4f}-{ndcg.high:.4f}), "
         f"Recall@{k} {result.estimates['Recall'].value:.4f}, HR@{k} {result.estimates['HR'].value:.4f}; "
         f"{name} NDCG@{k} {result.estimates[source].value:.4f} ({result.estimates['gain'].signed_text()}); "
-        f"{result.new_share:.0%} of the slots are new to the user"
+        + _share_text(result.new_share)
     )
+
+
+def _share_text(new_share: float) -> str:
+    return "no slot was filled" if isnan(new_share) else f"{new_share:.0%} of the slots are new to the user"
