@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,23 @@ import numpy as np
 import pytest
 
 from recloop import loop
+from recloop.data.prepare import load
 from recloop.errors import Locked, UserError
 from recloop.models.mf import MF
 from recloop.models.search_space import Choice, Range
-from recloop.pipeline.tune import _distribution, tune, with_settings
+from recloop.pipeline.tune import (
+    STARTUP_TRIALS,
+    _distribution,
+    _n_done,
+    _open_study,
+    _run,
+    search_space,
+    tune,
+    with_settings,
+)
 from recloop.project import Project, open_project
 from recloop.storage import locks
+from recloop.training.fit import Look
 
 SMALL_MF = ("model.name=mf", "model.dim=8", "model.sweeps=2")
 NETWORK = ("train.time_budget=20s", "train.epochs=1", "features.dim=8", "features.max_history=8", "features.context=[]")
@@ -126,6 +138,38 @@ def test_killed_search_repeats_its_trial(shop: Project) -> None:
     with pytest.raises(UserError, match="--budget=2s"):  # the killed trial runs again, and the budget cuts it again
         tune(open_project(shop.root, endless), "gru4rec", budget="2s")
     assert not list(shop.root.glob("tuning/*/"))
+
+
+class Curve:
+    """Validation of a network whose looks are given."""
+
+    def __init__(self, *values: float) -> None:
+        self.values, self.seen = values, 0
+
+    def score(self, params: Mapping[str, Any], budget: float, on_look: Callable[[Look], None]) -> float:
+        assert params
+        assert budget > 0
+        for epoch, ndcg in enumerate(self.values, 1):
+            self.seen = epoch
+            on_look(Look(epoch=epoch, step=epoch, ndcg=ndcg, seconds=1.0, at="epoch"))
+        return self.values[-1]
+
+
+def test_trial_below_the_median_at_an_epoch_is_stopped_and_counts(shop: Project) -> None:
+    """The first trials run whole, and the first epoch stops none."""
+    study = _open_study(shop, "mf", search_space("mf"), load(shop))
+    distributions = {"model.l2": _distribution(Range(1e-4, 0.1, log=True), 0.003)}
+
+    def run(curve: Curve) -> str:
+        trial = study.ask(distributions)
+        _run(study, trial, curve, time.monotonic() + 60)  # type: ignore[arg-type]
+        return study.trials[trial.number].state.name
+
+    assert [run(Curve(0.1, 0.2, 0.3)) for _ in range(STARTUP_TRIALS)] == ["COMPLETE"] * STARTUP_TRIALS
+    low, late = Curve(0.01, 0.02, 0.03), Curve(0.01, 0.25, 0.4)
+    assert (run(low), low.seen) == ("PRUNED", 2)
+    assert (run(late), late.seen) == ("COMPLETE", 3)
+    assert _n_done(study) == STARTUP_TRIALS + 2
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ N_TRIALS: Final = 20
 BUDGET: Final = "1h"
 STARTUP_TRIALS: Final = 5
 """Random trials before the sampler models the results, and whole ones before a trial is pruned."""
+FIRST_PRUNED_EPOCH: Final = 2
+"""First epoch, counted from 1, after which a trial may be pruned: the first one says little of a rate."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ def _open_study(project: Project, model: str, space: SearchSpace, data: Prepared
         storage=JournalStorage(JournalFileBackend(str(project.tuning / f"{_file_name(model)}.log"))),
         study_name=hashlib.sha256(text.encode()).hexdigest()[:16],
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=FIRST_PRUNED_EPOCH),
         direction="maximize",
         load_if_exists=True,
     )
