@@ -126,7 +126,13 @@ class LabelledLog:
     def where(self, condition: pl.Expr, columns: Sequence[str] = COLUMNS) -> pl.DataFrame:
         """Rows that meet a condition, in seq order; only these are decoded completely."""
         scans = [pl.scan_parquet(self._path(name)).select(columns).filter(condition) for name in self.row_files]
-        return _in_seq_order(self._without_dropped(pl.concat(scans).collect()))
+        try:
+            rows = pl.concat(scans).collect()
+        except pl.exceptions.PolarsError:
+            for name in self.row_files:
+                self.table(name)  # names the damaged file
+            raise
+        return _in_seq_order(self._without_dropped(rows))
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """Read a file of ``data/``; the checksum of every page is verified."""

@@ -16,6 +16,8 @@ from recloop.files import JsonObject, JsonTree, without_none
 from recloop.records import FileFacts
 
 MANIFEST: Final = "manifest.json"
+LOST_FIX: Final = "copy from a backup the folder data/"
+"""Fix for a lost manifest: without it nothing tells the rows of updates from those of the import."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,9 @@ class DataManifest:
         try:
             tree = json.loads(file.read_text("utf-8"))
         except FileNotFoundError:
-            raise UserError("data", file, "a prepared log", "recloop update") from None
+            raise UserError("data", file, "a prepared log", f"recloop update, or if it was lost, {LOST_FIX}") from None
         except ValueError as error:
-            raise UserError("data", file, f"an undamaged manifest ({error})", "recloop prepare") from None
+            raise UserError("data", file, f"an undamaged manifest ({error})", LOST_FIX) from None
         return cls.from_json(tree)
 
     @classmethod
