@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,12 +14,15 @@ from recloop.bundle import UserTable
 from recloop.config import Config
 from recloop.errors import UserError
 from recloop.features.vocabulary import Vocabulary
-from recloop.files import JsonTree, without_none
+from recloop.files import JsonTree, replace_json, without_none
 from recloop.manifest import Training
 from recloop.models.base import TrainData, load_model
 from recloop.settings import dump
 from recloop.training.network import OptionalMembers
 from recloop.training.warm_start import WarmStartState
+
+if TYPE_CHECKING:
+    from recloop.training.validation import TrainingCallback
 
 INPUTS = ("sequence", "pairs")
 """Examples of which a network learns: windows of a history, or pairs of user and item."""
@@ -172,38 +174,22 @@ def fit_network(
     if not has_sequences(data):
         raise UserError("model.name", name, "a log with a user who has two moments", "recloop train popular")
     # torch takes seconds to import and is missing without the extra `train`.
-    from recloop.training.export import EarlierGraphs, item_graph, item_vectors, rank_graph, user_graph
+    from recloop.training.export import item_vectors
     from recloop.training.trainer import train
     from recloop.training.validation import train_state
 
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / "config.toml").write_text(dump(config), "utf-8")
     learner, callback = train(network, data, config, run_folder, budget_seconds, quiet, warm)
-    best = callback.kept
-    training_seconds = callback.seconds
+    best, members = callback.kept, OptionalMembers.from_network(network)
     arrays = {"item_vectors": item_vectors(network, learner.item_codes)}
-    n_context = len(data.user_fields) + len(data.context_fields)
-    members = OptionalMembers.from_network(network)
     users = None
     if members.user_vectors is not None:
         arrays["user_vectors"] = members.user_vectors().numpy(force=True)
         users = UserTable(Vocabulary(data.user_ids), np.diff(data.moment_offsets[data.user_offsets]))
-    has_item_graph = members.cold_item_vectors is not None and bool(data.item_fields)
-    earlier = None if warm is None else EarlierGraphs(warm.graphs, warm.network_weights)
-    graph = (rank_graph if members.kind == "rank" else user_graph)(network, config.features.dim, n_context, earlier)
-    metrics = FitMetrics(
-        loss=learner.criterion.name,
-        ndcg=best.ndcg if callback.examination else None,
-        epochs=best.epoch,
-        step=best.step,
-        steps_per_epoch=callback.steps_per_epoch,
-        stopped=callback.stopped,
-        seconds=round(training_seconds, 2),
-        look_seconds=round(callback.looking, 2),
-        tokens_per_second=round(callback.tokens / training_seconds),
-        looks=callback.looks,
-    )
-    (run_folder / "metrics.json").write_text(json.dumps(metrics.to_json(), indent=1) + "\n", "utf-8")
+    graph, item_graph = _graphs(network, members, data, config.features.dim, warm)
+    metrics = _metrics(learner.criterion.name, callback)
+    replace_json(run_folder / "metrics.json", metrics.to_json())
     return TrainedNetwork(
         name=name,
         config=network.config.model_dump(mode="json"),
@@ -211,7 +197,7 @@ def fit_network(
         users=users,
         graph=graph,
         kind=members.kind,
-        item_graph=item_graph(network, len(data.item_fields), earlier) if has_item_graph else b"",
+        item_graph=item_graph,
         train_state={key: tensor.numpy() for key, tensor in train_state(best).items()},
         epochs=best.epoch,
         steps=best.step,
@@ -219,4 +205,34 @@ def fit_network(
         stopped=callback.stopped,
         seconds=time.monotonic() - start_time,
         metrics=metrics,
+    )
+
+
+def _graphs(
+    network: Any, members: OptionalMembers, data: TrainData, dim: int, warm: WarmStartState | None
+) -> tuple[bytes, bytes]:
+    """Return the graph of a network, and that of its cold items; empty without one."""
+    from recloop.training.export import EarlierGraphs, item_graph, rank_graph, user_graph
+
+    earlier = None if warm is None else EarlierGraphs(warm.graphs, warm.network_weights)
+    n_context = len(data.user_fields) + len(data.context_fields)
+    graph = (rank_graph if members.kind == "rank" else user_graph)(network, dim, n_context, earlier)
+    has_item_graph = members.cold_item_vectors is not None and bool(data.item_fields)
+    return graph, item_graph(network, len(data.item_fields), earlier) if has_item_graph else b""
+
+
+def _metrics(loss: str, callback: TrainingCallback) -> FitMetrics:
+    """Return the facts of a finished training."""
+    best = callback.kept
+    return FitMetrics(
+        loss=loss,
+        ndcg=best.ndcg if callback.examination else None,
+        epochs=best.epoch,
+        step=best.step,
+        steps_per_epoch=callback.steps_per_epoch,
+        stopped=callback.stopped,
+        seconds=round(callback.seconds, 2),
+        look_seconds=round(callback.looking, 2),
+        tokens_per_second=round(callback.tokens / callback.seconds),
+        looks=callback.looks,
     )
