@@ -134,3 +134,19 @@ def test_list_keeps_the_best_item_of_each_group() -> None:
     assert codes[3] == codes[1], "lists under way keep the earlier groups"
     assert changed[3] != changed[1]
     assert Variants(TABLE, "other").codes(catalog) is None
+
+
+def groups_of(codes: np.ndarray | None) -> list[list[int]]:
+    """Table items of each group, in order; [] if no item has a group."""
+    codes = np.zeros(len(TABLE) + 1, dtype=np.int32) if codes is None else codes
+    return sorted(np.flatnonzero(codes == code).tolist() for code in set(codes.tolist()) - {0})
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.sampled_from([None, "a", "b"])), max_size=12))
+def test_groups_of_any_order_of_changes_equal_a_rebuild(changes: list[tuple[int, str | None]]) -> None:
+    catalog, variants = Catalog(), Variants(TABLE, "item_group_id")
+    for seq, (number, group) in enumerate(changes):
+        attributes = {} if group is None else {"item_group_id": group}
+        catalog.upsert(Item(item_id=f"i{number}", attributes=attributes, seq=seq))
+        rebuilt = Variants(TABLE, "item_group_id").codes(catalog)
+        assert groups_of(variants.codes(catalog)) == groups_of(rebuilt)

@@ -53,7 +53,7 @@ class Availability:
     def __init__(self, vocabulary: Vocabulary, rules: CatalogRules) -> None:
         self._vocabulary = vocabulary
         self._rules = rules
-        self._names = [name for name in (rules.availability, rules.published, rules.expires) if name]
+        self._names = frozenset({rules.availability, rules.published, rules.expires} - {""})
         self._data = Data(timezone=rules.timezone)
         self._has_rules = False
         self._position: int | None = None
@@ -98,7 +98,7 @@ class Availability:
         n_known = len(self._start)
         rows = range(len(catalog)) if changed is None else sorted({*changed, *range(n_known, len(catalog))})
         self._grow(catalog)
-        if self._has_rules or not catalog.fields.isdisjoint(self._names):
+        if self._has_rules or catalog.has_any_field(self._names, rows):
             self._has_rules = True  # also after the last such attribute was removed
             self._read(catalog, rows)
         self._position = position

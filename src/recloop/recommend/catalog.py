@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -197,10 +197,9 @@ class Catalog:
         """Return 8 hex digits that identify the current items."""
         return f"{self._weight_sum():016x}"[:8]
 
-    @property
-    def fields(self) -> set[str]:
-        """Return the attributes that at least one item has."""
-        return set(self._columns.types.names)
+    def has_any_field(self, names: frozenset[str], rows: Iterable[int]) -> bool:
+        """Return whether the items of these rows have one of these attributes."""
+        return not all(names.isdisjoint(self._items[row].attributes) for row in rows)
 
     @property
     def columns(self) -> list[str]:

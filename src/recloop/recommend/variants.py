@@ -70,11 +70,12 @@ class Variants:
         return [item_id for item_id in items if is_further is None or not is_further(item_id)]
 
     def _catch_up(self, catalog: Catalog) -> None:
-        if self._codes is None and self._attribute not in catalog.fields:
+        changed = None if self._position is None else catalog.changed_since(self._position)
+        rows = range(len(catalog)) if changed is None else sorted({*changed, *range(self._n_rows, len(catalog))})
+        if self._codes is None and not catalog.has_any_field(frozenset([self._attribute]), rows):
             return
-        changed = None if self._codes is None or self._position is None else catalog.changed_since(self._position)
-        rows: Iterable[int] = range(len(catalog)) if changed is None else {*changed, *range(self._n_rows, len(catalog))}
-        codes = np.zeros(len(self._vocabulary) + 1, dtype=np.int32) if changed is None else self._codes
+        is_first = self._codes is None or changed is None
+        codes = np.zeros(len(self._vocabulary) + 1, dtype=np.int32) if is_first else self._codes
         assert codes is not None
         codes = codes.copy()  # lists under way keep the earlier array
         for row in rows:
