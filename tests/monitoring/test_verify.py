@@ -291,6 +291,17 @@ def test_verify_with_a_changed_or_removed_bundle_is_unexplained(project: Project
     assert verify(project)["differences"][0]["expected"] == bundle.name
 
 
+def test_verify_with_a_loaded_bundle_does_not_read_its_files(project: Project, play: Any) -> None:
+    async def work(client: httpx.AsyncClient, _: Service) -> None:
+        await ask(client, "u00")
+
+    play(work)
+    live = project.load_bundle("")
+    shutil.rmtree(project.bundles / live.id)
+    assert verify(project)["unexplained"] == 1
+    assert verify(project, loaded=[live])["equal"] == 1
+
+
 def decision(items: str, scores: list[float], **inputs: str) -> Decision:
     return Decision(
         request_id="r", role="answer", user_id="u", served_at=0, as_of_seq=0, bundle="b", generation=1, variant="live",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
+from recloop.bundle import Bundle
 from recloop.errors import RecloopError
 from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps
@@ -61,7 +62,7 @@ class VerificationResult:
     differences: list[dict[str, str]] = field(default_factory=list)
 
 
-def verify(project: Project, last: int = 1000) -> JsonTree:
+def verify(project: Project, last: int = 1000, loaded: Sequence[Bundle] = ()) -> JsonTree:
     """Recompute the newest decisions and count equal, late and unexplained ones.
 
     ``earlier``: answered before a new first run; their data no longer exist, so they cannot be recomputed.
@@ -73,6 +74,7 @@ def verify(project: Project, last: int = 1000) -> JsonTree:
 
     Args:
         last: Number of decisions.
+        loaded: Bundles of the project that are in memory; others are loaded.
     """
     with project.open_decisions() as store:
         decisions = store.rows(last=last)
@@ -87,7 +89,7 @@ def verify(project: Project, last: int = 1000) -> JsonTree:
     result.checked, result.removed = result.checked + forgotten, result.removed + forgotten
     if decisions:
         with project.open_log() as log:
-            _compare_all(result, decisions, DecisionReplayer(project, log, decisions))
+            _compare_all(result, decisions, DecisionReplayer(project, log, decisions, loaded))
     return vars(result)
 
 
@@ -158,8 +160,11 @@ def compare(decision: Decision, ranked: RankedList) -> Mismatch | None:
 class DecisionReplayer:
     """Recomputes decisions from columns; call in order of ``as_of_seq``."""
 
-    def __init__(self, project: Project, log: EventLog, decisions: Sequence[Decision]) -> None:
+    def __init__(
+        self, project: Project, log: EventLog, decisions: Sequence[Decision], loaded: Sequence[Bundle] = ()
+    ) -> None:
         self._project = project
+        self._bundles = {bundle.id: bundle for bundle in loaded}
         archive = project.open_archive()
         # Rows that an update archived were in the log, so each counts from its seq on.
         first_seq, last_seq = (extreme(decision.as_of_seq for decision in decisions) for extreme in (min, max))
@@ -243,9 +248,8 @@ class DecisionReplayer:
 
     def _recommender(self, name: str) -> Recommender:
         if name not in self._recommenders:
-            self._recommenders[name] = Recommender(
-                self._project.load_bundle(name), self._catalog, with_availability=True
-            )
+            bundle = self._bundles.get(name) or self._project.load_bundle(name)
+            self._recommenders[name] = Recommender(bundle, self._catalog, with_availability=True)
         return self._recommenders[name]
 
     def _retractions_by_user(self, log: EventLog, until: int) -> dict[str, list[Retraction]]:

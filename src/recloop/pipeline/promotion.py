@@ -116,7 +116,9 @@ def run_promotion_gates(project: Project, candidate: Bundle, live: Bundle) -> li
         new_rows=pairs if chosen.source == "new" else no_pairs,
         holdout_users=pairs if chosen.source == "holdout" else None,
         slices={} if chosen.source == "latest" else {"cold": pairs.select(candidate_results.cold), **slices},
-        unexplained=verify.verify(project)["unexplained"] if loading.has_decisions(project) else None,
+        unexplained=verify.verify(project, loaded=[candidate, live])["unexplained"]
+        if loading.has_decisions(project)
+        else None,
         latency=paired.latency((candidate, live), queries, candidate_test.timeline, rows.catalog)
         if len(queries)
         else None,

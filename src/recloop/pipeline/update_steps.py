@@ -257,11 +257,18 @@ def _without_answers(run: UpdateRun, candidate: Bundle, queries: Queries) -> Gat
     no_scores = np.zeros(0)
     return GateInputs(
         new_rows=PairedScores(no_scores, no_scores, no_scores),
-        unexplained=verify.verify(run.project)["unexplained"] if loading.has_decisions(run.project) else None,
+        unexplained=_unexplained(run),
         latency=paired.latency((candidate, run.live), timed, timeline, run.catalog, gate.FAST_SECONDS / 2)
         if len(timed)
         else None,
     )
+
+
+def _unexplained(run: UpdateRun) -> int | None:
+    """Return the unexplained decisions of the newest ones; None without decisions."""
+    if not loading.has_decisions(run.project):
+        return None
+    return int(verify.verify(run.project, loaded=[run.live])["unexplained"])
 
 
 def _with_answers(evidence: GateInputs, look: Look) -> GateInputs:
