@@ -348,6 +348,16 @@ def test_is_clear_needs_every_gate_far_above_its_threshold(result: GateResult, c
     assert gate.is_clear([gate.at_most("verification", 0, 0), result]) is clear
 
 
+@pytest.mark.parametrize(
+    ("users", "growth", "names"), [(1, 8, []), (2, 8, ["slice:cold"]), (7, 2, []), (7, 3, ["slice:cold"])]
+)
+def test_unclear_leaves_out_slices_that_stay_too_small(users: int, growth: float, names: list[str]) -> None:
+    result = gate.no_slice_collapse("slice:cold", shifted(0.9, 0.0001, users), 0.1)
+    assert result.users == users
+    assert gate.unclear([result], growth) == names
+    assert gate.unclear([result]) == ["slice:cold"]
+
+
 def test_is_clear_rarely_misses_a_loss_at_the_margin() -> None:
     """A first look at a loss of 3 % stops in fewer than 1 % of the draws."""
     looks = [gate.non_inferiority(shifted(0.97, 0.02, 200, seed), (), Gates()) for seed in range(60)]

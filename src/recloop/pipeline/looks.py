@@ -74,11 +74,11 @@ class Looks:
     def further(self, results: Sequence[GateResult]) -> Look | None:
         """Double the sets whose gates need further moments; None if none of them are left."""
         assert self._look is not None
-        names = set(gate.unclear(results))
-        n_new_rows = len(self._look.new_rows) if names - {FORGETTING} else 0
-        n_holdout = len(self._look.holdout) if FORGETTING in names else 0
-        n_left = (min(n, len(rest)) for n, rest in zip((n_new_rows, n_holdout), self._rests, strict=True))
-        return self._ask(n_new_rows, n_holdout) if any(n_left) else None
+        of_holdout = [result for result in results if result.name == FORGETTING]
+        of_new_rows = [result for result in results if result.name != FORGETTING]
+        n_new_rows = _n_further(of_new_rows, len(self._look.new_rows), len(self._rests[0]))
+        n_holdout = _n_further(of_holdout, len(self._look.holdout), len(self._rests[1]))
+        return self._ask(n_new_rows, n_holdout) if n_new_rows or n_holdout else None
 
     def _ask(self, n_new_rows: int, n_holdout: int) -> Look:
         """Answer further queries of each set in one pass; return all answers so far."""
@@ -92,6 +92,12 @@ class Looks:
         look = Look(*(Answers(*(side.select(span) for side in results)) for span in spans))
         self._look = look if self._look is None else self._look + look
         return self._look
+
+
+def _n_further(results: Sequence[GateResult], n_answered: int, n_left: int) -> int:
+    """Return how many further queries a set of these gates needs."""
+    growth = 1 + n_left / max(1, n_answered)
+    return min(n_answered, n_left) if gate.unclear(results, growth) else 0
 
 
 def is_decided(results: Sequence[GateResult]) -> bool:

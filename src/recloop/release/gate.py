@@ -264,8 +264,9 @@ def no_slice_collapse(name: str, pairs: PairedScores, drop: float, seed: int = 0
     note = f"weak: targets found for {users} users, too few to judge" if too_few_users else "the upper end decides"
     low, high = difference.relative.low, difference.relative.high
     return GateResult(
-        name, difference.relative.value, -drop, ok, minimum_detectable(difference), low, high, note, *_sides(pairs)
-    )
+        name, difference.relative.value, -drop, ok, minimum_detectable(difference), low, high, note, *_sides(pairs),
+        users=users,
+    )  # fmt: skip
 
 
 def at_most(name: str, value: float, threshold: float, note: str = "", queries: int | None = None) -> GateResult:
@@ -321,13 +322,24 @@ def is_clear(gates: Sequence[GateResult]) -> bool:
     return not unclear(gates)
 
 
-def unclear(gates: Sequence[GateResult]) -> list[str]:
+def unclear(gates: Sequence[GateResult], growth: float = math.inf) -> list[str]:
     """Return the gates that need further moments.
 
     Each compared number of the others is `CERTAIN_ERRORS` standard errors above its threshold; a weak pass with a number has
     no loss in the sample at all. A loss that reaches a threshold is missed in fewer than 1 of 4,000 looks.
+
+    Args:
+        growth: Number of all moments divided by that of the answered ones.
     """
-    return [gate.name for gate in gates if not _has_margin(gate)]
+    return [gate.name for gate in gates if not _has_margin(gate) and not _stays_weak(gate, growth)]
+
+
+def _stays_weak(gate: GateResult, growth: float) -> bool:
+    """Return whether all moments would find targets for too few users of a slice.
+
+    Their number is expected to be at most one standard error above that of the sample.
+    """
+    return gate.weak and gate.users is not None and growth * (gate.users + math.sqrt(gate.users)) < MIN_USERS
 
 
 def _has_margin(gate: GateResult) -> bool:

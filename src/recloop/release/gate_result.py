@@ -31,6 +31,7 @@ class GateResult:
         note: Short explanation; starts with ``weak`` for a weak pass.
         candidate, live: NDCG@10 of each, if ``value`` is their relative difference.
         waits: True if neither passed nor refused, because more rows are needed.
+        users: Users of a slice for whom either bundle finds a target; not written.
     """
 
     name: str
@@ -44,6 +45,7 @@ class GateResult:
     candidate: float | None = None
     live: float | None = None
     waits: bool = False
+    users: int | None = None
 
     @property
     def weak(self) -> bool:
@@ -52,7 +54,8 @@ class GateResult:
 
     def to_json(self) -> JsonTree:
         """Format for ``recloop update --json`` and release rows; rounds to six decimals."""
-        tree = {name: _plain(value) for name, value in vars(self).items() if name != "waits" or value}
+        values = {name: value for name, value in vars(self).items() if name != "users" and (name != "waits" or value)}
+        tree = {name: _plain(value) for name, value in values.items()}
         return {name: value for name, value in tree.items() if value is not None or name == "value"}
 
     @classmethod
