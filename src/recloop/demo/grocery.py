@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import rich.console
 
 from recloop import loop
 from recloop.demo import grocery_days
-from recloop.demo.grocery_checks import planted_skew, watch
+from recloop.demo.grocery_checks import planted_skew, skewed_copy, wait_for_decisions, watch
 from recloop.demo.grocery_project import write_project
 from recloop.demo.narrator import DemoNarrator, end_demo, written_paths
 from recloop.files import JsonTree
@@ -44,28 +45,35 @@ def run(folder: Path, progress: Progress, out: rich.console.Console) -> JsonTree
     row = pl.scan_parquet(project.data / "split" / "test.parquet").select(pl.col("timestamp").max()).collect()
     now = int(row.item()) + 3600 * SECOND  # an hour after the log's last row
     shown.say("serve", f"recloop serve, each request at {iso(now)}")
-    with serving(project.root) as client:
+    copy = skewed_copy(project)
+    with ThreadPoolExecutor(1) as beside, serving(project.root) as client:
+        skew = beside.submit(planted_skew, copy, now)
         client.now = now
-        serve_and_ask(client, project, lambda line: shown.say("serve", line))
-    shown.say("watch", "health of the shown lists; every list is recomputed from the log by the batch path")
-    watch(project, lambda line: shown.say("watch", line))
-    planted_skew(project, now, lambda line: shown.say("watch", line))
-    later_days(folder, project, shown)
+        answers = serve_and_ask(client, project, lambda line: shown.say("serve", line))
+        shown.say("watch", "health of the shown lists; every list is recomputed from the log by the batch path")
+        wait_for_decisions(project, answers)
+        watch(project, lambda line: shown.say("watch", line))
+        for line in skew.result():
+            shown.say("watch", line)
+        later_days(folder, project, client, shown)
     for path in written_paths(folder):
         shown.say("files", path)
     return end_demo(shown, folder, ("report", "serve", 'evaluate --set split.targets="next"'))
 
 
-def later_days(folder: Path, project: Project, shown: DemoNarrator) -> None:
-    """Replay the held-out days with a separate service."""
+def later_days(folder: Path, project: Project, client: Client, shown: DemoNarrator) -> None:
+    """Replay the held-out days."""
     future = grocery_days.as_rows(pl.read_parquet(folder / "future.parquet"))
     first = int(future["timestamp"].min())  # type: ignore[arg-type]
-    with serving(project.root) as client:
-        grocery_days.run(grocery_days.GroceryContext(project, client, future, first, shown))
+    grocery_days.run(grocery_days.GroceryContext(project, client, future, first, shown))
 
 
-def serve_and_ask(client: Client, project: Project, tell: Callable[[str], None]) -> None:
-    """Request lists: around a basket and a dislike, for new users, for many users."""
+def serve_and_ask(client: Client, project: Project, tell: Callable[[str], None]) -> int:
+    """Request lists around a basket and a dislike, for new and many users.
+
+    Returns:
+        Number of answers.
+    """
     ids = pl.read_parquet(project.data / "split" / "test.parquet", columns=["user_id"])["user_id"].unique().to_list()
     households = sorted(ids, key=lambda user: hash_unit_interval("demo", user))
     user, other = households[0], households[1]
@@ -102,16 +110,17 @@ def serve_and_ask(client: Client, project: Project, tell: Callable[[str], None])
     for line in lines({"items": new}):
         tell(line)
     client.post("/v1/users", {"user_id": "new-household", "attributes": {"income": "50-74K", "age": "35-44"}})
-    for name, what in (("new-household", "attributes only"), ("an unknown id / 名", "no data")):
+    new_users = {"new-household": "attributes only", "an unknown id / 名": "no data"}
+    for name, what in new_users.items():
         found = client.recommend(name)["items"]
         sources = sorted({slot["source"] for slot in found})
         tell(f"a household with {what}: {len(found)} items from {', '.join(sources)}")
     begin = time.monotonic()
-    for household in households[:HOUSEHOLDS]:
+    asked = households[:HOUSEHOLDS]
+    for household in asked:
         client.recommend(household)
-    tell(
-        f"lists for {min(HOUSEHOLDS, len(households))} households, one after the other, in {time.monotonic() - begin:.1f} s"
-    )
+    tell(f"lists for {len(asked)} households, one after the other, in {time.monotonic() - begin:.1f} s")
+    return len((user, other, user, *new_users, *asked))
 
 
 def lines(answer: Mapping[str, Any]) -> list[str]:

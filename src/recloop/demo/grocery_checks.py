@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import polars as pl
 
@@ -16,6 +18,9 @@ from recloop.project import Project, open_project
 from recloop.records import hash_unit_interval
 from recloop.serve import app
 from recloop.serve.service import Service
+
+POLL_SECONDS = 0.1
+"""Time between two counts of the committed decisions."""
 
 
 def watch(project: Project, tell: Callable[[str], None]) -> None:
@@ -32,13 +37,34 @@ def watch(project: Project, tell: Callable[[str], None]) -> None:
         raise AssertionError(f"verify found {found['differences'][0]}")
 
 
-def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> None:
-    """Move a bucket edge in memory and on disk; verify and the hash check find it."""
+def wait_for_decisions(project: Project, answers: int) -> None:
+    """Wait until the running service has committed the decisions of its answers.
+
+    Raises:
+        TimeoutError: they are not committed within a minute.
+    """
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    with project.open_decisions() as store:
+        while len(store.rows(last=answers)) < answers:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"fewer than {answers} decisions in {project.root} after {TIMEOUT_SECONDS:.0f} s")
+            time.sleep(POLL_SECONDS)
+
+
+def skewed_copy(project: Project) -> Path:
+    """Copy a project that is not served, without its decisions, for `planted_skew`."""
     copy = project.root / "skewed"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(
-        project.root, copy, ignore=shutil.ignore_patterns("skewed", "reports", "runs", "*.lock", "decisions.db*")
-    )
+    left_out = shutil.ignore_patterns("skewed", "reports", "runs", "*.lock", "decisions.db*")
+    shutil.copytree(project.root, copy, ignore=left_out)
+    return copy
+
+
+def planted_skew(copy: Path, now: int) -> list[str]:
+    """Move a bucket edge in memory and on disk; return lines about its detection.
+
+    The copy is removed.
+    """
     try:
         code = f"from recloop.demo.grocery_checks import serve_skewed; serve_skewed({str(copy)!r})"
         with serving(copy, (sys.executable, "-c", code)) as client:
@@ -48,16 +74,16 @@ def planted_skew(project: Project, now: int, tell: Callable[[str], None]) -> Non
                 client.recommend(household)
         found = verify.verify(open_project(copy), 1000)
         names = sorted({difference["name"] for difference in found["differences"]})
-        tell(
-            f"moved a bucket edge in the service's memory: verify finds {found['unexplained']} of {found['checked']} decisions, in {', '.join(names)}"
-        )
         if not found["unexplained"]:
             raise AssertionError("verify did not find the planted skew")
         fields = next(copy.glob("bundles/*/fields.json"))
         fields.write_text(fields.read_text("utf-8").replace("days_since_last", "last_since_days"), "utf-8")
         words = [sys.executable, "-m", "recloop", "-C", str(copy), "serve", "--port", "0"]
         refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
-        tell(f"moved it on disk: exit {refused.returncode}, {refused.stderr.strip().splitlines()[-1][:110]}...")
+        return [
+            f"moved a bucket edge in the service's memory: verify finds {found['unexplained']} of {found['checked']} decisions, in {', '.join(names)}",
+            f"moved it on disk: exit {refused.returncode}, {refused.stderr.strip().splitlines()[-1][:110]}...",
+        ]
     finally:
         shutil.rmtree(copy, ignore_errors=True)
 

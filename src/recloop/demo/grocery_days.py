@@ -79,12 +79,13 @@ def run(stage: GroceryContext) -> None:
     root, tell = stage.project.root, partial(stage.progress.say, "gate")
     with (
         grocery_updates.copied(root, "poisoned") as poisoned,
+        grocery_updates.copied(root, "poisoned-unchecked") as unchecked,
         grocery_updates.copied(root, "reseeded") as reseeded,  # the copies include the week
         grocery_updates.another_seed(reseeded) as begun,
     ):
         candidate = keep_learning(stage)
-        grocery_updates.poison(poisoned, tell)
         other_seed = grocery_updates.take_in(stage.project, reseeded, begun, tell)
+        grocery_updates.poison(poisoned, unchecked, tell)
     if candidate is None:
         stage.progress.say("release", "no candidate passed its gate; live is unchanged, and nothing is tested")
     else:

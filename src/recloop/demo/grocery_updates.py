@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def copied(root: Path, name: str) -> Iterator[Path]:
     copy = root / name
     shutil.rmtree(copy, ignore_errors=True)
     left = shutil.ignore_patterns(
-        "poisoned", "reseeded", "reports", "runs", "*.lock", "*.db", "*-wal", "*-shm", "decisions.taken"
+        "poisoned*", "reseeded", "reports", "runs", "*.lock", "*.db", "*-wal", "*-shm", "decisions.taken"
     )
     try:
         shutil.copytree(root, copy, ignore=left)
@@ -105,19 +106,22 @@ def take_in(project: Project, copy: Path, begun: subprocess.Popen[str], tell: Te
     return name
 
 
-def poison(copy: Path, tell: Tell) -> None:
-    """Run the update on a copy with shuffled items, which input check and gate block."""
-    _shuffle_items(copy / "store" / "log.db", _watermark(copy))
-    before = _bytes_of(copy)
-    for words, what in (
-        ((), "with the input check"),
-        ((*NO_CHECK, *SHORTEST), "without the input check"),
-    ):
-        done, last = update(copy, *words)
-        tell(f"poisoned copy, {what}: {done.get('verdict', last)}")
+def poison(checked: Path, unchecked: Path, tell: Tell) -> None:
+    """Run the update on copies with shuffled items, which input check and gate block.
+
+    Both updates run at the same time; each has one core.
+    """
+    copies = {checked: (), unchecked: (*NO_CHECK, *SHORTEST)}
+    for copy in copies:
+        _shuffle_items(copy / "store" / "log.db", _watermark(copy))
+    before = [_bytes_of(copy) for copy in copies]
+    with ThreadPoolExecutor(len(copies)) as pool:
+        updates = list(pool.map(lambda copy: update(copy, *copies[copy]), copies))
+    for (done, last), what in zip(updates, ("with", "without"), strict=True):
+        tell(f"poisoned copy, {what} the input check: {done.get('verdict', last)}")
         for line in gate_lines(done.get("gates", [])):
             tell(f"  {line}")
-    same = _bytes_of(copy) == before
+    same = [_bytes_of(copy) for copy in copies] == before
     tell(f"live, vocabulary, state and watermark are unchanged, byte for byte: {'yes' if same else 'NO'}")
 
 
