@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from recloop.config import Field
+from recloop.features.value_text import as_text
 
 
 def as_categories(raw: Any, separator: str = "") -> list[str] | None:
@@ -20,7 +20,7 @@ def as_categories(raw: Any, separator: str = "") -> list[str] | None:
     if raw is None:
         return None
     values = raw if isinstance(raw, list | tuple) else [raw] if not isinstance(raw, str) else _parts(raw, separator)
-    texts = [_text(value).strip() for value in values if value is not None]
+    texts = [as_text(value).strip() for value in values if value is not None]
     return list(dict.fromkeys(text for text in texts if text)) or None
 
 
@@ -58,7 +58,3 @@ def _listed(text: str) -> list[Any] | None:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
     return list(value) if isinstance(value, list) else None
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)

@@ -7,7 +7,6 @@ Both are scaled to length 1 and coded by the nearest centres of a k-means (docs/
 from __future__ import annotations
 
 import base64
-import json
 import re
 import zlib
 from collections import Counter
@@ -20,6 +19,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 
+from recloop.features.value_text import as_text
 from recloop.files import JsonTree
 
 N_HASHES: Final = 2_048
@@ -144,7 +144,7 @@ class TextCodes:
     @classmethod
     def fit(cls, raws: Iterable[Any]) -> TextCodes:
         """Fit weights, decomposition and clusters on the distinct texts."""
-        counts = [found for found in map(hashed, sorted({_text(raw) for raw in raws if raw is not None})) if found]
+        counts = [found for found in map(hashed, sorted({as_text(raw) for raw in raws if raw is not None})) if found]
         idf = np.ones(N_HASHES, dtype=np.float32)
         if not counts:
             return cls(idf, np.zeros((N_HASHES, 1), np.float32), Clusters.fit(np.zeros((0, 1), np.float32)))
@@ -246,16 +246,12 @@ def hashed(raw: Any) -> Counter[int]:
     counts: Counter[int] = Counter()
     if raw is None:
         return counts
-    for word in WORD.findall(_text(raw)[:MAX_CHARACTERS].lower()):
+    for word in WORD.findall(as_text(raw)[:MAX_CHARACTERS].lower()):
         counts[_bucket(word)] += 1
         padded = f"<{word}>"
         for start in range(len(padded) - NGRAM + 1):
             counts[_bucket(padded[start : start + NGRAM])] += 1
     return counts
-
-
-def _text(raw: Any) -> str:
-    return raw if isinstance(raw, str) else json.dumps(raw, sort_keys=True, default=str)
 
 
 def _bucket(token: str) -> int:

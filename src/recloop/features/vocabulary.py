@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from recloop.features.categories import as_categories
 from recloop.features.clusters import TextCodes, VectorCodes, as_vector
 from recloop.features.packed_ids import PackedIds
 from recloop.features.spec import EARLIER_NAMES, FeatureSpec
+from recloop.features.value_text import as_text
 from recloop.files import JsonTree
 
 N_BUCKETS = 10
@@ -269,16 +269,6 @@ def values_of(name: str, field: Field, rows: Iterable[Mapping[str, Any] | None])
     if field.kind == "vector":
         return [as_vector(raw, field.separator) for raw in raws]
     return [as_categories(raw, field.separator) for raw in raws] if field.kind == "categories" else raws
-
-
-def as_text(raw: Any) -> str:
-    """Category value as text.
-
-    Other types become JSON, so 1 and "1" are the same value.
-    """
-    if isinstance(raw, str):
-        return raw
-    return str(raw) if type(raw) is int else json.dumps(raw, sort_keys=True)
 
 
 def as_number(raw: Any) -> float:

@@ -8,6 +8,7 @@ from typing import Final
 import polars as pl
 
 from recloop.init.columns import ANONYMOUS_ID, MAX_TYPES, ColumnGuess, is_function, known_share, reading_of
+from recloop.init.filled_values import filled_texts
 from recloop.records import EVENT_ID, EVENT_TYPE, GROUP_ID, ITEM_ID, QUANTITY, TIMESTAMP, USER_ID, VALUE
 
 CONFIDENCE: Final = 0.6
@@ -18,7 +19,7 @@ NONE: Final = ColumnGuess("", "no such column")
 
 def guess_headless(frame: pl.DataFrame, cell: str = "") -> dict[str, ColumnGuess]:
     """Guess by content; ``cell`` is a column that was expanded to one item per row."""
-    texts = {name: _texts(frame[name]) for name in frame.columns}
+    texts = {name: filled_texts(frame[name]) for name in frame.columns}
     left = [name for name in frame.columns if len(texts[name])]
 
     def take(name: str, why: str) -> ColumnGuess:
@@ -52,11 +53,6 @@ def guess_headless(frame: pl.DataFrame, cell: str = "") -> dict[str, ColumnGuess
         item = _finest(frame, ids[1:])
         guesses[ITEM_ID] = take(item, "ids that repeat") if item else ColumnGuess("", "no second column of ids", 0.0)
     return guesses
-
-
-def _texts(column: pl.Series) -> pl.Series:
-    texts = column.cast(pl.String).str.strip_chars().drop_nulls()
-    return texts.filter(texts != "")
 
 
 def _is_time(texts: pl.Series) -> bool:

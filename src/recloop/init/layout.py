@@ -10,6 +10,7 @@ import polars as pl
 
 from recloop.config import Cell
 from recloop.init.columns import function_share
+from recloop.init.filled_values import filled_texts
 from recloop.init.names import name_score, normalize_name, words_of
 from recloop.init.order_status import order_status
 from recloop.records import GROUP_ID, ITEM_ID
@@ -45,11 +46,11 @@ def guess_join(lines: pl.DataFrame, orders: pl.DataFrame) -> Join | None:
     """Columns that join order lines with their orders; None without any."""
     found = []
     for right in orders.columns:
-        keys = _texts(orders[right])
+        keys = filled_texts(orders[right])
         if not len(keys) or keys.n_unique() < 0.99 * len(orders) or _share(keys, r"\d:\d|^\d{4}-\d\d") > 0.5:
             continue
         for left in lines.columns:
-            values = _texts(lines[left])
+            values = filled_texts(lines[left])
             share = int(values.is_in(keys.unique().implode()).sum()) / max(1, len(lines))
             named = (normalize_name(left) == normalize_name(right)) + 0.5 * (name_score(GROUP_ID, left) > 0.3)
             if share >= MIN_OVERLAP and values.n_unique() < len(values):
@@ -63,7 +64,7 @@ def guess_join(lines: pl.DataFrame, orders: pl.DataFrame) -> Join | None:
 def guess_carry(frame: pl.DataFrame) -> tuple[str, tuple[str, ...]]:
     """Order column, and the columns that are filled only in the first row of an order."""
     for group in frame.columns:
-        texts = _texts(frame[group])
+        texts = filled_texts(frame[group])
         is_number = normalize_name(group) == "name" and len(texts) and bool(texts.str.contains(r"^#\w*\d").all())
         if not is_number and name_score(GROUP_ID, group) < 0.3:
             continue
@@ -90,7 +91,7 @@ def guess_cell(frame: pl.DataFrame, headless: bool = False) -> Cell | None:
     for name in frame.columns:
         if frame.schema[name] != pl.String:
             continue
-        texts = _texts(frame[name])
+        texts = filled_texts(frame[name])
         if len(texts) < 2:
             continue
         if _share(texts, IMPRESSIONS) >= MIN_CELL_SHARE and _share(texts, r"\s") > 0.5:
@@ -166,7 +167,7 @@ def undone_orders(frame: pl.DataFrame) -> Condition | None:
     """Condition against orders with a status of cancelled, sent back or not paid."""
     for name in frame.columns:
         words = set(words_of(name))
-        texts = _texts(frame[name]) if not frame.schema[name].is_nested() else frame[name].clear()
+        texts = filled_texts(frame[name]) if not frame.schema[name].is_nested() else frame[name].clear()
         if not words & STATUS_NAMES or words & PART_WORDS or not 0 < texts.n_unique() <= MAX_STATUSES:
             continue
         values = texts.unique().sort().to_list()
@@ -241,13 +242,8 @@ def attributes_of(frame: pl.DataFrame, key: str, names: Sequence[str], when: str
     return found
 
 
-def _texts(column: pl.Series) -> pl.Series:
-    texts = column.cast(pl.String).str.strip_chars().drop_nulls()
-    return texts.filter(texts != "")
-
-
 def _filled(column: pl.Series) -> float:
-    return len(_texts(column)) / max(1, len(column)) if not column.dtype.is_nested() else 0.0
+    return len(filled_texts(column)) / max(1, len(column)) if not column.dtype.is_nested() else 0.0
 
 
 def _share(texts: pl.Series, pattern: str) -> float:

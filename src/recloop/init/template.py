@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from recloop.config import Clean, Data, Events
+from recloop.progress import printable
 
 MIN_REPEAT_SHARE: Final = 0.05
 """Share of repeats among positive rows below which lists leave out seen items."""
@@ -134,7 +135,7 @@ def config_text(
     """
     blocks = [
         HEAD_TEMPLATE.format(
-            info=_line(info), events=_text(data.events), items=_text(data.items), users=_text(data.users),
+            info=printable(info), events=_text(data.events), items=_text(data.items), users=_text(data.users),
             time_unit=_text(data.time_unit), layout=_layout(data, reasons),
         ),
         *(
@@ -143,7 +144,7 @@ def config_text(
         ),
         *_subtables(data, reasons),
         EVENTS_TEMPLATE.format(
-            why=_line(events[1]), neutral=_list(events[0].neutral), positive=_list(events[0].positive),
+            why=printable(events[1]), neutral=_list(events[0].neutral), positive=_list(events[0].positive),
             negative=_list(events[0].negative), weights=_table(events[0].weights), history=_list(events[0].history),
             undo=_table(events[0].undo),
         ),
@@ -176,7 +177,7 @@ def config_text(
     blocks.append(
         TAIL_TEMPLATE.format(
             scenario=scenario[0],
-            reason=_line(scenario[1]),
+            reason=printable(scenario[1]),
             segment=_segment(segment),
             min_new=_min_new(new_items),
             further=_further_placements(repeats),
@@ -228,7 +229,7 @@ def _layout(data: Data, reasons: Mapping[str, str]) -> str:
         if value == getattr(default, key):
             continue
         if reason := reasons.get(f"data.{key}"):
-            lines.append(f"# {_line(reason)}")
+            lines.append(f"# {printable(reason)}")
         lines.append(f"{key} = {_value(value)}")
     return "".join(f"{line}\n" for line in lines)
 
@@ -242,7 +243,9 @@ def _subtables(data: Data, reasons: Mapping[str, str]) -> list[str]:
         blocks += [f"{name} = {_value(names)}\n" for name, names in fallback.items()]
     if data.cell.column:
         blocks.append(
-            "\n[data.cell]                       # " + _line(reasons.get("data.cell", "cells of several items")) + "\n"
+            "\n[data.cell]                       # "
+            + printable(reasons.get("data.cell", "cells of several items"))
+            + "\n"
         )
         blocks += [f"{name} = {_text(value)}\n" for name, value in data.cell.model_dump().items()]
     return blocks
@@ -282,8 +285,3 @@ def _table(rules: Mapping[str, float | str]) -> str:
 
 def _key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _text(name)
-
-
-def _line(text: str) -> str:
-    """Text as one comment line, without the control characters that TOML forbids."""
-    return "".join(character if character.isprintable() else " " for character in text)

@@ -24,7 +24,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from recloop.errors import UserError
-from recloop.features.vocabulary import as_text
+from recloop.features.value_text import as_text
 from recloop.files import JsonTree, replace_file
 from recloop.html import load_template
 from recloop.manifest import Manifest

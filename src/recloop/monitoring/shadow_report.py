@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from recloop.errors import UserError
 from recloop.evaluation import agreement, bootstrap
 from recloop.evaluation.agreement import MEASURES
-from recloop.features.vocabulary import as_text
+from recloop.features.value_text import as_text
 from recloop.monitoring.health import Exposures, HealthReference, compute, reference
 from recloop.monitoring.verify import DecisionReplayer
 from recloop.project import Project

@@ -20,7 +20,7 @@ import polars as pl
 from recloop.errors import UserError
 from recloop.features import conditions
 from recloop.features.categories import as_categories
-from recloop.features.vocabulary import as_text
+from recloop.features.value_text import as_text
 from recloop.recommend.journal import Journal
 from recloop.records import ITEM_ID, Item
 

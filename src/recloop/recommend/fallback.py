@@ -12,7 +12,7 @@ import numpy as np
 
 from recloop.bundle import Bundle
 from recloop.features.encode import EncodedBatch
-from recloop.features.vocabulary import as_text
+from recloop.features.value_text import as_text
 from recloop.recommend import similar_items
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from recloop.features.vocabulary import Vocabulary, as_text
+from recloop.features.value_text import as_text
+from recloop.features.vocabulary import Vocabulary
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.new_items import first_columns

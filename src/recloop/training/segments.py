@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recloop.features.vocabulary import as_text
+from recloop.features.value_text import as_text
 from recloop.models.base import TrainData
 from recloop.recommend.fallback import segment_lists
 from recloop.training.dataset import ItemUserTables
