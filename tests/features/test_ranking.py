@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from recloop.features import user_profile
 from recloop.features.encode import EncodedBatch
 from recloop.features.item_statistics import NAMES, UNKNOWN, ItemStatistics
 from recloop.features.ranking import NO_HAZARD, Candidates, FeatureSpace, rhythm_names
@@ -192,7 +191,7 @@ def test_weekday_and_hour_are_those_of_the_time_zone() -> None:
     matrix = space.matrix(
         encoded([[]]),
         slice(0, 1),
-        Candidates(np.array([0, 1]), np.ones(1, np.int32), np.zeros((0, 1)), np.zeros((0, 1))),
+        Candidates(np.array([0, 1]), np.ones(1, np.int32), np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32)),
     )
     assert matrix[0, space.names.index("query.hour")] == 9
     assert matrix[0, space.names.index("query.weekday")] == (NOW // DAY + 3) % 7
@@ -207,10 +206,20 @@ def test_a_bundle_without_fields_has_no_features_of_fields() -> None:
     assert np.isfinite(matrix).all()
 
 
-def test_ranks_of_parts_descend_and_ties_keep_their_order() -> None:
-    values = np.array([3.0, 1.0, 3.0, 2.0, 5.0, 5.0, 7.0])
-    assert user_profile._ranks(values, np.array([4])).tolist() == [0, 3, 1, 2, 1, 2, 0]
-    assert user_profile._ranks(values[:0], np.zeros(0, dtype=np.int64)).tolist() == []
+def test_own_rank_orders_items_by_decayed_count_and_ties_by_item() -> None:
+    stats = statistics()
+    histories: list[list[Moment]] = [
+        [(5 * DAY, [(2, True), (3, True), (7, True)]), (9 * DAY, [(3, True)])],
+        [],
+        [(8 * DAY, [(4, False), (7, True), (9, True)])],
+    ]
+    space = FeatureSpace(stats, ["popular"])
+    ranks = space.matrix(encoded(histories), slice(0, 3), candidates(3))[:, space.names.index("own.rank")]
+    own = ranks.reshape(3, N_ITEMS)
+    assert [own[0, item - 1] for item in (3, 2, 7)] == [0, 1, 2]
+    assert set(own[1]) == {MISSING}
+    assert [own[2, item - 1] for item in (7, 9, 4)] == [0, 1, 2]
+    assert own[2, 0] == MISSING
 
 
 def test_statistics_without_rhythm_have_the_features_of_earlier_bundles() -> None:

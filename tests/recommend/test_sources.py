@@ -349,7 +349,7 @@ def test_lists_of_a_large_batch_equal_those_of_small_ones(source: str, monkeypat
 def test_first_allowed_items_of_a_ranking_equal_the_filtered_ranking(seed: int, depth: int) -> None:
     generator = np.random.default_rng(seed)
     items = generator.permutation(N_ITEMS)[: int(generator.integers(0, N_ITEMS))].astype(np.int32) + 1
-    scores = np.sort(generator.random(len(items)))[::-1]
+    scores = np.sort(generator.random(len(items)))[::-1].copy()
     mask = np.append(False, generator.random(N_ITEMS) < 0.15)  # some lists need items after the first block
     banned = np.sort(generator.choice(N_ITEMS, 5, replace=False).astype(np.int32) + 1)
     allowed = CandidateMask(TableMask.of(mask), [banned], [frozenset()], "")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from moment_rows import data_of
 
-from recloop.features.rhythm import HAZARD_DAYS, WEEKDAYS, hazard_bins, week_lag, weekdays_and_hours
+from recloop.features.rhythm import HAZARD_DAYS, WEEKDAYS, hazard_bins, weekdays_and_hours
 from recloop.records import DAY, SECOND
 from recloop.training.rhythm import PRIOR_RISKS, PRIOR_ROWS, fit_rhythm
 
@@ -22,11 +22,6 @@ def test_weekdays_and_hours_are_those_of_the_time_zone() -> None:
     assert (weekday.tolist(), hour.tolist()) == ([0, 0], [0, 7])
     weekday, hour = weekdays_and_hours(stamps, "Asia/Tokyo")  # 9 hours later
     assert (weekday.tolist(), hour.tolist()) == ([0, 1], [3, 2])
-
-
-@pytest.mark.parametrize(("days", "lag"), [(0, 0), (3, 3), (4, 3), (7, 0), (13.5, 0.5)])
-def test_week_lag_is_the_distance_to_a_whole_week(days: float, lag: float) -> None:
-    assert week_lag(np.array([days]))[0] == pytest.approx(lag)
 
 
 def test_hazard_bins_begin_at_their_borders() -> None:

@@ -12,12 +12,15 @@ from typing import Final
 
 import numpy as np
 
+from recloop import jit
 from recloop.features import item_statistics, rhythm
 from recloop.features.encode import EncodedBatch, utc_offset
-from recloop.features.item_statistics import GAP, UNKNOWN, ItemStatistics
+from recloop.features.item_statistics import UNKNOWN, ItemStatistics
+from recloop.features.rhythm import HAZARD_DAYS, HOUR_BINS, WEEKDAYS
 from recloop.features.user_profile import (
     FIELD_HALF_LIFE,
     HALF_LIVES,
+    KEY_BITS,
     MAX_HALVINGS,
     MISSING,
     OWN_COLUMNS,
@@ -44,11 +47,24 @@ HALF_GAP: Final = 0.5
 """Days added to a usual gap, so that a gap of a few hours does not make every item due."""
 NO_HAZARD: Final = np.float32(-30)
 """Hazard of an item that the user did not have, below the log of any."""
-MIN_TOTAL: Final = np.float32(0.1)
-COUNT: Final = OWN_COLUMNS.index("count")
-FIELD_DECAY: Final = HALF_LIVES.index(FIELD_HALF_LIFE)
-AGES: Final = slice(len(HALF_LIVES), len(HALF_LIVES) + 2)
-"""Rows of the ages of an item in `UserProfiles.own`."""
+HOUR: Final = 3_600 * SECOND
+_MIN_TOTAL: Final = np.float32(0.1)
+_N_DECAYS: Final = len(HALF_LIVES)
+_FIELD_DECAY: Final = HALF_LIVES.index(FIELD_HALF_LIFE)
+_LAST: Final = OWN_COLUMNS.index("last")
+_COUNT: Final = OWN_COLUMNS.index("count")
+_GAP: Final = OWN_COLUMNS.index("gap")
+_N_OWN: Final = len(OWN_COLUMNS)
+_N_FACTS: Final = len(QUERY_COLUMNS)
+_USUAL_GAP: Final = QUERY_COLUMNS.index("gap")
+_N_ITEM: Final = len(item_statistics.NAMES)
+_ITEM_GAP: Final = item_statistics.NAMES.index("gap")
+_HAZARD_DAYS: Final = np.array(HAZARD_DAYS)
+_MISSING: Final = np.float32(MISSING)
+_HALF_GAP: Final = np.float32(HALF_GAP)
+_WEEK: Final = np.float32(WEEKDAYS)
+_HALF_WEEK: Final = np.float32(WEEKDAYS / 2)
+_NO_RHYTHM: Final = np.zeros((0, 0, 0), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,7 @@ class Candidates:
     def take(self, columns: np.ndarray) -> Candidates:
         """Return some of the candidates, in ascending order of ``columns``."""
         offsets = np.searchsorted(columns, self.offsets)
-        return Candidates(offsets, self.items[columns], self.ranks[:, columns], self.scores[:, columns])
+        return Candidates(offsets, self.items[columns], self.ranks.take(columns, axis=1), self.scores.take(columns, axis=1))
 
 
 def rhythm_names(fields: Sequence[str]) -> tuple[str, ...]:
@@ -125,53 +141,20 @@ class FeatureSpace:
             key: Key under which the state of a batch of one keeps its profile; None: not kept.
         """
         profiles = self._profiles(encoded, queries, key)
-        now, items = encoded.now[queries], candidates.items
+        now, statistics = encoded.now[queries], self._statistics
         since = np.where(profiles.has_history, (now - profiles.newest) / DAY, 0.0)
-        is_one = len(now) == 1  # its facts are broadcast
-        query: np.ndarray | int = 0 if is_one else candidates.queries
-        of_candidate: np.ndarray | slice = slice(None) if is_one else candidates.queries
-        days = since.astype(np.float32)[of_candidate]
-        values = self._statistics.values.take(items, axis=0).T
-        position, is_own = profiles.own.find(keys_of(query, items))
-        own = profiles.own.columns.take(position, axis=1)
-        features = np.empty((len(self.names), len(items)), dtype=np.float32)
-        decays = _decays(since)[:, of_candidate]
-        row = _put_own(features, own, is_own, values[GAP], days, decays)
-        row = _put_query(features, row, profiles, now, self._timezone, since, of_candidate)
-        features[row : row + len(values)] = values
-        row += len(values)
-        of_fields = profiles.by_field.at(keys_of(query, self._statistics.keys[:, items]))
-        row = _put_fields(features, row, *of_fields, own[COUNT], days, decays[FIELD_DECAY])
-        for amounts, usual in zip(self._statistics.amounts, profiles.usual, strict=True):
-            row = _put(features, row, *_number_features(amounts[items], usual[of_candidate]))
-        end = row + 2 * len(candidates.ranks)
-        features[row:end:2] = candidates.ranks
-        features[row + 1 : end : 2] = candidates.scores
-        if profiles.rhythm is not None:
-            self._put_rhythm(features, end, now, query, items, profiles.rhythm, position, is_own)
-        return np.ascontiguousarray(features.T)
-
-    def _put_rhythm(
-        self, features: np.ndarray, row: int, now: np.ndarray, query: np.ndarray | int, items: np.ndarray,
-        counts: np.ndarray, position: np.ndarray, is_own: np.ndarray,
-    ) -> None:  # fmt: skip
-        """Write the features of `rhythm_names`.
-
-        Args:
-            counts: (15, P+1) weights of own rows by weekday and hour. position: (C,) column of each candidate.
-        """
-        tables = self._statistics.rhythm
-        assert tables is not None
-        last, total = features[AGES.start], features[COUNT]
-        weekday, hour = (part[query] for part in rhythm.weekdays_and_hours(now, self._timezone))
-        shares = rhythm.own_weights(counts, position, weekday, hour) / np.where(is_own, total, 1)
-        own = np.where(is_own, [*shares, rhythm.week_lag(last)], MISSING)
-        row = _put(features, row, *own)
-        bins = rhythm.hazard_bins(last)
-        for codes, times, hazard in zip(self._statistics.codes, tables.times, tables.hazard, strict=True):
-            code = codes.take(items)
-            at_risk = np.where(is_own, hazard[code, bins], NO_HAZARD)
-            row = _put(features, row, times[code, weekday], times[code, rhythm.WEEKDAYS + hour], at_risk)
+        hours = np.array([local_time(stamp, self._timezone) // HOUR for stamp in now.tolist()])
+        tables = statistics.rhythm
+        times, hazard = (_NO_RHYTHM, _NO_RHYTHM) if tables is None else (tables.times, tables.hazard)
+        features = np.empty((len(candidates.items), len(self.names)), dtype=np.float32)
+        write_features(
+            features, candidates.offsets, candidates.items, candidates.ranks, candidates.scores,
+            since, profiles.has_history, hours, _decays(since),
+            profiles.facts, profiles.own_keys, profiles.own, profiles.field_keys, profiles.by_field, profiles.usual,
+            profiles.rhythm,
+            statistics.values, statistics.codes, statistics.n_codes, statistics.amounts, times, hazard,
+        )  # fmt: skip
+        return features
 
     def _profiles(self, encoded: EncodedBatch, queries: slice, key: object) -> UserProfiles:
         if key is None or len(encoded) > 1:
@@ -181,11 +164,9 @@ class FeatureSpace:
         )
 
 
-def _put(features: np.ndarray, row: int, *values: np.ndarray | float) -> int:
-    """Write rows of (F, C) from ``row`` on; return the next free one."""
-    for number, value in enumerate(values):
-        features[row + number] = value
-    return row + len(values)
+def local_time(now: int, timezone: str) -> int:
+    """Return a stamp in microseconds of local time."""
+    return now if timezone == "UTC" else now + int(utc_offset(now // (900 * SECOND), timezone))
 
 
 def _decays(since: np.ndarray) -> np.ndarray:
@@ -195,92 +176,156 @@ def _decays(since: np.ndarray) -> np.ndarray:
     return decays
 
 
-def _put_own(
-    features: np.ndarray,
-    own: np.ndarray,
-    is_own: np.ndarray,
-    item_gap: np.ndarray,
-    days: np.ndarray,
+@jit.step
+def _position(keys: np.ndarray, key: int) -> int:
+    """Return the first position whose key is not smaller."""
+    low, high = 0, len(keys)
+    while low < high:
+        middle = (low + high) >> 1
+        if keys[middle] < key:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@jit.step
+def _due(days: np.float32, gap: np.float32) -> np.float32:
+    """Return the days since the last row over the usual gap; `MISSING` without a gap."""
+    return days / (gap + _HALF_GAP) if gap != _MISSING else _MISSING
+
+
+@jit.step
+def _write_own(
+    row: np.ndarray, own: np.ndarray, position: int, is_own: bool, item_gap: np.float32, days: np.float32,
     decays: np.ndarray,
-) -> int:
-    """Write the features `OWN`; return the next free row.
-
-    Args:
-        days: (C,) or (1,) float32 days since the newest moment. decays: (H, C) or (H, 1) float32 weights after them.
-    """
-    n = len(own)
-    features[:n] = own
-    features[: len(HALF_LIVES)] *= decays
-    features[AGES] += days * is_own
-    last = features[AGES.start]
-    features[n] = _due(last, own[OWN_COLUMNS.index("gap")])
-    features[n + 1] = np.where(is_own, last / (item_gap + HALF_GAP), MISSING)
-    return n + 2
-
-
-def _due(days: np.ndarray, gap: np.ndarray) -> np.ndarray:
-    """Days since the last row over the usual gap; `MISSING` without a gap."""
-    has_gap = gap != MISSING
-    return np.where(has_gap, days / np.where(has_gap, gap + HALF_GAP, 1), MISSING)
-
-
-def local_time(now: int, timezone: str) -> int:
-    """Return a stamp in microseconds of local time."""
-    return now if timezone == "UTC" else now + int(utc_offset(now // (900 * SECOND), timezone))
-
-
-def _put_query(
-    features: np.ndarray,
-    row: int,
-    profiles: UserProfiles,
-    now: np.ndarray,
-    timezone: str,
-    since: np.ndarray,
-    of_candidate: np.ndarray | slice,
-) -> int:
-    """Write the features `QUERY`; return the next free row."""
-    gap = profiles.facts[QUERY_COLUMNS.index("gap")].tolist()
-    queries = zip(now.tolist(), since.tolist(), profiles.has_history.tolist(), gap, strict=True)
-    times = [_times(local_time(stamp, timezone), *facts) for stamp, *facts in queries]
-    n_facts, n_rows = len(QUERY_COLUMNS), len(QUERY)
-    features[row : row + n_facts] = profiles.facts[:, of_candidate]
-    features[row + n_facts : row + n_rows] = np.array(times, dtype=np.float32).T[:, of_candidate]
-    return row + n_rows
-
-
-def _times(now: int, since: float, has_history: bool, gap: float) -> tuple[float, float, int, int]:
-    """Return `QUERY` after `QUERY_COLUMNS` of a query: days, due, hour and weekday.
-
-    Args:
-        now: Local time. gap: Usual days between two moments, or `MISSING`.
-    """
-    due = since / (gap + HALF_GAP) if gap != MISSING else MISSING
-    hours = now // (3_600 * SECOND)
-    return since if has_history else MISSING, due, hours % 24, (hours // 24 + 3) % 7
-
-
-def _put_fields(
-    features: np.ndarray, row: int, values: np.ndarray, is_known: np.ndarray, own_count: np.ndarray, days: np.ndarray,
-    decay: np.ndarray,
 ) -> int:  # fmt: skip
-    """Write the features `FIELD` of each field; return the next free row.
+    """Write the features of the user's rows with an item; return the next column."""
+    for column in range(_N_OWN):
+        row[column] = own[position, column]
+    for column in range(_N_DECAYS):
+        row[column] *= decays[column]
+    if is_own:
+        row[_LAST] += days
+        row[_LAST + 1] += days
+    row[_N_OWN] = _due(row[_LAST], own[position, _GAP])
+    row[_N_OWN + 1] = row[_LAST] / (item_gap + _HALF_GAP) if is_own else _MISSING
+    return _N_OWN + 2
+
+
+@jit.step
+def _write_query(
+    row: np.ndarray, column: int, facts: np.ndarray, query: int, since: float, has_history: bool, hours: int
+) -> int:
+    """Write the features of a query; return the next column."""
+    for fact in range(_N_FACTS):
+        row[column + fact] = facts[fact, query]
+    column += _N_FACTS
+    gap = facts[_USUAL_GAP, query]
+    row[column] = since if has_history else MISSING
+    row[column + 1] = since / (np.float64(gap) + HALF_GAP) if gap != _MISSING else MISSING
+    row[column + 2] = hours % 24
+    row[column + 3] = (hours // 24 + 3) % WEEKDAYS
+    return column + 4
+
+
+@jit.step
+def _write_field(
+    row: np.ndarray, column: int, by_field: np.ndarray, position: int, is_known: bool, own_count: np.float32,
+    days: np.float32, decay: np.float32,
+) -> int:  # fmt: skip
+    """Write the features of the user's rows with a category; return the next column."""
+    row[column] = by_field[position, 0] * decay
+    last = by_field[position, 1]
+    if is_known:
+        last += days
+    row[column + 1] = last
+    row[column + 2] = by_field[position, 2]
+    row[column + 3] = own_count / max(by_field[position, 3], _MIN_TOTAL)
+    row[column + 4] = _due(last, by_field[position, 4])
+    return column + 5
+
+
+@jit.step
+def _write_own_rhythm(
+    row: np.ndarray, column: int, rhythm: np.ndarray, position: int, is_own: bool, weekday: int, hour: int
+) -> int:
+    """Write the shares of own rows at the time of the query, and the days to a whole week; return the next column."""
+    if not is_own:
+        row[column : column + 3] = _MISSING
+        return column + 3
+    total = row[_COUNT]
+    row[column] = rhythm[position, weekday] / total
+    near = rhythm[position, WEEKDAYS + (hour - 1) % HOUR_BINS] + rhythm[position, WEEKDAYS + hour]
+    row[column + 1] = (near + rhythm[position, WEEKDAYS + (hour + 1) % HOUR_BINS]) / total
+    row[column + 2] = abs((row[_LAST] + _HALF_WEEK) % _WEEK - _HALF_WEEK)
+    return column + 3
+
+
+@jit.compiled(
+    None, jit.written(jit.FLOAT32_2D), jit.INT64, jit.INT32, jit.FLOAT32_2D, jit.FLOAT32_2D,
+    jit.FLOAT64, jit.BOOL, jit.INT64, jit.FLOAT32_2D,
+    jit.FLOAT32_2D, jit.INT64, jit.FLOAT32_2D, jit.INT64, jit.FLOAT32_2D, jit.FLOAT32_2D, jit.FLOAT32_2D,
+    jit.FLOAT32_2D, jit.INT32_2D, jit.INTEGER, jit.FLOAT32_2D, jit.FLOAT32_3D, jit.FLOAT32_3D,
+)  # fmt: skip
+def write_features(
+    features: np.ndarray,
+    offsets: np.ndarray, items: np.ndarray, ranks: np.ndarray, scores: np.ndarray,
+    since: np.ndarray, has_history: np.ndarray, hours: np.ndarray, decays: np.ndarray,
+    facts: np.ndarray, own_keys: np.ndarray, own: np.ndarray, field_keys: np.ndarray, by_field: np.ndarray,
+    usual: np.ndarray, rhythm: np.ndarray,
+    item_values: np.ndarray, codes: np.ndarray, n_codes: int, amounts: np.ndarray, times: np.ndarray, hazard: np.ndarray,
+) -> None:  # fmt: skip
+    """Write the rows (C, F) of candidates, columns as `recloop.features.ranking.FeatureSpace.names`.
 
     Args:
-        values: (5, F, C), `FIELD_COLUMNS` of the candidates' categories. is_known: (F, C) bool.
+        offsets, items, ranks, scores: Fields of `Candidates`.
+        since: (B,) days since the newest moment. hours: (B,) local hours since 1970. decays: (4, B) weights after ``since``.
+        facts, own_keys, own, field_keys, by_field, usual, rhythm: Fields of `UserProfiles`; ``rhythm`` may have no rows.
+        item_values, codes, n_codes, amounts, times, hazard: Fields of `ItemStatistics`.
     """
-    decayed, last, share, total, gap = values
-    n_rows = len(FIELD) * len(is_known)
-    written = features[row : row + n_rows].reshape(len(is_known), len(FIELD), len(own_count))  # a view
-    written[:, 0] = decayed * decay
-    written[:, 1] = last + days * is_known
-    written[:, 2] = share
-    written[:, 3] = own_count / np.maximum(total, MIN_TOTAL)
-    written[:, 4] = _due(written[:, 1], gap)
-    return row + n_rows
-
-
-def _number_features(amounts: np.ndarray, usual: np.ndarray) -> list[np.ndarray]:
-    """Return the features `NUMBER` of candidates with these amounts."""
-    is_known = amounts > UNKNOWN
-    has_difference = is_known & (usual > UNKNOWN)
-    return [np.where(is_known, amounts, MISSING), np.where(has_difference, amounts - usual, 0.0)]
+    for query in range(len(offsets) - 1):
+        days = np.float32(since[query])
+        weekday, hour = (hours[query] // 24 + 3) % WEEKDAYS, hours[query] % 24 // (24 // HOUR_BINS)
+        for candidate in range(offsets[query], offsets[query + 1]):
+            row, item = features[candidate], items[candidate]
+            position = _position(own_keys, query << KEY_BITS | item)
+            is_own = own_keys[position] == query << KEY_BITS | item
+            if not is_own:
+                position = len(own_keys) - 1
+            column = _write_own(row, own, position, is_own, item_values[item, _ITEM_GAP], days, decays[:, query])
+            column = _write_query(row, column, facts, query, since[query], has_history[query], hours[query])
+            for number in range(_N_ITEM):
+                row[column + number] = item_values[item, number]
+            column += _N_ITEM
+            for field in range(len(codes)):
+                key = query << KEY_BITS | (codes[field, item] + n_codes * field)
+                place = _position(field_keys, key)
+                is_known = field_keys[place] == key
+                if not is_known:
+                    place = len(field_keys) - 1
+                column = _write_field(
+                    row, column, by_field, place, is_known, row[_COUNT], days, decays[_FIELD_DECAY, query]
+                )
+            for number in range(len(amounts)):
+                amount = amounts[number, item]
+                row[column] = amount if amount > UNKNOWN else _MISSING
+                has_both = amount > UNKNOWN and usual[number, query] > UNKNOWN
+                row[column + 1] = amount - usual[number, query] if has_both else np.float32(0)
+                column += 2
+            for source in range(len(ranks)):
+                row[column] = ranks[source, candidate]
+                row[column + 1] = scores[source, candidate]
+                column += 2
+            if not len(rhythm):
+                continue
+            column = _write_own_rhythm(row, column, rhythm, position, is_own, weekday, hour)
+            days_bin = 0
+            while days_bin < len(_HAZARD_DAYS) and _HAZARD_DAYS[days_bin] <= row[_LAST]:
+                days_bin += 1
+            for field in range(len(codes)):
+                code = codes[field, item]
+                row[column] = times[field, code, weekday]
+                row[column + 1] = times[field, code, WEEKDAYS + hour]
+                row[column + 2] = hazard[field, code, days_bin] if is_own else NO_HAZARD
+                column += 3

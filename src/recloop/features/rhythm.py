@@ -55,26 +55,6 @@ def weekdays_and_hours(stamps: np.ndarray, timezone: str) -> tuple[np.ndarray, n
     return (hours // 24 + 3) % WEEKDAYS, hours % 24 // (24 // HOUR_BINS)
 
 
-def own_weights(
-    counts: np.ndarray, position: np.ndarray, weekday: np.ndarray | int, hour: np.ndarray | int
-) -> np.ndarray:
-    """(2, C) weights of own rows on a weekday, and in a bin of hours or beside it.
-
-    Args:
-        counts: (15, P) weights by weekday, then by bin. position: (C,) column of each candidate.
-        weekday, hour: (C,) of the query, or one for all.
-    """
-    near = [counts[WEEKDAYS + (hour + shift) % HOUR_BINS, position] for shift in (-1, 0, 1)]
-    return np.array([counts[weekday, position], near[0] + near[1] + near[2]])
-
-
-def week_lag(days: np.ndarray) -> np.ndarray:
-    """(C,) days to the nearest whole week."""
-    half = WEEKDAYS / 2
-    lag: np.ndarray = np.abs((days + half) % WEEKDAYS - half)
-    return lag
-
-
 def hazard_bins(days: np.ndarray) -> np.ndarray:
     """(n,) bin of `HAZARD_DAYS` of days since a row."""
     return np.searchsorted(np.array(HAZARD_DAYS), days, side="right")

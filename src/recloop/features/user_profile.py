@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from recloop import jit
 from recloop.features.encode import EncodedBatch
 from recloop.features.item_statistics import UNKNOWN, ItemStatistics
 from recloop.features.rhythm import BINS, WEEKDAYS, weekdays_and_hours
@@ -43,51 +44,46 @@ MAX_QUERIES: Final = 64
 """Most queries of one batch of profiles: key and row together fit into 63 bits for 2^24 rows."""
 
 
-@dataclass(frozen=True)
-class RowsByKey:
-    """Columns over the ascending keys of histories; the last position is for others."""
-
-    keys: np.ndarray  # (P+1,) int64, `keys_of`; the last one is larger than any key
-    columns: np.ndarray  # (columns, P+1) float32
-
-    def at(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the (columns, n) values of keys, and (n,) bool: the key is known.
-
-        ``keys`` may have more axes than (n,).
-        """
-        position, is_known = self.find(keys)
-        return self.columns.take(position, axis=1), is_known
-
-    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions of keys, and (n,) bool: the key is known."""
-        position = self.keys.searchsorted(keys)
-        is_known = self.keys.take(position) == keys
-        position[~is_known] = len(self.keys) - 1
-        return position, is_known
+_N_DECAYS: Final = len(HALF_LIVES)
+_FIELD_DECAY: Final = HALF_LIVES.index(FIELD_HALF_LIFE)
+_RECENT: Final = np.array(RECENT_MOMENTS)
+_LAST: Final = OWN_COLUMNS.index("last")
+_RECENT_COLUMN: Final = OWN_COLUMNS.index("last_1")
+_RANK: Final = OWN_COLUMNS.index("rank")
+_ABSENT_OWN: Final = (0.0,) * _N_DECAYS + (MISSING, MISSING, 0.0, 0.0, 0.0, MISSING, MISSING, 0.0, 0.0, 0.0, MISSING)
+_ABSENT_FIELD: Final = (0.0, MISSING, 0.0, 0.0, MISSING)
+_NO_KEY: Final = np.iinfo(np.int64).max
+_MIN_DECAYED: Final = 1e-9
 
 
 @dataclass(frozen=True)
 class UserProfiles:
     """Histories of B queries, without the time of the query.
 
+    The last row of ``own``, ``rhythm`` and ``by_field`` is for items and categories that the user did not have; its key is
+    larger than any.
+
     Attributes:
         newest: (B,) stamp of the newest moment, int64 microseconds; 0 without a history.
         has_history: (B,) bool.
         facts: (5, B) float32, rows as `QUERY_COLUMNS`.
-        own: Rows by item_ix, columns as `OWN_COLUMNS`.
-        rhythm: (15, P+1) float32 weight of own rows by weekday, then by bin of hours, at the positions of ``own``
-            (`recloop.features.rhythm`); None without tables of rhythm.
-        by_field: Rows by category (`ItemStatistics.keys`), columns as `FIELD_COLUMNS`.
+        own_keys: (P+1,) ascending, `keys_of` queries and item_ix. own: (P+1, 15) float32, columns as `OWN_COLUMNS`.
+        rhythm: (P+1, 15) float32 weight of own rows by weekday, then by bin of hours (`recloop.features.rhythm`); (0, 0) without
+            tables of rhythm.
+        field_keys: (G+1,) ascending, `keys_of` queries and `ItemStatistics.keys`. by_field: (G+1, 5) float32, columns as
+            `FIELD_COLUMNS`.
         usual: (G, B) float32 weighted mean of each numeric field; `UNKNOWN` without one.
     """
 
     newest: np.ndarray
     has_history: np.ndarray
     facts: np.ndarray
-    own: RowsByKey
-    by_field: RowsByKey
+    own_keys: np.ndarray
+    own: np.ndarray
+    rhythm: np.ndarray
+    field_keys: np.ndarray
+    by_field: np.ndarray
     usual: np.ndarray
-    rhythm: np.ndarray | None
 
     @classmethod
     def of(
@@ -95,17 +91,18 @@ class UserProfiles:
     ) -> UserProfiles:
         """Summarize the histories of at most `MAX_QUERIES` queries."""
         history = _Histories.of(encoded, queries)
-        sums = _ItemSums.of(history)
-        usual = [_usual(history, amounts) for amounts in statistics.amounts]
-        return cls(
-            newest=history.newest,
-            has_history=history.n_moments > 0,
-            facts=_facts(history, sums),
-            own=_own(history, sums),
-            rhythm=None if statistics.rhythm is None else _rhythm(history, sums, timezone),
-            by_field=_by_field(history, sums, statistics),
-            usual=np.array(usual, dtype=np.float32).reshape(len(usual), len(history.newest)),
+        pairs = _PairSums.of(history, timezone if statistics.rhythm is not None else None)
+        field_keys, by_field = _by_field(pairs, statistics)
+        facts = np.empty((len(QUERY_COLUMNS), len(history.newest)), dtype=np.float32)
+        usual = np.empty((len(statistics.amounts), len(history.newest)), dtype=np.float32)
+        write_facts(facts, history.moment_offsets, history.item_offsets, history.ages, pairs.keys)
+        write_usual(
+            usual, history.moment_offsets, history.item_offsets, history.items, history.targets, statistics.amounts
         )
+        return cls(
+            history.newest, np.diff(history.moment_offsets) > 0, facts, pairs.keys, pairs.own, pairs.rhythm, field_keys,
+            by_field, usual,
+        )  # fmt: skip
 
 
 def keys_of(queries: np.ndarray | int, values: np.ndarray) -> np.ndarray:
@@ -121,213 +118,278 @@ class _Histories:
     """Rows of B queries, oldest first; ages in days at the newest moment of the query."""
 
     newest: np.ndarray  # (B,) stamps
-    n_moments: np.ndarray  # (B,)
-    n_rows: np.ndarray  # (B,)
-    spans: np.ndarray  # (B,) days between the oldest and the newest moment
-    last_sizes: np.ndarray  # (B,) rows of the newest moment
+    moment_offsets: np.ndarray  # (B+1,) from 0
     stamps: np.ndarray  # (M,)
-    moment_ages: np.ndarray  # (M,)
-    query: np.ndarray  # (E,)
-    moment: np.ndarray  # (E,)
-    items: np.ndarray  # (E,)
-    rank: np.ndarray  # (E,) position of the row's moment; 0 is the newest
-    weights: np.ndarray  # (E,)
+    ages: np.ndarray  # (M,)
+    item_offsets: np.ndarray  # (M+1,) from 0
+    items: np.ndarray  # (E,) int32
+    targets: np.ndarray  # (E,) bool
 
     @classmethod
     def of(cls, encoded: EncodedBatch, queries: slice) -> _Histories:
         moment_offsets = encoded.moment_offsets[queries.start : queries.stop + 1]
         first, last = int(moment_offsets[0]), int(moment_offsets[-1])
-        moment_offsets = moment_offsets - first
-        offsets = encoded.item_offsets[first : last + 1]
-        rows = slice(int(offsets[0]), int(offsets[-1]))
-        sizes, n_moments = np.diff(offsets), np.diff(moment_offsets)
-        moment_query = np.repeat(np.arange(len(n_moments)), n_moments)
-        stamps = encoded.stamps[first:last]
-        newest, spans = np.zeros(len(n_moments), dtype=np.int64), np.zeros(len(n_moments))
-        last_sizes = np.zeros(len(n_moments), dtype=np.int64)
-        has_history = n_moments > 0
-        ends = moment_offsets[1:][has_history] - 1
-        newest[has_history] = stamps[ends]
-        last_sizes[has_history] = sizes[ends]
-        moment_ages = (newest[moment_query] - stamps) / DAY
-        spans[has_history] = moment_ages[moment_offsets[:-1][has_history]]
-        row_offsets = (offsets - offsets[0])[moment_offsets]
-        moment = np.repeat(np.arange(len(stamps)), sizes)
-        rank = moment_offsets[1:][moment_query] - 1 - np.arange(len(stamps))
+        item_offsets = encoded.item_offsets[first : last + 1]
+        rows = slice(int(item_offsets[0]), int(item_offsets[-1]))
+        stamps, moment_offsets = encoded.stamps[first:last], moment_offsets - first
+        newest = np.zeros(len(moment_offsets) - 1, dtype=np.int64)
+        has_history = moment_offsets[1:] > moment_offsets[:-1]
+        newest[has_history] = stamps[moment_offsets[1:][has_history] - 1]
+        ages = (newest.repeat(moment_offsets[1:] - moment_offsets[:-1]) - stamps) / DAY
         return cls(
-            newest, n_moments, np.diff(row_offsets), spans, last_sizes, stamps, moment_ages, moment_query[moment], moment,
-            encoded.items[rows], rank[moment], np.where(encoded.targets[rows], 1.0, INPUT_WEIGHT),
-        )  # fmt: skip
+            newest,
+            moment_offsets,
+            stamps,
+            ages,
+            item_offsets - item_offsets[0],
+            encoded.items[rows],
+            encoded.targets[rows],
+        )
 
-    def decayed(self) -> np.ndarray:
+    def decays(self) -> np.ndarray:
         """(half-lives, M) weights of the moments, halved every `HALF_LIVES` days."""
-        halvings = np.minimum(self.moment_ages / np.array(HALF_LIVES)[:, None], MAX_HALVINGS)
+        halvings = np.minimum(self.ages / np.array(HALF_LIVES)[:, None], MAX_HALVINGS)
         return np.asarray(np.exp2(-halvings))
 
 
-class _Groups:
-    """Entries with equal keys: P groups, ascending by key; a group keeps the order.
-
-    Args:
-        keys: (E,) or (F, E); the rows of the latter share no key, and their columns are the entries.
-    """
-
-    def __init__(self, keys: np.ndarray) -> None:
-        bits = keys.shape[-1].bit_length()
-        packed = np.sort((keys.astype(np.int64) << bits | np.arange(keys.shape[-1])).ravel())  # faster than indices
-        ascending = packed >> bits
-        is_first = np.ones(len(ascending), dtype=bool)
-        np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])
-        self.entries = packed & (1 << bits) - 1  # (E,) or (F E,) the entries, group after group
-        self.starts = np.flatnonzero(is_first)  # (P,)
-        self.keys = ascending[self.starts]  # (P,)
-        self.slots = np.cumsum(is_first) - 1  # (E,) group of each of `entries`
-
-    @property
-    def first(self) -> np.ndarray:
-        """(P,) first entry of each group."""
-        return np.asarray(self.entries[self.starts])
-
-    @property
-    def last(self) -> np.ndarray:
-        """(P,) last entry of each group."""
-        return np.asarray(self.entries[self.starts + self.sizes - 1])
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """(P,) entries of each group."""
-        return np.diff(self.starts, append=len(self.entries))
-
-    def total(self, values: np.ndarray) -> np.ndarray:
-        """(P,) sums of the values of ``entries``, added in their order."""
-        return np.bincount(self.slots, weights=values, minlength=len(self.starts))
-
-
 @dataclass(frozen=True)
-class _ItemSums:
+class _PairSums:
     """Rows of histories summed by query and item: P pairs, ascending."""
 
-    keys: np.ndarray  # (P,)
-    query: np.ndarray  # (P,)
-    items: np.ndarray  # (P,)
-    decayed: list[np.ndarray]  # (P,) for each half-life
-    last: np.ndarray  # (P,) age of the newest row
-    first: np.ndarray  # (P,) age of the oldest row
-    n_rows: np.ndarray  # (P,)
-    count: np.ndarray  # (P,) weight of the rows
-    recent: list[np.ndarray]  # (P,) weight of the rows in the newest moments
-    last_moment: np.ndarray  # (P,) position of the newest moment with the item
-    first_moment: np.ndarray  # (P,)
-    pair: np.ndarray  # (E,) pair of each row
+    keys: np.ndarray  # (P+1,) of the queries and items; the last one is larger than any
+    own: np.ndarray  # (P+1, 15) float32 `OWN_COLUMNS`
+    rhythm: np.ndarray  # (P+1, 15) float32, or (0, 0)
+    sums: (
+        np.ndarray
+    )  # (P, 5) float64: decayed by `FIELD_HALF_LIFE`, age of the newest and of the oldest row, weight, rows
 
     @classmethod
-    def of(cls, history: _Histories) -> _ItemSums:
-        groups = _Groups(keys_of(history.query, history.items))
-        oldest, newest = groups.first, groups.last
-        moments, weights = history.moment[groups.entries], history.weights[groups.entries]
-        rank = history.rank[groups.entries]
-        pair = np.empty(len(groups.entries), dtype=np.int64)
-        pair[groups.entries] = groups.slots
-        return cls(
-            keys=groups.keys,
-            query=history.query[oldest],
-            items=history.items[oldest],
-            decayed=[groups.total(by_moment[moments] * weights) for by_moment in history.decayed()],
-            last=history.moment_ages[history.moment[newest]],
-            first=history.moment_ages[history.moment[oldest]],
-            n_rows=groups.sizes,
-            count=groups.total(weights),
-            recent=[groups.total(np.where(rank < n, weights, 0.0)) for n in RECENT_MOMENTS],
-            last_moment=history.rank[newest],
-            first_moment=history.rank[oldest],
-            pair=pair,
+    def of(cls, history: _Histories, timezone: str | None) -> _PairSums:
+        """Sum the rows; ``timezone`` is that of weekdays and hours, None leaves them out."""
+        n_rows = len(history.items)
+        row_keys, moments = np.empty((2, n_rows), dtype=np.int64)
+        bits = n_rows.bit_length()
+        write_row_keys(row_keys, moments, history.moment_offsets, history.item_offsets, history.items, bits)
+        row_keys.sort()  # numpy sorts integers faster than a loop
+        times = (
+            np.empty((0, 0), dtype=np.float32) if timezone is None else np.empty((n_rows + 1, BINS), dtype=np.float32)
         )
+        weekdays = hours = history.stamps
+        if timezone is not None:
+            weekdays, hours = weekdays_and_hours(history.stamps, timezone)
+        keys = np.empty(n_rows + 1, dtype=np.int64)
+        own = np.empty((n_rows + 1, len(OWN_COLUMNS)), dtype=np.float32)
+        sums = np.empty((n_rows, 5))
+        n_pairs = sum_items(
+            keys, own, times, sums, row_keys, bits, moments, history.targets, history.moment_offsets, history.ages,
+            history.decays(), weekdays, hours,
+        )  # fmt: skip
+        return cls(keys[: n_pairs + 1], own[: n_pairs + 1], times[: n_pairs + 1], sums[:n_pairs])
 
 
-def _facts(history: _Histories, sums: _ItemSums) -> np.ndarray:
-    """(5, B) float32 `QUERY_COLUMNS`."""
-    has_history, n_moments = history.n_moments > 0, history.n_moments
-    n_rows = np.maximum(history.n_rows, 1)
-    gap = np.where(n_moments > 1, history.spans / np.maximum(n_moments - 1, 1), MISSING)
-    distinct = np.bincount(sums.query, minlength=len(n_moments)) / n_rows
-    sizes = np.where(has_history, history.n_rows / np.maximum(n_moments, 1), 0.0)
-    return np.array([n_moments, sizes, history.last_sizes, distinct, gap], dtype=np.float32)
+def _by_field(pairs: _PairSums, statistics: ItemStatistics) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys (G+1,) and columns (G+1, 5) of the categories of all pairs."""
+    n_pairs, n_fields = len(pairs.sums), len(statistics.fields)
+    bits = n_pairs.bit_length()
+    group_keys = np.empty(n_fields * n_pairs, dtype=np.int64)
+    write_group_keys(group_keys, pairs.keys, statistics.keys, bits)
+    group_keys.sort()
+    keys = np.empty(len(group_keys) + 1, dtype=np.int64)
+    by_field = np.empty((len(keys), len(FIELD_COLUMNS)), dtype=np.float32)
+    n_groups = sum_fields(keys, by_field, group_keys, bits, pairs.sums, statistics.n_codes)
+    return keys[: n_groups + 1], by_field[: n_groups + 1]
 
 
-def _rhythm(history: _Histories, sums: _ItemSums, timezone: str) -> np.ndarray:
-    """(15, P+1) float32 weight of own rows on each weekday, then in each bin of hours."""
-    weekday, hour = (of_moment[history.moment] for of_moment in weekdays_and_hours(history.stamps, timezone))
-    width = len(sums.keys) + 1
-    counts = np.bincount(weekday * width + sums.pair, weights=history.weights, minlength=BINS * width)
-    counts += np.bincount((WEEKDAYS + hour) * width + sums.pair, weights=history.weights, minlength=BINS * width)
-    return counts.reshape(BINS, width).astype(np.float32)
+@jit.step
+def _usual_gap(first: float, last: float, n_rows: float) -> float:
+    """Return the usual days between two of several rows; `MISSING` for a single one."""
+    return (first - last) / (n_rows - 1) if n_rows > 1 else MISSING
 
 
-def _own(history: _Histories, sums: _ItemSums) -> RowsByKey:
-    rank = _ranks(sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)], np.cumsum(np.bincount(sums.query))[:-1])
-    columns = [
-        *sums.decayed,
-        sums.last,
-        sums.first,
-        sums.count,
-        sums.count / np.maximum(1, history.n_moments)[sums.query],
-        sums.count / (sums.first_moment + 1),
-        _gap(sums.first, sums.last, sums.n_rows),
-        sums.last_moment,
-        *sums.recent,
-        rank,
-    ]
-    absent = [0.0] * len(HALF_LIVES) + [MISSING, MISSING, 0.0, 0.0, 0.0, MISSING, MISSING]
-    return _table(sums.keys, columns, [*absent, *(0.0 for _ in RECENT_MOMENTS), MISSING])
-
-
-def _ranks(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(P,) rank of each value in its part, the largest first; ties in their order.
+@jit.compiled(
+    None, jit.written(jit.INT64), jit.written(jit.INT64), jit.INT64, jit.INT64, jit.INT32, jit.INTEGER
+)  # fmt: skip
+def write_row_keys(
+    keys: np.ndarray,
+    moments: np.ndarray,
+    moment_offsets: np.ndarray,
+    item_offsets: np.ndarray,
+    items: np.ndarray,
+    bits: int,
+) -> None:
+    """Write the key (E,) of each row, from query, item and row, and its moment (E,).
 
     Args:
-        starts: First positions of all parts but the first. Sorting each part is faster than sorting all by two keys.
+        bits: Low bits of a key, which hold the row.
     """
-    ranks = np.empty(len(values), dtype=np.int64)
-    for part, rank in zip(np.split(-values, starts), np.split(ranks, starts), strict=True):
-        rank[np.argsort(part, kind="stable")] = np.arange(len(part))
-    return ranks
+    for query in range(len(moment_offsets) - 1):
+        for moment in range(moment_offsets[query], moment_offsets[query + 1]):
+            for row in range(item_offsets[moment], item_offsets[moment + 1]):
+                keys[row] = (query << KEY_BITS | items[row]) << bits | row
+                moments[row] = moment
 
 
-def _by_field(history: _Histories, sums: _ItemSums, statistics: ItemStatistics) -> RowsByKey:
-    item_keys = statistics.keys[:, sums.items]  # (F, P)
-    groups = _Groups(keys_of(sums.query, item_keys))
-    pairs = groups.entries
-    fields = (groups.keys & (1 << KEY_BITS) - 1) // statistics.n_codes  # (P,)
-    decayed = groups.total(sums.decayed[HALF_LIVES.index(FIELD_HALF_LIFE)][pairs])
-    n_rows, count = groups.total(sums.n_rows[pairs]), groups.total(sums.count[pairs])
-    last = np.minimum.reduceat(sums.last[pairs], groups.starts) if len(pairs) else sums.last[pairs]
-    first = np.maximum.reduceat(sums.first[pairs], groups.starts) if len(pairs) else sums.first[pairs]
-    owner = fields * len(history.newest) + sums.query[groups.first]  # (P,) field and query of each group
-    share = decayed / np.maximum(1e-9, np.bincount(owner, weights=decayed))[owner]
-    columns = [decayed, last, share, count, _gap(first, last, n_rows)]
-    return _table(groups.keys, columns, [0.0, MISSING, 0.0, 0.0, MISSING])
+@jit.step
+def _write_ranks(own: np.ndarray, sums: np.ndarray, first: int, stop: int) -> None:
+    """Write the rank of each pair of a query by its decayed weight, the largest first; ties in their order."""
+    for rank, pair in enumerate(np.argsort(-sums[first:stop, 0], kind="mergesort")):
+        own[first + pair, _RANK] = rank
 
 
-def _gap(first: np.ndarray, last: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
-    """Usual days between two of several rows; `MISSING` for a single one."""
-    return np.where(n_rows > 1, (first - last) / np.maximum(1, n_rows - 1), MISSING)
+@jit.compiled(
+    jit.INTEGER, jit.written(jit.INT64), jit.written(jit.FLOAT32_2D), jit.written(jit.FLOAT32_2D),
+    jit.written(jit.FLOAT64_2D), jit.INT64, jit.INTEGER, jit.INT64, jit.BOOL, jit.INT64, jit.FLOAT64, jit.FLOAT64_2D,
+    jit.INT64, jit.INT64,
+)  # fmt: skip
+def sum_items(
+    keys: np.ndarray, own: np.ndarray, rhythm: np.ndarray, sums: np.ndarray, row_keys: np.ndarray, bits: int,
+    moments: np.ndarray, targets: np.ndarray, moment_offsets: np.ndarray, ages: np.ndarray, decays: np.ndarray,
+    weekdays: np.ndarray, hours: np.ndarray,
+) -> int:  # fmt: skip
+    """Write the fields of `_PairSums`; return the number of pairs.
+
+    Args:
+        row_keys: (E,) ascending, by `write_row_keys` with ``bits``. moments: (E,) moment of each row.
+        ages: (M,) days before the newest moment. decays: (4, M) weights by age. weekdays, hours: (M,).
+    """
+    recent, times, decayed = np.zeros(len(_RECENT)), np.zeros(BINS), np.zeros(_N_DECAYS)
+    pair = entry = first_pair = 0
+    while entry < len(row_keys):
+        key = row_keys[entry] >> bits
+        query = key >> KEY_BITS
+        if pair > first_pair and keys[pair - 1] >> KEY_BITS != query:
+            _write_ranks(own, sums, first_pair, pair)
+            first_pair = pair
+        newest_moment = moment_offsets[query + 1] - 1
+        oldest = newest = moments[row_keys[entry] & (1 << bits) - 1]
+        recent[:], times[:], decayed[:] = 0.0, 0.0, 0.0
+        count, n_rows = 0.0, 0
+        while entry < len(row_keys) and row_keys[entry] >> bits == key:
+            row = row_keys[entry] & (1 << bits) - 1
+            newest = moments[row]
+            weight = 1.0 if targets[row] else INPUT_WEIGHT
+            for column in range(_N_DECAYS):
+                decayed[column] += decays[column, newest] * weight
+            for column in range(len(_RECENT)):
+                recent[column] += weight if newest_moment - newest < _RECENT[column] else 0.0
+            if len(rhythm):
+                times[weekdays[newest]] += weight
+                times[WEEKDAYS + hours[newest]] += weight
+            count += weight
+            n_rows += 1
+            entry += 1
+        keys[pair] = key
+        sums[pair, 0], sums[pair, 1], sums[pair, 2] = decayed[_FIELD_DECAY], ages[newest], ages[oldest]
+        sums[pair, 3], sums[pair, 4] = count, n_rows
+        own[pair, :_N_DECAYS] = decayed
+        own[pair, _LAST], own[pair, _LAST + 1], own[pair, _LAST + 2] = ages[newest], ages[oldest], count
+        own[pair, _LAST + 3] = count / (newest_moment + 1 - moment_offsets[query])
+        own[pair, _LAST + 4] = count / (newest_moment - oldest + 1)
+        own[pair, _LAST + 5] = _usual_gap(ages[oldest], ages[newest], n_rows)
+        own[pair, _LAST + 6] = newest_moment - newest
+        own[pair, _RECENT_COLUMN:_RANK] = recent
+        if len(rhythm):
+            rhythm[pair] = times
+        pair += 1
+    _write_ranks(own, sums, first_pair, pair)
+    keys[pair] = _NO_KEY
+    for column in range(len(_ABSENT_OWN)):
+        own[pair, column] = _ABSENT_OWN[column]
+    if len(rhythm):
+        rhythm[pair] = 0.0
+    return pair
 
 
-def _table(keys: np.ndarray, columns: list[np.ndarray], absent: list[float]) -> RowsByKey:
-    """Join columns; ``absent`` is the value of each for other keys."""
-    table = np.empty((len(columns), len(keys) + 1), dtype=np.float32)
-    for number, column in enumerate(columns):
-        table[number, :-1] = column
-    table[:, -1] = absent
-    return RowsByKey(np.append(keys, np.iinfo(np.int64).max), table)
+@jit.compiled(None, jit.written(jit.INT64), jit.INT64, jit.INT64_2D, jit.INTEGER)
+def write_group_keys(group_keys: np.ndarray, keys: np.ndarray, item_keys: np.ndarray, bits: int) -> None:
+    """Write the key (F P,) of each field and pair, from query, category and pair.
+
+    Args:
+        keys: (P+1,) of the pairs. item_keys: `ItemStatistics.keys`. bits: Low bits, which hold the pair.
+    """
+    n_pairs = len(keys) - 1
+    for field in range(len(item_keys)):
+        for pair in range(n_pairs):
+            query, item = keys[pair] >> KEY_BITS, keys[pair] & (1 << KEY_BITS) - 1
+            group_keys[field * n_pairs + pair] = (query << KEY_BITS | item_keys[field, item]) << bits | pair
 
 
-def _usual(history: _Histories, amounts: np.ndarray) -> np.ndarray:
-    """(B,) weighted mean of the amounts of each history; `UNKNOWN` without one."""
-    values = amounts[history.items]
-    is_known = values > UNKNOWN
-    weights = history.weights * is_known
-    n_queries = len(history.newest)
-    total = np.bincount(history.query, weights=weights, minlength=n_queries)
-    amount = np.bincount(history.query, weights=np.where(is_known, values, 0.0) * weights, minlength=n_queries)
-    return np.where(total > 0, amount / np.where(total > 0, total, 1.0), UNKNOWN)
+@jit.compiled(
+    jit.INTEGER, jit.written(jit.INT64), jit.written(jit.FLOAT32_2D), jit.INT64, jit.INTEGER, jit.FLOAT64_2D, jit.INTEGER
+)  # fmt: skip
+def sum_fields(
+    keys: np.ndarray, by_field: np.ndarray, group_keys: np.ndarray, bits: int, sums: np.ndarray, n_codes: int
+) -> int:
+    """Write the keys (G,) and columns (G, 5) of the categories; return their number.
+
+    Args:
+        group_keys: (F P,) ascending, by `write_group_keys` with ``bits``. sums: (P, 5) of the pairs.
+    """
+    decayed = np.zeros(len(group_keys))
+    group = entry = first_group = 0
+    total = 0.0  # of the categories of one field and query
+    while entry < len(group_keys):
+        key = group_keys[entry] >> bits
+        owner = key >> KEY_BITS, (key & (1 << KEY_BITS) - 1) // n_codes
+        if group > first_group:
+            earlier = keys[group - 1]
+            if owner != (earlier >> KEY_BITS, (earlier & (1 << KEY_BITS) - 1) // n_codes):
+                by_field[first_group:group, 2] = decayed[first_group:group] / max(_MIN_DECAYED, total)
+                first_group, total = group, 0.0
+        pair = group_keys[entry] & (1 << bits) - 1
+        last, first = sums[pair, 1], sums[pair, 2]
+        count = n_rows = 0.0
+        while entry < len(group_keys) and group_keys[entry] >> bits == key:
+            pair = group_keys[entry] & (1 << bits) - 1
+            decayed[group] += sums[pair, 0]
+            last, first = min(last, sums[pair, 1]), max(first, sums[pair, 2])
+            count += sums[pair, 3]
+            n_rows += sums[pair, 4]
+            entry += 1
+        keys[group] = key
+        by_field[group, 0], by_field[group, 1] = decayed[group], last
+        by_field[group, 3], by_field[group, 4] = count, _usual_gap(first, last, n_rows)
+        total += decayed[group]
+        group += 1
+    by_field[first_group:group, 2] = decayed[first_group:group] / max(_MIN_DECAYED, total)
+    keys[group] = _NO_KEY
+    for column in range(len(_ABSENT_FIELD)):
+        by_field[group, column] = _ABSENT_FIELD[column]
+    return group
+
+
+@jit.compiled(None, jit.written(jit.FLOAT32_2D), jit.INT64, jit.INT64, jit.FLOAT64, jit.INT64)
+def write_facts(
+    facts: np.ndarray, moment_offsets: np.ndarray, item_offsets: np.ndarray, ages: np.ndarray, keys: np.ndarray
+) -> None:
+    """Write `UserProfiles.facts` (5, B) from histories with these ages (M,) and keys (P+1,) of pairs."""
+    pair = 0
+    for query in range(len(moment_offsets) - 1):
+        first, stop = moment_offsets[query], moment_offsets[query + 1]
+        n_moments, n_rows = stop - first, item_offsets[stop] - item_offsets[first]
+        first_pair = pair
+        while pair < len(keys) - 1 and keys[pair] >> KEY_BITS == query:
+            pair += 1
+        facts[0, query] = n_moments
+        facts[1, query] = n_rows / n_moments if n_moments else 0.0
+        facts[2, query] = item_offsets[stop] - item_offsets[stop - 1] if n_moments else 0
+        facts[3, query] = (pair - first_pair) / max(n_rows, 1)
+        facts[4, query] = ages[first] / (n_moments - 1) if n_moments > 1 else MISSING
+
+
+@jit.compiled(None, jit.written(jit.FLOAT32_2D), jit.INT64, jit.INT64, jit.INT32, jit.BOOL, jit.FLOAT32_2D)
+def write_usual(
+    usual: np.ndarray, moment_offsets: np.ndarray, item_offsets: np.ndarray, items: np.ndarray, targets: np.ndarray,
+    amounts: np.ndarray,
+) -> None:  # fmt: skip
+    """Write `UserProfiles.usual` (G, B), the weighted means of ``amounts`` (G, N+1)."""
+    for number in range(len(amounts)):
+        for query in range(len(moment_offsets) - 1):
+            total = amount = 0.0
+            for row in range(item_offsets[moment_offsets[query]], item_offsets[moment_offsets[query + 1]]):
+                value = amounts[number, items[row]]
+                if value > UNKNOWN:
+                    weight = 1.0 if targets[row] else INPUT_WEIGHT
+                    total += weight
+                    amount += np.float64(value) * weight
+            usual[number, query] = amount / total if total > 0 else UNKNOWN

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
+from recloop import jit
 from recloop.bundle import Bundle, array_name
 from recloop.features.buy_again import OwnItems
 from recloop.features.encode import EncodedBatch
@@ -28,8 +29,6 @@ INPUT_WEIGHT = 0.2
 POPULAR_PREFIX = 4 * DEPTH
 """Popular items that are kept for each of the last `CACHED_PREFIXES` masks."""
 CACHED_PREFIXES = 1_000
-ROWS_PER_SLOT = 8
-"""Items of a ranking for each slot of a list that are filtered at first."""
 RECIPROCALS = (1.0 / np.arange(1, POPULAR_PREFIX + 1)).astype(np.float32)
 RECIPROCALS.flags.writeable = False
 
@@ -39,19 +38,39 @@ Ranked = tuple[np.ndarray, np.ndarray]
 
 
 def first_allowed(ranked: Ranked, allowed: CandidateMask, workspace: Workspace, depth: int) -> TopK:
-    """Return the first allowed items of a ranking as the list of a batch of one.
-
-    Most lists end within the first `ROWS_PER_SLOT` times ``depth`` items, so the others are read only if needed.
-    """
+    """Return the first allowed items of a ranking as the list of a batch of one."""
     items, scores = ranked
-    if len(items) and not (allowed.is_all and not len(allowed.banned[0])):
-        n_first = ROWS_PER_SLOT * depth
-        rows = workspace.is_allowed(items[:n_first], allowed, 0).nonzero()[0]
-        if len(rows) < depth and n_first < len(items):
-            rows = workspace.is_allowed(items, allowed, 0).nonzero()[0]
-        rows = rows[:depth]
-        return TopK.of_one(items[rows], scores[rows], depth)
-    return TopK.of_one(items[:depth], scores[:depth], depth)
+    if not len(items) or (allowed.is_all and not len(allowed.banned[0])):
+        return TopK.of_one(items[:depth], scores[:depth], depth)
+    recalled = TopK.empty(1, depth)
+    write_allowed(
+        recalled.items[0], recalled.scores[0], items, scores, allowed.mask, allowed.banned[0], workspace.flags
+    )
+    return recalled
+
+
+@jit.compiled(
+    None, jit.written(jit.INT32), jit.written(jit.FLOAT32), jit.INT32, jit.FLOAT64, jit.BOOL, jit.INT32, jit.written(jit.BOOL)
+)  # fmt: skip
+def write_allowed(
+    items: np.ndarray, scores: np.ndarray, ranked: np.ndarray, values: np.ndarray, mask: np.ndarray, banned: np.ndarray,
+    flags: np.ndarray,
+) -> None:  # fmt: skip
+    """Write the first items of a ranking with these values that are in a mask (N+1,) and not banned.
+
+    Args:
+        flags: `Workspace.flags`.
+    """
+    flags[banned] = True
+    slot = 0
+    for position in range(len(ranked)):
+        if slot == len(items):
+            break
+        item = ranked[position]
+        if mask[item] and not flags[item]:
+            items[slot], scores[slot] = item, values[position]
+            slot += 1
+    flags[banned] = False
 
 
 class PopularSource:

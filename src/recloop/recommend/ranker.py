@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
+from recloop import jit
 from recloop.bundle import Bundle
 from recloop.bundle.checks import RANKER_GRAPH
 from recloop.errors import BundleError
@@ -16,7 +18,6 @@ from recloop.features.item_statistics import ItemStatistics
 from recloop.features.ranking import Candidates, FeatureSpace
 from recloop.features.user_profile import MAX_QUERIES, MISSING
 from recloop.policy import RankerSpec
-from recloop.recommend import count_batches
 from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.sources import open_session
 from recloop.recommend.top_k import TopK
@@ -65,42 +66,20 @@ class Ranker:
         scores = self._scores(matrix, candidates.offsets)
         if not np.isfinite(scores).all():
             raise BundleError(RANKER_GRAPH, "NaN or infinite", "finite scores", "recloop train")
-        if len(encoded) == 1:
-            best = _best_of_one(scores, ranked.items.shape[1])
-            self._put(ranked, 0, slice(len(best)), candidates, scores, best)
-            return [matrix[best]]
-        best, offsets = _best_columns(scores, candidates, ranked.items.shape[1])
-        lengths = np.diff(offsets)
-        rows = np.repeat(np.arange(queries.start, queries.stop), lengths)
-        columns = np.arange(len(best)) - np.repeat(offsets[:-1], lengths)
-        self._put(ranked, rows, columns, candidates, scores, best)
-        return np.split(matrix[best], offsets[1:-1])
+        best, offsets = _best(scores, candidates.offsets, ranked.items.shape[1])
+        numbers = np.array([ranked.names.index(source) for source in self.sources], dtype=np.int8)
+        values = 1.0 / (1.0 + np.exp(-scores[best].astype(np.float64)))
+        write_lists(
+            ranked.items[queries], ranked.scores[queries], ranked.sources[queries],
+            best, offsets, values, candidates.items, candidates.ranks, numbers,
+        )  # fmt: skip
+        rows = matrix[best]
+        return [rows[first:stop] for first, stop in pairwise(offsets.tolist())]
 
     def _scores(self, matrix: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Return the output (C,) of the graph for features (C, F)."""
         parts = np.split(matrix, offsets[1:-1]) if self._is_network else [matrix]
         return np.concatenate([self._session.run(None, {"features": part})[0][:, 0] for part in parts if len(part)])
-
-    def _put(
-        self,
-        ranked: FusedTopK,
-        rows: np.ndarray | int,
-        columns: np.ndarray | slice,
-        candidates: Candidates,
-        scores: np.ndarray,
-        best: np.ndarray,
-    ) -> None:
-        """Write the best candidates to some slots."""
-        ranked.items[rows, columns] = candidates.items[best]
-        ranked.scores[rows, columns] = 1.0 / (1.0 + np.exp(-scores[best].astype(np.float64)))
-        ranked.sources[rows, columns] = self._best_sources(candidates.ranks[:, best], ranked.names)
-
-    def _best_sources(self, ranks: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-        """Return the number (n,) of the source with the best rank of each item."""
-        best = np.where(ranks == MISSING, np.inf, ranks).argmin(axis=0)
-        numbers = np.array([names.index(source) for source in self.sources], dtype=np.int8)
-        best_numbers: np.ndarray = numbers[best]
-        return best_numbers
 
 
 def feature_space(bundle: Bundle, spec: RankerSpec, check: bool = True) -> FeatureSpace:
@@ -130,50 +109,21 @@ def feature_space(bundle: Bundle, spec: RankerSpec, check: bool = True) -> Featu
 
 def candidates_of(recalled: Mapping[str, TopK], depths: Mapping[str, int], queries: slice) -> Candidates:
     """Return the union of the first items of each source for some queries."""
-    if queries.stop - queries.start == 1:
-        return _candidates_of_one(recalled, depths, queries.start)
     lists = [recalled[source].items[queries, :depth] for source, depth in depths.items()]
-    widths = tuple(listed.shape[1] for listed in lists)
-    numbers, source, rank, bits = _columns(widths)
-    items = np.concatenate(lists, axis=1).astype(np.int64)
-    pairs = np.sort(items << bits | numbers, axis=1)  # (item, column), item 0 first
-    items, columns = pairs >> bits, pairs & (1 << bits) - 1
-    is_first = items > 0
-    is_first[:, 1:] &= items[:, 1:] != items[:, :-1]
-    is_item = items > 0
-    slot = (np.cumsum(is_first) - 1)[is_item.ravel()]  # candidate of each entry
-    columns = columns[is_item]
-    n_candidates = np.count_nonzero(is_first, axis=1)
-    ranks = np.full((len(lists), int(n_candidates.sum())), MISSING, dtype=np.float32)
-    scores = np.zeros(ranks.shape, dtype=np.float32)
-    ranks[source[columns], slot] = rank[columns]
-    listed_scores = [recalled[name].scores[queries, :width] for name, width in zip(depths, widths, strict=True)]
-    of_entry = np.concatenate(listed_scores, axis=1)[np.nonzero(is_item)[0], columns]
-    scores[source[columns], slot] = of_entry
-    offsets = np.concatenate([[0], np.cumsum(n_candidates)])
-    return Candidates(offsets, items[is_first].astype(np.int32), ranks, scores)
-
-
-def _candidates_of_one(recalled: Mapping[str, TopK], depths: Mapping[str, int], b: int) -> Candidates:
-    """Return `candidates_of` for query b, in fewer steps."""
-    lists = [recalled[source].items[b, :depth] for source, depth in depths.items()]
-    columns = _columns(tuple(map(len, lists)))
-    pairs = np.left_shift(np.concatenate(lists), columns.bits, dtype=np.int64)  # (item, column)
+    columns = _columns(tuple(listed.shape[1] for listed in lists))
+    pairs = np.concatenate(lists, axis=1).astype(np.int64)
+    pairs <<= columns.bits
     pairs |= columns.numbers
-    pairs.sort()
-    pairs = pairs[pairs.searchsorted(1 << columns.bits) :]  # without empty slots
-    items, column = pairs >> columns.bits, pairs & (1 << columns.bits) - 1
-    is_first = np.empty(len(items), dtype=bool)
-    is_first[:1] = True
-    np.not_equal(items[1:], items[:-1], out=is_first[1:])
-    items = items[is_first]
-    entries = columns.source.take(column) * len(items) + (is_first.cumsum() - 1)
-    ranks = np.full((len(lists), len(items)), MISSING, dtype=np.float32)
-    scores = np.zeros((len(lists), len(items)), dtype=np.float32)
-    listed_scores = [recalled[source].scores[b, :depth] for source, depth in depths.items()]
-    ranks.put(entries, columns.rank.take(column))
-    scores.put(entries, np.concatenate(listed_scores).take(column))
-    return Candidates(np.array([0, len(items)]), items.astype(np.int32), ranks, scores)
+    pairs.sort(axis=1)  # numpy sorts integers faster than a loop
+    offsets, items = np.empty(len(pairs) + 1, dtype=np.int64), np.empty(pairs.size, dtype=np.int32)
+    n_candidates = write_union(offsets, items, pairs, columns.bits)
+    listed_scores = np.concatenate(
+        [recalled[source].scores[queries, :depth] for source, depth in depths.items()], axis=1
+    )
+    ranks = np.empty((len(lists), n_candidates), dtype=np.float32)
+    scores = np.empty((len(lists), n_candidates), dtype=np.float32)
+    write_sources(ranks, scores, pairs, columns.bits, columns.source, columns.rank, listed_scores)
+    return Candidates(offsets, items[:n_candidates], ranks, scores)
 
 
 class _Columns(NamedTuple):
@@ -193,19 +143,97 @@ def _columns(widths: tuple[int, ...]) -> _Columns:
     return _Columns(numbers, np.repeat(np.arange(len(widths)), widths), rank, len(numbers).bit_length())
 
 
-def _best_columns(scores: np.ndarray, candidates: Candidates, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns of the ``k`` best of each query, and their offsets (B+1,).
+@jit.compiled(jit.INTEGER, jit.written(jit.INT64), jit.written(jit.INT32), jit.INT64_2D, jit.INTEGER)
+def write_union(offsets: np.ndarray, items: np.ndarray, pairs: np.ndarray, bits: int) -> int:
+    """Write the distinct items of each query, ascending, and their offsets (B+1,); return their number.
+
+    Args:
+        pairs: (B, W) item_ix above ``bits`` of its column, ascending; item 0 is an empty slot.
+    """
+    n_items = 0
+    offsets[0] = 0
+    for query in range(len(pairs)):
+        last = 0
+        for column in range(pairs.shape[1]):
+            item = pairs[query, column] >> bits
+            if item != last:
+                items[n_items] = last = item
+                n_items += 1
+        offsets[query + 1] = n_items
+    return n_items
+
+
+@jit.compiled(
+    None, jit.written(jit.FLOAT32_2D), jit.written(jit.FLOAT32_2D), jit.INT64_2D, jit.INTEGER, jit.INT64, jit.FLOAT32,
+    jit.FLOAT32_2D,
+)  # fmt: skip
+def write_sources(
+    ranks: np.ndarray, scores: np.ndarray, pairs: np.ndarray, bits: int, source: np.ndarray, rank: np.ndarray,
+    listed_scores: np.ndarray,
+) -> None:  # fmt: skip
+    """Write rank and score (S, C) of each candidate in each source.
+
+    Args:
+        pairs, bits: As for `write_union`. source, rank: (W,) of each column. listed_scores: (B, W).
+    """
+    ranks[:], scores[:] = MISSING, 0.0
+    candidate = -1
+    for query in range(len(pairs)):
+        last = 0
+        for entry in range(pairs.shape[1]):
+            item, column = pairs[query, entry] >> bits, pairs[query, entry] & (1 << bits) - 1
+            if item != last:
+                candidate, last = candidate + 1, item
+            if item:
+                ranks[source[column], candidate] = rank[column]
+                scores[source[column], candidate] = listed_scores[query, column]
+
+
+def _best(scores: np.ndarray, offsets: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the candidates with the ``k`` largest scores of each query, and their offsets (B+1,).
 
     Ties are ordered by item_ix.
     """
-    order = np.lexsort((-scores, candidates.queries))
-    lengths = np.minimum(np.diff(candidates.offsets), k)
-    return order[count_batches.spread(candidates.offsets[:-1], lengths)], np.concatenate([[0], np.cumsum(lengths)])
+    best, best_offsets = np.empty(min(len(scores), k * (len(offsets) - 1)), dtype=np.int64), np.empty_like(offsets)
+    n_best = write_best(best, best_offsets, scores, offsets, k)
+    return best[:n_best], best_offsets
 
 
-def _best_of_one(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return the columns of the ``k`` best of one query."""
-    return np.argsort(-scores, kind="stable")[:k]
+@jit.compiled(jit.INTEGER, jit.written(jit.INT64), jit.written(jit.INT64), jit.FLOAT32, jit.INT64, jit.INTEGER)
+def write_best(best: np.ndarray, best_offsets: np.ndarray, scores: np.ndarray, offsets: np.ndarray, k: int) -> int:
+    """Write the result of `_best`; return its length."""
+    n_best = best_offsets[0] = 0
+    for query in range(len(offsets) - 1):
+        first = offsets[query]
+        for candidate in np.argsort(-scores[first : offsets[query + 1]], kind="mergesort")[:k]:
+            best[n_best] = first + candidate
+            n_best += 1
+        best_offsets[query + 1] = n_best
+    return n_best
+
+
+@jit.compiled(
+    None, jit.written(jit.INT32_2D), jit.written(jit.FLOAT32_2D), jit.written(jit.INT8_2D), jit.INT64, jit.INT64, jit.FLOAT64,
+    jit.INT32, jit.FLOAT32_2D, jit.INT8,
+)  # fmt: skip
+def write_lists(
+    items: np.ndarray, scores: np.ndarray, sources: np.ndarray, best: np.ndarray, offsets: np.ndarray, values: np.ndarray,
+    candidates: np.ndarray, ranks: np.ndarray, numbers: np.ndarray,
+) -> None:  # fmt: skip
+    """Write the lists (B, k) from the best candidates and their values (n,).
+
+    The source of a slot is the one with its best rank (S, C); the first one wins a tie. Its number is in ``numbers`` (S,).
+    """
+    for query in range(len(offsets) - 1):
+        for slot in range(offsets[query + 1] - offsets[query]):
+            place = offsets[query] + slot
+            candidate, first = best[place], -1
+            for source in range(len(ranks)):
+                rank = ranks[source, candidate]
+                if rank != MISSING and (first < 0 or rank < ranks[first, candidate]):
+                    first = source
+            items[query, slot], scores[query, slot] = candidates[candidate], values[place]
+            sources[query, slot] = numbers[max(first, 0)]
 
 
 def append_rest(ranked: FusedTopK, rest: FusedTopK) -> None:

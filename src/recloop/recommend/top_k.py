@@ -99,10 +99,13 @@ class Workspace:
     """Arrays with one entry per item_ix, reused by the sources of one thread.
 
     Marking the few items of a query in them is cheaper than sorting the items.
+
+    Attributes:
+        flags: (N+1,) bool, all False between calls.
     """
 
     def __init__(self, n_rows: int) -> None:
-        self._flags = np.zeros(n_rows, dtype=bool)  # all False between calls
+        self.flags = np.zeros(n_rows, dtype=bool)
         self._slots = np.zeros(n_rows, dtype=np.int64)  # written before each use
 
     def is_allowed(self, items: np.ndarray, allowed: CandidateMask, b: int) -> np.ndarray:
@@ -110,9 +113,9 @@ class Workspace:
         is_allowed: np.ndarray = allowed.mask[items]
         banned = allowed.banned[b]
         if len(banned):
-            self._flags[banned] = True
-            is_allowed &= ~self._flags[items]
-            self._flags[banned] = False
+            self.flags[banned] = True
+            is_allowed &= ~self.flags[items]
+            self.flags[banned] = False
         return is_allowed
 
     def totals(self, items: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
