@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from recloop import jit
 from recloop.policy import RRF
 from recloop.recommend.top_k import TopK
 from recloop.records import FUSED_SOURCES, source_names
@@ -44,7 +45,7 @@ class FusedTopK:
 class _Slots:
     """Slots of a query's lists, the largest share first; ties by source number."""
 
-    columns: np.ndarray  # (S,) position in the lists side by side
+    of_columns: np.ndarray  # (S,) slot of each position in the lists side by side
     shares: np.ndarray  # (S,) float64
     sources: np.ndarray  # (S,) int8
 
@@ -71,13 +72,16 @@ def fuse(recalled: Mapping[str, TopK], weights: Mapping[str, float], k: int, con
         tuple(items.shape[1] for items in lists),
         constant,
     )
-    if size == 1:
-        _fuse_one(np.concatenate([items[0] for items in lists])[slots.columns], slots, fused)
-        return fused
+    bits = len(slots.shares).bit_length()
     for start in range(0, size, ROWS_PER_STEP):
         rows = slice(start, start + ROWS_PER_STEP)
-        items = np.concatenate([source_items[rows] for source_items in lists], axis=1)[:, slots.columns]
-        _fuse_rows(items, slots, fused, rows)
+        pairs = np.concatenate([items[rows] for items in lists], axis=1).astype(np.int64)  # (item, slot)
+        pairs <<= bits
+        pairs |= slots.of_columns
+        pairs.sort(axis=1)  # numpy sorts integers faster than a loop
+        write_fused(
+            fused.items[rows], fused.scores[rows], fused.sources[rows], pairs, bits, slots.shares, slots.sources
+        )
     return fused
 
 
@@ -120,63 +124,44 @@ def _slots(weights: tuple[tuple[int, float], ...], depths: tuple[int, ...], cons
     )
     sources = np.repeat(np.array([number for number, _ in weights], dtype=np.int8), depths)
     order = np.lexsort((sources, -shares))
-    return _Slots(order, shares[order], sources[order])
+    of_columns = np.empty(len(order), dtype=np.int64)
+    of_columns[order] = np.arange(len(order))
+    return _Slots(of_columns, shares[order], sources[order])
 
 
-def _fuse_one(items: np.ndarray, slots: _Slots, fused: FusedTopK) -> None:
-    """Fuse the lists (S,) of one query as `_fuse_rows` does."""
-    n_slots = len(items)
-    bits = n_slots.bit_length()
-    pairs = items.astype(np.int64) << bits  # (item, slot)
-    pairs |= np.arange(n_slots)
-    pairs.sort()
-    items, slot = pairs >> bits, pairs & (1 << bits) - 1
-    first = np.flatnonzero(items[1:] != items[:-1]) + 1  # empty slots (item 0) come before the first change
-    if items[0]:
-        first = np.concatenate([np.zeros(1, dtype=np.int64), first])
-    if not len(first):
-        return
-    totals = np.add.reduceat(slots.shares[slot], first).astype(np.float32)
-    best = _largest(totals, fused.items.shape[1])
-    n_best, entry = len(best), first[best]
-    fused.items[0, :n_best], fused.scores[0, :n_best] = items[entry], totals[best]
-    fused.sources[0, :n_best] = slots.sources[slot[entry]]
+@jit.compiled(
+    None, jit.written(jit.INT32_2D), jit.written(jit.FLOAT32_2D), jit.written(jit.INT8_2D), jit.INT64_2D, jit.INTEGER,
+    jit.FLOAT64, jit.INT8,
+)  # fmt: skip
+def write_fused(
+    items: np.ndarray, scores: np.ndarray, sources: np.ndarray, pairs: np.ndarray, bits: int, shares: np.ndarray,
+    source_of_slot: np.ndarray,
+) -> None:  # fmt: skip
+    """Write the items with the largest sums of shares (B, k), descending; the smaller item wins a tie.
 
-
-def _largest(totals: np.ndarray, k: int) -> np.ndarray:
-    """Return the positions of the k largest totals, descending.
-
-    The smaller position wins a tie.
+    Args:
+        pairs: (B, S) item_ix above ``bits`` of the slot, ascending; item 0 is an empty slot. An item's shares are added from the
+            largest to the smallest.
+        shares, source_of_slot: (S,) of each slot.
     """
-    if len(totals) <= k:
-        return np.argsort(-totals, kind="stable")
-    border = np.partition(totals, len(totals) - k)[len(totals) - k]
-    kept = np.flatnonzero(totals >= border)
-    best: np.ndarray = kept[np.argsort(-totals[kept], kind="stable")[:k]]
-    return best
-
-
-def _fuse_rows(items: np.ndarray, slots: _Slots, fused: FusedTopK, rows: slice) -> None:
-    """Fuse the lists (b, S), in the order of ``slots``, into some rows of ``fused``.
-
-    An item's shares are added from the largest to the smallest. Pairs are sorted as integers, because sorting values is
-    faster than sorting indices.
-    """
-    size, n_slots = items.shape
-    k = min(fused.items.shape[1], n_slots)
-    bits = n_slots.bit_length()
-    pairs = np.sort(items.astype(np.int64) << bits | np.arange(n_slots), axis=1)  # (item, slot)
-    items = pairs >> bits
-    slot = (pairs & (1 << bits) - 1).ravel()
-    is_first = np.ones((size, n_slots), dtype=bool)
-    np.not_equal(items[:, 1:], items[:, :-1], out=is_first[:, 1:])
-    first = np.flatnonzero(is_first)
-    totals = np.add.reduceat(slots.shares[slot], first).astype(np.float32)
-    ranked = np.zeros(size * n_slots, dtype=np.int64)  # (total, reversed position): the smaller item wins a tie
-    ranked[first] = totals.view(np.int32).astype(np.int64) << 32 | n_slots - first % n_slots
-    ranked = np.where(items > 0, ranked.reshape(size, n_slots), 0)
-    best = np.sort(np.partition(ranked, n_slots - k, axis=1)[:, n_slots - k :], axis=1)[:, ::-1]
-    entry = np.where(best > 0, n_slots - (best & 0xFFFFFFFF), 0) + n_slots * np.arange(size)[:, None]
-    fused.items[rows, :k] = np.where(best > 0, items.ravel()[entry], 0)
-    fused.scores[rows, :k] = np.where(best > 0, (best >> 32).astype(np.int32).view(np.float32), -np.inf)
-    fused.sources[rows, :k] = np.where(best > 0, slots.sources[slot[entry]], -1)
+    k = items.shape[1]
+    for query in range(len(pairs)):
+        entry = n_listed = 0
+        while entry < pairs.shape[1] and pairs[query, entry] >> bits == 0:
+            entry += 1
+        while entry < pairs.shape[1]:
+            item, first_slot = pairs[query, entry] >> bits, pairs[query, entry] & (1 << bits) - 1
+            total = 0.0
+            while entry < pairs.shape[1] and pairs[query, entry] >> bits == item:
+                total += shares[pairs[query, entry] & (1 << bits) - 1]
+                entry += 1
+            score = np.float32(total)
+            if n_listed == k and score <= scores[query, k - 1]:
+                continue
+            n_listed = min(n_listed + 1, k)
+            slot = n_listed - 1
+            while slot > 0 and scores[query, slot - 1] < score:
+                items[query, slot], scores[query, slot] = items[query, slot - 1], scores[query, slot - 1]
+                sources[query, slot] = sources[query, slot - 1]
+                slot -= 1
+            items[query, slot], scores[query, slot], sources[query, slot] = item, score, source_of_slot[first_slot]
