@@ -127,7 +127,8 @@ def test_neighbours_without_recent_weights_equal_the_rows_of_the_distinct_items(
             scores += rows[ix].astype(np.float64)
         wanted = ranking(scores.astype(np.float32), allowed, b, arrays["popular"], 9)
         assert listed(top.items[b]) == wanted
-        items, values = source._summed_rows(*source._recent_items(encoded, b))  # those of a batch of one
+        items, values = source._ranked(one_query(encoded, b))  # those of a batch of one
+        assert sorted(items.tolist()) == (np.flatnonzero(scores[1:].astype(np.float32) > 0) + 1).tolist()
         np.testing.assert_array_equal(values, scores.astype(np.float32)[items])
 
 
@@ -232,95 +233,6 @@ def test_user_vector_is_kept_for_equal_history_and_context(change: dict[str, int
     vector = source.user_vectors(second)[1]
     expected = source._run(second.items[None], second.items[None], second.items[None] > 0, second.context)
     assert (graph.runs - 1, vector.tolist()) == (n_runs, expected.tolist())
-
-
-@pytest.mark.parametrize("max_scores", [1, 5 * N_ITEMS, 1 << 18])
-@pytest.mark.parametrize("whole_rows", [False, True])
-def test_neighbours_added_to_all_items_equal_sparse_product(
-    whole_rows: bool, max_scores: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = np.random.default_rng(8)
-    encoded, bundle = random_batch(generator, 40), random_bundle(generator)
-    if whole_rows:  # every item has the same number of neighbours
-        ids = generator.integers(1, N_ITEMS + 1, 5 * N_ITEMS).astype(np.int32)
-        weights = generator.choice([-0.5, 0.25, 0.5], len(ids)).astype(np.float32)
-        indptr = np.append(0, np.arange(N_ITEMS + 1) * 5).astype(np.int32)
-        arrays = {"neighbours.indptr": indptr, "neighbours.ids": ids, "neighbours.weights": weights}
-        bundle = cast(Bundle, SimpleNamespace(**{**vars(bundle), "arrays": {**bundle.arrays, **arrays}}))
-    monkeypatch.setattr(count_batches, "MAX_DENSE_SCORES", max_scores)
-    no_items = np.zeros(0, dtype=np.int32)
-    everything = CandidateMask(TableMask.of(np.arange(N_ITEMS + 1) > 0), [no_items] * 40, [frozenset()] * 40, "")
-    for recent in (RECENT, None):
-        source = NeighbourSource(bundle, "neighbours", recent, Workspace(N_ITEMS + 1))
-        for allowed in (random_filters(generator, 40), everything):
-            lists = []
-            for share in (0.0, np.inf):
-                monkeypatch.setattr(count_batches, "DENSE_SHARE", share)
-                lists.append(source.best(encoded, allowed, 9))
-            assert lists[0].items.any()
-            assert np.array_equal(lists[0].items, lists[1].items)
-            assert np.array_equal(lists[0].scores, lists[1].scores)
-
-
-def with_new_items(bundle: Bundle, n_new: int, order: np.ndarray) -> Bundle:
-    """Bundle with the same rows, further items without neighbours and another popular list."""
-    arrays = bundle.arrays
-    indptr = np.append(arrays["neighbours.indptr"], np.full(n_new, len(arrays["neighbours.ids"])))
-    ids = [*bundle.items.ids.ids, *(f"new{n}" for n in range(n_new))]
-    items = SimpleNamespace(ids=SimpleNamespace(serial=1, ids=ids))
-    arrays = {**arrays, "popular": order.astype(np.int32), "neighbours.indptr": indptr}
-    return cast(Bundle, SimpleNamespace(**{**vars(bundle), "arrays": arrays, "items": items}))
-
-
-@pytest.mark.parametrize("n_new", [0, 3])
-@pytest.mark.parametrize("larger_first", [False, True])
-def test_shared_scores_of_equal_rows_are_computed_once_and_ranked_by_each_bundle(
-    n_new: int, larger_first: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = np.random.default_rng(11)
-    encoded, bundle = random_batch(generator, 40), random_bundle(generator)
-    size = N_ITEMS + n_new
-    bundles = [bundle, with_new_items(bundle, n_new, generator.permutation(size) + 1)]
-    bundles = bundles[::-1] if larger_first else bundles
-    no_items = np.zeros(0, dtype=np.int32)
-    filters = [
-        CandidateMask(
-            TableMask.of(np.arange(len(one.arrays["popular"]) + 1) > 0), [no_items] * 40, [frozenset()] * 40, ""
-        )
-        for one in bundles
-    ]
-    monkeypatch.setattr(count_batches, "DENSE_SHARE", 0.0)
-
-    def sources(recent: tuple[float, ...] | None) -> list[NeighbourSource]:
-        return [NeighbourSource(one, "neighbours", recent, Workspace(size + 1)) for one in bundles]
-
-    counts: list[int] = []
-    totals = count_batches.SummedRows.totals
-    monkeypatch.setattr(count_batches.SummedRows, "totals", lambda *given: counts.append(1) or totals(*given))
-    for recent in (RECENT, None):
-        alone = [one.best(encoded, allowed, 9) for one, allowed in zip(sources(recent), filters, strict=True)]
-        n_alone, shared = len(counts), sources(recent)
-        shared[0].share_scores(shared[1])
-        for one, allowed, expected in zip(shared, filters, alone, strict=True):
-            found = one.best(encoded, allowed, 9)
-            assert np.array_equal(found.items, expected.items)
-            assert np.array_equal(found.scores, expected.scores)
-        assert len(counts) - n_alone == n_alone // 2
-        encoded.states.derived.clear()
-        counts.clear()
-
-
-def test_scores_of_other_rows_or_items_are_not_shared() -> None:
-    generator = np.random.default_rng(12)
-    bundle = random_bundle(generator)
-    other_rows = with_new_items(bundle, 0, generator.permutation(N_ITEMS) + 1)
-    other_rows.arrays["neighbours.weights"] = bundle.arrays["neighbours.weights"] * 2
-    other_items = with_new_items(bundle, 0, generator.permutation(N_ITEMS) + 1)
-    other_items.items.ids.ids = [f"other{n}" for n in range(N_ITEMS)]
-    for other in (other_rows, other_items):
-        sources = [NeighbourSource(one, "neighbours", None, Workspace(N_ITEMS + 1)) for one in (bundle, other)]
-        sources[0].share_scores(sources[1])
-        assert sources[0]._shared_key is sources[1]._shared_key is None
 
 
 @pytest.mark.parametrize("source", ["neighbours", "history"])

@@ -17,7 +17,6 @@ from recloop.evaluation.parallel import each_span
 from recloop.evaluation.queries import Queries, codes_of_targets, concatenate, is_repeat, states_of
 from recloop.features.state_history import StateHistory
 from recloop.recommend.catalog import Catalog
-from recloop.recommend.count_sources import NeighbourSource
 from recloop.recommend.recommender import Recommender
 from recloop.records import COLD_POSITIVES, Query
 from recloop.storage.data_manifest import WindowLoss
@@ -148,22 +147,12 @@ def answer_each(
             covering[number, span] = answers.covering_share
 
     workers = [recommenders, *([one.for_thread() for one in recommenders] for _ in range(threads - 1))]
-    for worker in workers:
-        _share_scores([one.recommender for one in worker])
     for _ in each_span(workers, len(queries), ask):
         pass
     return [
         _results(recommender, queries, lists[number], repeat, cold, covering[number], with_lists)
         for number, recommender in enumerate(recommenders)
     ]
-
-
-def _share_scores(recommenders: Sequence[Recommender]) -> None:
-    """Let several bundles share the scores of models that an update kept."""
-    for source, scorer in recommenders[0].scorers.items():
-        for other in (recommender.scorers.get(source) for recommender in recommenders[1:]):
-            if isinstance(scorer, NeighbourSource) and isinstance(other, NeighbourSource):
-                scorer.share_scores(other)
 
 
 def _results(

@@ -107,7 +107,9 @@ class Candidates:
     def take(self, columns: np.ndarray) -> Candidates:
         """Return some of the candidates, in ascending order of ``columns``."""
         offsets = np.searchsorted(columns, self.offsets)
-        return Candidates(offsets, self.items[columns], self.ranks.take(columns, axis=1), self.scores.take(columns, axis=1))
+        return Candidates(
+            offsets, self.items[columns], self.ranks.take(columns, axis=1), self.scores.take(columns, axis=1)
+        )
 
 
 def rhythm_names(fields: Sequence[str]) -> tuple[str, ...]:

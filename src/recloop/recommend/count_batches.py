@@ -1,33 +1,27 @@
-"""Totals and rankings of many queries in one pass, for the sources that count.
+"""Sums by item of many queries, and the best of them, for the sources that count.
 
 The lists are those of one query at a time: an item's values are added in the order of the entries.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from itertools import pairwise
 
 import numpy as np
-import scipy.sparse as sp
-from scipy.sparse._sparsetools import csc_matvec
 
+from recloop import jit
 from recloop.recommend.filters import CandidateMask
-from recloop.recommend.score_keys import MAX_RANK, RANK_BITS, rank_keys
-from recloop.recommend.top_k import TopK
+from recloop.recommend.top_k import TopK, Workspace
 
 QUERIES_PER_STEP = 64
 """Queries whose entries are in memory at once."""
-MAX_DENSE_SCORES = 1 << 18
-"""Scores of all items that are in memory at once; 2 MiB stay in the cache of a core."""
-DENSE_SHARE = 0.5
-"""Entries per item and query from which adding to all items is faster than a sparse product."""
 
 
-def steps(n_queries: int, size: int = QUERIES_PER_STEP) -> Iterator[slice]:
-    """Yield the spans of at most ``size`` queries."""
-    for start in range(0, n_queries, size):
-        yield slice(start, min(start + size, n_queries))
+def steps(n_queries: int) -> Iterator[slice]:
+    """Yield the spans of at most `QUERIES_PER_STEP` queries."""
+    for start in range(0, n_queries, QUERIES_PER_STEP):
+        yield slice(start, min(start + QUERIES_PER_STEP, n_queries))
 
 
 def spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -50,122 +44,185 @@ def distinct(keys: np.ndarray) -> np.ndarray:
     return first
 
 
-def totals(offsets: np.ndarray, items: np.ndarray, values: np.ndarray, n_rows: int) -> sp.csr_array:
-    """Sum the values of each query's items: (B, n_rows) float64.
+def put_best_totals(
+    recalled: TopK, queries: slice, offsets: np.ndarray, items: np.ndarray, values: np.ndarray, allowed: CandidateMask,
+    rank: np.ndarray, workspace: Workspace,
+) -> None:  # fmt: skip
+    """Store the lists of some queries: allowed items by the sum of their values, rounded to 24 bits.
+
+    Ties are ordered by ``rank``; only sums above 0 count.
 
     Args:
         offsets: (B+1,) query b owns the entries ``offsets[b]:offsets[b + 1]``.
-        items: (E,) item_ix. values: (E,) float64; an item's values are added in the order of the entries.
+        items: (E,) int32 item_ix. values: (E,) float64.
+        rank: (N+1,) int32 rank in training popularity.
     """
-    n_entries = len(items)
-    of_query = sp.csr_array((np.ones(n_entries), np.arange(n_entries), offsets), shape=(len(offsets) - 1, n_entries))
-    of_entry = sp.csr_array((values, items, np.arange(n_entries + 1)), shape=(n_entries, n_rows))
-    return sp.csr_array(of_query @ of_entry)  # a factor of 1 is exact
+    banned, banned_offsets = joined(allowed.banned[queries])
+    write_totals(
+        recalled.items[queries], recalled.scores[queries], offsets, items, values, allowed.mask, banned, banned_offsets, rank,
+        workspace.flags, workspace.sums, workspace.is_summed,
+    )  # fmt: skip
 
 
-class SummedRows:
-    """Sums of stored rows over all items, for many queries with long histories.
+def joined(banned: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the banned items (int32) of all queries, and their offsets (B+1,)."""
+    return np.concatenate(banned), np.cumsum([0, *map(len, banned)])
 
-    A product of a sparse matrix (N+1, columns) and a vector adds one column after the other. The columns of a query are its
-    items' rows, in place: the entries lie in memory from the last row to the first, so that each column ends after the next
-    one begins, and a column between the two is empty.
+
+@jit.step
+def add(item: int, value: float, touched: np.ndarray, n_touched: int, sums: np.ndarray, is_summed: np.ndarray) -> int:
+    """Add a value to the sum of an item; return the number of items with a sum."""
+    sums[item] += value
+    if not is_summed[item]:
+        is_summed[item] = True
+        touched[n_touched] = item
+        n_touched += 1
+    return n_touched
+
+
+@jit.step
+def _is_worse(items: np.ndarray, scores: np.ndarray, one: int, other: int, rank: np.ndarray) -> bool:
+    """Return whether a slot of a list has a lower score than another, or the same score and a later rank."""
+    if scores[one] != scores[other]:
+        return bool(scores[one] < scores[other])
+    return bool(rank[items[one]] > rank[items[other]])
+
+
+@jit.step
+def _swap(items: np.ndarray, scores: np.ndarray, one: int, other: int) -> None:
+    items[one], items[other] = items[other], items[one]
+    scores[one], scores[other] = scores[other], scores[one]
+
+
+@jit.step
+def _sift_down(items: np.ndarray, scores: np.ndarray, size: int, rank: np.ndarray) -> None:
+    """Move the root of a heap, whose worst item is the root, down to its place."""
+    slot = 0
+    while 2 * slot + 1 < size:
+        child = 2 * slot + 1
+        if child + 1 < size and _is_worse(items, scores, child + 1, child, rank):
+            child += 1
+        if not _is_worse(items, scores, child, slot, rank):
+            return
+        _swap(items, scores, slot, child)
+        slot = child
+
+
+@jit.step
+def push(items: np.ndarray, scores: np.ndarray, size: int, item: int, score: float, rank: np.ndarray) -> int:
+    """Add an item to a heap of the best items, which drops its worst one when it is full; return its size."""
+    if size == len(items):
+        if score < scores[0] or (score == scores[0] and rank[item] > rank[items[0]]):
+            return size
+        items[0], scores[0] = item, score
+        _sift_down(items, scores, size, rank)
+        return size
+    slot = size
+    items[slot], scores[slot] = item, score
+    while slot and _is_worse(items, scores, slot, (slot - 1) // 2, rank):
+        _swap(items, scores, slot, (slot - 1) // 2)
+        slot = (slot - 1) // 2
+    return size + 1
+
+
+@jit.step
+def sort_heap(items: np.ndarray, scores: np.ndarray, size: int, rank: np.ndarray) -> None:
+    """Order the items of a heap, the best first."""
+    while size > 1:
+        size -= 1
+        _swap(items, scores, 0, size)
+        _sift_down(items, scores, size, rank)
+
+
+@jit.compiled(
+    None, jit.written(jit.INT32_2D), jit.written(jit.FLOAT32_2D), jit.INT64, jit.INT32, jit.FLOAT64, jit.BOOL, jit.INT32,
+    jit.INT64, jit.INT32, jit.written(jit.BOOL), jit.written(jit.FLOAT64), jit.written(jit.BOOL),
+)  # fmt: skip
+def write_totals(
+    lists: np.ndarray, scores: np.ndarray, offsets: np.ndarray, items: np.ndarray, values: np.ndarray, mask: np.ndarray,
+    banned: np.ndarray, banned_offsets: np.ndarray, rank: np.ndarray, flags: np.ndarray, sums: np.ndarray,
+    is_summed: np.ndarray,
+) -> None:  # fmt: skip
+    """Write the lists (B, k) of `put_best_totals`; ``flags``, ``sums`` and ``is_summed`` belong to the workspace."""
+    touched, best = np.empty(len(sums), dtype=np.int32), np.empty(lists.shape[1])
+    for query in range(len(offsets) - 1):
+        of_query = banned[banned_offsets[query] : banned_offsets[query + 1]]
+        flags[of_query] = True
+        n_touched = size = 0
+        for entry in range(offsets[query], offsets[query + 1]):
+            n_touched = add(items[entry], values[entry], touched, n_touched, sums, is_summed)
+        for item in touched[:n_touched]:
+            mantissa, exponent = math.frexp(sums[item])
+            score = math.ldexp(np.float64(np.float32(mantissa)), exponent)
+            sums[item], is_summed[item] = 0.0, False
+            if score > 0 and mask[item] and not flags[item]:
+                size = push(lists[query], best, size, item, score, rank)
+        sort_heap(lists[query], best, size, rank)
+        scores[query, :size] = best[:size]
+        flags[of_query] = False
+
+
+@jit.step
+def sum_rows(
+    items: np.ndarray, weights: np.ndarray, indptr: np.ndarray, ids: np.ndarray, row_weights: np.ndarray, touched: np.ndarray,
+    sums: np.ndarray, is_summed: np.ndarray,
+) -> int:  # fmt: skip
+    """Add the stored rows of some items, each times its weight; return the number of neighbours, which are in ``touched``."""
+    n_touched = 0
+    for entry in range(len(items)):
+        weight = weights[entry]
+        for place in range(indptr[items[entry]], indptr[items[entry] + 1]):
+            n_touched = add(ids[place], row_weights[place] * weight, touched, n_touched, sums, is_summed)
+    return n_touched
+
+
+@jit.compiled(
+    None, jit.written(jit.INT32_2D), jit.written(jit.FLOAT32_2D), jit.INT64, jit.INT64, jit.FLOAT64, jit.INT64, jit.INT32,
+    jit.FLOAT32, jit.BOOL, jit.INT32, jit.INT64, jit.INT32, jit.written(jit.BOOL), jit.written(jit.FLOAT64),
+    jit.written(jit.BOOL),
+)  # fmt: skip
+def write_neighbours(
+    lists: np.ndarray, scores: np.ndarray, offsets: np.ndarray, items: np.ndarray, weights: np.ndarray, indptr: np.ndarray,
+    ids: np.ndarray, row_weights: np.ndarray, mask: np.ndarray, banned: np.ndarray, banned_offsets: np.ndarray,
+    rank: np.ndarray, flags: np.ndarray, sums: np.ndarray, is_summed: np.ndarray,
+) -> None:  # fmt: skip
+    """Write the lists (B, k) of neighbours by the sum of their weights, rounded to float32; as `write_totals` otherwise.
 
     Args:
-        indptr: (N+2,) offsets of the rows. ids: (E,) int32. weights: (E,).
+        items: (E,) ascending items of each query. weights: (E,). indptr, ids, row_weights: The stored rows.
     """
-
-    def __init__(self, indptr: np.ndarray, ids: np.ndarray, weights: np.ndarray) -> None:
-        self._n_rows = len(indptr) - 1
-        self._stops = len(ids) - indptr.astype(np.int64)  # (N+2,) row i: stops[i + 1] to stops[i]
-        self._ids = ids[::-1].astype(np.int32)
-        self._weights = weights[::-1].astype(np.float64)
-
-    def totals(self, offsets: np.ndarray, items: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Return the (B, N+1) float64 sums of the rows of each query's items.
-
-        Rows are added in the order of the items.
-
-        Args:
-            offsets: (B+1,) query b owns ``items[offsets[b]:offsets[b + 1]]``, which ascend.
-            items: (E,) item_ix. weights: (E,) float64.
-        """
-        borders = np.stack([self._stops[items + 1], self._stops[items]], axis=1).astype(np.int32).ravel()
-        factors = np.stack([weights, np.zeros(len(weights))], axis=1).ravel()
-        sums = np.zeros((len(offsets) - 1, self._n_rows))
-        for row, (low, high) in zip(sums, pairwise((2 * offsets).tolist()), strict=True):
-            if high > low:
-                columns = borders[low:high], self._ids, self._weights
-                csc_matvec(self._n_rows, high - low - 1, *columns, factors[low : high - 1], row)
-        return sums
+    touched, best = np.empty(len(sums), dtype=np.int32), np.empty(lists.shape[1])
+    for query in range(len(offsets) - 1):
+        of_query = banned[banned_offsets[query] : banned_offsets[query + 1]]
+        flags[of_query] = True
+        size = 0
+        first, stop = offsets[query], offsets[query + 1]
+        n_touched = sum_rows(items[first:stop], weights[first:stop], indptr, ids, row_weights, touched, sums, is_summed)
+        for item in touched[:n_touched]:
+            score = np.float64(np.float32(sums[item]))
+            sums[item], is_summed[item] = 0.0, False
+            if score > 0 and item > 0 and mask[item] and not flags[item]:
+                size = push(lists[query], best, size, item, score, rank)
+        sort_heap(lists[query], best, size, rank)
+        scores[query, :size] = best[:size]
+        flags[of_query] = False
 
 
-def put_best(
-    recalled: TopK, scores: sp.csr_array, allowed: CandidateMask, rank: np.ndarray, order: np.ndarray, rows: slice
-) -> None:
-    """Store the best allowed items of the queries ``rows``, ties by ``rank``.
-
-    Args:
-        scores: (rows, N+1) float64 with a significand of 24 bits; only entries above 0 count.
-        rank: (N+1,) rank in training popularity. order: (N,) the item_ix of each rank.
-    """
-    items, values = scores.indices, scores.data
-    is_kept = (values > 0) & allowed.mask[items]
-    for number, banned in enumerate(allowed.banned[rows]):
-        if len(banned):
-            span = slice(scores.indptr[number], scores.indptr[number + 1])
-            is_kept[span] &= ~np.isin(items[span], banned)
-    borders = _borders(values, scores.indptr, is_kept, recalled.items.shape[1])
-    is_kept &= values >= np.repeat(borders, np.diff(scores.indptr))
-    entries = np.flatnonzero(is_kept)
-    if not len(entries):
-        return
-    offsets = np.searchsorted(entries, scores.indptr)
-    lengths = np.diff(offsets)
-    table = np.zeros((len(lengths), int(lengths.max())), dtype=np.int64)  # 0: an empty entry
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    table[row, np.arange(len(entries)) - offsets[row]] = values[entries].view(np.int64) | rank_keys(
-        rank[items[entries]]
-    )
-    _put_keys(recalled, table, order, rows)
-
-
-def _borders(values: np.ndarray, offsets: np.ndarray, is_kept: np.ndarray, depth: int) -> np.ndarray:
-    """Return the ``depth``-th largest kept value of each row, (B,); -inf without it.
-
-    Args:
-        values: (E,) float64, row after row. offsets: (B+1,). is_kept: (E,) bool.
-    """
-    borders = np.full(len(offsets) - 1, -np.inf)
-    for number, (low, high) in enumerate(pairwise(offsets.tolist())):
-        if high - low > depth:
-            row = values[low:high][is_kept[low:high]]
-            if len(row) > depth:
-                borders[number] = np.partition(row, len(row) - depth)[len(row) - depth]
-    return borders
-
-
-def put_best_dense(
-    recalled: TopK, scores: np.ndarray, allowed: CandidateMask, rank: np.ndarray, order: np.ndarray, rows: slice
-) -> None:
-    """Store the lists of `put_best` for dense scores (rows, N+1)."""
-    keys = scores.view(np.int64) | rank_keys(rank)
-    keys[:, 0 if allowed.is_all else ~allowed.mask] = 0
-    for number, banned in enumerate(allowed.banned[rows]):
-        keys[number, banned] = 0
-    _put_keys(recalled, keys, order, rows)
-
-
-def _put_keys(recalled: TopK, keys: np.ndarray, order: np.ndarray, rows: slice) -> None:
-    """Store the items of the largest keys (rows, n).
-
-    A key without a score has at most `RANK_BITS` bits.
-    """
-    depth = min(recalled.items.shape[1], keys.shape[1])
-    if depth < keys.shape[1]:
-        keys = np.partition(keys, keys.shape[1] - depth, axis=1)[:, keys.shape[1] - depth :]
-    best = np.sort(keys, axis=1)[:, ::-1]
-    is_item = best >= 1 << RANK_BITS
-    ranks = MAX_RANK - (best & MAX_RANK)
-    recalled.items[rows, :depth] = np.where(is_item, order[np.where(is_item, ranks, 0)], 0)
-    values = (best >> RANK_BITS << RANK_BITS).view(np.float64)
-    recalled.scores[rows, :depth] = np.where(is_item, values, -np.inf)
+@jit.compiled(
+    jit.INTEGER, jit.written(jit.INT32), jit.written(jit.FLOAT64), jit.INT64, jit.FLOAT64, jit.INT64, jit.INT32, jit.FLOAT32,
+    jit.written(jit.FLOAT64), jit.written(jit.BOOL),
+)  # fmt: skip
+def write_scores(
+    neighbours: np.ndarray, scores: np.ndarray, items: np.ndarray, weights: np.ndarray, indptr: np.ndarray, ids: np.ndarray,
+    row_weights: np.ndarray, sums: np.ndarray, is_summed: np.ndarray,
+) -> int:  # fmt: skip
+    """Write the neighbours of some items with scores above 0, as in `write_neighbours`; return their number."""
+    n_touched = sum_rows(items, weights, indptr, ids, row_weights, neighbours, sums, is_summed)
+    n_written = 0
+    for item in neighbours[:n_touched]:
+        score = np.float64(np.float32(sums[item]))
+        sums[item], is_summed[item] = 0.0, False
+        if score > 0 and item > 0:
+            neighbours[n_written], scores[n_written] = item, score
+            n_written += 1
+    return n_written

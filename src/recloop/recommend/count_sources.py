@@ -5,11 +5,7 @@ A list does not depend on its batch. What depends on a user's past alone is kept
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
-import scipy.sparse as sp
 
 from recloop import jit
 from recloop.bundle import Bundle, array_name
@@ -131,13 +127,10 @@ class HistorySource:
             ranked = encoded.states.kept(self._key, lambda: self._ranked(encoded))
             return first_allowed(ranked, allowed, self._workspace, depth)
         recalled = TopK.empty(len(encoded), depth)
-        weights = self._row_weights(encoded)
-        for span in count_batches.steps(len(encoded)):
-            offsets = encoded.row_offsets[span.start : span.stop + 1]
-            rows = slice(offsets[0], offsets[-1])
-            scores = count_batches.totals(offsets - offsets[0], encoded.items[rows], weights[rows], len(self._rank))
-            scores.data = _in_24_bits(scores.data)
-            count_batches.put_best(recalled, scores, allowed, self._rank, self._order, span)
+        count_batches.put_best_totals(
+            recalled, slice(None), encoded.row_offsets, encoded.items, self._row_weights(encoded), allowed, self._rank,
+            self._workspace,
+        )  # fmt: skip
         return recalled
 
     def _ranked(self, encoded: EncodedBatch) -> Ranked:
@@ -177,46 +170,14 @@ class BuyAgainSource:
         for span in count_batches.steps(len(encoded)):
             own = OwnItems.of(encoded, span)
             hazards = _in_24_bits(own.hazards(self._log_gaps, encoded.now[span]))
-            shape = (span.stop - span.start, len(self._rank))
-            scores_of_batch = sp.csr_array((hazards, (own.queries, own.items)), shape=shape)
-            count_batches.put_best(recalled, scores_of_batch, allowed, self._rank, self._order, span)
+            offsets = np.searchsorted(own.queries, np.arange(span.stop - span.start + 1))
+            items = own.items.astype(np.int32)
+            count_batches.put_best_totals(recalled, span, offsets, items, hazards, allowed, self._rank, self._workspace)
         return recalled
 
     def _own_items(self, encoded: EncodedBatch) -> OwnItems:
         """Return the items of a batch of one, which its state keeps until the next event."""
         return encoded.states.kept(self._key, lambda: OwnItems.of(encoded, slice(0, 1)))
-
-
-@dataclass(frozen=True)
-class _History:
-    """Items of B histories that count.
-
-    Attributes:
-        items: (E,) item_ix. weights: (E,) float64. offsets: (B+1,). lengths: (E,) neighbours of each item.
-    """
-
-    items: np.ndarray
-    weights: np.ndarray
-    offsets: np.ndarray
-    lengths: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def select(self, span: slice) -> _History:
-        """Return some consecutive histories."""
-        offsets = self.offsets[span.start : span.stop + 1]
-        rows = slice(offsets[0], offsets[-1])
-        return _History(self.items[rows], self.weights[rows], offsets - offsets[0], self.lengths[rows])
-
-    def equals(self, other: _History) -> bool:
-        """Return whether the items with neighbours and their weights are equal."""
-        return all(map(np.array_equal, self._with_neighbours(), other._with_neighbours()))
-
-    def _with_neighbours(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        has_neighbours = self.lengths > 0
-        offsets = np.append(0, np.cumsum(has_neighbours))[self.offsets]
-        return self.items[has_neighbours], self.weights[has_neighbours], offsets
 
 
 class NeighbourSource:
@@ -232,75 +193,36 @@ class NeighbourSource:
         self._order = arrays["popular"]
         self._key = (source, bundle.items.ids.serial, recent)
         self._oldest_first = None if recent is None else np.array(recent[::-1])
-        self._indptr = arrays[array_name(source, "neighbours.indptr")]
+        self._indptr = np.asarray(arrays[array_name(source, "neighbours.indptr")], dtype=np.int64)
         self._ids = arrays[array_name(source, "neighbours.ids")]
         self._weights = arrays[array_name(source, "neighbours.weights")]
         self._workspace = workspace
-        self._shared_key: object = None  # of the scores that sources with equal rows share
-
-    def share_scores(self, other: NeighbourSource) -> None:
-        """Share scores of batches with a source of another bundle, if its rows are equal.
-
-        One item table must start with the other, and further items must have no neighbours.
-        """
-        shorter, longer = sorted((self, other), key=lambda source: len(source._rank))
-        n_items = len(shorter._rank) - 1
-        is_equal = (
-            np.array_equal(shorter._ids, longer._ids)
-            and np.array_equal(shorter._weights, longer._weights)
-            and np.array_equal(shorter._indptr, longer._indptr[: n_items + 2])
-            and list(shorter._bundle.items.ids.ids) == list(longer._bundle.items.ids.ids[:n_items])
-        )
-        if is_equal:
-            self._shared_key = other._shared_key = self._shared_key or object()
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
         if len(encoded) == 1:
             ranked = encoded.states.kept(self._key, lambda: self._ranked(encoded))
             return first_allowed(ranked, allowed, self._workspace, depth)
         recalled = TopK.empty(len(encoded), depth)
+        space = self._workspace
         for span in count_batches.steps(len(encoded)):
             items, weights, offsets = self._recent_items_of_batch(encoded, span)
-            lengths = self._indptr[items + 1] - self._indptr[items]
-            if int(lengths.sum()) >= count_batches.DENSE_SHARE * (len(offsets) - 1) * len(self._rank):
-                self._put_best_dense(recalled, encoded, _History(items, weights, offsets, lengths), allowed, span.start)
-                continue
-            scores = self._summed_rows_of_batch(items, weights, offsets)
-            scores.data = scores.data.astype(np.float32).astype(np.float64)
-            count_batches.put_best(recalled, scores, allowed, self._rank, self._order, span)
+            banned, banned_offsets = count_batches.joined(allowed.banned[span])
+            count_batches.write_neighbours(
+                recalled.items[span], recalled.scores[span], offsets, items, weights, self._indptr, self._ids, self._weights,
+                allowed.mask, banned, banned_offsets, self._rank, space.flags, space.sums, space.is_summed,
+            )  # fmt: skip
         return recalled
-
-    def _put_best_dense(
-        self, recalled: TopK, encoded: EncodedBatch, history: _History, allowed: CandidateMask, first: int
-    ) -> None:
-        """Store the lists of the queries from ``first`` on."""
-        for span in count_batches.steps(len(history), max(1, count_batches.MAX_DENSE_SCORES // len(self._rank))):
-            queries = slice(first + span.start, first + span.stop)
-            scores = self._dense_scores(encoded, history.select(span), queries).astype(np.float64)
-            count_batches.put_best_dense(recalled, scores, allowed, self._rank, self._order, queries)
-
-    def _dense_scores(self, encoded: EncodedBatch, history: _History, queries: slice) -> np.ndarray:
-        """(B, N+1) float32 scores.
-
-        Those of equal histories over equal rows are computed once.
-        """
-        key = ("scores", self._shared_key, queries.start, queries.stop)
-        known, scores = encoded.states.derived.get(key, (None, None)) if self._shared_key else (None, None)
-        if known is not None and scores is not None and history.equals(known):
-            n_missing = len(self._rank) - scores.shape[1]
-            return np.pad(scores, ((0, 0), (0, n_missing))) if n_missing > 0 else scores[:, : len(self._rank)]
-        totals = self._summed.totals(history.offsets, history.items, history.weights)
-        scores = totals.astype(np.float32)
-        if self._shared_key:
-            encoded.states.derived[key] = history, scores
-        return scores
 
     def _ranked(self, encoded: EncodedBatch) -> Ranked:
         """Rank all neighbours of a batch of one."""
-        neighbours, scores = self._summed_rows(*self._recent_items(encoded, 0))
-        is_item = (scores > 0) & (neighbours > 0)
-        scores = scores[is_item].astype(np.float64)
-        return score_keys.ranked(neighbours[is_item], scores, self._rank, self._order)
+        items, weights = self._recent_items(encoded, 0)
+        neighbours, scores = np.empty(len(self._rank), dtype=np.int32), np.empty(len(self._rank))
+        space = self._workspace
+        n_neighbours = count_batches.write_scores(
+            neighbours, scores, items.astype(np.int64), weights, self._indptr, self._ids, self._weights, space.sums,
+            space.is_summed,
+        )  # fmt: skip
+        return score_keys.ranked(neighbours[:n_neighbours], scores[:n_neighbours], self._rank, self._order)
 
     def _recent_items(self, encoded: EncodedBatch, b: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ascending items of the history that count, and their weights."""
@@ -312,7 +234,7 @@ class NeighbourSource:
         offsets = encoded.item_offsets[first : high + 1]
         weights = np.repeat(self._oldest_first[len(self._oldest_first) - (high - first) :], np.diff(offsets))
         items, slots = np.unique(encoded.items[offsets[0] : offsets[-1]], return_inverse=True)
-        return items, np.bincount(slots, weights=weights, minlength=len(items))
+        return items, np.bincount(slots, weights=weights, minlength=len(items)).astype(np.float64)  # integers if empty
 
     def _recent_items_of_batch(self, encoded: EncodedBatch, span: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return `_recent_items` of each query, and their offsets (B+1,)."""
@@ -331,46 +253,7 @@ class NeighbourSource:
         query = np.repeat(np.repeat(np.arange(n_queries), n_moments), n_items)
         pairs, slots = np.unique(query * n_rows + encoded.items[entries], return_inverse=True)
         weights = np.bincount(slots, weights=np.repeat(moment_weights, n_items), minlength=len(pairs))
-        return pairs % n_rows, weights, np.searchsorted(pairs, np.arange(n_queries + 1) * n_rows)
-
-    def _summed_rows_of_batch(self, items: np.ndarray, weights: np.ndarray, offsets: np.ndarray) -> sp.csr_array:
-        """Return the scores (B, N+1), summed in float64 in the order of ``items``."""
-        rows = self._rows
-        integer = rows.indices.dtype  # equal types, or scipy copies all rows
-        history = sp.csr_array(
-            (weights, items.astype(integer), offsets.astype(integer)), shape=(len(offsets) - 1, len(self._rank))
-        )
-        return sp.csr_array(history @ rows)
-
-    @cached_property
-    def _rows(self) -> sp.csr_array:
-        """All rows, (N+1, N+1) float64, shared by the recommenders of a bundle."""
-        rows: sp.csr_array = self._bundle.shared(f"rows of {self._key[0]}", self._all_rows)
-        return rows
-
-    @cached_property
-    def _summed(self) -> count_batches.SummedRows:
-        """Sums over all items, shared by the recommenders of a bundle."""
-        summed: count_batches.SummedRows = self._bundle.shared(
-            f"sums of {self._key[0]}", lambda: count_batches.SummedRows(self._indptr, self._ids, self._weights)
-        )
-        return summed
-
-    def _all_rows(self) -> sp.csr_array:
-        size = len(self._rank)
-        return sp.csr_array((self._weights.astype(np.float64), self._ids, self._indptr), shape=(size, size))
-
-    def _summed_rows(self, items: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the neighbours and their scores, float32.
-
-        A score is summed in float64 in the order of ``items``.
-        """
-        starts = self._indptr[items]
-        lengths = self._indptr[items + 1] - starts
-        entries = count_batches.spread(starts, lengths)
-        values = self._weights[entries] * np.repeat(weights, lengths)
-        neighbours, sums = self._workspace.totals(self._ids[entries], values)
-        return neighbours, sums.astype(np.float32)
+        return pairs % n_rows, weights.astype(np.float64), np.searchsorted(pairs, np.arange(n_queries + 1) * n_rows)
 
 
 def popularity_rank(bundle: Bundle) -> np.ndarray:

@@ -101,11 +101,14 @@ class Workspace:
     Marking the few items of a query in them is cheaper than sorting the items.
 
     Attributes:
-        flags: (N+1,) bool, all False between calls.
+        flags, is_summed: (N+1,) bool, all False between calls.
+        sums: (N+1,) float64, all 0 between calls.
     """
 
     def __init__(self, n_rows: int) -> None:
         self.flags = np.zeros(n_rows, dtype=bool)
+        self.is_summed = np.zeros(n_rows, dtype=bool)
+        self.sums = np.zeros(n_rows)
         self._slots = np.zeros(n_rows, dtype=np.int64)  # written before each use
 
     def is_allowed(self, items: np.ndarray, allowed: CandidateMask, b: int) -> np.ndarray:
