@@ -41,16 +41,16 @@ def written(array: types.Array) -> types.Array:
 def compiled(returns: types.Type | None, *arguments: types.Type) -> Callable[[Loop], Loop]:
     """Compile a loop for one signature; other arguments raise `TypeError`.
 
-    Division by zero gives infinity or NaN, as in numpy.
+    Division by zero gives infinity or NaN, as in numpy. Other threads run meanwhile.
     """
     signature = (types.void if returns is None else returns)(*arguments)
 
     def decorate(loop: Loop) -> Loop:
         loop.__qualname__ += f"-{_digest(loop)}"  # in the name of the file with the machine code
         try:
-            return cast("Loop", njit(signature, cache=True, error_model="numpy")(loop))
+            return cast("Loop", njit(signature, cache=True, error_model="numpy", nogil=True)(loop))
         except RuntimeError:  # no folder for the machine code is writable
-            return cast("Loop", njit(signature, error_model="numpy")(loop))
+            return cast("Loop", njit(signature, error_model="numpy", nogil=True)(loop))
 
     return decorate
 

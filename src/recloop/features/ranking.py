@@ -287,7 +287,7 @@ def write_features(
         item_values, codes, n_codes, amounts, times, hazard: Fields of `ItemStatistics`.
     """
     for query in range(len(offsets) - 1):
-        days = np.float32(since[query])
+        days, decays_of_query = np.float32(since[query]), decays[:, query]
         weekday, hour = (hours[query] // 24 + 3) % WEEKDAYS, hours[query] % 24 // (24 // HOUR_BINS)
         for candidate in range(offsets[query], offsets[query + 1]):
             row, item = features[candidate], items[candidate]
@@ -295,7 +295,7 @@ def write_features(
             is_own = own_keys[position] == query << KEY_BITS | item
             if not is_own:
                 position = len(own_keys) - 1
-            column = _write_own(row, own, position, is_own, item_values[item, _ITEM_GAP], days, decays[:, query])
+            column = _write_own(row, own, position, is_own, item_values[item, _ITEM_GAP], days, decays_of_query)
             column = _write_query(row, column, facts, query, since[query], has_history[query], hours[query])
             for number in range(_N_ITEM):
                 row[column + number] = item_values[item, number]

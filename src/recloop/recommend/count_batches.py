@@ -70,17 +70,6 @@ def joined(banned: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @jit.step
-def add(item: int, value: float, touched: np.ndarray, n_touched: int, sums: np.ndarray, is_summed: np.ndarray) -> int:
-    """Add a value to the sum of an item; return the number of items with a sum."""
-    sums[item] += value
-    if not is_summed[item]:
-        is_summed[item] = True
-        touched[n_touched] = item
-        n_touched += 1
-    return n_touched
-
-
-@jit.step
 def _is_worse(items: np.ndarray, scores: np.ndarray, one: int, other: int, rank: np.ndarray) -> bool:
     """Return whether a slot of a list has a lower score than another, or the same score and a later rank."""
     if scores[one] != scores[other]:
@@ -144,20 +133,25 @@ def write_totals(
     is_summed: np.ndarray,
 ) -> None:  # fmt: skip
     """Write the lists (B, k) of `put_best_totals`; ``flags``, ``sums`` and ``is_summed`` belong to the workspace."""
-    touched, best = np.empty(len(sums), dtype=np.int32), np.empty(lists.shape[1])
+    touched, best = np.empty(len(sums) + 1, dtype=np.int32), np.empty(lists.shape[1])
     for query in range(len(offsets) - 1):
-        of_query = banned[banned_offsets[query] : banned_offsets[query + 1]]
+        of_query, listed = banned[banned_offsets[query] : banned_offsets[query + 1]], lists[query]
         flags[of_query] = True
         n_touched = size = 0
         for entry in range(offsets[query], offsets[query + 1]):
-            n_touched = add(items[entry], values[entry], touched, n_touched, sums, is_summed)
-        for item in touched[:n_touched]:
+            item = items[entry]
+            sums[item] += values[entry]
+            touched[n_touched] = item
+            n_touched += not is_summed[item]  # no branch, which the processor could not predict
+            is_summed[item] = True
+        for number in range(n_touched):
+            item = touched[number]
             mantissa, exponent = math.frexp(sums[item])
             score = math.ldexp(np.float64(np.float32(mantissa)), exponent)
             sums[item], is_summed[item] = 0.0, False
-            if score > 0 and mask[item] and not flags[item]:
-                size = push(lists[query], best, size, item, score, rank)
-        sort_heap(lists[query], best, size, rank)
+            if score > 0 and mask[item] and not flags[item] and (size < len(best) or score >= best[0]):
+                size = push(listed, best, size, item, score, rank)
+        sort_heap(listed, best, size, rank)
         scores[query, :size] = best[:size]
         flags[of_query] = False
 
@@ -172,7 +166,11 @@ def sum_rows(
     for entry in range(len(items)):
         weight = weights[entry]
         for place in range(indptr[items[entry]], indptr[items[entry] + 1]):
-            n_touched = add(ids[place], row_weights[place] * weight, touched, n_touched, sums, is_summed)
+            item = ids[place]
+            sums[item] += row_weights[place] * weight
+            touched[n_touched] = item
+            n_touched += not is_summed[item]  # no branch, which the processor could not predict
+            is_summed[item] = True
     return n_touched
 
 
@@ -191,19 +189,20 @@ def write_neighbours(
     Args:
         items: (E,) ascending items of each query. weights: (E,). indptr, ids, row_weights: The stored rows.
     """
-    touched, best = np.empty(len(sums), dtype=np.int32), np.empty(lists.shape[1])
+    touched, best = np.empty(len(sums) + 1, dtype=np.int32), np.empty(lists.shape[1])
     for query in range(len(offsets) - 1):
-        of_query = banned[banned_offsets[query] : banned_offsets[query + 1]]
+        of_query, listed = banned[banned_offsets[query] : banned_offsets[query + 1]], lists[query]
         flags[of_query] = True
         size = 0
         first, stop = offsets[query], offsets[query + 1]
         n_touched = sum_rows(items[first:stop], weights[first:stop], indptr, ids, row_weights, touched, sums, is_summed)
-        for item in touched[:n_touched]:
+        for number in range(n_touched):
+            item = touched[number]
             score = np.float64(np.float32(sums[item]))
             sums[item], is_summed[item] = 0.0, False
-            if score > 0 and item > 0 and mask[item] and not flags[item]:
-                size = push(lists[query], best, size, item, score, rank)
-        sort_heap(lists[query], best, size, rank)
+            if score > 0 and item > 0 and mask[item] and not flags[item] and (size < len(best) or score >= best[0]):
+                size = push(listed, best, size, item, score, rank)
+        sort_heap(listed, best, size, rank)
         scores[query, :size] = best[:size]
         flags[of_query] = False
 
@@ -219,7 +218,8 @@ def write_scores(
     """Write the neighbours of some items with scores above 0, as in `write_neighbours`; return their number."""
     n_touched = sum_rows(items, weights, indptr, ids, row_weights, neighbours, sums, is_summed)
     n_written = 0
-    for item in neighbours[:n_touched]:
+    for number in range(n_touched):
+        item = neighbours[number]
         score = np.float64(np.float32(sums[item]))
         sums[item], is_summed[item] = 0.0, False
         if score > 0 and item > 0:

@@ -216,7 +216,7 @@ class NeighbourSource:
     def _ranked(self, encoded: EncodedBatch) -> Ranked:
         """Rank all neighbours of a batch of one."""
         items, weights = self._recent_items(encoded, 0)
-        neighbours, scores = np.empty(len(self._rank), dtype=np.int32), np.empty(len(self._rank))
+        neighbours, scores = np.empty(len(self._rank) + 1, dtype=np.int32), np.empty(len(self._rank))
         space = self._workspace
         n_neighbours = count_batches.write_scores(
             neighbours, scores, items.astype(np.int64), weights, self._indptr, self._ids, self._weights, space.sums,
