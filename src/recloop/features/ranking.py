@@ -254,7 +254,7 @@ def _write_own_rhythm(
 ) -> int:
     """Write the shares of own rows at the time of the query, and the days to a whole week; return the next column."""
     if not is_own:
-        row[column : column + 3] = _MISSING
+        row[column] = row[column + 1] = row[column + 2] = _MISSING
         return column + 3
     total = row[_COUNT]
     row[column] = rhythm[position, weekday] / total

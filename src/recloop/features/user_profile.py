@@ -7,6 +7,7 @@ profile of a query does not depend on its batch: values are added in the order o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -184,7 +185,16 @@ class _PairSums:
             keys, own, times, sums, row_keys, bits, moments, history.targets, history.moment_offsets, history.ages,
             history.decays(), weekdays, hours,
         )  # fmt: skip
-        return cls(keys[: n_pairs + 1], own[: n_pairs + 1], times[: n_pairs + 1], sums[:n_pairs])
+        pairs = cls(keys[: n_pairs + 1], own[: n_pairs + 1], times[: n_pairs + 1], sums[:n_pairs])
+        pairs._rank(len(history.newest))
+        return pairs
+
+    def _rank(self, n_queries: int) -> None:
+        """Write the rank of each pair of a query by its decayed weight, the largest first; ties in their order."""
+        offsets = self.keys.searchsorted(np.arange(n_queries + 1) << KEY_BITS).tolist()
+        for first, stop in pairwise(offsets):
+            order = np.argsort(-self.sums[first:stop, 0], kind="stable")
+            self.own[first + order, _RANK] = np.arange(stop - first)
 
 
 def _by_field(pairs: _PairSums, statistics: ItemStatistics) -> tuple[np.ndarray, np.ndarray]:
@@ -229,13 +239,6 @@ def write_row_keys(
                 moments[row] = moment
 
 
-@jit.step
-def _write_ranks(own: np.ndarray, sums: np.ndarray, first: int, stop: int) -> None:
-    """Write the rank of each pair of a query by its decayed weight, the largest first; ties in their order."""
-    for rank, pair in enumerate(np.argsort(-sums[first:stop, 0], kind="mergesort")):
-        own[first + pair, _RANK] = rank
-
-
 @jit.compiled(
     jit.INTEGER, jit.written(jit.INT64), jit.written(jit.FLOAT32_2D), jit.written(jit.FLOAT32_2D),
     jit.written(jit.FLOAT64_2D), jit.INT64, jit.INTEGER, jit.INT64, jit.BOOL, jit.INT64, jit.FLOAT64, jit.FLOAT64_2D,
@@ -253,16 +256,18 @@ def sum_items(
         ages: (M,) days before the newest moment. decays: (4, M) weights by age. weekdays, hours: (M,).
     """
     recent, times, decayed = np.zeros(len(_RECENT)), np.zeros(BINS), np.zeros(_N_DECAYS)
-    pair = entry = first_pair = 0
+    pair = entry = 0
     while entry < len(row_keys):
         key = row_keys[entry] >> bits
         query = key >> KEY_BITS
-        if pair > first_pair and keys[pair - 1] >> KEY_BITS != query:
-            _write_ranks(own, sums, first_pair, pair)
-            first_pair = pair
         newest_moment = moment_offsets[query + 1] - 1
         oldest = newest = moments[row_keys[entry] & (1 << bits) - 1]
-        recent[:], times[:], decayed[:] = 0.0, 0.0, 0.0
+        for column in range(len(times)):
+            times[column] = 0.0
+        for column in range(len(recent)):
+            recent[column] = 0.0
+        for column in range(len(decayed)):
+            decayed[column] = 0.0
         count, n_rows = 0.0, 0
         while entry < len(row_keys) and row_keys[entry] >> bits == key:
             row = row_keys[entry] & (1 << bits) - 1
@@ -281,22 +286,23 @@ def sum_items(
         keys[pair] = key
         sums[pair, 0], sums[pair, 1], sums[pair, 2] = decayed[_FIELD_DECAY], ages[newest], ages[oldest]
         sums[pair, 3], sums[pair, 4] = count, n_rows
-        own[pair, :_N_DECAYS] = decayed
+        for column in range(_N_DECAYS):
+            own[pair, column] = decayed[column]
         own[pair, _LAST], own[pair, _LAST + 1], own[pair, _LAST + 2] = ages[newest], ages[oldest], count
         own[pair, _LAST + 3] = count / (newest_moment + 1 - moment_offsets[query])
         own[pair, _LAST + 4] = count / (newest_moment - oldest + 1)
         own[pair, _LAST + 5] = _usual_gap(ages[oldest], ages[newest], n_rows)
         own[pair, _LAST + 6] = newest_moment - newest
-        own[pair, _RECENT_COLUMN:_RANK] = recent
-        if len(rhythm):
-            rhythm[pair] = times
+        for column in range(len(recent)):
+            own[pair, _RECENT_COLUMN + column] = recent[column]
+        for column in range(len(times) if len(rhythm) else 0):
+            rhythm[pair, column] = times[column]
         pair += 1
-    _write_ranks(own, sums, first_pair, pair)
     keys[pair] = _NO_KEY
     for column in range(len(_ABSENT_OWN)):
         own[pair, column] = _ABSENT_OWN[column]
-    if len(rhythm):
-        rhythm[pair] = 0.0
+    for column in range(len(times) if len(rhythm) else 0):
+        rhythm[pair, column] = 0.0
     return pair
 
 
@@ -334,7 +340,8 @@ def sum_fields(
         if group > first_group:
             earlier = keys[group - 1]
             if owner != (earlier >> KEY_BITS, (earlier & (1 << KEY_BITS) - 1) // n_codes):
-                by_field[first_group:group, 2] = decayed[first_group:group] / max(_MIN_DECAYED, total)
+                for number in range(first_group, group):
+                    by_field[number, 2] = decayed[number] / max(_MIN_DECAYED, total)
                 first_group, total = group, 0.0
         pair = group_keys[entry] & (1 << bits) - 1
         last, first = sums[pair, 1], sums[pair, 2]
@@ -351,7 +358,8 @@ def sum_fields(
         by_field[group, 3], by_field[group, 4] = count, _usual_gap(first, last, n_rows)
         total += decayed[group]
         group += 1
-    by_field[first_group:group, 2] = decayed[first_group:group] / max(_MIN_DECAYED, total)
+    for number in range(first_group, group):
+        by_field[number, 2] = decayed[number] / max(_MIN_DECAYED, total)
     keys[group] = _NO_KEY
     for column in range(len(_ABSENT_FIELD)):
         by_field[group, column] = _ABSENT_FIELD[column]

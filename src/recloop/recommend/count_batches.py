@@ -136,7 +136,8 @@ def write_totals(
     touched, best = np.empty(len(sums) + 1, dtype=np.int32), np.empty(lists.shape[1])
     for query in range(len(offsets) - 1):
         of_query, listed = banned[banned_offsets[query] : banned_offsets[query + 1]], lists[query]
-        flags[of_query] = True
+        for item in of_query:
+            flags[item] = True
         n_touched = size = 0
         for entry in range(offsets[query], offsets[query + 1]):
             item = items[entry]
@@ -152,8 +153,10 @@ def write_totals(
             if score > 0 and mask[item] and not flags[item] and (size < len(best) or score >= best[0]):
                 size = push(listed, best, size, item, score, rank)
         sort_heap(listed, best, size, rank)
-        scores[query, :size] = best[:size]
-        flags[of_query] = False
+        for slot in range(size):
+            scores[query, slot] = best[slot]
+        for item in of_query:
+            flags[item] = False
 
 
 @jit.step
@@ -192,7 +195,8 @@ def write_neighbours(
     touched, best = np.empty(len(sums) + 1, dtype=np.int32), np.empty(lists.shape[1])
     for query in range(len(offsets) - 1):
         of_query, listed = banned[banned_offsets[query] : banned_offsets[query + 1]], lists[query]
-        flags[of_query] = True
+        for item in of_query:
+            flags[item] = True
         size = 0
         first, stop = offsets[query], offsets[query + 1]
         n_touched = sum_rows(items[first:stop], weights[first:stop], indptr, ids, row_weights, touched, sums, is_summed)
@@ -203,8 +207,10 @@ def write_neighbours(
             if score > 0 and item > 0 and mask[item] and not flags[item] and (size < len(best) or score >= best[0]):
                 size = push(listed, best, size, item, score, rank)
         sort_heap(listed, best, size, rank)
-        scores[query, :size] = best[:size]
-        flags[of_query] = False
+        for slot in range(size):
+            scores[query, slot] = best[slot]
+        for item in of_query:
+            flags[item] = False
 
 
 @jit.compiled(

@@ -57,7 +57,8 @@ def write_allowed(
     Args:
         flags: `Workspace.flags`.
     """
-    flags[banned] = True
+    for item in banned:
+        flags[item] = True
     slot = 0
     for position in range(len(ranked)):
         if slot == len(items):
@@ -66,7 +67,8 @@ def write_allowed(
         if mask[item] and not flags[item]:
             items[slot], scores[slot] = item, values[position]
             slot += 1
-    flags[banned] = False
+    for item in banned:
+        flags[item] = False
 
 
 class PopularSource:

@@ -204,10 +204,16 @@ def write_best(best: np.ndarray, best_offsets: np.ndarray, scores: np.ndarray, o
     """Write the result of `_best`; return its length."""
     n_best = best_offsets[0] = 0
     for query in range(len(offsets) - 1):
-        first = offsets[query]
-        for candidate in np.argsort(-scores[first : offsets[query + 1]], kind="mergesort")[:k]:
-            best[n_best] = first + candidate
-            n_best += 1
+        first = n_best
+        for candidate in range(offsets[query], offsets[query + 1]):
+            if n_best == first + k and scores[candidate] <= scores[best[n_best - 1]]:
+                continue
+            n_best = min(n_best + 1, first + k)
+            slot = n_best - 1
+            while slot > first and scores[best[slot - 1]] < scores[candidate]:
+                best[slot] = best[slot - 1]
+                slot -= 1
+            best[slot] = candidate
         best_offsets[query + 1] = n_best
     return n_best
 
