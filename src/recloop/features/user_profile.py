@@ -155,14 +155,15 @@ class _Histories:
 
 @dataclass(frozen=True)
 class _PairSums:
-    """Rows of histories summed by query and item: P pairs, ascending."""
+    """Rows of histories summed by query and item: P pairs, ascending.
+
+    ``sums`` are the weight decayed by `FIELD_HALF_LIFE`, the ages of the newest and of the oldest row, the weight, and the rows.
+    """
 
     keys: np.ndarray  # (P+1,) of the queries and items; the last one is larger than any
     own: np.ndarray  # (P+1, 15) float32 `OWN_COLUMNS`
     rhythm: np.ndarray  # (P+1, 15) float32, or (0, 0)
-    sums: (
-        np.ndarray
-    )  # (P, 5) float64: decayed by `FIELD_HALF_LIFE`, age of the newest and of the oldest row, weight, rows
+    sums: np.ndarray  # (P, 5) float64
 
     @classmethod
     def of(cls, history: _Histories, timezone: str | None) -> _PairSums:
@@ -172,11 +173,9 @@ class _PairSums:
         bits = n_rows.bit_length()
         write_row_keys(row_keys, moments, history.moment_offsets, history.item_offsets, history.items, bits)
         row_keys.sort()  # numpy sorts integers faster than a loop
-        times = (
-            np.empty((0, 0), dtype=np.float32) if timezone is None else np.empty((n_rows + 1, BINS), dtype=np.float32)
-        )
-        weekdays = hours = history.stamps
+        times, weekdays, hours = np.empty((0, 0), dtype=np.float32), history.stamps, history.stamps
         if timezone is not None:
+            times = np.empty((n_rows + 1, BINS), dtype=np.float32)
             weekdays, hours = weekdays_and_hours(history.stamps, timezone)
         keys = np.empty(n_rows + 1, dtype=np.int64)
         own = np.empty((n_rows + 1, len(OWN_COLUMNS)), dtype=np.float32)
@@ -185,7 +184,8 @@ class _PairSums:
             keys, own, times, sums, row_keys, bits, moments, history.targets, history.moment_offsets, history.ages,
             history.decays(), weekdays, hours,
         )  # fmt: skip
-        pairs = cls(keys[: n_pairs + 1], own[: n_pairs + 1], times[: n_pairs + 1], sums[:n_pairs])
+        last = n_pairs + 1
+        pairs = cls(keys[:last].copy(), own[:last].copy(), times[:last].copy(), sums[:n_pairs])  # a state keeps them
         pairs._rank(len(history.newest))
         return pairs
 
@@ -207,7 +207,7 @@ def _by_field(pairs: _PairSums, statistics: ItemStatistics) -> tuple[np.ndarray,
     keys = np.empty(len(group_keys) + 1, dtype=np.int64)
     by_field = np.empty((len(keys), len(FIELD_COLUMNS)), dtype=np.float32)
     n_groups = sum_fields(keys, by_field, group_keys, bits, pairs.sums, statistics.n_codes)
-    return keys[: n_groups + 1], by_field[: n_groups + 1]
+    return keys[: n_groups + 1].copy(), by_field[: n_groups + 1].copy()
 
 
 @jit.step
