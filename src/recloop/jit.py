@@ -19,7 +19,7 @@ Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
 def _read(dtype: types.Type, n_axes: int = 1) -> types.Array:
-    """Return the type of a contiguous array that a loop reads; writable arrays pass too."""
+    """Return the type of a contiguous array that a loop reads."""
     return types.Array(dtype, n_axes, "C", readonly=True)
 
 
@@ -61,12 +61,15 @@ def step(function: Loop) -> Loop:
 
 
 def _digest(loop: Any) -> str:
-    """Return a digest of a loop with its steps and constants; numba alone compares the file of the loop."""
+    """Return a digest of a loop with its steps and constants.
+
+    numba alone compares the file of the loop.
+    """
     return hashlib.blake2b(b"".join(_parts(loop)), digest_size=8).hexdigest()
 
 
 def _parts(function: FunctionType) -> Iterator[bytes]:
-    """Yield the code of a function, the constants that it reads, and those of its steps."""
+    """Yield the code and constants of a function and its steps."""
     code = function.__code__
     yield code.co_code
     yield repr(code.co_consts).encode()

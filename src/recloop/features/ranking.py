@@ -252,7 +252,7 @@ def _write_field(
 def _write_own_rhythm(
     row: np.ndarray, column: int, rhythm: np.ndarray, position: int, is_own: bool, weekday: int, hour: int
 ) -> int:
-    """Write the shares of own rows at the time of the query, and the days to a whole week; return the next column."""
+    """Write the features `rhythm.OWN` of an item; return the next column."""
     if not is_own:
         row[column] = row[column + 1] = row[column + 2] = _MISSING
         return column + 3
@@ -278,7 +278,7 @@ def write_features(
     usual: np.ndarray, rhythm: np.ndarray,
     item_values: np.ndarray, codes: np.ndarray, n_codes: int, amounts: np.ndarray, times: np.ndarray, hazard: np.ndarray,
 ) -> None:  # fmt: skip
-    """Write the rows (C, F) of candidates, columns as `recloop.features.ranking.FeatureSpace.names`.
+    """Write the rows (C, F) of candidates, columns as `FeatureSpace.names`.
 
     Args:
         offsets, items, ranks, scores: Fields of `Candidates`.

@@ -190,7 +190,10 @@ class _PairSums:
         return pairs
 
     def _rank(self, n_queries: int) -> None:
-        """Write the rank of each pair of a query by its decayed weight, the largest first; ties in their order."""
+        """Write the rank of each pair within its query.
+
+        The largest decayed weight is first; ties keep their order.
+        """
         offsets = self.keys.searchsorted(np.arange(n_queries + 1) << KEY_BITS).tolist()
         for first, stop in pairwise(offsets):
             order = np.argsort(-self.sums[first:stop, 0], kind="stable")
@@ -370,7 +373,11 @@ def sum_fields(
 def write_facts(
     facts: np.ndarray, moment_offsets: np.ndarray, item_offsets: np.ndarray, ages: np.ndarray, keys: np.ndarray
 ) -> None:
-    """Write `UserProfiles.facts` (5, B) from histories with these ages (M,) and keys (P+1,) of pairs."""
+    """Write `UserProfiles.facts` (5, B).
+
+    Args:
+        ages: (M,) of the moments. keys: (P+1,) of the pairs.
+    """
     pair = 0
     for query in range(len(moment_offsets) - 1):
         first, stop = moment_offsets[query], moment_offsets[query + 1]

@@ -48,9 +48,9 @@ def put_best_totals(
     recalled: TopK, queries: slice, offsets: np.ndarray, items: np.ndarray, values: np.ndarray, allowed: CandidateMask,
     rank: np.ndarray, workspace: Workspace,
 ) -> None:  # fmt: skip
-    """Store the lists of some queries: allowed items by the sum of their values, rounded to 24 bits.
+    """Store the allowed items of some queries by the sum of their values.
 
-    Ties are ordered by ``rank``; only sums above 0 count.
+    Sums are rounded to 24 bits; only those above 0 count. Ties are ordered by ``rank``.
 
     Args:
         offsets: (B+1,) query b owns the entries ``offsets[b]:offsets[b + 1]``.
@@ -71,7 +71,10 @@ def joined(banned: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 @jit.step
 def _is_worse(items: np.ndarray, scores: np.ndarray, one: int, other: int, rank: np.ndarray) -> bool:
-    """Return whether a slot of a list has a lower score than another, or the same score and a later rank."""
+    """Return whether a slot of a list is behind another.
+
+    Its score is lower, or the same with a later rank.
+    """
     if scores[one] != scores[other]:
         return bool(scores[one] < scores[other])
     return bool(rank[items[one]] > rank[items[other]])
@@ -99,7 +102,10 @@ def _sift_down(items: np.ndarray, scores: np.ndarray, size: int, rank: np.ndarra
 
 @jit.step
 def push(items: np.ndarray, scores: np.ndarray, size: int, item: int, score: float, rank: np.ndarray) -> int:
-    """Add an item to a heap of the best items, which drops its worst one when it is full; return its size."""
+    """Add an item to a heap of the best items; return its size.
+
+    A full heap drops its worst item.
+    """
     if size == len(items):
         if score < scores[0] or (score == scores[0] and rank[item] > rank[items[0]]):
             return size
@@ -132,7 +138,11 @@ def write_totals(
     banned: np.ndarray, banned_offsets: np.ndarray, rank: np.ndarray, flags: np.ndarray, sums: np.ndarray,
     is_summed: np.ndarray,
 ) -> None:  # fmt: skip
-    """Write the lists (B, k) of `put_best_totals`; ``flags``, ``sums`` and ``is_summed`` belong to the workspace."""
+    """Write the lists (B, k) of `put_best_totals`.
+
+    Args:
+        flags, sums, is_summed: Attributes of `Workspace`.
+    """
     touched, best = np.empty(len(sums) + 1, dtype=np.int32), np.empty(lists.shape[1])
     for query in range(len(offsets) - 1):
         of_query, listed = banned[banned_offsets[query] : banned_offsets[query + 1]], lists[query]
@@ -164,7 +174,10 @@ def sum_rows(
     items: np.ndarray, weights: np.ndarray, indptr: np.ndarray, ids: np.ndarray, row_weights: np.ndarray, touched: np.ndarray,
     sums: np.ndarray, is_summed: np.ndarray,
 ) -> int:  # fmt: skip
-    """Add the stored rows of some items, each times its weight; return the number of neighbours, which are in ``touched``."""
+    """Add the stored rows of some items, each times its weight.
+
+    Returns the number of neighbours, which are in ``touched``.
+    """
     n_touched = 0
     for entry in range(len(items)):
         weight = weights[entry]
@@ -187,7 +200,9 @@ def write_neighbours(
     ids: np.ndarray, row_weights: np.ndarray, mask: np.ndarray, banned: np.ndarray, banned_offsets: np.ndarray,
     rank: np.ndarray, flags: np.ndarray, sums: np.ndarray, is_summed: np.ndarray,
 ) -> None:  # fmt: skip
-    """Write the lists (B, k) of neighbours by the sum of their weights, rounded to float32; as `write_totals` otherwise.
+    """Write the lists (B, k) of neighbours by the sum of their weights.
+
+    Sums are rounded to float32; only those above 0 count.
 
     Args:
         items: (E,) ascending items of each query. weights: (E,). indptr, ids, row_weights: The stored rows.
@@ -221,7 +236,10 @@ def write_scores(
     neighbours: np.ndarray, scores: np.ndarray, items: np.ndarray, weights: np.ndarray, indptr: np.ndarray, ids: np.ndarray,
     row_weights: np.ndarray, sums: np.ndarray, is_summed: np.ndarray,
 ) -> int:  # fmt: skip
-    """Write the neighbours of some items with scores above 0, as in `write_neighbours`; return their number."""
+    """Write all neighbours of some items; return their number.
+
+    Scores are those of `write_neighbours`.
+    """
     n_touched = sum_rows(items, weights, indptr, ids, row_weights, neighbours, sums, is_summed)
     n_written = 0
     for number in range(n_touched):

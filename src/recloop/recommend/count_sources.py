@@ -52,10 +52,11 @@ def write_allowed(
     items: np.ndarray, scores: np.ndarray, ranked: np.ndarray, values: np.ndarray, mask: np.ndarray, banned: np.ndarray,
     flags: np.ndarray,
 ) -> None:  # fmt: skip
-    """Write the first items of a ranking with these values that are in a mask (N+1,) and not banned.
+    """Write the first allowed items of a ranking.
 
     Args:
-        flags: `Workspace.flags`.
+        ranked, values: Items and scores, descending.
+        mask: (N+1,). banned: Ascending item_ix. flags: `Workspace.flags`.
     """
     for item in banned:
         flags[item] = True

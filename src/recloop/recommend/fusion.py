@@ -137,7 +137,9 @@ def write_fused(
     items: np.ndarray, scores: np.ndarray, sources: np.ndarray, pairs: np.ndarray, bits: int, shares: np.ndarray,
     source_of_slot: np.ndarray,
 ) -> None:  # fmt: skip
-    """Write the items with the largest sums of shares (B, k), descending; the smaller item wins a tie.
+    """Write the lists (B, k) of the largest sums of shares, descending.
+
+    The smaller item wins a tie.
 
     Args:
         pairs: (B, S) item_ix above ``bits`` of the slot, ascending; item 0 is an empty slot. An item's shares are added from the

@@ -145,7 +145,7 @@ def _columns(widths: tuple[int, ...]) -> _Columns:
 
 @jit.compiled(jit.INTEGER, jit.written(jit.INT64), jit.written(jit.INT32), jit.INT64_2D, jit.INTEGER)
 def write_union(offsets: np.ndarray, items: np.ndarray, pairs: np.ndarray, bits: int) -> int:
-    """Write the distinct items of each query, ascending, and their offsets (B+1,); return their number.
+    """Write the distinct items of each query, ascending; return their number.
 
     Args:
         pairs: (B, W) item_ix above ``bits`` of its column, ascending; item 0 is an empty slot.
@@ -190,7 +190,7 @@ def write_sources(
 
 
 def _best(scores: np.ndarray, offsets: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the candidates with the ``k`` largest scores of each query, and their offsets (B+1,).
+    """Return the best ``k`` candidates of each query, and their offsets (B+1,).
 
     Ties are ordered by item_ix.
     """
