@@ -28,7 +28,7 @@ def total(values):
         result += scaled(value)
     return result
 
-print(total(np.array([1.0, 2.0])), sum(total.stats.cache_hits.values()))
+print(total(np.array([1.0, 2.0])), sum(total.machine.stats.cache_hits.values()))
 """
 NUMBERS = "import numpy as np\nFACTOR = {}\nTABLE = np.array([{}])\n"
 
