@@ -20,7 +20,10 @@ Result = TypeVar("Result")
 
 
 class Array(NamedTuple):
-    """Type of a contiguous array; a loop that only reads it takes read-only arrays too."""
+    """Type of a contiguous array.
+
+    A loop that only reads it takes read-only arrays too.
+    """
 
     dtype: str
     n_axes: int = 1
@@ -99,7 +102,7 @@ def _numba_type(argument: Array | str) -> Any:
 
 
 def _with_steps(function: FunctionType) -> FunctionType:
-    """Return a copy of a function that calls dispatchers of numba in place of its steps."""
+    """Return a copy of a function that calls its steps as compiled ones."""
     from numba import njit
 
     names = dict(function.__globals__)
