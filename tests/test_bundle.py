@@ -324,6 +324,13 @@ def damaged_arrays(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
     ids[3] = 2**31 - 1
     indptr[5] = indptr[4] - 1
     popular[0] = n_items + 1
+    statistics = {
+        "ranking.values": np.zeros((n_items + 1, 10), dtype=np.float32),
+        "ranking.codes": np.arange(n_items + 1, dtype=np.int32)[None] % 2,
+        "ranking.amounts": np.zeros((0, n_items + 1), dtype=np.float32),
+        "rhythm.times": np.zeros((1, 2, 15), dtype=np.float32),
+        "rhythm.hazard": np.zeros((1, 2, 19), dtype=np.float32),
+    }
     return {
         "neighbours.ids": {"neighbours.ids": ids},
         "neighbours.ids is negative": {"neighbours.ids": -arrays["neighbours.ids"]},
@@ -342,6 +349,10 @@ def damaged_arrays(bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
             "attributes.value_prior": np.zeros(1, dtype=np.float32), "attributes.strengths": np.zeros(2, dtype=np.float32),
         },
         "ranking.values": {"ranking.values": np.zeros((n_items, 10), dtype=np.float32)},
+        "ranking.values has nine columns": statistics | {"ranking.values": statistics["ranking.values"][:, :9].copy()},
+        "ranking.values are doubles": statistics | {"ranking.values": statistics["ranking.values"].astype(np.float64)},
+        "ranking.codes are negative": statistics | {"ranking.codes": statistics["ranking.codes"] - 1},
+        "rhythm.times has too few codes": statistics | {"rhythm.times": statistics["rhythm.times"][:, :1].copy()},
     }  # fmt: skip
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 
-from recloop.recommend.ranker import candidates_of
+from recloop.bundle import Bundle
+from recloop.errors import BundleError
+from recloop.policy import RankerSpec
+from recloop.recommend.ranker import candidates_of, feature_space
 from recloop.recommend.top_k import TopK
 
 DEPTHS = {"history": 6, "neighbours": 4, "popular": 4}
@@ -36,3 +42,19 @@ def test_candidates_of_one_query_equal_those_of_a_batch(seed: int) -> None:
         assert np.array_equal(one.ranks, batch.ranks[:, columns])
         assert np.array_equal(one.scores, batch.scores[:, columns])
         assert {one.items.dtype, batch.items.dtype} == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "numbers", "name"), [(("kind",), ("price",), "codes"), (("kind", "shelf"), (), "amounts")]
+)
+def test_statistics_with_other_fields_than_the_policy_are_refused(
+    fields: tuple[str, ...], numbers: tuple[str, ...], name: str
+) -> None:
+    arrays = {
+        "ranking.values": np.zeros((3, 10), np.float32), "ranking.codes": np.zeros((2, 3), np.int32),
+        "ranking.amounts": np.zeros((1, 3), np.float32),
+    }  # fmt: skip
+    bundle = cast(Bundle, SimpleNamespace(arrays=arrays, scorers={}, spec=SimpleNamespace(timezone="UTC")))
+    spec = cast(RankerSpec, SimpleNamespace(depths={}, fields=fields, numbers=numbers))
+    with pytest.raises(BundleError, match=f"ranking.{name}="):
+        feature_space(bundle, spec, check=False)

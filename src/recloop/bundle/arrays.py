@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from recloop.errors import BundleError
+from recloop.features import item_statistics
 from recloop.features.rhythm import BINS, HAZARD_DAYS
 
 CHUNK_VALUES: Final = 2**20
@@ -137,17 +138,22 @@ def _check_affinity(arrays: Mapping[str, np.ndarray], n_items: int) -> None:
 
 
 def _check_ranking(arrays: Mapping[str, np.ndarray], n_items: int) -> None:
-    """Check that the item statistics of a ranker have a row for each item."""
-    for name, axis in (("values", 0), ("codes", 1), ("amounts", 1)):
+    """Check the item statistics of a ranker, whose compiled loops index without a check."""
+    for name, axis, dtype in (("values", 0, np.float32), ("codes", 1, np.int32), ("amounts", 1, np.float32)):
         array = _required(arrays, f"ranking.{name}")
         is_table = array.ndim == 2 and array.shape[axis] == n_items + 1
         _require(f"ranking.{name}", is_table, f"{n_items} + 1 {'columns' if axis else 'rows'}")
+        _require(f"ranking.{name}", array.dtype == dtype, f"{np.dtype(dtype).name} numbers")
+    n_columns = len(item_statistics.NAMES)
+    _require("ranking.values", arrays["ranking.values"].shape[1] == n_columns, f"{n_columns} columns")
+    _require("ranking.codes", int(arrays["ranking.codes"].min(initial=0)) >= 0, "codes from 0")
     if "rhythm.times" not in arrays and "rhythm.hazard" not in arrays:
         return
     n_fields, n_codes = len(arrays["ranking.codes"]), int(arrays["ranking.codes"].max(initial=0)) + 1
     for name, width in (("times", BINS), ("hazard", len(HAZARD_DAYS) + 1)):
-        is_table = _required(arrays, f"rhythm.{name}").shape == (n_fields, n_codes, width)
-        _require(f"rhythm.{name}", is_table, f"{n_fields} x {n_codes} x {width} numbers")
+        table = _required(arrays, f"rhythm.{name}")
+        is_table = table.shape == (n_fields, n_codes, width) and table.dtype == np.float32
+        _require(f"rhythm.{name}", is_table, f"{n_fields} x {n_codes} x {width} float32 numbers")
 
 
 def _required(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:

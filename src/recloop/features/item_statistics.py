@@ -25,7 +25,6 @@ of 1 + the users; ``repeat_rate`` the share of them with several moments. ``gap`
 moments of a user with the item. ``age`` is the days since its first row. ``per_buyer`` and ``repeats`` are rows for each
 user, and repeats for each row.
 """
-GAP: Final = NAMES.index("gap")
 UNKNOWN: Final = np.float32(-1e30)
 """Value of a number that an item does not have."""
 

@@ -99,6 +99,10 @@ def feature_space(bundle: Bundle, spec: RankerSpec, check: bool = True) -> Featu
         statistics = ItemStatistics.from_arrays(bundle.arrays, spec.fields, spec.numbers)
     except KeyError as error:
         raise BundleError("serve.safetensors", "missing", f"the array {error}", "recloop update --full") from None
+    for name, n_rows in (("codes", len(spec.fields)), ("amounts", len(spec.numbers))):
+        array = bundle.arrays[f"ranking.{name}"]
+        if len(array) != n_rows:  # the loops of the features would write outside their rows
+            raise BundleError(f"ranking.{name}", f"{len(array)} rows", f"{n_rows} rows", "recloop update --full")
     space = FeatureSpace(statistics, tuple(spec.depths), bundle.spec.timezone)
     if check and space.names != spec.features:
         unknown = [name for name in spec.features if name not in space.names] or [*spec.features]
