@@ -39,6 +39,7 @@ INTEGER, REAL = "int64", "float64"
 """Types of arguments: arrays by type and axes, and numbers."""
 
 _STEPS: set[object] = set()
+_LOOPS: list[Loop] = []
 
 
 def written(array: Array) -> Array:
@@ -74,6 +75,7 @@ class Loop:
         self._returns = returns
         self._arguments = arguments
         functools.update_wrapper(self, function)
+        _LOOPS.append(self)
 
     def __call__(self, *arguments: Any) -> Any:
         return self.machine(*arguments)
@@ -91,6 +93,12 @@ class Loop:
             return njit(signature, cache=True, error_model="numpy", nogil=True)(function)
         except RuntimeError:  # no folder for the machine code is writable
             return njit(signature, error_model="numpy", nogil=True)(function)
+
+
+def compile_all() -> None:
+    """Compile the loops of all imported modules, so that no request waits for it."""
+    for loop in _LOOPS:
+        _ = loop.machine
 
 
 def _numba_type(argument: Array | str) -> Any:

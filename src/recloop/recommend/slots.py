@@ -7,6 +7,7 @@ from itertools import chain, islice
 
 import numpy as np
 
+from recloop import jit
 from recloop.bundle import Bundle
 from recloop.features.attribute_affinity import AttributeAffinity
 from recloop.features.encode import EncodedBatch
@@ -60,7 +61,8 @@ class SlotBuilder:
         }
 
     def warm_up(self) -> None:
-        """Make what the first list of a cold user needs."""
+        """Make what the first lists need: compiled loops, and the tables of a cold user."""
+        jit.compile_all()
         if self._attribute_lists is not None:
             self._attribute_lists.warm_up()
 
