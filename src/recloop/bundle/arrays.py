@@ -138,7 +138,7 @@ def _check_affinity(arrays: Mapping[str, np.ndarray], n_items: int) -> None:
 
 
 def _check_ranking(arrays: Mapping[str, np.ndarray], n_items: int) -> None:
-    """Check the item statistics of a ranker, whose compiled loops index without a check."""
+    """Check the item statistics that the loops of a ranker index."""
     for name, axis, dtype in (("values", 0, np.float32), ("codes", 1, np.int32), ("amounts", 1, np.float32)):
         array = _required(arrays, f"ranking.{name}")
         is_table = array.ndim == 2 and array.shape[axis] == n_items + 1
