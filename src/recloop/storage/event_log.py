@@ -36,10 +36,10 @@ from recloop.storage.identities import NOT_MOVED, Identity
 from recloop.storage.logged_items import LoggedItems
 from recloop.storage.newest_stamps import NewestStamps
 from recloop.storage.retractions import RESTORED, Retraction
+from recloop.storage.sliced_rows import read_slices
 from recloop.storage.sqlite import Store
 
 TABLES: Final = ("events", "items", "users", "retractions", "identities")
-MAX_SLICE_ROWS = 100_000  # rows per read; a longer read would keep the write-ahead log from shrinking
 
 Row = TypeVar("Row", Item, User, Retraction)
 
@@ -243,20 +243,17 @@ class EventLog(Store):
 
         Includes quarantined events: EVENT_SCHEMA + rule.
         """
-        where, parameters = ("AND user_id = ?", (user_id,)) if user_id is not None else ("", ())
-        rows = self._sliced("events", EVENT_COLUMNS, after, until, where, parameters)
+        rows = self._rows("events", EVENT_COLUMNS, after, until, user_id=user_id)
         return pl.DataFrame(rows, schema=RULED_SCHEMA, orient="row")
 
     def items(self, after: int = 0, until: int | None = None, item_id: str | None = None) -> pl.DataFrame:
         """Item versions with ``after`` < seq <= ``until``: ITEM_SCHEMA."""
-        where, parameters = ("AND item_id = ?", (item_id,)) if item_id is not None else ("", ())
-        rows = self._sliced("items", tuple(ITEM_SCHEMA), after, until, where, parameters)
+        rows = self._rows("items", tuple(ITEM_SCHEMA), after, until, item_id=item_id)
         return pl.DataFrame([(*row[:-2], bool(row[-2]), bool(row[-1])) for row in rows], ITEM_SCHEMA, orient="row")
 
     def users(self, after: int = 0, until: int | None = None, user_id: str | None = None) -> pl.DataFrame:
         """User versions with ``after`` < seq <= ``until``: USER_SCHEMA."""
-        where, parameters = ("AND user_id = ?", (user_id,)) if user_id is not None else ("", ())
-        rows = self._sliced("users", tuple(USER_SCHEMA), after, until, where, parameters)
+        rows = self._rows("users", tuple(USER_SCHEMA), after, until, user_id=user_id)
         return pl.DataFrame([(*row[:-1], bool(row[-1])) for row in rows], USER_SCHEMA, orient="row")
 
     def identities(self, after: int = 0, until: int | None = None) -> list[Identity]:
@@ -271,10 +268,7 @@ class EventLog(Store):
 
     def retractions(self, after: int = 0, until: int | None = None) -> list[Retraction]:
         """Retractions and restorations with ``after`` < seq <= ``until``, by seq."""
-        return [
-            Retraction(*row)
-            for row in self._sliced("retractions", ("retracted_seq", "rule", SEQ), after, until, "", ())
-        ]
+        return [Retraction(*row) for row in self._rows("retractions", ("retracted_seq", "rule", SEQ), after, until)]
 
     def event_seq(self, event_id: str) -> int | None:
         """Seq of the event with this event_id; None if the log has none."""
@@ -401,27 +395,12 @@ class EventLog(Store):
         """Return the connection that sees the open transaction, if there is one."""
         return self._writer or self._readers.get()
 
-    def _sliced(
-        self,
-        table: str,
-        columns: tuple[str, ...],
-        after: int,
-        until: int | None,
-        where: str,
-        parameters: tuple[Any, ...],
+    def _rows(
+        self, table: str, columns: tuple[str, ...], after: int, until: int | None, **equal: str | None
     ) -> list[tuple[Any, ...]]:
         connection = self._readers.get()
         last = self._counter(connection) if until is None else until
-        selected = f"SELECT {', '.join(columns)} FROM {table} WHERE seq > ? AND seq <= ? {where}"
-        statement = f"{selected} ORDER BY seq LIMIT {MAX_SLICE_ROWS}"
-        seq_column = columns.index(SEQ)
-        rows: list[tuple[Any, ...]] = []
-        while True:
-            slice_rows = connection.execute(statement, (after, last, *parameters)).fetchall()
-            rows += slice_rows
-            if len(slice_rows) < MAX_SLICE_ROWS:
-                return rows
-            after = slice_rows[-1][seq_column]
+        return read_slices(connection, table, columns, after, last, equal)
 
     @staticmethod
     def _counter(connection: Connection) -> int:

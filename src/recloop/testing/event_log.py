@@ -10,11 +10,7 @@ import pytest
 
 from recloop.errors import UserError
 from recloop.records import Event, Item, User
-from recloop.storage import (
-    Retraction,
-    event_log,
-    logged_items,
-)
+from recloop.storage import Retraction, logged_items, sliced_rows
 from recloop.storage.erasure import forget_in_log
 from recloop.storage.event_lookup import UserWindow
 from recloop.storage.identify import identify
@@ -190,7 +186,7 @@ class EventLogContract:
         assert (log.event_seq("e"), log.owners([1, 2, 9])) == (None, {1: "u", 2: "v"})
 
     def test_long_reads_use_slices(self, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(event_log, "MAX_SLICE_ROWS", 7)
+        monkeypatch.setattr(sliced_rows, "MAX_SLICE_ROWS", 7)
         monkeypatch.setattr(logged_items, "SLICE_ROWS", 2)
         log = stores.log()
         log.append_events([some_event(str(n)) for n in range(21)])
