@@ -20,6 +20,7 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.datatypes import DataTypeClass
 
+from recloop.errors import UserError
 from recloop.files import AttributeValues, JsonTree
 
 SEQ: Final = "seq"
@@ -304,6 +305,22 @@ def iso(stamp: int) -> str:
         return (EPOCH + timedelta(microseconds=stamp)).isoformat().replace("+00:00", "Z")
     except OverflowError:
         return str(stamp)
+
+
+def from_iso(option: str, text: str, example: str) -> int | None:
+    """Parse ISO 8601 (default zone UTC) to int64 microseconds; None if empty.
+
+    Raises:
+        UserError: another form; ``option`` is its name and ``example`` a command with a valid one.
+    """
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(option, text, "ISO 8601, such as 2025-06-01T12:00:00Z", example) from None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(moment.timestamp()) * SECOND + moment.microsecond
 
 
 def utc_minute(stamp: int) -> str:

@@ -227,17 +227,3 @@ def test_plot_is_deterministic_and_uses_css_variables() -> None:
         assert text in svg
     for text in ("<metadata", "#010203", "#0000", "matplotlib.org", "<?xml"):
         assert text not in svg
-
-
-def test_readable_fills_the_template_and_drops_missing_parts() -> None:
-    row = {"product_type": "COLA", "package_size": "2 LTR", "count": 3, "empty": ""}
-    assert report.readable("{product_type}, {package_size}", row, "7") == "COLA, 2 LTR"
-    assert report.readable("{product_type}, {package_size}", {"package_size": "2 LTR"}, "7") == "2 LTR"
-    assert report.readable("{product_type}, {package_size}", {"product_type": "COLA"}, "7") == "COLA"
-    assert report.readable("{product_type} ({count})", row, "7") == "COLA (3)"
-    assert report.readable("{product_type} ({count})", {"product_type": "COLA"}, "7") == "COLA"
-    assert report.readable("{product_type}", {}, "7") == "7"
-    assert report.readable("product_type", row, "7") == "COLA"
-    assert report.readable("empty", row, "7") == "7"
-    assert report.readable("count", row, "7") == "3"
-    assert report.readable("", row, "7") == "7"

@@ -19,7 +19,7 @@ from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.moments import moment_stamps
 from recloop.features.state_history import StateHistory
-from recloop.monitoring import shadow_report
+from recloop.monitoring import shadow_plot, shadow_report
 from recloop.monitoring.verify import verify
 from recloop.project import Project, open_project
 from recloop.recommend.catalog import Catalog
@@ -152,7 +152,7 @@ def test_shadow_report_covers_segments_and_largest_differences(shadow_result: di
 
 @pytest.mark.parametrize("name", ["shadow.svg", "shadow.png"])
 def test_shadow_report_plot_writes_a_picture(shadow_result: dict[str, Any], tmp_path: Path, name: str) -> None:
-    shadow_report.plot(shadow_result, tmp_path / name)
+    shadow_plot.plot(shadow_result, tmp_path / name)
     assert (tmp_path / name).stat().st_size > 4_000
 
 

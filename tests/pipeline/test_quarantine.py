@@ -60,7 +60,7 @@ def test_quarantine_repeated_reports_0_new_rows(project: Project, capsys: pytest
     [
         ({"where": "users = 'u01'"}, "nearest to users: user_id"),
         ({"where": "user_id = 'u01'; DROP TABLE events"}, "one condition"),
-        ({"start": "yesterday"}, "--from=yesterday: expected ISO 8601"),
+        ({"start": "yesterday"}, "--from=yesterday: expected ISO 8601.*recloop quarantine --from"),
         ({"reason": " "}, "--reason"),
     ],
 )

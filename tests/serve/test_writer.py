@@ -216,7 +216,7 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 for name in ("recloop.serve.offline", "recloop.monitoring.verify", "recloop.serve.app"):
     __import__(name)
-    loaded = [one for one in ("torch", "lightning") if sys.modules.get(one) is not None]
+    loaded = [one for one in ("torch", "lightning", "matplotlib", "numba", "scipy.sparse.linalg") if sys.modules.get(one)]
     assert not loaded, (name, loaded)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

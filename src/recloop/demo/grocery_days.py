@@ -13,10 +13,10 @@ import polars as pl
 
 from recloop.demo import grocery_updates
 from recloop.demo.replay import Replayed, replay
+from recloop.features.value_text import display_name
 from recloop.files import JsonTree
 from recloop.ingest.client import Client, iso
-from recloop.monitoring import experiment, shadow_report, verify
-from recloop.monitoring.report import readable
+from recloop.monitoring import experiment, shadow_plot, shadow_report, verify
 from recloop.progress import Progress
 from recloop.project import Project
 from recloop.records import DAY
@@ -121,7 +121,7 @@ def in_the_shadow(stage: GroceryContext, candidate: str, other_seed: str | None)
     stage.live(7, 3, WALL["shadow"], "shadow")
     items = pl.read_parquet(stage.project.data / "items.parquet").sort("seq").unique("item_id", keep="last")
     names = {
-        item: readable(stage.project.config.data.columns.name, json.loads(text), item)
+        item: display_name(stage.project.config.data.columns.name, json.loads(text), item)
         for item, text in items.select("item_id", "attributes").iter_rows()
     }
     found = shadow_report.shadow_report(stage.project, candidate, name=lambda item: names.get(item, item))
@@ -147,7 +147,7 @@ def in_the_shadow(stage: GroceryContext, candidate: str, other_seed: str | None)
     for one in found["disagree"]:
         stage.progress.say("shadow", f"disagreement: {_disagreement(one)}")
     reports = stage.project.reports
-    shadow_report.plot(found, reports / "shadow.svg")
+    shadow_plot.plot(found, reports / "shadow.svg")
     (reports / "shadow.json").write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
 
 

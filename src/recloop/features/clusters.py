@@ -17,7 +17,6 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.linalg import svds
 
 from recloop.features.value_text import as_text
 from recloop.files import JsonTree
@@ -144,6 +143,8 @@ class TextCodes:
     @classmethod
     def fit(cls, raws: Iterable[Any]) -> TextCodes:
         """Fit weights, decomposition and clusters on the distinct texts."""
+        from scipy.sparse.linalg import norm  # takes 0.1 s, which a service does not need
+
         counts = [found for found in map(hashed, sorted({as_text(raw) for raw in raws if raw is not None})) if found]
         idf = np.ones(N_HASHES, dtype=np.float32)
         if not counts:
@@ -154,10 +155,10 @@ class TextCodes:
         shared = np.bincount(buckets, minlength=N_HASHES)
         idf = np.log((1 + len(counts)) / (1 + shared)).astype(np.float32) + np.float32(1)
         matrix = sp.csr_array((values * idf[buckets], buckets, indptr), shape=(len(counts), N_HASHES))
-        factors = _factors(sp.csr_array(sp.diags_array(1 / sp.linalg.norm(matrix, axis=1)) @ matrix))
+        factors = _factors(sp.csr_array(sp.diags_array(1 / norm(matrix, axis=1)) @ matrix))
         points = matrix @ factors
         norms = np.linalg.norm(points, axis=1)
-        kept = norms > MIN_NORM * sp.linalg.norm(matrix, axis=1)
+        kept = norms > MIN_NORM * norm(matrix, axis=1)
         points = (points[kept] / norms[kept, None]).astype(np.float32)
         return cls(idf, factors, Clusters.fit(points))
 
@@ -269,6 +270,8 @@ def _factors(matrix: sp.csr_array) -> np.ndarray:
     if rank < 1:
         factors = matrix.toarray()[:1].T
     else:
+        from scipy.sparse.linalg import svds
+
         start = np.ones(min(matrix.shape)) / min(matrix.shape) ** 0.5
         factors = svds(matrix.astype(np.float64), k=rank, v0=start, return_singular_vectors="vh")[2][::-1].T
     return np.ascontiguousarray(factors, dtype=np.float32)

@@ -12,9 +12,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 import matplotlib as mpl
@@ -23,8 +21,7 @@ import polars as pl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from recloop.errors import UserError
-from recloop.features.value_text import as_text
+from recloop.features.value_text import display_name
 from recloop.files import JsonTree, replace_file
 from recloop.html import load_template
 from recloop.manifest import Manifest
@@ -32,7 +29,7 @@ from recloop.monitoring import experiment
 from recloop.monitoring.experiment_verdict import Verdict
 from recloop.monitoring.summary import summarize
 from recloop.project import Project
-from recloop.records import ITEM_ID, LABEL, SECOND, STAMP, utc_minute
+from recloop.records import ITEM_ID, LABEL, STAMP, from_iso, utc_minute
 
 REPORT_FILE = "report.html"
 RESULT_KEYS = ("entropy", "long_tail_share", "cold_coverage", "coverage", "requests", "events")
@@ -86,14 +83,14 @@ def write(project: Project, start: str = "", end: str = "", file: str = "") -> J
     Raises:
         UserError: no bundle is live yet, or a timestamp is invalid.
     """
-    since = stamp("--from", start)
-    until = stamp("--to", end)
+    since = from_iso("--from", start, "recloop report --from 2025-06-01")
+    until = from_iso("--to", end, "recloop report --to 2025-06-01")
     summary = summarize(project, since, until, learned=_learned(project))
     naming = project.config.data.columns.name
 
     def name(item_id: str) -> str:
         item = summary.catalogue.get(item_id)
-        return readable(naming, item.attributes if item else {}, item_id)
+        return display_name(naming, item.attributes if item else {}, item_id)
 
     running, _ = experiment.current_verdict(project)
     html = render(
@@ -216,42 +213,6 @@ def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
         count=1,
     )
     return Markup(svg)  # noqa: S704 drawn by matplotlib, which escapes the labels
-
-
-def readable(template: str, attributes: Mapping[str, Any], item_id: str) -> str:
-    """Format an item's display name by ``data.columns.name``; the id if it has none.
-
-    The template is an attribute, or a text such as ``"{product_type}, {package_size}"``. Missing attributes are
-    omitted together with the separator before them.
-    """
-    if "{" not in template:
-        found = attributes.get(template) if template else None
-        return item_id if found is None or found == "" else as_text(found)
-    text = ""
-    has_value = False
-    for literal, field, _, _ in Formatter().parse(template):
-        if field is None:  # text after the last attribute, such as a closing bracket
-            text += literal if has_value else ""
-            continue
-        value = attributes.get(field)
-        has_value = value is not None and value != ""
-        if has_value:
-            text += (literal if text or literal.strip(" ,;/-") else "") + as_text(value)
-    return text.strip() or item_id
-
-
-def stamp(key: str, text: str) -> int | None:
-    """Parse ISO 8601 (default zone UTC) to int64 microseconds; None if empty."""
-    if not text:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise UserError(
-            key, text, "ISO 8601, such as 2025-06-01T12:00:00Z", f"recloop report {key} 2025-06-01"
-        ) from None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return round(moment.timestamp()) * SECOND + moment.microsecond
 
 
 def share(value: float | None, digits: int = 4) -> str:

@@ -17,9 +17,21 @@ from recloop.data.split import n_users
 from recloop.errors import Locked, Refused, UserError
 from recloop.features import conditions
 from recloop.files import JsonTree
-from recloop.monitoring.report import stamp
 from recloop.project import Project
-from recloop.records import EVENT_SCHEMA, EVENT_TYPE, ITEM_ID, RULE, SECOND, SEQ, TIMESTAMP, USER_ID, VALUE, iso, now
+from recloop.records import (
+    EVENT_SCHEMA,
+    EVENT_TYPE,
+    ITEM_ID,
+    RULE,
+    SECOND,
+    SEQ,
+    TIMESTAMP,
+    USER_ID,
+    VALUE,
+    from_iso,
+    iso,
+    now,
+)
 from recloop.storage import EventLog, Retraction, inbox, locks
 from recloop.storage.archive import Archive
 from recloop.storage.control import ControlStore
@@ -130,8 +142,8 @@ def quarantine(
 def _condition(where: str, start: str, end: str) -> pl.Expr:
     """Select the rows that meet the condition within the time range."""
     condition = conditions.parse(where, EVENT_SCHEMA, "--where").expr
-    since = stamp("--from", start)
-    until = stamp("--to", end)
+    since = from_iso("--from", start, "recloop quarantine --from 2025-06-01")
+    until = from_iso("--to", end, "recloop quarantine --to 2025-06-01")
     if since is not None:
         condition &= pl.col(TIMESTAMP) >= since
     if until is not None:

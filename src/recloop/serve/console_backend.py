@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
+from recloop.features.value_text import display_name
 from recloop.files import JsonTree
-from recloop.monitoring.report import readable
 from recloop.monitoring.summary import Windows
 from recloop.privacy.audit_rows import record_look
 from recloop.records import Query
@@ -99,4 +99,4 @@ class ServiceConsoleBackend:
 
     def _name(self, item_id: str) -> str:
         item = self._service.catalog.get(item_id)
-        return readable(self._service.project.config.data.columns.name, item.attributes if item else {}, item_id)
+        return display_name(self._service.project.config.data.columns.name, item.attributes if item else {}, item_id)
