@@ -12,9 +12,12 @@ from collections.abc import Callable
 import pytest
 from fault_runs import Facts, size
 from senders import BATCH, Sender
-from servers import PATIENCE, Server
+from servers import PATIENCE, Server, run_beside
 
 from recloop.project import Project
+
+KILLS_BY_UPDATE = 50
+"""Kills between two updates, so that a start reads few rows."""
 
 
 @pytest.mark.slow
@@ -26,21 +29,23 @@ def test_killed_service_keeps_what_it_acknowledged_once(
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     kills, draw, until = size(5, 1_000), random.Random(0), threading.Event()
+    before = project.open_archive().watermark
     server = serving(project.root, "--port", port)
     senders = [Sender(number, server.url, server.token, until) for number in range(8)]
     for sender in senders:
         sender.start()
-    for _ in range(kills):
+    for kill in range(1, kills + 1):
         time.sleep(draw.random())
         server.close()
         server = serving(project.root, "--port", port)
+        if kill % KILLS_BY_UPDATE == 0:
+            run_beside(project.root, "update", "--set", "update.input_check=false")
     until.set()
     for sender in senders:
         sender.join(PATIENCE)
         assert not sender.is_alive()
     assert server.stop() == 0
-    with project.open_log() as log:
-        stored = Counter(log.events()["event_id"].to_list())
+    stored = Counter(event_ids_after(project, before))
     acknowledged = {name for sender in senders for name in sender.acknowledged}
     facts["kills"] = {
         "kills": kills,
@@ -52,3 +57,12 @@ def test_killed_service_keeps_what_it_acknowledged_once(
     assert [text for sender in senders for text in sender.refused] == []
     assert facts["kills"]["requests_sent_again"] > 0, "no kill met a request"
     assert stored == Counter(acknowledged)
+
+
+def event_ids_after(project: Project, seq: int) -> list[str]:
+    """Event ids of all stored rows after ``seq``: of the archive, then of the log."""
+    archive = project.open_archive()
+    with project.open_log() as log:
+        recent = log.events(after=archive.watermark)["event_id"]
+    archived = [rows.filter(rows["seq"] > seq)["event_id"] for rows in (archive.events(), archive.quarantine())]
+    return [name for part in (*archived, recent) for name in part.to_list()]

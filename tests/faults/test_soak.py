@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,7 +16,7 @@ import pytest
 from bundle_copies import damaged_bundle
 from fault_runs import SHARE, Facts, size
 from senders import Sender
-from servers import PATIENCE, Server
+from servers import PATIENCE, Server, run_beside
 from shoppers import Shopper
 
 from recloop.project import Project
@@ -43,15 +41,9 @@ class Held:
         return cls(memory, len(list((folder / "fd").iterdir())), int(status["Threads"]))
 
 
-def recloop(root: Path, *words: str) -> None:
-    """Run a command beside the service."""
-    done = subprocess.run([sys.executable, "-m", "recloop", "-C", str(root), *words], capture_output=True, text=True)
-    assert done.returncode == 0, f"{words}: {done.stdout[-2_000:]}{done.stderr[-2_000:]}"
-
-
 def disturb(server: Server, project: Project, number: int) -> None:
     """One of everything that happens beside the requests."""
-    recloop(project.root, "update", "--set", "update.input_check=false")
+    run_beside(project.root, "update", "--set", "update.input_check=false")
     live = server.client.get("/v1/recommend/u01").json()["model_version"]
     broken = damaged_bundle(project, live, number)
     refused = server.client.post("/v1/admin/promote", json={"bundle": broken, "to": "live", "reason": "damaged"})
@@ -60,7 +52,7 @@ def disturb(server: Server, project: Project, number: int) -> None:
     server.process.send_signal(signal.SIGHUP)
     assert server.client.post("/v1/admin/reload", json={}).status_code == 200
     copy = project.root.parent / "copy"
-    recloop(project.root, "backup", str(copy))
+    run_beside(project.root, "backup", str(copy))
     shutil.rmtree(copy)
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as hostile:

@@ -10,6 +10,8 @@ import httpx
 from servers import PATIENCE
 
 BATCH = 10
+N_USERS = 1_000
+"""Users of each sender; so few that their histories grow, so many that no row is part of a burst."""
 
 
 @dataclass
@@ -36,7 +38,8 @@ class Sender(threading.Thread):
             batch = 0
             while not self.until.is_set():
                 names = [f"{self.number}-{batch}-{row}" for row in range(BATCH)]
-                self._send(client, [{"user_id": name, "item_id": "i14", "event_id": name} for name in names])
+                users = [f"{self.number}-{(batch * BATCH + row) % N_USERS}" for row in range(BATCH)]
+                self._send(client, [_row(user, name) for user, name in zip(users, names, strict=True)])
                 self.acknowledged += names
                 batch += 1
                 time.sleep(0.02)
@@ -45,7 +48,7 @@ class Sender(threading.Thread):
         while True:
             self.attempts += 1
             try:
-                answer = client.post("/v1/events", json=[{**row, "event_type": "view"} for row in rows])
+                answer = client.post("/v1/events", json=rows)
             except httpx.HTTPError:
                 time.sleep(0.05)
                 continue
@@ -54,3 +57,7 @@ class Sender(threading.Thread):
             if answer.status_code != 503:
                 self.refused.append(answer.text)
                 return
+
+
+def _row(user_id: str, event_id: str) -> dict[str, str]:
+    return {"user_id": user_id, "item_id": "i14", "event_type": "view", "event_id": event_id}

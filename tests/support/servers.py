@@ -102,6 +102,12 @@ def command(root: Path, *words: str, program: Sequence[str] = ("-m", "recloop"))
     return [sys.executable, *program, "-C", str(root), "serve", *words]
 
 
+def run_beside(root: Path, *words: str) -> None:
+    """Run a command beside the service."""
+    done = subprocess.run([sys.executable, "-m", "recloop", "-C", str(root), *words], capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}: {done.stdout[-2_000:]}{done.stderr[-2_000:]}"
+
+
 def start(
     root: Path,
     *words: str,
