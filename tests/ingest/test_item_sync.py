@@ -141,6 +141,7 @@ def test_feed_row_that_cannot_be_stored_changes_nothing(project: Project, rows: 
     ("content", "message"),
     [
         ("", "empty"),
+        ("i01,Lamp,15.00\ni02,Cup,4.00\n", "names of columns.*try: write the names in the first line"),
         ("<!doctype html><html><body>502 Bad Gateway</body></html>", "a feed; the file is an HTML page"),
         ("<html><body><p>404</p></body></html>", "a feed; the file is an HTML page"),
         ("<rss><channel></channel></rss>", "found none"),
@@ -149,7 +150,7 @@ def test_feed_row_that_cannot_be_stored_changes_nothing(project: Project, rows: 
         ('{"item_id": "i01"}\n{"item_id": "i02", "na', "complete records, but record 2"),
         ("name,price\nlamp,3\n", "item_id"),
     ],
-    ids=["empty", "html page", "html", "no product", "cut", "entities", "cut lines", "no id"],
+    ids=["empty", "no header", "html page", "html", "no product", "cut", "entities", "cut lines", "no id"],
 )
 def test_unreadable_feed_is_one_error_and_changes_nothing(
     project: Project, tmp_path: Path, content: str, message: str

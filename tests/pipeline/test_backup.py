@@ -147,6 +147,15 @@ def test_restore_over_a_folder_with_files_is_refused(saved: tuple[Project, Path]
     assert contents(project.root) == before
 
 
+def test_restore_into_the_backup_is_refused(saved: tuple[Project, Path]) -> None:
+    _, copy = saved
+    before = contents(copy)
+    for inside in (copy / "back", copy / "store" / "back"):
+        with pytest.raises(UserError, match=r"--to=.*expected a folder outside the backup; try: recloop restore"):
+            backups.restore(copy, inside)
+    assert contents(copy) == before
+
+
 def test_backup_into_a_project_folder_or_over_files_is_refused(saved: tuple[Project, Path]) -> None:
     project, copy = saved
     with pytest.raises(UserError, match="a folder that does not exist yet"):

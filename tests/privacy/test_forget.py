@@ -232,6 +232,31 @@ def test_new_first_run_does_not_import_forgotten_users_again(used: Project) -> N
     assert used.open_archive().manifest.counts.removed["forgotten"] > 0
 
 
+@pytest.mark.parametrize("is_redacted", [True, False])
+def test_lost_list_of_erasures_is_written_again_from_the_audit_log(used: Project, is_redacted: bool) -> None:
+    forget(used, FORGOTTEN)
+    if is_redacted:
+        loop.update(used)
+    listed = {one.user: one.requested for one in ForgottenUsers.read(used.root)}
+    (used.store / forgotten.FILE_NAME).unlink()
+    loop.update(used, restart=True)
+    assert {one.user: one.requested for one in ForgottenUsers.read(used.root)} == listed
+    assert not used.open_archive().events()[USER_ID].is_in(FORGOTTEN).any()
+    create(used).state.service.close()
+    assert all(one.stores is not None for one in ForgottenUsers.read(used.root))
+    loop.update(used)
+    assert files_naming(used.root, FORGOTTEN, IMPORTED) == []
+
+
+def test_lost_list_and_key_of_erasures_are_refused(used: Project) -> None:
+    forget(used, FORGOTTEN)
+    for name in (forgotten.FILE_NAME, forgotten.KEY_FILE):
+        (used.store / name).unlink()
+    for start in (create, loop.update):
+        with pytest.raises(UserError, match=r"restore .*person-key from a backup"):
+            start(used)
+
+
 def test_grown_file_does_not_bring_forgotten_users_back(used: Project) -> None:
     forget(used, FORGOTTEN)
     with (used.root / "events.csv").open("a", encoding="utf-8") as file:

@@ -62,7 +62,9 @@ def test_export_of_an_anonymous_id_has_its_decisions(used: Project) -> None:
 
 
 def test_export_of_an_unknown_user_is_refused(used: Project) -> None:
-    with pytest.raises(UserError, match="USER=unknown-1: expected a user with stored rows or decisions"):
+    with pytest.raises(
+        UserError, match=r"USER=unknown-1: expected a user with stored rows or decisions; try: recloop export log"
+    ):
         export_person(used, "unknown-1")
 
 

@@ -137,13 +137,15 @@ def restore(source: Path, to: Path, progress: Progress | None = None, stores: st
             project folder, or empty for the addresses in the backup's recloop.toml.
 
     Raises:
-        UserError: ``to`` exists, ``source`` is not a backup of a known format, a file is missing or differs, or a
+        UserError: ``to`` exists or lies in ``source``, ``source`` is not a backup of a known format, a file is missing or differs, or a
             database has rows of recloop.
         Refused: a decision cannot be rebuilt from the backup.
     """
     started, progress = time.monotonic(), progress or NullProgress()
     if to.exists() and any(to.iterdir()):
         raise UserError("--to", to, "a new folder", f"recloop restore {source} --to {to}-restored")
+    if source.resolve() in to.resolve().parents:
+        raise UserError("--to", to, "a folder outside the backup", f"recloop restore {source} --to {source}-restored")
     listed = _read_list(source)
     staged = _staging(to)
     shutil.rmtree(staged, ignore_errors=True)

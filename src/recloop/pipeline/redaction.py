@@ -28,6 +28,7 @@ from recloop.files import file_sha256, replace_file, replace_json, replacing
 from recloop.pipeline import served_slots
 from recloop.pipeline.journal import Journal
 from recloop.pipeline.restart import MARKER_FILE, STAGE_FOLDER
+from recloop.privacy import erasure
 from recloop.progress import Progress
 from recloop.project import Project
 from recloop.records import RULE, SEQ, USER_ID, FileFacts, now
@@ -45,8 +46,13 @@ def redact(project: Project, progress: Progress) -> bool:
 
     The caller holds the run lock.
     """
+    n_lost = erasure.restore_list(project)
+    if n_lost:
+        progress.say(
+            "forget", f"{forgotten.FILE_NAME} lacked {n_lost:,} erasures of the audit log; they are in it again"
+        )
     erasures = ForgottenUsers.read(project.root)
-    pending = [erasure for erasure in erasures.pending if erasure.stores is not None]
+    pending = [one for one in erasures.pending if one.stores is not None]
     if not pending or not (project.data / MANIFEST).exists():
         return False
     run = Journal.unfinished(project.runs)

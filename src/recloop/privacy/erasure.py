@@ -48,12 +48,17 @@ def check(project: Project, users: Sequence[str]) -> list[str]:
     for user in ids:
         is_known = user in stored or archive.has_id(USER_ID, user) or archive.forgotten.get(user) is not None
         if not is_known and not rejected.of_user(user):
-            raise UserError("USER", user, "a user with stored rows or decisions", "recloop export person USER")
+            raise unknown(user)
     if len(ids) > 1 or len(stored) <= 1:
         left = stored | set(archive.users_of(pl.lit(value=True)))
         if not left - set(ids):
             raise Refused("users left", 0, 1, "to forget everybody, delete the project folder")
     return ids
+
+
+def unknown(user_id: str) -> UserError:
+    """Build the error for an id without anything stored."""
+    return UserError("USER", user_id, "a user with stored rows or decisions", "recloop export log, and look for the id")
 
 
 def anonymous_ids(project: Project, users: Collection[str]) -> list[str]:
@@ -121,8 +126,8 @@ def resume(project: Project, log: EventLog) -> bool:
     Args:
         log: Opened for writing; the caller holds the writer lock.
     """
-    known = ForgottenUsers.read(project.root)
-    begun = [erasure for erasure in known if erasure.stores is None]
+    restore_list(project)
+    begun = [erasure for erasure in ForgottenUsers.read(project.root) if erasure.stores is None]
     if not begun:
         return False
     names = {erasure.user for erasure in begun}
@@ -133,6 +138,24 @@ def resume(project: Project, log: EventLog) -> bool:
     erase_stores(project, users, seq, at)
     forgotten.record(project.root, [msgspec.structs.replace(one, seq=seq, stores=now()) for one in begun])
     return True
+
+
+def restore_list(project: Project) -> int:
+    """Add erasures of the audit log that ``forgotten.json`` lacks; return how many.
+
+    The file was lost, or an erasure ended before it was written. `resume` completes them: rows that such a user has had
+    since are erased too.
+
+    Raises:
+        UserError: the key of their hashes is missing or damaged, or the list is.
+    """
+    listed = {erasure.user for erasure in ForgottenUsers.read(project.root)}
+    rows = [row for row in project.open_control().audit_rows() if row.action == AuditAction.FORGET]
+    lost = {row.subject: row.at for row in rows if row.subject not in listed}
+    if lost:
+        forgotten.check_key(project.root)
+        forgotten.record(project.root, [Erasure(user=user, requested=at) for user, at in lost.items()])
+    return len(lost)
 
 
 def receipt(project: Project, users: Sequence[str]) -> JsonTree:

@@ -9,12 +9,11 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from recloop.errors import UserError
 from recloop.features.id_form import form_id
 from recloop.features.state import StateBatch
 from recloop.files import JsonTree
 from recloop.privacy.audit_rows import record_look
-from recloop.privacy.erasure import anonymous_ids
+from recloop.privacy.erasure import anonymous_ids, unknown
 from recloop.project import Project
 from recloop.recommend.user_states import StateRegistry
 from recloop.records import EVENT_SCHEMA, RECEIVED_AT, RULE, SEQ, TIMESTAMP, USER_ID, iso, now
@@ -50,7 +49,7 @@ def export_person(project: Project, user_id: str) -> JsonTree:
         state = _state(project, archive, log, user_id)
     rejected = _rejected(project, user_id)
     if not any((rows, attributes, answered, rejected, joined)):
-        raise UserError("USER", user_id, "a user with stored rows or decisions", "recloop export person USER")
+        raise unknown(user_id)
     details = {"rows": len(rows), "decisions": len(answered)}
     record_look(project, user_id, AuditAction.EXPORT_PERSON, audit.command("export person"), details)
     return {

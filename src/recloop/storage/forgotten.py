@@ -169,6 +169,11 @@ def finish_data(root: Path, done: Iterable[Erasure], at: int) -> None:
         )
 
 
+def check_key(root: Path) -> None:
+    """Raise `UserError` if the key of the hashes is missing or damaged."""
+    _read_key(root)
+
+
 def newest_seq(erasures: Iterable[Erasure]) -> int:
     """Return the largest seq of erasures; 0 without one."""
     return max_int(pl.Series([erasure.seq for erasure in erasures], dtype=pl.Int64))

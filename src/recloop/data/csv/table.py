@@ -62,7 +62,9 @@ def find_form(source: InputFile, data: Data, names: Sequence[str] | None) -> Csv
     dialect = find_dialect(source, scan.encoding, data)
     if data.header and dialect.is_headless:
         expected = f"names of columns; the first line holds values, not names ({printable(dialect.header)})"
-        raise UserError(source.key, source.name, expected, "header = false under [data] in recloop.toml")
+        is_configured = source.key.startswith("data.")
+        fix = "header = false under [data] in recloop.toml" if is_configured else "write the names in the first line"
+        raise UserError(source.key, source.name, expected, fix)
     if scan.n_quotes and dialect.separator in LITERAL_QUOTE_SEPARATORS and dialect.has_quotes:
         dialect = replace(dialect, has_quotes=_has_closed_quotes(source, scan, dialect))
     columns = distinct_names(source, dialect.names, names)
