@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+import numpy as np
+
 Buffer = bytes | memoryview
 TREE_DOMAIN: Final = "ai.onnx.ml"
 TREE_OPERATOR: Final = "TreeEnsembleRegressor"
@@ -17,6 +19,8 @@ _INITIALIZER, _SPARSE_INITIALIZER, _ATTRIBUTE, _FUNCTION_NODE = 5, 15, 5, 7
 """Field numbers of GraphProto.initializer and sparse_initializer, NodeProto.attribute and FunctionProto.node."""
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 """Field numbers of TensorProto."""
+_INT, _FLOATS, _INTS, _STRINGS = 3, 7, 8, 9
+"""Field numbers of AttributeProto.i, floats, ints and strings."""
 MAX_GRAPH_DEPTH: Final = 32
 
 
@@ -70,6 +74,43 @@ def _node_has_external(node: Buffer, depth: int = 0) -> bool:
 def _is_external(tensor: Buffer) -> bool:
     """True if a TensorProto has external data or a location of data other than itself."""
     return any(True for _ in _fields(tensor, _EXTERNAL_DATA)) or any(_numbers(tensor, _DATA_LOCATION))
+
+
+def node_attributes(model: bytes) -> dict[str, np.ndarray]:
+    """Return the attributes of the only node of a model, integers, float32 or bytes.
+
+    Raises:
+        ValueError: the bytes are not an ONNX model, or it has another number of nodes.
+    """
+    nodes = [node for graph in _fields(model, _GRAPH) for node in _fields(graph, _NODE)]
+    if len(nodes) != 1:
+        raise ValueError(f"{len(nodes)} nodes")
+    return {_text(attribute, 1): _values(attribute) for attribute in _fields(nodes[0], _ATTRIBUTE)}
+
+
+def _values(attribute: Buffer) -> np.ndarray:
+    """Return an AttributeProto as an array; lists of numbers are packed."""
+    texts = [bytes(text) for text in _fields(attribute, _STRINGS)]
+    if texts:
+        return np.array(texts)
+    floats = b"".join(_fields(attribute, _FLOATS))
+    if floats:
+        return np.frombuffer(floats, dtype="<f4").astype(np.float32)
+    integers = b"".join(_fields(attribute, _INTS))
+    return _unpacked(integers) if integers else np.array([*_numbers(attribute, _INT)], dtype=np.int64)
+
+
+def _unpacked(packed: bytes) -> np.ndarray:
+    """Return the variable-length integers of a packed list."""
+    raw = np.frombuffer(packed, dtype=np.uint8)
+    ends = np.flatnonzero(raw < 128)
+    if not len(ends) or ends[-1] != len(raw) - 1:
+        raise ValueError("a protobuf number ends early")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    shifts = 7 * (np.arange(len(raw)) - np.repeat(starts, ends - starts + 1))
+    if shifts.max() >= 63:
+        raise ValueError("a protobuf number above int64")
+    return np.add.reduceat((raw & 127).astype(np.int64) << shifts, starts)
 
 
 def _text(message: Buffer, number: int) -> str:

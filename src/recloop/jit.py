@@ -33,6 +33,7 @@ class Array(NamedTuple):
 BOOL, INT8, INT8_2D = Array("boolean"), Array("int8"), Array("int8", 2)
 INT32, INT32_2D = Array("int32"), Array("int32", 2)
 INT64, INT64_2D = Array("int64"), Array("int64", 2)
+UINT64 = Array("uint64")
 FLOAT32, FLOAT32_2D, FLOAT32_3D = Array("float32"), Array("float32", 2), Array("float32", 3)
 FLOAT64, FLOAT64_2D = Array("float64"), Array("float64", 2)
 INTEGER, REAL = "int64", "float64"

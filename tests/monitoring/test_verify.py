@@ -141,7 +141,7 @@ def test_verify_rebuilds_ranked_lists_and_those_of_a_failed_ranker(ranked_projec
     async def day(client: httpx.AsyncClient, service: Service) -> None:
         await random_day(client, service, 80)
         assert service.recommender.ranker is not None
-        service.recommender.ranker._session = None  # type: ignore[assignment]
+        service.recommender.ranker._score = None  # type: ignore[assignment]
         answer = await client.get("/v1/recommend/u04")
         assert answer.json()["degraded"] == ["ranker"]
         assert len(answer.json()["items"]) == 10

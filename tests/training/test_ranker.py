@@ -174,7 +174,7 @@ def test_failing_ranker_answers_with_the_fusion_and_says_so(ranked: Bundle, shop
     catalog = Catalog.from_table(ranked.items.ids.ids, ranked.items.attributes)
     recommender = Recommender(ranked, catalog)
     assert recommender.ranker is not None
-    recommender.ranker._session = None  # type: ignore[assignment]
+    recommender.ranker._score = None  # type: ignore[assignment]
     user = shop.data.user_ids[0]
     answer = recommender.recommend(shop.past.states([user], [10**9]), [Query(user_id=user, now=ranked.cut)])[0]
     expected = lists(ranked, shop, without=frozenset({"ranker"}))[0]

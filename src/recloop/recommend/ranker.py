@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from recloop.policy import RankerSpec
 from recloop.recommend.fusion import FusedTopK
 from recloop.recommend.sources import open_session
 from recloop.recommend.top_k import TopK
+from recloop.recommend.trees import read_trees
 from recloop.records import source_names
 
 
@@ -34,8 +35,8 @@ class Ranker:
         self.sources = tuple(spec.depths)
         self.depths = spec.depths
         self._space = feature_space(bundle, spec)
-        self._session = open_session(bundle.graphs[RANKER_GRAPH])  # one thread: the rows of a query are few
-        self._is_network = spec.model == "mlp"
+        graph = bundle.graphs[RANKER_GRAPH]
+        self._score = network_scores(graph) if spec.model == "mlp" else tree_scores(graph, len(self._space.names))
         self._key = ("ranker", bundle.items.ids.serial, bundle.cut)
 
     def rank(self, encoded: EncodedBatch, recalled: Mapping[str, TopK], k: int) -> FusedTopK:
@@ -63,7 +64,7 @@ class Ranker:
         matrix = self._space.matrix(encoded, queries, candidates, self._key)
         if not len(matrix):
             return [matrix] * n_queries
-        scores = self._scores(matrix, candidates.offsets)
+        scores = self._score(matrix, candidates.offsets)
         if not np.isfinite(scores).all():
             raise BundleError(RANKER_GRAPH, "NaN or infinite", "finite scores", "recloop train")
         best, offsets = _best(scores, candidates.offsets, ranked.items.shape[1])
@@ -76,10 +77,26 @@ class Ranker:
         rows = matrix[best]
         return [rows[first:stop] for first, stop in pairwise(offsets.tolist())]
 
-    def _scores(self, matrix: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """Return the output (C,) of the graph for features (C, F)."""
-        parts = np.split(matrix, offsets[1:-1]) if self._is_network else [matrix]
-        return np.concatenate([self._session.run(None, {"features": part})[0][:, 0] for part in parts if len(part)])
+
+Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Function of features (C, F) and the offsets (B+1,) of the queries, with the scores (C,)."""
+
+
+def tree_scores(graph: bytes, n_features: int) -> Scores:
+    """Return the function that scores candidates by trees."""
+    trees = read_trees(graph, n_features)
+    return lambda matrix, _: trees.scores(matrix)
+
+
+def network_scores(graph: bytes) -> Scores:
+    """Return the function that scores candidates by a network, query by query."""
+    session = open_session(graph)  # one thread: the rows of a query are few
+
+    def scores(matrix: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        parts = np.split(matrix, offsets[1:-1])
+        return np.concatenate([session.run(None, {"features": part})[0][:, 0] for part in parts if len(part)])
+
+    return scores
 
 
 def feature_space(bundle: Bundle, spec: RankerSpec, check: bool = True) -> FeatureSpace:
