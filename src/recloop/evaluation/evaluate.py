@@ -131,22 +131,7 @@ def evaluate(
     main = evaluations[0]
     examples = examples_of(main.recommender, main.placement, queries, positives, timeline)
     rows = [row for evaluation in evaluations for row in evaluation.rows(repeat)]
-    protocol = EvaluationProtocol(
-        name=config.split.protocol,
-        split_hash=facts.get("split_hash", ""),
-        fingerprint=facts.get("fingerprint", ""),
-        targets=config.split.targets,
-        filter_seen=bundles[0].policy.filter_seen,
-        ties=config.split.ties,
-        k=config.evaluate.k,
-        seed=config.train.seed,
-        moments=len(queries),
-        users=len(set(queries.users)),
-        items=len(bundles[0].items),
-        wanted=len(queries.targets),
-        unknown=len(queries.targets) - sum(map(set(bundles[0].items.ids.ids).__contains__, queries.targets)),
-        candidates=None if candidates is None else round(len(candidates) / candidates[USER_ID].n_unique()),
-    )
+    protocol = _protocol(bundles[0], queries, config, facts, candidates)
     table = make_table(protocol, rows, queries.users, positives, examples)
     costs = [evaluation.new_items_result(repeat, protocol.seed) for evaluation in evaluations]
     cold = [evaluation.cold_items_result(protocol.seed) for evaluation in evaluations]
@@ -155,6 +140,28 @@ def evaluate(
         placements=[placement.result(repeat, protocol.seed) for placement in placements],
         new_items=[cost for cost in costs if cost is not None],
         cold_items=[result for result in cold if result is not None],
+    )
+
+
+def _protocol(
+    bundle: Bundle, queries: Queries, config: Config, facts: Mapping[str, Any], candidates: pl.DataFrame | None
+) -> EvaluationProtocol:
+    """Describe the table of a bundle; the arguments are those of `evaluate`."""
+    return EvaluationProtocol(
+        name=config.split.protocol,
+        split_hash=facts.get("split_hash", ""),
+        fingerprint=facts.get("fingerprint", ""),
+        targets=config.split.targets,
+        filter_seen=bundle.policy.filter_seen,
+        ties=config.split.ties,
+        k=config.evaluate.k,
+        seed=config.train.seed,
+        moments=len(queries),
+        users=len(set(queries.users)),
+        items=len(bundle.items),
+        wanted=len(queries.targets),
+        unknown=len(queries.targets) - sum(map(set(bundle.items.ids.ids).__contains__, queries.targets)),
+        candidates=None if candidates is None else round(len(candidates) / candidates[USER_ID].n_unique()),
     )
 
 

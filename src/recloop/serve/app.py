@@ -130,6 +130,29 @@ def build(
         host: Listening address.
         lifespan: Work around serving; by default the releases are polled and the service is closed at the end.
     """
+    reads, writes, rules = RecommendRoutes(service), WriteRoutes(service), AccessRules(service, host)
+    reloader = ConfigReloader(service, rules)
+    app = application(
+        routes=_routes(service, rules, reads, writes, reloader),
+        exception_handlers={HTTPException: _http_exception, HttpError: _http_error, BadRequest: _bad_request},
+        lifespan=lifespan or _polling(service),
+    )
+    app.router.redirect_slashes = False
+    app.add_middleware(AccessMiddleware, service=service, rules=rules)
+    app.add_middleware(RequestMiddleware)
+    app.state.service = service
+    app.state.draining = False
+    app.state.console = False  # set to True by `console.mount`
+    app.state.on_drain = []  # coroutine functions that end long polls before the process waits for its requests
+    app.live = service.live
+    app.state.reload = reloader.reload_and_log
+    app.lists = ListEndpoint(reads, rules)
+    app.events = EventEndpoint(writes, rules)
+    return app
+
+
+def _polling(service: Service) -> Lifespan[ListApplication]:
+    """Return a lifespan that polls the releases and closes the service at the end."""
 
     @contextlib.asynccontextmanager
     async def poll(_: ListApplication) -> AsyncIterator[None]:
@@ -146,13 +169,14 @@ def build(
                 await poll_task
             await run_in_threadpool(service.close)
 
-    reads = RecommendRoutes(service)
-    writes = WriteRoutes(service)
-    status = StatusRoutes(service)
-    rules = AccessRules(service, host)
-    persons = PersonRoutes(service, rules)
-    reloader = ConfigReloader(service, rules)
-    read = KeyScope.READ
+    return poll
+
+
+def _routes(
+    service: Service, rules: AccessRules, reads: RecommendRoutes, writes: WriteRoutes, reloader: ConfigReloader
+) -> list[Route]:
+    """Return the routes of the interface, each with its scope."""
+    status, persons, read = StatusRoutes(service), PersonRoutes(service, rules), KeyScope.READ
 
     def get(path: str, handler: Handler, scope: KeyScope, parameters: tuple[Parameter, ...] = NO_PARAMETERS) -> Route:
         return ScopedRoute(path, only(handler, parameters), scope, rules, ["GET"])
@@ -160,46 +184,30 @@ def build(
     def write(path: str, handler: Handler, method: str = "POST") -> Route:
         return ScopedRoute(path, only(handler), KeyScope.INGEST, rules, [method])
 
-    app = application(
-        routes=[
-            get("/v1/recommend", reads.recommend, read, RECOMMEND_BY_QUERY_PARAMETERS),
-            get("/v1/recommend/{user_id:path}", reads.recommend, read, RECOMMEND_PARAMETERS),
-            write("/v1/events", writes.post_events),
-            write("/v1/events/{event_id:path}", writes.delete_event, "DELETE"),
-            write("/v1/items", writes.post_items),
-            write("/v1/items", writes.patch_items, "PATCH"),
-            write("/v1/items/{item_id:path}", writes.patch_item, "PATCH"),
-            write("/v1/items/{item_id:path}", writes.delete_item, "DELETE"),
-            write("/v1/users", writes.post_users),
-            write("/v1/identify", IdentifyRoutes(service).identify),
-            get("/v1/items/{item_id:path}/similar", reads.similar, read, SIMILAR_PARAMETERS),
-            get("/v1/items/{item_id:path}", reads.get_item, read),
-            get("/v1/users/{user_id:path}", reads.get_user, read),
-            get("/v1/health/live", status.live, KeyScope.PUBLIC),
-            get("/v1/health/ready", status.ready, KeyScope.PUBLIC),
-            get("/v1/status", status.status, read),
-            get("/metrics", status.metrics, read),
-            get("/openapi.json", status.openapi, KeyScope.PUBLIC),
-            ScopedRoute("/v1/users/{user_id:path}", only(persons.delete_user), KeyScope.ADMIN, rules, ["DELETE"]),
-            ScopedRoute("/v1/admin/replay", only(writes.replay), KeyScope.ADMIN, rules, ["POST"]),
-            ScopedRoute("/v1/admin/forget", only(persons.forget), KeyScope.ADMIN, rules, ["POST"]),
-            *admin_routes.admin_routes(service, rules, reloader),
-        ],
-        exception_handlers={HTTPException: _http_exception, HttpError: _http_error, BadRequest: _bad_request},
-        lifespan=lifespan or poll,
-    )
-    app.router.redirect_slashes = False
-    app.add_middleware(AccessMiddleware, service=service, rules=rules)
-    app.add_middleware(RequestMiddleware)
-    app.state.service = service
-    app.state.draining = False
-    app.state.console = False  # set to True by `console.mount`
-    app.state.on_drain = []  # coroutine functions that end long polls before the process waits for its requests
-    app.live = service.live
-    app.state.reload = reloader.reload_and_log
-    app.lists = ListEndpoint(reads, rules)
-    app.events = EventEndpoint(writes, rules)
-    return app
+    return [
+        get("/v1/recommend", reads.recommend, read, RECOMMEND_BY_QUERY_PARAMETERS),
+        get("/v1/recommend/{user_id:path}", reads.recommend, read, RECOMMEND_PARAMETERS),
+        write("/v1/events", writes.post_events),
+        write("/v1/events/{event_id:path}", writes.delete_event, "DELETE"),
+        write("/v1/items", writes.post_items),
+        write("/v1/items", writes.patch_items, "PATCH"),
+        write("/v1/items/{item_id:path}", writes.patch_item, "PATCH"),
+        write("/v1/items/{item_id:path}", writes.delete_item, "DELETE"),
+        write("/v1/users", writes.post_users),
+        write("/v1/identify", IdentifyRoutes(service).identify),
+        get("/v1/items/{item_id:path}/similar", reads.similar, read, SIMILAR_PARAMETERS),
+        get("/v1/items/{item_id:path}", reads.get_item, read),
+        get("/v1/users/{user_id:path}", reads.get_user, read),
+        get("/v1/health/live", status.live, KeyScope.PUBLIC),
+        get("/v1/health/ready", status.ready, KeyScope.PUBLIC),
+        get("/v1/status", status.status, read),
+        get("/metrics", status.metrics, read),
+        get("/openapi.json", status.openapi, KeyScope.PUBLIC),
+        ScopedRoute("/v1/users/{user_id:path}", only(persons.delete_user), KeyScope.ADMIN, rules, ["DELETE"]),
+        ScopedRoute("/v1/admin/replay", only(writes.replay), KeyScope.ADMIN, rules, ["POST"]),
+        ScopedRoute("/v1/admin/forget", only(persons.forget), KeyScope.ADMIN, rules, ["POST"]),
+        *admin_routes.admin_routes(service, rules, reloader),
+    ]
 
 
 class StatusRoutes:
