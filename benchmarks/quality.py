@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from provenance import revision
-from quality_data import DATA
+from quality_data import DATA, VARIANTS
 from quality_page import write_page
 
 HERE: Final = Path(__file__).resolve().parent
@@ -35,7 +35,7 @@ def main() -> None:
     """Run what is missing, then print the table."""
     wanted = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     wanted.add_argument("--data", choices=DATA, action="append")
-    wanted.add_argument("--model", action="append", help="models (default: those of the data set)")
+    wanted.add_argument("--model", action="append", help="models or their variants (default: those of the data set)")
     wanted.add_argument("--budget", default="5m", help="train.time_budget of each model")
     wanted.add_argument("--epochs", type=int, default=0, help="train.epochs of each model; 0: as configured")
     wanted.add_argument("--seed", type=int, default=0)
@@ -52,8 +52,8 @@ def main() -> None:
     write_page(RESULTS)
 
 
-def make(data: str, model: str, budget: str, epochs: int, seed: int, settings: list[str], file: Path) -> None:
-    """Run one model on one data set.
+def make(data: str, name: str, budget: str, epochs: int, seed: int, settings: list[str], file: Path) -> None:
+    """Run one model or variant on one data set.
 
     Each command runs in a separate process; the result file is written atomically.
     """
@@ -62,8 +62,9 @@ def make(data: str, model: str, budget: str, epochs: int, seed: int, settings: l
         DATA[data].write(folder)
     if not (folder / "data" / "manifest.json").exists():
         recloop(folder, "prepare")
+    model, variant = VARIANTS.get(name, (name, ()))
     sets = [f"model.name={model}", f"train.time_budget={budget}", f"train.seed={seed}"]
-    sets += [*([f"train.epochs={epochs}"] if epochs else []), *settings]
+    sets += [*([f"train.epochs={epochs}"] if epochs else []), *variant, *settings]
     words = ["train", model, "--json", *(word for one in sets for word in ("--set", one))]
     commit = revision()
     begin = time.monotonic()
@@ -78,6 +79,7 @@ def make(data: str, model: str, budget: str, epochs: int, seed: int, settings: l
         "fingerprint": table["protocol"]["fingerprint"],
         "seed": seed,
         "model": model,
+        "name": name,
         "data": data,
         "seconds": round(seconds, 1),
         "train": {key: network.get(key) for key in TRAIN},

@@ -19,6 +19,11 @@ from recloop.demo.grocery_project import write_project
 SHARED: Final = Path(__file__).resolve().parents[2] / "shared" / "data"
 COUNTING: Final = ("covisitation", "item_knn", "mf")
 NETWORKS: Final = ("gru4rec", "sasrec", "two_tower", "neumf")
+VARIANTS: Final = {
+    "two_tower-pooled": ("two_tower", ("model.user=pooled",)),
+    "two_tower-sequence": ("two_tower", ("model.user=sequence",)),
+}
+"""Rows of one model apart by settings: name of the row -> model and settings."""
 LEAVE_ONE_OUT: Final = """\
 # As in the SASRec papers: 5-core, in file order; the last row of a user is the test.
 [data]
@@ -116,7 +121,7 @@ class DataSet:
     """A data set of the tables.
 
     Attributes:
-        title: Heading of its table. write: Makes the project folder. models: Rows in order.
+        title: Heading of its table. write: Makes the project folder. models: Models and `VARIANTS`, in order.
         published: Rows of papers and public repositories under the same protocol.
         settings: Settings of recloop.toml by model, chosen on validation.
         note: Sentence below the heading of the table. picture: Picture below the table with its text.
@@ -218,7 +223,7 @@ DATA: Final[dict[str, DataSet]] = {
     "ml-1m": DataSet(
         "MovieLens-1M, leave-one-out",
         partial(leave_one_out, "sasrec-ml-1m.parquet"),
-        (*COUNTING, "ease", *NETWORKS),
+        (*COUNTING, "ease", "gru4rec", "sasrec", *VARIANTS, "neumf"),
         (
             Published("SASRec, one negative", 0.1993, 0.1078, "asash/bert4rec_repro, the lowest of its rows"),
             Published("SASRec, full cross-entropy", 0.3152, 0.1821, "antklen/sasrec-bert4rec-recsys23"),
@@ -226,6 +231,7 @@ DATA: Final[dict[str, DataSet]] = {
             Published("gSASRec", 0.3003, 0.1726, "asash/gSASRec-pytorch"),
             Published("GRU4Rec, cross-entropy", 0.2887, 0.1679, "monkey0head/time-to-split"),
         ),
+        {"two_tower-pooled": ("train.epochs=1", "train.schedule=cosine", "train.time_budget=2h")},
         picture=LEARNING_CURVES,
     ),
     "ncf-ml-1m": DataSet(

@@ -72,8 +72,8 @@ def section(name: str, data: DataSet, results: list[Result]) -> Iterator[str]:
         yield from cold_users(results)
     if data.picture:
         yield data.picture
-    measured = {result["model"] for result in results} | {row["model"] for result in results for row in result["rows"]}
-    missing = [model for model in data.models if model not in measured]
+    measured = {row_name(row, result) for result in results for row in result["rows"]}
+    missing = [model for model in data.models if model.replace("-", " ") not in measured]
     if missing:
         yield f"Not run: {', '.join(missing)} (`python benchmarks/quality.py --data {name}`).\n"
 
@@ -85,7 +85,7 @@ def cold_users(results: list[Result]) -> Iterator[str]:
         return
     buckets = [bucket for bucket in measured[0]["lengths"] if bucket["from"] < COLD_POSITIVES]
     names = [row["model"] for row in measured[0]["rows"]]
-    yield f"Users with few positives before the moment, NDCG@10; `served` is with {measured[0]['model']}:\n"
+    yield f"Users with few positives before the moment, NDCG@10; `served` is with {trained_name(measured[0])}:\n"
     yield f"| positives | moments | users | {' | '.join(names)} |"
     yield "|---" * (len(names) + 3) + "|"
     for bucket in buckets:
@@ -110,9 +110,22 @@ def rows(results: list[Result]) -> dict[str, list[tuple[Result, Result]]]:
     found: dict[str, dict[int, tuple[Result, Result]]] = defaultdict(dict)
     for result in results:
         for row in result["rows"]:
-            name = f"{row['model']} with {result['model']}" if row["model"] in LISTS else row["model"]
-            found[name].setdefault(result["seed"], (row, result))
+            found[row_name(row, result)].setdefault(result["seed"], (row, result))
     return {name: list(by_seed.values()) for name, by_seed in found.items()}
+
+
+def trained_name(result: Result) -> str:
+    """Name of the model or variant that a result trained; older files have the model alone."""
+    name: str = result.get("name", result["model"])
+    return name.replace("-", " ")
+
+
+def row_name(row: Result, result: Result) -> str:
+    """Name of a row: of the trained model or variant, of a baseline, or of a list with the trained one."""
+    name: str = row["model"]
+    if name in LISTS:
+        return f"{name} with {trained_name(result)}"
+    return trained_name(result) if name == result["model"] else name
 
 
 def line(name: str, found: list[tuple[Result, Result]]) -> str:

@@ -159,6 +159,9 @@ def test_page_of_the_quality_benchmark_is_that_of_its_results(root: Path, monkey
     expected = result["rows"][0]["NDCG@10"]["value"] + 0.001
     assert f"| {expected:.4f} | " in page.line(name, found)
     assert "| 2 |" in page.line(name, found)
+    towers = {**result, "name": "sasrec-short"}
+    assert {"sasrec short", "served with sasrec short", "covisitation"} <= set(page.rows([towers]))
+    assert not {"sasrec", "served with sasrec"} & set(page.rows([towers]))
     mind = json.loads((results / "quality-mind-covisitation-seed0.json").read_text())
     cold = [line for line in page.cold_users([result, mind]) if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in cold] == ["| positives", "| 0", "| 1-2", "| 3-4"]

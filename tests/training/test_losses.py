@@ -85,7 +85,8 @@ def test_criterion_auto_is_full_softmax_up_to_100000_items(arrays: Arrays) -> No
 def test_criterion_of_two_tower_and_neumf_uses_their_own_losses(arrays: Arrays) -> None:
     data = data_of(30, arrays)
     towers = load_model("two_tower", {})
-    assert losses.Criterion(towers, data, Train()).name == "ss_logq"
+    assert losses.Criterion(towers, data_of(towers.max_full_softmax_items, arrays), Train()).name == "ce"
+    assert losses.Criterion(towers, data_of(towers.max_full_softmax_items + 1, arrays), Train()).name == "ss_logq"
     assert losses.Criterion(towers, data, Train(loss="ss_refined")).sampler == towers.draw_negatives
     assert losses.Criterion(towers, data, Train(loss="bpr")).sampler != towers.draw_negatives  # q is uniform there
     assert losses.Criterion(towers, data, Train(loss="ce")).sampler is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recloop.config import Config
+from recloop.config import Config, Train
 from recloop.models.base import TrainData, load_model
 from recloop.training.batches import EpochDataset, LengthBucketSampler, SequenceDataset
 from recloop.training.pairs import PairBatch
@@ -84,7 +84,8 @@ def test_owned_items_mark_the_items_of_each_rows_user(arrays: Arrays) -> None:
 @pytest.mark.parametrize(
     ("name", "loss", "masked"),
     [
-        ("two_tower", "auto", True),
+        ("two_tower", "ss_logq", True),
+        ("two_tower", "auto", False),
         ("two_tower", "ss_refined", True),
         ("sasrec", "bce", True),
         ("sasrec", "bpr", True),
@@ -143,7 +144,7 @@ def test_two_tower_with_masked_owned_items_clusters_tastes_better(arrays: Arrays
             sequences = SequenceDataset(data, HISTORY)
             windows = sequences.training()
             steps = LengthBucketSampler(sequences.lengths(windows), 0, tokens=140)
-            epoch, learner = EpochDataset(sequences, windows, 0, steps), Learner(network, data, Config().train)
+            epoch, learner = EpochDataset(sequences, windows, 0, steps), Learner(network, data, Train(loss="ss_logq"))
             if not mask:
                 learner.criterion.masks_owned = False
             optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)

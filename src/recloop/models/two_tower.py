@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from recloop.models.attention import AttentionEncoder
 from recloop.models.base import TrainData
-from recloop.models.layers import SequenceModel
+from recloop.models.layers import Dropout, SequenceModel
 from recloop.models.pooling import TimeDecayPooling
 from recloop.models.search_space import SEQUENCE_SPACE, Choice, Range, SearchSpace
 
@@ -25,12 +26,14 @@ class TwoTower(AttentionEncoder, SequenceModel):
 
     Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019. The item
     tower is an MLP over the sum of the item's row and its fields. The user tower is an MLP over a vector of the history
-    plus user and request fields: the time-decayed mean of its item vectors (``pooled``), or the newest moment after blocks
-    of self-attention as in SASRec (``sequence``). The score is their cosine / tau; tau is learned and starts at 0.05.
-    Training drops the row of a share ``alone`` of items and the history of the same share of windows. The towers
-    thus learn to rank users and items without history by attributes (the fallback ``attributes``).
+    plus user and request fields: time-decayed means of its item vectors (``pooled``), to which ``sequence`` adds the newest
+    moment after blocks of self-attention as in SASRec; the means, of vectors of length 1, are scaled by sqrt(D). The score is their cosine / tau; tau is learned and starts at 0.05.
+    Training drops the row of a share ``alone`` of items and the history of the same share of windows, where fields are
+    left. The towers thus learn to rank users and items without history by attributes (the fallback ``attributes``).
 
-    ``train.loss = "auto"`` is ``ss_logq`` over `draw` (docs/definitions/losses.md).
+    ``train.loss = "auto"`` is ``ce`` up to `max_full_softmax_items` items, and ``ss_logq`` over `draw_negatives` above
+    (docs/definitions/losses.md). Where lists hide seen items, ``ce`` leaves out the items of the history: they are the
+    nearest ones to its mean, and the towers would spend their capacity on pushing them away.
 
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context, R targets.
     """
@@ -38,26 +41,31 @@ class TwoTower(AttentionEncoder, SequenceModel):
     class Config(SequenceModel.Config):
         """Options.
 
-        ``user``: vector of a history. ``hidden``: width of the MLPs. ``uniform``: negative items drawn per step in addition
-        to the batch's targets. ``alone``: share of items and windows reduced to attributes in training. ``dropout``: share
-        dropped inside MLPs and blocks. ``blocks`` of attention with ``heads`` each, a divisor of ``features.dim``, for
-        ``sequence``. ``dropout_after``: epochs of a full run before the dropout of the blocks starts.
+        ``user``: vector of a history. ``hidden``: width of the MLPs. ``means``: number of means. ``uniform``:
+        negative items drawn per step in addition to the batch's targets. ``alone``: share of items and windows reduced to
+        attributes in training. ``dropout``: share dropped inside MLPs and blocks. ``dropout_after``: epochs of a full run
+        before it starts. ``blocks`` of attention with ``heads`` each, a divisor of ``features.dim``, and ``block`` as in
+        SASRec, for ``sequence``.
         """
 
         user: Literal["pooled", "sequence"] = "pooled"
         hidden: int = pydantic.Field(128, ge=1)
+        means: int = pydantic.Field(4, ge=1)
         uniform: int = pydantic.Field(512, ge=1)
         alone: float = pydantic.Field(0.1, ge=0, lt=1)
         dropout: float = pydantic.Field(0.1, ge=0, lt=1)
+        block: Literal["vanilla", "ligr"] = "vanilla"
         blocks: int = pydantic.Field(2, ge=1)
         heads: int = pydantic.Field(2, ge=1)
         dropout_after: int = pydantic.Field(4, ge=0)
 
-    default_loss: ClassVar[str] = "ss_logq"
+    max_full_softmax_items: ClassVar[int] = 10_000
+    hides_seen: ClassVar[bool] = True
 
     search_space: ClassVar[SearchSpace] = {
         **SEQUENCE_SPACE,
         "model.user": Choice(("pooled", "sequence")),
+        "model.means": Range(1, 8),
         "model.hidden": Range(64, 256, step=64),
         "model.uniform": Choice((256, 512, 1024, 2048)),
         "model.dropout": Range(0.0, 0.5, step=0.1),
@@ -72,11 +80,10 @@ class TwoTower(AttentionEncoder, SequenceModel):
         config = self.config
         self.make_tables(data, dim)
         self.item_tower, self.user_tower = (Tower(dim, config.hidden, config.dropout) for _ in range(2))
+        self.pool = TimeDecayPooling(dim, config.means)
         self.is_sequence = config.user == "sequence"
         if self.is_sequence:
-            self.make_blocks("vanilla", config.blocks, config.heads, dim, history, config.dropout)
-        else:
-            self.pool = TimeDecayPooling()
+            self.make_blocks(config.block, config.blocks, config.heads, dim, history, config.dropout)
         self.log_tau = nn.Parameter(torch.tensor([0.05]).log())
         self.share: Tensor  # (N,) share of each item among the drawn training targets
         share = torch.from_numpy(data.target_share()[1:].astype(np.float32))
@@ -105,16 +112,20 @@ class TwoTower(AttentionEncoder, SequenceModel):
         Returns:
             (B, D)
         """
-        read = self.newest if self.is_sequence else self.pool.pool_user
-        return self._user(read(history, moments, mask), context)
+        vectors = self.pool.pool_user(history, moments, mask)  # (B, D)
+        if self.is_sequence:
+            vectors = self.newest(history, moments, mask) + vectors * math.sqrt(self.dim)
+        return self._user(vectors, context)
 
     def forward_moments(
         self, history: Tensor, moments: Tensor, mask: Tensor, context: Tensor, arrived: Tensor | None = None
     ) -> Tensor:
         """Vector of the user after each moment, in training (`recloop.training.network`)."""
-        read = self.ends if self.is_sequence else self.pool.pool_moments
-        vectors = read(history, moments, mask, context.shape[1], arrived)  # (B, M, D)
-        if self.training:
+        window = (history, moments, mask, context.shape[1], arrived)
+        vectors = self.pool.pool_moments(*window)  # (B, M, D)
+        if self.is_sequence:
+            vectors = self.ends(*window) + vectors * math.sqrt(self.dim)
+        if self.training and context.shape[2]:
             vectors = vectors * self._kept(len(vectors), vectors)[:, None, None]
         return self._user(vectors, context)
 
@@ -148,7 +159,7 @@ class Tower(nn.Module):
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.wide, self.out = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

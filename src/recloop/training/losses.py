@@ -15,6 +15,7 @@ from recloop.models.base import TrainData
 from recloop.training import sampled_losses
 from recloop.training.network import Network, OptionalMembers
 from recloop.training.sampled_losses import NegativeSampler, OwnedItems, PairScores, SampledItems
+from recloop.training.seen_items import SeenItems
 
 CHUNK_SCORES = 4_000_000
 """Number of scores in memory at a time (16 MB); a full softmax over 65,116 items would need gigabytes."""
@@ -51,7 +52,7 @@ class Criterion:
     """Loss of a network by its name in ``train.loss``.
 
     ``auto`` is the network's default loss if it has one, else ``ce``, or ``ss_refined`` above `MAX_FULL_SOFTMAX_ITEMS`
-    items. A network without an inner product (NeuMF) defines ``loss`` and ``rejected_loss`` like `cross_entropy` and `rejected_item_loss`.
+    items. For a network with a custom sampler it is ``ss_logq`` above the network's own limit. A network without an inner product (NeuMF) defines ``loss`` and ``rejected_loss`` like `cross_entropy` and `rejected_item_loss`.
     Alternatively it defines ``sampled_loss`` with the rows' `OwnedItems` as an additional argument. A network with a
     custom sampler (Two-Tower) defines ``draw_negatives(targets) -> (ids, m q_j)``; draws of items that the user took are masked.
 
@@ -62,7 +63,9 @@ class Criterion:
     def __init__(self, network: Network, data: TrainData, settings: Train) -> None:
         members = OptionalMembers.from_network(network)
         custom_loss = members.sampled_loss or members.loss
-        default_loss = members.default_loss or ("ss_refined" if data.n_items > MAX_FULL_SOFTMAX_ITEMS else "ce")
+        limit = members.max_full_softmax_items or MAX_FULL_SOFTMAX_ITEMS
+        sampled = "ss_refined" if members.draw_negatives is None else "ss_logq"
+        default_loss = members.default_loss or (sampled if data.n_items > limit else "ce")
         self.name: str = default_loss if settings.loss == "auto" else settings.loss
         if custom_loss is not None and self.name != default_loss:
             expected = f"auto or {default_loss}, the loss that {type(network).__name__} defines"
@@ -71,6 +74,7 @@ class Criterion:
         self.target_loss: Callable[..., Tensor]
         self.rejected_loss: Callable[..., Tensor]
         self.masks_owned = self.samples = members.sampled_loss is not None
+        self.hides_seen = members.hides_seen and self.name == "ce"
         if custom_loss is not None or self.name == "ce":
             self.target_loss = custom_loss or cross_entropy
             self.rejected_loss = members.rejected_loss or rejected_item_loss
@@ -82,16 +86,24 @@ class Criterion:
             self.sampler = NegativeSampler(data.counts[1:], settings.negatives, settings.seed, by_count=corrected)
 
     def __call__(
-        self, items: Tensor, targets: LossRows, rejected: LossRows | None, owned: OwnedItems | None = None
+        self,
+        items: Tensor,
+        targets: LossRows,
+        rejected: LossRows | None,
+        owned: OwnedItems | None = None,
+        seen: SeenItems | None = None,
     ) -> Tensor:
         """Return the weighted mean loss over targets and rejected items; items (N, D).
 
         Args:
             owned: Owned items of the target rows; required if ``masks_owned``.
+            seen: Items that ``ce`` leaves out of the softmax of a target; only if ``hides_seen``.
         """
         if self.samples:
             loss: Tensor = self.target_loss(targets.vectors, items, targets.items, targets.weights, owned)
             sampled = None
+        elif seen is not None:
+            sampled, loss = None, cross_entropy(targets.vectors, items, targets.items, targets.weights, seen)
         else:
             sampled = None if self.sampler is None else SampledItems(*self.sampler(targets.items))
             loss = self._mean(self.target_loss, items, targets, sampled, owned if self.masks_owned else None)
@@ -116,7 +128,9 @@ def weighted(row_losses: Tensor, weights: Tensor) -> Tensor:
     return (weights * row_losses).sum() / weights.sum()
 
 
-def cross_entropy(vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def cross_entropy(
+    vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor, seen: SeenItems | None = None
+) -> Tensor:
     """Return the full-softmax cross-entropy (``ce``).
 
     The loss is sum of w (ln sum over all items of e^s - s_target) / sum of w, with s = vector . item. The gradient is
@@ -124,8 +138,9 @@ def cross_entropy(vectors: Tensor, items: Tensor, targets: Tensor, weights: Tens
 
     Args:
         vectors: (R, D). items: (N, D). targets: (R,) int64 rows of ``items``. weights: (R,).
+        seen: Items that the sum of a row leaves out, except its target.
     """
-    loss: Tensor = _FullSoftmax.apply(vectors, items, targets, weights)  # type: ignore[no-untyped-call]
+    loss: Tensor = _FullSoftmax.apply(vectors, items, targets, weights, seen)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -146,10 +161,10 @@ class _SavedGradients(torch.autograd.Function):
     """Loss whose forward pass saves the gradients of users and items."""
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         vectors_grad, items_grad = ctx.saved_tensors
-        return grad * vectors_grad, grad * items_grad, None, None
+        return grad * vectors_grad, grad * items_grad, *(None for _ in ctx.needs_input_grad[2:])
 
 
 class _RejectedItemLoss(_SavedGradients):
@@ -186,7 +201,9 @@ class _FullSoftmax(_SavedGradients):
     """Cross-entropy and its gradients, chunk by chunk, with one reused score buffer."""
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, vectors: Tensor, items: Tensor, targets: Tensor, weights: Tensor, seen: SeenItems | None
+    ) -> Tensor:
         share = weights / weights.sum()  # (R,)
         vectors_grad = torch.empty_like(vectors)
         items_grad = torch.zeros_like(items)
@@ -200,10 +217,14 @@ class _FullSoftmax(_SavedGradients):
             target = items[targets[chunk]]  # (rows, D)
             w = share[chunk]  # (rows,)
             scores = torch.mm(chunk_vectors, items.T, out=scratch[: len(chunk_vectors)])  # (rows, N)
+            own = (chunk_vectors * target).sum(1)  # (rows,)
+            if seen is not None:
+                seen.hide(scores, start)
+                scores.scatter_(1, targets[chunk, None], own[:, None])
             top = scores.amax(1)
             powers = scores.sub_(top[:, None]).exp_()
             total = powers.sum(1)
-            loss += (w * (total.log() + top - (chunk_vectors * target).sum(1))).sum()
+            loss += (w * (total.log() + top - own)).sum()
             scale = (w / total)[:, None]
             vectors_grad[chunk] = scale * (powers @ items) - w[:, None] * target
             items_grad.addmm_(powers.T, scale * chunk_vectors)

@@ -77,6 +77,8 @@ class OptionalMembers:
     Attributes:
         kind: ``vectors``: scores are inner products with item vectors; ``rank``: the network scores candidates.
         default_loss: Name of the loss of ``train.loss = "auto"``.
+        max_full_softmax_items: Number of items above which ``auto`` samples negatives; None: that of all networks.
+        hides_seen: The full softmax of a target leaves out the items of its history where lists hide seen items.
         loss: Loss of target rows, as `recloop.training.losses.cross_entropy`.
         sampled_loss: Loss of target rows that draws its own negatives and receives the rows' `OwnedItems`.
         rejected_loss: Loss of rejected items, as `recloop.training.losses.rejected_item_loss`.
@@ -90,6 +92,8 @@ class OptionalMembers:
 
     kind: str = "vectors"
     default_loss: str | None = None
+    max_full_softmax_items: int | None = None
+    hides_seen: bool = False
     loss: Callable[..., Tensor] | None = None
     sampled_loss: Callable[..., Tensor] | None = None
     rejected_loss: Callable[..., Tensor] | None = None

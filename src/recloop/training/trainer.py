@@ -31,6 +31,7 @@ from recloop.training.losses import Criterion, LossRows
 from recloop.training.network import Network, OptionalMembers
 from recloop.training.pairs import PairBatch, PairDataset, PairSampler, fit_fold_in, users_with_row
 from recloop.training.sampled_losses import OwnedItems
+from recloop.training.seen_items import SeenItems
 from recloop.training.validation import TrainingCallback, ValidationSet
 from recloop.training.warm_start import (
     WARM_UP_STEPS,
@@ -51,14 +52,23 @@ WEIGHT_DECAY = 0.01  # weight decay of matrices; tables, biases and norms have n
 class Learner(lightning.LightningModule):
     """Lightning module of a built-in or custom network, its loss and its optimizer.
 
-    `recloop.training.network` lists the methods of a network.
+    `recloop.training.network` lists the methods of a network. With ``filter_seen`` the full softmax leaves out what a user
+    had, as lists do.
     """
 
-    def __init__(self, network: Network, data: TrainData, settings: Train, warm: WarmStartState | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        data: TrainData,
+        settings: Train,
+        warm: WarmStartState | None = None,
+        filter_seen: bool = False,
+    ) -> None:
         super().__init__()
         self.network: Any = network
         self.warm = warm
         self.criterion = Criterion(self.network, data, settings)
+        self.hides_seen = filter_seen and self.criterion.hides_seen
         self.lr = settings.lr * (1.0 if warm is None else warm.rate)
         self.item_codes: Tensor
         self.register_buffer("item_codes", torch.from_numpy(data.item_codes.astype(np.int64)), persistent=False)
@@ -86,7 +96,8 @@ class Learner(lightning.LightningModule):
         owned = None
         if self.criterion.masks_owned and batch.users is not None:
             owned = OwnedItems(self.owned, batch.users, has_target.nonzero()[:, 0], len(table) - 1)
-        return self.criterion(table[1:], targets, rejected, owned)
+        seen = SeenItems.from_batch(batch) if self.hides_seen else None
+        return self.criterion(table[1:], targets, rejected, owned, seen)
 
     def configure_optimizers(self) -> Any:
         """Build AdamW with decay for matrices; a warm start restores the parent's state."""
@@ -205,7 +216,8 @@ def train(
         validation_set = None
         if data.held is not None:
             validation_set = ValidationSet(data, data.held, config.features.max_history, config.split.filter_seen)
-        learner = (PairLearner if is_of_pairs else Learner)(network, data, settings, warm)
+        learner_class = PairLearner if is_of_pairs else Learner
+        learner = learner_class(network, data, settings, warm, config.split.filter_seen)
         callback = TrainingCallback(
             validation_set or None,
             folder,
