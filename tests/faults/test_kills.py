@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
+import signal
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 from fault_runs import Facts, size
+from forked_server import ForkedServer
 from senders import BATCH, Sender
-from servers import PATIENCE, Server, run_beside
+from servers import PATIENCE, run_beside
 
 from recloop.project import Project
+from recloop.storage import admin_token
 
 KILLS_BY_UPDATE = 50
 """Kills between two updates, so that a start reads few rows."""
@@ -22,29 +24,29 @@ KILLS_BY_UPDATE = 50
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_killed_service_keeps_what_it_acknowledged_once(
-    serving: Callable[..., Server], project: Project, facts: Facts
-) -> None:
+def test_killed_service_keeps_what_it_acknowledged_once(project: Project, facts: Facts) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        port = free.getsockname()[1]
     kills, draw, until = size(5, 1_000), random.Random(0), threading.Event()
     before = project.open_archive().watermark
-    server = serving(project.root, "--port", port)
-    senders = [Sender(number, server.url, server.token, until) for number in range(8)]
-    for sender in senders:
-        sender.start()
-    for kill in range(1, kills + 1):
-        time.sleep(draw.random())
-        server.close()
-        server = serving(project.root, "--port", port)
-        if kill % KILLS_BY_UPDATE == 0:
-            run_beside(project.root, "update", "--set", "update.input_check=false")
-    until.set()
-    for sender in senders:
-        sender.join(PATIENCE)
-        assert not sender.is_alive()
-    assert server.stop() == 0
+    with ForkedServer(project.root, port) as server:
+        server.start()
+        token = admin_token.read(project.root)
+        senders = [Sender(number, server.url, token, until) for number in range(8)]
+        for sender in senders:
+            sender.start()
+        for kill in range(1, kills + 1):
+            time.sleep(draw.random())
+            server.end(signal.SIGKILL)
+            server.start()
+            if kill % KILLS_BY_UPDATE == 0:
+                run_beside(project.root, "update", "--set", "update.input_check=false")
+        until.set()
+        for sender in senders:
+            sender.join(PATIENCE)
+            assert not sender.is_alive()
+        server.end(signal.SIGTERM)
     stored = Counter(event_ids_after(project, before))
     acknowledged = {name for sender in senders for name in sender.acknowledged}
     facts["kills"] = {
