@@ -57,11 +57,7 @@ def make(data: str, name: str, budget: str, epochs: int, seed: int, settings: li
 
     Each command runs in a separate process; the result file is written atomically.
     """
-    folder = PROJECTS / data
-    if not (folder / "recloop.toml").exists():
-        DATA[data].write(folder)
-    if not (folder / "data" / "manifest.json").exists():
-        recloop(folder, "prepare")
+    folder = prepared(data)
     model, variant = VARIANTS.get(name, (name, ()))
     sets = [f"model.name={model}", f"train.time_budget={budget}", f"train.seed={seed}"]
     sets += [*([f"train.epochs={epochs}"] if epochs else []), *variant, *settings]
@@ -91,6 +87,16 @@ def make(data: str, name: str, budget: str, epochs: int, seed: int, settings: li
     beside = file.with_suffix(".part")
     beside.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", "utf-8")
     beside.replace(file)
+
+
+def prepared(data: str) -> Path:
+    """Return the folder of a data set's project; write and prepare it unless it exists."""
+    folder = PROJECTS / data
+    if not (folder / "recloop.toml").exists():
+        DATA[data].write(folder)
+    if not (folder / "data" / "manifest.json").exists():
+        recloop(folder, "prepare")
+    return folder
 
 
 def recloop(folder: Path, *words: str) -> str:

@@ -17,6 +17,8 @@ LISTS: Final = ("served", "fusion")
 """Rows of several sources; their names need the model that was trained."""
 COLD_POSITIVES: Final = 5
 """Number of positives from which a user is not in the table of cold users."""
+MAX_FEATURES: Final = 20
+"""Rows of the table of a ranker's features."""
 HEAD: Final = """\
 # How good are the lists?
 
@@ -49,6 +51,7 @@ def page(results: Path) -> str:
     lines = [HEAD]
     for name, data in DATA.items():
         lines += section(name, data, found[name])
+        lines += features(results / f"importance-{name}-seed0.json")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -92,6 +95,23 @@ def cold_users(results: list[Result]) -> Iterator[str]:
         length = f"{bucket['from']}-{bucket['to']}" if bucket["to"] > bucket["from"] else str(bucket["from"])
         values = " | ".join(interval(bucket["rows"][name]) for name in names)
         yield f"| {length} | {bucket['moments']:,} | {bucket['users']:,} | {values} |"
+    yield ""
+
+
+def features(file: Path) -> Iterator[str]:
+    """Yield the features of a ranker with the largest losses; nothing without the file of `ranker_importance.py`."""
+    if not file.exists():
+        return
+    result = json.loads(file.read_text("utf-8"))
+    yield (
+        f"NDCG@10 that the ranker loses if the values of one feature are permuted over all candidates: {result['moments']:,} later moments "
+        f"of validation, which the trees did not learn, means over {result['users']:,} users and {result['permutations']} permutations. All "
+        f"{len(result['features'])} features together reach {result['NDCG@10']:.4f}. Features repeat each other, so losses do not add up "
+        f"(`{result['command']}`, {result['commit'][:7]}).\n"
+    )
+    yield "| feature | loss |"
+    yield "|---|---|"
+    yield from (f"| `{one['name']}` | {interval(one['loss'])} |" for one in result["features"][:MAX_FEATURES])
     yield ""
 
 

@@ -1,89 +1,189 @@
-"""Print what each feature of a bundle's ranker is worth: NDCG@10 lost by permuting it.
+"""Measure what each feature of a ranker is worth: NDCG@10 lost by permuting it on validation moments.
 
-    .venv/bin/python benchmarks/ranker_importance.py PROJECT BUNDLE [--moments 500]
+    .venv/bin/python benchmarks/ranker_importance.py                          # of Complete Journey
+    .venv/bin/python benchmarks/ranker_importance.py --data online-retail     # of another data set of `quality.py`
 
-The values of a feature are permuted over all candidates of moments of the test, which the ranker did not learn from.
-Values are means over moments, with one permutation by seed 0.
+Sources are fitted up to the start of validation. Trees learn from the first part of the period, as when `auto` chooses a
+ranker; its later moments judge. The values of a feature are permuted over all candidates of these moments. The test is
+not read. The result file holds command, commit, fingerprint of the data and seed; `quality.py --page` writes its table.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from provenance import provenance, revision
+from quality import RESULTS, prepared
+from quality_data import DATA
+from quality_page import Result
 
+from recloop.bundle import Bundle
 from recloop.bundle.checks import RANKER_GRAPH
-from recloop.data.prepare import load
-from recloop.evaluation import metrics
-from recloop.evaluation.lists import ListRecommender
-from recloop.evaluation.queries import make_queries, states_of
+from recloop.config import Config
+from recloop.data.prepare import PreparedData, load
+from recloop.evaluation import bootstrap, metrics
+from recloop.features.encode import EncodedBatch
+from recloop.features.ranking import Candidates
 from recloop.features.state_history import StateHistory
 from recloop.features.user_profile import MAX_QUERIES
-from recloop.project import open_project
-from recloop.recommend.catalog import Catalog
-from recloop.recommend.ranker import candidates_of, feature_space
-from recloop.recommend.sources import open_session
+from recloop.files import replace_json
+from recloop.models.base import TrainData, ValidationQueries
+from recloop.pipeline import training_steps as steps
+from recloop.project import Project, open_project
+from recloop.recommend.filters import CandidateMask
+from recloop.recommend.ranker import Scores, candidates_of, feature_space, tree_scores, write_best
+from recloop.recommend.recommender import Recommender
+from recloop.training import baselines, ranker
+from recloop.training.closed_form import further_models
+from recloop.training.dataset import ItemUserTables
+from recloop.training.ranker_examples import QueryBatches
 
 LENGTH: Final = 10
+PERMUTATIONS: Final = 3
 
 
 def main() -> None:
-    """Describe the candidates of some moments, then permute one feature after the other."""
-    wanted = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    wanted.add_argument("project", type=Path)
-    wanted.add_argument("bundle")
-    wanted.add_argument("--moments", type=int, default=500)
-    asked = wanted.parse_args()
-    project = open_project(asked.project)
-    data, bundle = load(project), project.load_bundle(asked.bundle)
-    spec = bundle.policy.ranker
-    if spec is None:
-        raise SystemExit(f"bundle {bundle.id} has no ranker")
-    queries = make_queries(data.test, project.config.split.targets)
-    timeline = StateHistory(data.events, data.users)
-    lists = ListRecommender(bundle, Catalog.from_frames([data.items]), bundle.default_placement, LENGTH)
-    space = feature_space(bundle, spec)
-    matrices, items, sizes, chosen = [], [], [], []
-    step = max(1, len(queries) // asked.moments)
-    for start in range(0, len(queries) - MAX_QUERIES + 1, step * MAX_QUERIES):
-        span = slice(start, start + MAX_QUERIES)
-        encoded, allowed = lists.encode(states_of(timeline, queries, span), queries.now[span])
-        recalled = lists.recommender.recall(encoded, allowed, list(spec.depths))
-        candidates = candidates_of(recalled, spec.depths, slice(0, MAX_QUERIES))
-        matrices.append(space.matrix(encoded, slice(0, MAX_QUERIES), candidates))
-        items.append(candidates.items)
-        sizes.append(np.diff(candidates.offsets))
-        chosen.append(np.arange(span.start, span.stop))
-    matrix, owners = np.concatenate(matrices), np.repeat(np.arange(sum(map(len, sizes))), np.concatenate(sizes))
-    moments = np.concatenate(chosen)
-    rows = np.concatenate([np.arange(queries.offsets[m], queries.offsets[m + 1]) for m in moments])
-    targets = bundle.items.ids.lookup([queries.targets[row] for row in rows], len(rows))
-    offsets = np.concatenate([[0], np.cumsum(np.diff(queries.offsets)[moments])])
-    session, all_items = open_session(bundle.graphs[RANKER_GRAPH]), np.concatenate(items)
+    """Write the result file of one data set."""
+    words = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    words.add_argument("--data", choices=DATA, default="complete-journey")
+    words.add_argument("--moments", type=int, default=12_000, help="ranker.moments: moments that teach and judge")
+    words.add_argument("--seed", type=int, default=0, help="train.seed, also of the permutations")
+    words.add_argument("--results", type=Path, default=RESULTS)
+    asked = words.parse_args()
+    project = open_project(prepared(asked.data))
+    result = {
+        **provenance(),
+        "commit": revision(),
+        "data": asked.data,
+        "seed": asked.seed,
+        "permutations": PERMUTATIONS,
+        "ranker.moments": asked.moments,
+        **importance(project, load(project), _with_settings(project.config, asked.moments, asked.seed)),
+    }
+    asked.results.mkdir(parents=True, exist_ok=True)
+    replace_json(asked.results / f"importance-{asked.data}-seed{asked.seed}.json", result)
+    for feature in result["features"]:
+        sys.stdout.write(f"{feature['loss']['value']:+.4f}  {feature['name']}\n")
 
-    def ndcg(features: np.ndarray) -> float:
-        scores = session.run(None, {"features": features})[0][:, 0]
-        order = np.lexsort((-scores, owners))
-        rank = np.arange(len(order)) - np.searchsorted(owners, owners)
-        top = rank < LENGTH
-        listed = np.zeros((len(moments), LENGTH), dtype=np.int64)
-        listed[owners[top], rank[top]] = all_items[order[top]]
-        return float(np.nanmean(metrics.ranking(listed, targets, offsets, LENGTH)["NDCG"]))
 
-    whole, random = ndcg(matrix), np.random.default_rng(0)
-    head = f"NDCG@10 {whole:.4f} on {len(moments):,} moments, {len(matrix):,} candidates, {len(space.names)} features"
-    sys.stdout.write(head + "\n")
-    losses = {}
-    for column, name in enumerate(space.names):
-        kept = matrix[:, column].copy()
-        matrix[:, column] = random.permutation(kept)
-        losses[name] = whole - ndcg(matrix)
-        matrix[:, column] = kept
-    for name, loss in sorted(losses.items(), key=lambda entry: -entry[1]):
-        sys.stdout.write(f"{loss:+.4f}  {name}\n")
+def _with_settings(config: Config, moments: int, seed: int) -> Config:
+    """Return the configuration with these moments and seed, and one thread for the trees."""
+    trees = config.ranker.model_copy(update={"moments": moments, "threads": 1})
+    return config.model_copy(
+        update={"ranker": trees, "train": config.train.model_copy(update={"seed": seed})},
+    )
+
+
+def importance(project: Project, data: PreparedData, config: Config) -> Result:
+    """Return what each feature is worth, the largest loss first.
+
+    Raises:
+        SystemExit: the protocol of the data has no period of validation.
+    """
+    tables = steps.build_tables(project, data)
+    arrays = steps.validation_arrays(project, tables, data)
+    if arrays.history is None or arrays.held is None:
+        raise SystemExit(f"ranker_importance.py: {data.manifest.protocol}; expected a temporal protocol")
+    past = StateHistory(steps.rows_before_cut(data), data.users)
+    bundle = _sources(config, data, arrays, tables, past)
+    bundle, judged = ranker.trees_and_later_moments(bundle, config, arrays, tables, past)
+    candidates = JudgedCandidates.of(bundle, judged, arrays, past)
+    return {"fingerprint": data.manifest.fingerprint, **candidates.losses(bundle, config.train.seed)}
+
+
+def _sources(
+    config: Config, data: PreparedData, arrays: TrainData, tables: ItemUserTables, past: StateHistory
+) -> Bundle:
+    """Return the counts up to the start of validation, with half-lives and weights as in a first run."""
+    counts, scorers = baselines.fit_counts(arrays, tables, further_models(config, arrays.n_items, {}))
+    manifest = steps.base_manifest(
+        config, tables, data.manifest.fingerprint, steps.rows_before_cut(data), data.manifest.held_seq or 0
+    )
+    draft = baselines.draft_bundle(config, tables, arrays, counts, scorers, manifest)
+    bundle, _ = baselines.choose_half_life_and_weights(draft, config, arrays, tables, past, 1, {"covisitation"})
+    return bundle
+
+
+@dataclass(frozen=True)
+class JudgedCandidates:
+    """Candidates of moments with their features (C, F)."""
+
+    names: tuple[str, ...]
+    matrix: np.ndarray
+    items: np.ndarray  # (C,) item_ix
+    offsets: np.ndarray  # (Q+1,) of the candidates of each moment
+    moments: ValidationQueries
+
+    @classmethod
+    def of(cls, bundle: Bundle, moments: ValidationQueries, arrays: TrainData, past: StateHistory) -> JudgedCandidates:
+        """Describe the candidates of lists at these moments."""
+        spec = bundle.policy.ranker
+        assert spec is not None
+        space = feature_space(bundle, spec)
+
+        def of_batch(
+            recommender: Recommender, encoded: EncodedBatch, allowed: CandidateMask, _span: slice
+        ) -> list[tuple[np.ndarray, Candidates]]:
+            recalled = recommender.recall(encoded, allowed, list(spec.depths), spec.depths)
+            parts = []
+            for start in range(0, len(encoded), MAX_QUERIES):
+                queries = slice(start, min(start + MAX_QUERIES, len(encoded)))
+                candidates = candidates_of(recalled, spec.depths, queries)
+                parts.append((space.matrix(encoded, queries, candidates), candidates))
+            return parts
+
+        batches = QueryBatches(bundle, arrays.user_ids, past, 1)
+        parts = [part for batch in batches.each(moments, of_batch) for part in batch]
+        sizes = np.concatenate([np.diff(candidates.offsets) for _, candidates in parts])
+        return cls(
+            space.names,
+            np.concatenate([matrix for matrix, _ in parts]),
+            np.concatenate([candidates.items for _, candidates in parts]),
+            np.concatenate([[0], np.cumsum(sizes)]),
+            moments,
+        )
+
+    def losses(self, bundle: Bundle, seed: int) -> Result:
+        """Return NDCG@10 by user, and the paired loss of each feature.
+
+        A loss is the mean of `PERMUTATIONS`; its interval is that of a bootstrap over users.
+        """
+        score = tree_scores(bundle.graphs[RANKER_GRAPH], len(self.names))
+        random = np.random.default_rng(seed)
+        whole, losses = self._ndcg(score), {}
+        for column, name in enumerate(self.names):
+            kept = self.matrix[:, column].copy()
+            permuted = []
+            for _ in range(PERMUTATIONS):
+                self.matrix[:, column] = random.permutation(kept)
+                permuted.append(self._ndcg(score))
+            self.matrix[:, column] = kept
+            losses[name] = bootstrap.difference(whole, np.mean(permuted, axis=0), seed).absolute
+        largest = sorted(losses, key=lambda name: -losses[name].value)
+        return {
+            "moments": len(self.moments),
+            "users": len(whole),
+            "candidates": len(self.matrix),
+            "NDCG@10": bootstrap.plain(float(whole.mean())),
+            "features": [{"name": name, "loss": losses[name].to_json()} for name in largest],
+        }
+
+    def _ndcg(self, score: Scores) -> np.ndarray:
+        """(U,) mean NDCG@10 of the lists of each user."""
+        lists = np.zeros((len(self.moments), LENGTH), dtype=np.int64)
+        best, offsets = np.empty(lists.size, dtype=np.int64), np.empty_like(self.offsets)
+        n_best = write_best(best, offsets, score(self.matrix, self.offsets), self.offsets, LENGTH)
+        lengths = np.diff(offsets)
+        slots = np.arange(n_best) - np.repeat(offsets[:-1], lengths)
+        lists[np.repeat(np.arange(len(lists)), lengths), slots] = self.items[best[:n_best]]
+        values = metrics.ranking(lists, self.moments.items, self.moments.offsets, LENGTH)["NDCG"]
+        _, users = np.unique(self.moments.user_ix, return_inverse=True)
+        return bootstrap.user_means(values[:, None], users, int(users.max()) + 1)[:, 0]
 
 
 if __name__ == "__main__":

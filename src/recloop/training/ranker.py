@@ -112,6 +112,22 @@ def choose_ranker(
     return RankerChoice(learner.bundle_of(examples, best.model), sentence, gain, examples.recall)
 
 
+def trees_and_later_moments(
+    bundle: Bundle, config: Config, data: TrainData, tables: ItemUserTables, past: StateHistory
+) -> tuple[Bundle, ValidationQueries]:
+    """Return trees over early validation moments, and the later moments.
+
+    The arguments are those of `choose_ranker`, under a temporal protocol.
+
+    Raises:
+        UserError: the early moments cannot teach trees.
+    """
+    assert data.held is not None
+    split = _period_split(data, data.held, config)
+    learner = _Learner(bundle, config, data, tables, past, 1)
+    return learner.bundle_of(learner.examples(split.early), "gbdt"), split.late
+
+
 class _Trial(NamedTuple):
     """Model that learned the early moments, and NDCG@10 (Q,) of its lists."""
 
