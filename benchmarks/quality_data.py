@@ -205,7 +205,12 @@ def complete_journey(folder: Path) -> None:
 
 
 DATA: Final[dict[str, DataSet]] = {
-    "complete-journey": DataSet("Complete Journey, a grocery chain's year", complete_journey, (*COUNTING, *NETWORKS)),
+    "complete-journey": DataSet(
+        "Complete Journey, a grocery chain's year",
+        complete_journey,
+        (*COUNTING, *NETWORKS),
+        settings={"covisitation": ("ranker.moments=12000", "ranker.trees=150", "ranker.leaves=31")},
+    ),
     "online-retail": DataSet("Online Retail, a gift wholesaler, seen items hidden", online_retail, (*COUNTING, "ease")),
     "ml-100k": DataSet(
         "MovieLens-100K, by time",
