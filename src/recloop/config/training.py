@@ -38,9 +38,9 @@ class Ranker(Section):
 
     model: Literal["auto", "gbdt", "mlp", "off"] = "auto"
     """Trees, network or no ranker of the recalled items; `auto` keeps what is better on validation."""
-    trees: int = pydantic.Field(60, ge=1, le=2000)
+    trees: int = pydantic.Field(100, ge=1, le=2000)
     """Number of trees; the time of a request grows with it."""
-    leaves: int = pydantic.Field(20, ge=2, le=1000)
+    leaves: int = pydantic.Field(31, ge=2, le=1000)
     """Largest number of leaves of a tree, which has at most six levels."""
     moments: int = pydantic.Field(12_000, ge=1)
     """Largest number of moments that teach the trees; the time of training grows with it."""
