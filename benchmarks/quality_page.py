@@ -87,6 +87,8 @@ def cold_users(results: list[Result]) -> Iterator[str]:
     if not measured:
         return
     buckets = [bucket for bucket in measured[0]["lengths"] if bucket["from"] < COLD_POSITIVES]
+    if not buckets:
+        return
     names = [row["model"] for row in measured[0]["rows"]]
     yield f"Users with few positives before the moment, NDCG@10; `served` is with {trained_name(measured[0])}:\n"
     yield f"| positives | moments | users | {' | '.join(names)} |"

@@ -168,3 +168,4 @@ def test_page_of_the_quality_benchmark_is_that_of_its_results(root: Path, monkey
     assert cold[0] == "| positives | moments | users | popular | bought_before | covisitation | served |"
     assert cold[1].startswith(f"| 0 | {mind['lengths'][0]['moments']} | ")
     assert not [*page.cold_users([result])], "an earlier result file has no such rows"
+    assert not [*page.cold_users([{**mind, "lengths": mind["lengths"][-1:]}])], "no user has few positives"

@@ -27,13 +27,12 @@ class TwoTower(AttentionEncoder, SequenceModel):
     Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", RecSys 2019. The item
     tower is an MLP over the sum of the item's row and its fields. The user tower is an MLP over a vector of the history
     plus user and request fields: time-decayed means of its item vectors (``pooled``), to which ``sequence`` adds the newest
-    moment after blocks of self-attention as in SASRec; the means, of vectors of length 1, are scaled by sqrt(D). The score is their cosine / tau; tau is learned and starts at 0.05.
-    Training drops the row of a share ``alone`` of items and the history of the same share of windows, where fields are
+    moment after blocks of self-attention as in SASRec; the means, of vectors of length 1, are scaled by sqrt(D). The score
+    is their cosine / tau; tau is learned and starts at 0.05. Training drops the row of a share ``alone`` of items and the history of the same share of windows, where fields are
     left. The towers thus learn to rank users and items without history by attributes (the fallback ``attributes``).
 
     ``train.loss = "auto"`` is ``ce`` up to `max_full_softmax_items` items, and ``ss_logq`` over `draw_negatives` above
-    (docs/definitions/losses.md). Where lists hide seen items, ``ce`` leaves out the items of the history: they are the
-    nearest ones to its mean, and the towers would spend their capacity on pushing them away.
+    (docs/definitions/losses.md). Where lists hide seen items, ``ce`` leaves out the items of the history.
 
     Shapes: B windows, T tokens, M moments, D = ``features.dim``, N items, C fields of the context, R targets.
     """
