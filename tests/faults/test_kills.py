@@ -18,8 +18,16 @@ from servers import PATIENCE, run_beside
 from recloop.project import Project
 from recloop.storage import admin_token
 
-KILLS_BY_UPDATE = 50
+KILLS_BY_UPDATE = 25
 """Kills between two updates, so that a start reads few rows."""
+UPDATE = [
+    f"--set={key}"
+    for key in (
+        "update.input_check=false", "release.gates.max_ndcg_loss=99", "release.gates.max_slice_loss=99",
+        "release.gates.max_latency_ratio=1e9", "release.gates.max_cold_coverage_loss=1",
+    )
+]  # fmt: skip
+"""Settings of the updates, whose rows are no preferences that a gate could judge."""
 
 
 @pytest.mark.slow
@@ -41,7 +49,7 @@ def test_killed_service_keeps_what_it_acknowledged_once(project: Project, facts:
             server.end(signal.SIGKILL)
             server.start()
             if kill % KILLS_BY_UPDATE == 0:
-                run_beside(project.root, "update", "--set", "update.input_check=false")
+                run_beside(project.root, "update", *UPDATE)
         until.set()
         for sender in senders:
             sender.join(PATIENCE)

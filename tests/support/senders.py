@@ -42,7 +42,7 @@ class Sender(threading.Thread):
                 self._send(client, [_row(user, name) for user, name in zip(users, names, strict=True)])
                 self.acknowledged += names
                 batch += 1
-                time.sleep(0.02)
+                time.sleep(0.05)
 
     def _send(self, client: httpx.Client, rows: list[dict[str, str]]) -> None:
         while True:
@@ -60,4 +60,4 @@ class Sender(threading.Thread):
 
 
 def _row(user_id: str, event_id: str) -> dict[str, str]:
-    return {"user_id": user_id, "item_id": "i14", "event_type": "view", "event_id": event_id}
+    return {"user_id": user_id, "item_id": "i14", "event_type": "purchase", "event_id": event_id}
