@@ -236,7 +236,13 @@ DATA: Final[dict[str, DataSet]] = {
             Published("gSASRec", 0.3003, 0.1726, "asash/gSASRec-pytorch"),
             Published("GRU4Rec, cross-entropy", 0.2887, 0.1679, "monkey0head/time-to-split"),
         ),
-        {"two_tower-pooled": ("train.epochs=1", "train.schedule=cosine", "train.time_budget=2h")},
+        {
+            "two_tower-pooled": ("train.epochs=1", "train.schedule=cosine", "train.time_budget=2h"),
+            "two_tower-sequence": (
+                *("features.dim=96", "features.max_history=200"),
+                *("train.epochs=2", "train.schedule=cosine", "train.time_budget=2h"),
+            ),
+        },
         picture=LEARNING_CURVES,
     ),
     "ncf-ml-1m": DataSet(
