@@ -55,6 +55,8 @@ dim = 8
 extra = []                     # "auto" also fits ItemKNN over all 63,571 items; the demo has minutes
 [ranker]
 moments = 4000                 # 12,000 by default; the demo has minutes
+trees = 60                     # 100 by default
+leaves = 20                    # 31 by default
 [train]
 epochs = 1
 time_budget = "12s"            # 10m by default; the demo has minutes
