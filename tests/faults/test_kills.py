@@ -27,7 +27,7 @@ UPDATE = [
         "release.gates.max_latency_ratio=1e9", "release.gates.max_cold_coverage_loss=1",
     )
 ]  # fmt: skip
-"""Settings of the updates, whose rows are no preferences that a gate could judge."""
+"""Gates accept every candidate: all senders buy one item, so lists cannot be judged."""
 
 
 @pytest.mark.slow

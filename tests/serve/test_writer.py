@@ -205,8 +205,8 @@ def test_create_with_a_running_application_raises_locked(app: Any, project: Proj
 
 
 @pytest.mark.parametrize("banned", [("torch", "lightning", "onnx"), ()])
-def test_serving_imports_without_torch(banned: tuple[str, ...]) -> None:
-    """Import where torch is missing, and where torch is installed but unused."""
+def test_serving_imports_no_library_of_training(banned: tuple[str, ...]) -> None:
+    """Import where torch is missing, and where it is installed but unused."""
     code = f"""
 import sys
 class Missing:

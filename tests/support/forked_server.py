@@ -1,4 +1,4 @@
-"""A service that starts in half a second: its process is forked from one that has imported it.
+"""A service that starts without imports: its process is forked from one that has imported it.
 
 A start by the command line takes 2 s of CPU for imports, too much for a thousand starts. The child runs the same command.
 """

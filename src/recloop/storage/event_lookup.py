@@ -11,7 +11,7 @@ from recloop.storage.database import Connection
 from recloop.storage.event_rows import EVENT_COLUMNS
 
 IN_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""Numbers of placeholders of a statement, few so that few statements are compiled; unused ones are NULL."""
+"""Lengths of the id list of a statement; few, so that few statements are compiled. Unused places are NULL."""
 T = TypeVar("T")
 
 
