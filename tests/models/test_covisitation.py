@@ -127,29 +127,3 @@ def test_covisitation_counts_pairs_of_one_moment_without_the_diagonal() -> None:
     assert rows[1] == pytest.approx([0, 1 / 22.5, 1 / 22.5, 0.5 / 22.5])
     assert rows[2] == pytest.approx([0, 2 / 22.5, 0, 0.5 / 22.5])
     assert rows[3] == pytest.approx([0, 0.5 / 21, 0.5 / 21, 0])
-
-
-@pytest.mark.parametrize("width", [1, 6, 25])
-def test_largest_entries_equal_a_sort_by_value_and_column(width: int) -> None:
-    generator = np.random.default_rng(width)
-    counts = np.where(generator.random((30, 25)) < 0.5, generator.integers(1, 4, (30, 25)), 0).astype(np.float64)
-    largest = neighbour_rows.largest(sp.csr_array(counts), width, counts.sum(axis=1) + 20.0).toarray()
-    for row, values in zip(largest, counts, strict=True):
-        kept = np.argsort(-values, kind="stable")[: min(width, np.count_nonzero(values))]
-        assert np.flatnonzero(row).tolist() == sorted(kept.tolist())
-        assert row[kept].tolist() == (values[kept] / (values.sum() + 20.0)).tolist()
-
-
-@pytest.mark.parametrize("index", [np.int32, np.int64])
-def test_product_within_its_bound_equals_that_of_scipy(index: type) -> None:
-    generator = np.random.default_rng(3)
-    dense = [np.where(generator.random(shape) < 0.3, generator.random(shape), 0.0) for shape in ((9, 7), (7, 8))]
-    dense[0][2] = 0  # a row without an entry
-    left, right = map(sp.csr_array, dense)
-    for matrix in (left, right):
-        matrix.indices, matrix.indptr = matrix.indices.astype(index), matrix.indptr.astype(index)
-    bound = int(neighbour_rows.products(left, right).sum())
-    assert np.array_equal(neighbour_rows.product(left, right, bound).toarray(), (left @ right).toarray())
-    assert neighbour_rows.product(left, right, 10**15).nnz == (left @ right).nnz  # bounded by the shape
-    empty = neighbour_rows.product(left[:0], right, 0)
-    assert empty.shape == (0, 8)

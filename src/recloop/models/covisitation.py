@@ -9,7 +9,7 @@ import pydantic
 import scipy.sparse as sp
 
 from recloop.models.base import ModelConfig, TrainData, decay_at
-from recloop.models.neighbour_rows import Factors, in_blocks, largest, narrow
+from recloop.models.neighbour_rows import PairCounts, nearest
 from recloop.models.search_space import Choice, Range, SearchSpace
 
 LAG_WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)
@@ -70,23 +70,15 @@ class CoVisitation:
         size = data.n_items + 1
         moment_items = _moment_items(data.items, data.moment_offsets, size)
         decayed = _weighted(moment_items, data.decay(self.config.half_life))
-        following = narrow(_following(decayed, data.moment_user, self.config.lags))
-        item_moments = narrow(sp.csr_array(moment_items.T))
-        together = [
+        item_moments = sp.csr_array(moment_items.T)
+        factors = [
+            (item_moments, _following(decayed, data.moment_user, self.config.lags)),
             *_guest_pairs(data, self.config.half_life, self.config.guests),
-            *([(item_moments, narrow(self.config.same * decayed))] if self.config.same else []),
+            *([(item_moments, sp.csr_array(self.config.same * decayed))] if self.config.same else []),
         ]
-
-        def neighbours(rows: slice, counts: list[sp.csr_array]) -> sp.csr_array:
-            block, *all_pairs = counts
-            for pairs in all_pairs:
-                pairs.setdiag(0.0, k=rows.start)  # an item is not its own neighbour in a basket
-                block = sp.csr_array(block + pairs)
-                block.eliminate_zeros()
-            sums = np.asarray(block.sum(axis=1)).ravel() + self.config.shrink
-            return largest(block, self.config.width, sums)
-
-        return in_blocks([(item_moments, following), *together], neighbours)
+        groups, items = zip(*factors, strict=True)
+        counts = PairCounts(sp.hstack(groups, format="csr"), sp.vstack(items, format="csr"), len(data.moment_user))
+        return nearest(counts, self.config.width, self.config.shrink)
 
 
 def _moment_items(items: np.ndarray, offsets: np.ndarray, size: int) -> sp.csr_array:
@@ -111,7 +103,7 @@ def _weighted(moment_items: sp.csr_array, weights: np.ndarray) -> sp.csr_array:
     return sp.csr_array((values, moment_items.indices, moment_items.indptr), shape=moment_items.shape)
 
 
-def _guest_pairs(data: TrainData, half_life: float | None, weight: float) -> list[Factors]:
+def _guest_pairs(data: TrainData, half_life: float | None, weight: float) -> list[tuple[sp.csr_array, sp.csr_array]]:
     """Factors (N+1, M) and (M, N+1) of the pair counts of guest baskets.
 
     The list is empty without baskets.
@@ -120,7 +112,7 @@ def _guest_pairs(data: TrainData, half_life: float | None, weight: float) -> lis
         return []
     baskets = _moment_items(data.guests.items, data.guests.offsets, data.n_items + 1)
     decay = weight * decay_at(data.guests.stamps, data.cut, half_life)
-    return [(narrow(sp.csr_array(baskets.T)), narrow(_weighted(baskets, decay)))]
+    return [(sp.csr_array(baskets.T), _weighted(baskets, decay))]
 
 
 def _following(moment_items: sp.csr_array, user: np.ndarray, lags: tuple[float, ...]) -> sp.csr_array:

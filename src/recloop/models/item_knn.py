@@ -9,7 +9,7 @@ import pydantic
 import scipy.sparse as sp
 
 from recloop.models.base import ModelConfig, TrainData, user_items
-from recloop.models.neighbour_rows import in_blocks, largest, narrow
+from recloop.models.neighbour_rows import PairCounts, nearest
 from recloop.models.search_space import Choice, Range, SearchSpace
 
 
@@ -43,16 +43,7 @@ class ItemKNN:
 
     def fit(self, data: TrainData) -> dict[str, np.ndarray]:
         """Fit the three ``neighbours.*`` arrays of a CSR matrix (N+1, N+1)."""
-        users = narrow(user_items(data))
-        items = narrow(sp.csr_array(users.T))
-        n_users = np.sqrt(np.diff(items.indptr))  # (N+1,)
-
-        def neighbours(rows: slice, counts: list[sp.csr_array]) -> sp.csr_array:
-            (block,) = counts
-            row = np.repeat(np.arange(rows.start, rows.stop), np.diff(block.indptr))
-            block.data /= n_users[row] * n_users[block.indices] + self.config.shrink
-            block.data[row == block.indices] = 0  # an item is not its own neighbour
-            block.eliminate_zeros()
-            return largest(block, self.config.width, np.ones(block.shape[0]))
-
-        return in_blocks([(items, users)], neighbours)
+        users = user_items(data)
+        items = sp.csr_array(users.T)
+        norms = np.sqrt(np.diff(items.indptr))
+        return nearest(PairCounts(items, users), self.config.width, self.config.shrink, norms)
