@@ -6,12 +6,12 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
-from recloop.config import FILE, Clean, Config, Data, Events
+from recloop.config import FILE, Clean, Config, Events
 from recloop.data import rejected_rows
 from recloop.data.clean import RULES, CleanResult, clean
 from recloop.data.doctor.profile import timestamp_resolution
@@ -22,12 +22,12 @@ from recloop.errors import UserError
 from recloop.files import JsonTree, replace_file
 from recloop.init.catalog import guess_catalog
 from recloop.init.events import guess_events
-from recloop.init.features import Side, choose_fields, choose_title, title_columns
-from recloop.init.guess_data import guess_data
+from recloop.init.features import choose_fields, choose_title, title_columns
+from recloop.init.guess_data import GuessedData, guess_data
 from recloop.init.log_input import GuessedSetting, Guesses
 from recloop.init.read_input import read_input
-from recloop.init.template import MIN_NEW, MIN_NEW_ITEM_SHARE, MIN_REPEAT_SHARE, config_text
-from recloop.records import ITEM_ID, LABEL, QUANTITY, STAMP, TIMESTAMP, USER_ID, guest_rows
+from recloop.init.template import MIN_NEW, MIN_NEW_ITEM_SHARE, MIN_REPEAT_SHARE, GuessedConfig, config_text
+from recloop.records import LABEL, QUANTITY, STAMP, TIMESTAMP, USER_ID, guest_rows
 from recloop.settings import build
 
 
@@ -122,66 +122,47 @@ def inspect_log(
     """Guess the settings of a log without writing them."""
     log = read_input(folder, (file, items, users, orders), ask, accept, chosen or {})
     guesses = Guesses()
-    guessed = guess_data(log, guesses)
-    data, item_side, user_side = guessed.data, guessed.items, guessed.users
-    names = data.columns.model_dump()
-    title = choose_title(item_side, data.item_key or names[ITEM_ID])
-    guesses.say("data.columns.name", title.name, title.why)
-    data = data.model_copy(update={"columns": data.columns.model_copy(update={"name": title.name})})
-    raw = parse_events(log.tables, data, orders=log.orders)
+    guessed = _with_title(guess_data(log, guesses), guesses)
+    raw = parse_events(log.tables, guessed.data, orders=log.orders)
+    data = guessed.data
     if data.time_unit == "auto":
         data = data.model_copy(update={"time_unit": _unit(raw)})
     guesses.say("data.time_unit", data.time_unit, raw.info.partition("stamps: ")[2])
-    events, why = guess_events(raw.frame, names)
-    _say_events(events, why, guesses)
+    names = data.columns.model_dump()
+    events, events_reason = guess_events(raw.frame, names)
+    _say_events(events, events_reason, guesses)
     resolution = "order number" if data.time_unit == "order" else timestamp_resolution(raw.frame[TIMESTAMP])
     rules = guess_rules(resolution, bool(names[QUANTITY]), guessed.exclude_items, guesses)
     cleaned = clean(raw.frame, Config(data=data, events=events, clean=rules))
     remedies = _remedies(raw, cleaned, resolution)
     for setting, text in remedies.items():
         guesses.say("update would stop", setting, text)
-    repeats = _repeats(cleaned)
-    guesses.say("split.filter_seen", repeats < MIN_REPEAT_SHARE, f"{repeats * 100:.1f} % of positive rows are repeats")
-    new_items = new_item_share(cleaned.valid_rows) if repeats >= MIN_REPEAT_SHARE else 0.0
-    if new_items >= MIN_NEW_ITEM_SHARE:
-        why = f"{new_items * 100:.1f} % of the newest items of users are new to them"
-        guesses.say("placement.home.min_new", MIN_NEW, why)
-    fields = _features(item_side, user_side, data, title.name, guesses)
-    segment = next(
-        (field["from"] for field in fields["user"].values() if field["kind"] == "category" and field["values"] <= 20),
-        "",
-    )
-    if segment:
-        guesses.say("serve.segment", segment, "popular items per value of this field")
+    repeats, new_items = _repeats(cleaned, guesses)
+    fields = _features(guessed, guesses)
+    segment = _segment(fields["user"], guesses)
     catalog = {} if log.items is None else guess_catalog(log.items[0].columns, guesses)
-    scenario, reason = _scenario(cleaned, repeats, any(fields.values()))
-    guesses.say("scenario", scenario, reason)
+    scenario, scenario_reason = _scenario(cleaned, repeats, any(fields.values()))
+    guesses.say("scenario", scenario, scenario_reason)
+    reasons = {guess.key: guess.why for guess in guesses.settings}
     text = config_text(
-        data=data,
-        info=raw.info,
-        events=(events, why),
-        resolution=resolution,
-        repeats=repeats,
-        new_items=new_items,
-        fields=fields,
-        catalog=catalog,
-        segment=segment,
-        scenario=(scenario, reason),
-        rules=rules,
-        reasons={guess.key: guess.why for guess in guesses.settings},
-    )
+        GuessedConfig(
+            data, raw.info, events, events_reason, rules, resolution, repeats, new_items, fields, catalog, segment,
+            scenario, scenario_reason, reasons,
+        )
+    )  # fmt: skip
     build(tomllib.loads(text), environment={})
-    rows = RowCounts(
-        raw.read,
-        len(cleaned.valid_rows),
-        _removed(raw, cleaned),
-        len(raw.rejects),
-        rejected_rows.reasons(raw.rejects),
-        log.sampled,
-    )
     command, keep = _next(cleaned, remedies)
-    columns = {**names, "name": title.name}
-    return InitResult(columns, data.time_unit, scenario, tuple(guesses.settings), text, rows, command, keep)
+    counts = _counts(raw, cleaned, log.sampled)
+    return InitResult(names, data.time_unit, scenario, tuple(guesses.settings), text, counts, command, keep)
+
+
+def _with_title(guessed: GuessedData, guesses: Guesses) -> GuessedData:
+    """Name the column of titles."""
+    data = guessed.data
+    title = choose_title(guessed.items, data.item_key or data.columns.item_id)
+    guesses.say("data.columns.name", title.name, title.why)
+    columns = data.columns.model_copy(update={"name": title.name})
+    return replace(guessed, data=data.model_copy(update={"columns": columns}))
 
 
 def guess_rules(resolution: str, counted: bool, exclude_items: Sequence[str], guesses: Guesses) -> Clean:
@@ -217,13 +198,13 @@ def _say_events(events: Events, why: str, guesses: Guesses) -> None:
     guesses.say("events.undo", dict(events.undo), reason)
 
 
-def _features(
-    item_side: Side | None, user_side: Side | None, data: Data, title: str, guesses: Guesses
-) -> dict[str, dict[str, JsonTree]]:
+def _features(guessed: GuessedData, guesses: Guesses) -> dict[str, dict[str, JsonTree]]:
     """Features by side and name."""
+    data = guessed.data
+    titles = title_columns(data.columns.name)
     fields = {
-        "item": choose_fields(item_side, data.item_key or data.columns.item_id, title_columns(title)),
-        "user": choose_fields(user_side, data.user_key or data.columns.user_id, set(), with_texts=False),
+        "item": choose_fields(guessed.items, data.item_key or data.columns.item_id, titles),
+        "user": choose_fields(guessed.users, data.user_key or data.columns.user_id, set(), with_texts=False),
     }
     for side, features in fields.items():
         for name, field in features.items():
@@ -231,8 +212,19 @@ def _features(
     return fields
 
 
-def _removed(raw: RawEvents, cleaned: CleanResult) -> dict[str, int]:
-    return ({"where": raw.left_out} if raw.left_out else {}) | cleaned.removed
+def _segment(fields: Mapping[str, JsonTree], guesses: Guesses) -> str:
+    """Field of users by which popular items are counted; "" without one of few values."""
+    few = (field["from"] for field in fields.values() if field["kind"] == "category" and field["values"] <= 20)
+    segment = next(few, "")
+    if segment:
+        guesses.say("serve.segment", segment, "popular items per value of this field")
+    return segment
+
+
+def _counts(raw: RawEvents, cleaned: CleanResult, is_sample: bool) -> RowCounts:
+    removed = ({"where": raw.left_out} if raw.left_out else {}) | cleaned.removed
+    reasons = rejected_rows.reasons(raw.rejects)
+    return RowCounts(raw.read, len(cleaned.valid_rows), removed, len(raw.rejects), reasons, is_sample)
 
 
 def _next(cleaned: CleanResult, remedies: Mapping[str, str]) -> tuple[str, str]:
@@ -283,8 +275,18 @@ def _unit(raw: RawEvents) -> str:
     return "iso"
 
 
-def _repeats(cleaned: CleanResult) -> float:
-    return repeat_share(cleaned.valid_rows)
+def _repeats(cleaned: CleanResult, guesses: Guesses) -> tuple[float, float]:
+    """Share of repeats among positive rows, and of new items among users' newest.
+
+    The second is 0 for a log with few repeats.
+    """
+    repeats = repeat_share(cleaned.valid_rows)
+    guesses.say("split.filter_seen", repeats < MIN_REPEAT_SHARE, f"{repeats * 100:.1f} % of positive rows are repeats")
+    new_items = new_item_share(cleaned.valid_rows) if repeats >= MIN_REPEAT_SHARE else 0.0
+    if new_items >= MIN_NEW_ITEM_SHARE:
+        why = f"{new_items * 100:.1f} % of the newest items of users are new to them"
+        guesses.say("placement.home.min_new", MIN_NEW, why)
+    return repeats, new_items
 
 
 def _scenario(cleaned: CleanResult, repeats: float, attributes: bool) -> tuple[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from recloop.config import Clean, Data, Events
@@ -103,87 +104,112 @@ segment = {segment}
 """
 
 
-def config_text(
-    data: Data,
-    info: str,
-    events: tuple[Events, str],
-    resolution: str,
-    repeats: float,
-    new_items: float,
-    fields: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    catalog: Mapping[str, str],
-    segment: str,
-    scenario: tuple[str, str],
-    rules: Clean,
-    reasons: Mapping[str, str],
-) -> str:
-    """Render recloop.toml.
+@dataclass(frozen=True)
+class GuessedConfig:
+    """Settings that `init` guessed, and facts that its comments say.
 
-    Args:
-        data: The guessed ``[data]``.
+    Attributes:
         info: Summary of files, encoding and stamp format.
-        events: The guessed ``[events]`` and the reason.
+        events_reason, scenario_reason: Why ``events`` and ``scenario`` were guessed.
         resolution: Resolution of the stamps if the burst rule is off, else "".
         repeats: Share of repeats among positive rows.
         new_items: Share of new items among the newest items of users; 0 for a log without repeats.
         fields: By side and name: kind, from, dim, why.
         catalog: Keys of ``[catalog]`` that differ from their defaults.
         segment: ``serve.segment``.
-        scenario: Name of the scenario and the reason.
-        rules: The guessed ``[clean]``.
         reasons: Reason by key of the guesses.
     """
-    blocks = [
-        HEAD_TEMPLATE.format(
-            info=printable(info), events=_text(data.events), items=_text(data.items), users=_text(data.users),
-            time_unit=_text(data.time_unit), layout=_layout(data, reasons),
-        ),
-        *(
-            _column(column, getattr(data.columns, column), reasons.get(f"data.columns.{column}", why) if column in OPTIONAL_NOTES else why)
-            for column, why in {**COLUMN_NOTES, **_optional_columns(data)}.items()
-        ),
-        *_subtables(data, reasons),
-        EVENTS_TEMPLATE.format(
-            why=printable(events[1]), neutral=_list(events[0].neutral), positive=_list(events[0].positive),
-            negative=_list(events[0].negative), weights=_table(events[0].weights), history=_list(events[0].history),
-            undo=_table(events[0].undo),
-        ),
-    ]  # fmt: skip
-    burst = "burst = { events = 10, seconds = 1 }   # more rows at once than a person produces"
-    if resolution:
-        burst = f'burst = "off"                     # stamps have a resolution of one {resolution}'
-    seen_rule = "never show seen items" if repeats < MIN_REPEAT_SHARE else "seen items may be shown again"
-    blocks.append(
-        CLEAN_TEMPLATE.format(
-            burst=burst,
-            duplicates=_text(rules.duplicates),
-            equal="" if rules.duplicates == "exact" else ": equal rows are a quantity",
-            exclude_items=f"exclude_items = {_list(rules.exclude_items)}   # not products\n"
-            if rules.exclude_items
-            else "",
-            filter_seen="true" if repeats < MIN_REPEAT_SHARE else "false",
-            repeats=f"{repeats * 100:.1f} % of positive rows are repeats: {seen_rule}",
-        )
+
+    data: Data
+    info: str
+    events: Events
+    events_reason: str
+    rules: Clean
+    resolution: str
+    repeats: float
+    new_items: float
+    fields: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    catalog: Mapping[str, str]
+    segment: str
+    scenario: str
+    scenario_reason: str
+    reasons: Mapping[str, str]
+
+
+def config_text(guessed: GuessedConfig) -> str:
+    """Render recloop.toml."""
+    return "".join(
+        [
+            *_data_blocks(guessed),
+            _events_block(guessed.events, guessed.events_reason),
+            _clean_block(guessed),
+            *_feature_blocks(guessed.fields),
+            _catalog_block(guessed.catalog),
+            TAIL_TEMPLATE.format(
+                scenario=guessed.scenario,
+                reason=printable(guessed.scenario_reason),
+                segment=_segment(guessed.segment),
+                min_new=_min_new(guessed.new_items),
+                further=_further_placements(guessed.repeats),
+            ),
+        ]
     )
+
+
+def _data_blocks(guessed: GuessedConfig) -> list[str]:
+    """Head of the file, ``[data]``, its columns and further tables."""
+    data, reasons = guessed.data, guessed.reasons
+    head = HEAD_TEMPLATE.format(
+        info=printable(guessed.info), events=_text(data.events), items=_text(data.items), users=_text(data.users),
+        time_unit=_text(data.time_unit), layout=_layout(data, reasons),
+    )  # fmt: skip
+    optional = _optional_columns(data)
+    why = COLUMN_NOTES | {name: reasons.get(f"data.columns.{name}", note) for name, note in optional.items()}
+    return [head, *(_column(name, getattr(data.columns, name), why[name]) for name in why), *_subtables(data, reasons)]
+
+
+def _events_block(events: Events, reason: str) -> str:
+    return EVENTS_TEMPLATE.format(
+        why=printable(reason), neutral=_list(events.neutral), positive=_list(events.positive),
+        negative=_list(events.negative), weights=_table(events.weights), history=_list(events.history),
+        undo=_table(events.undo),
+    )  # fmt: skip
+
+
+def _clean_block(guessed: GuessedConfig) -> str:
+    """``[clean]``, ``[split]`` and the head of ``[features]``."""
+    rules = guessed.rules
+    burst = "burst = { events = 10, seconds = 1 }   # more rows at once than a person produces"
+    if guessed.resolution:
+        burst = f'burst = "off"                     # stamps have a resolution of one {guessed.resolution}'
+    hides_seen = guessed.repeats < MIN_REPEAT_SHARE
+    seen_rule = "never show seen items" if hides_seen else "seen items may be shown again"
+    left_out = f"exclude_items = {_list(rules.exclude_items)}   # not products\n" if rules.exclude_items else ""
+    return CLEAN_TEMPLATE.format(
+        burst=burst,
+        duplicates=_text(rules.duplicates),
+        equal="" if rules.duplicates == "exact" else ": equal rows are a quantity",
+        exclude_items=left_out,
+        filter_seen="true" if hides_seen else "false",
+        repeats=f"{guessed.repeats * 100:.1f} % of positive rows are repeats: {seen_rule}",
+    )
+
+
+def _feature_blocks(fields: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """Yield a table for each feature of items and users."""
     for side, features in fields.items():
         for name, field in features.items():
-            blocks.append(f"\n[features.{side}.{_key(name)}]".ljust(35) + f"# {field['why']}\n")
-            blocks.append(f'kind = "{field["kind"]}"\nfrom = {_text(field["from"])}\ndim = {field["dim"]}\n')
+            yield f"\n[features.{side}.{_key(name)}]".ljust(35) + f"# {field['why']}\n"
+            yield f'kind = "{field["kind"]}"\nfrom = {_text(field["from"])}\ndim = {field["dim"]}\n'
             if field.get("separator"):
-                blocks[-1] += f"separator = {_text(field['separator'])}\n"
-    if catalog:
-        lines = "".join(f"{key} = {_text(column)}\n" for key, column in catalog.items())
-        blocks.append(f"\n[catalog]                         # columns with a meaning of their own\n{lines}")
-    blocks.append(
-        TAIL_TEMPLATE.format(
-            scenario=scenario[0],
-            reason=printable(scenario[1]),
-            segment=_segment(segment),
-            min_new=_min_new(new_items),
-            further=_further_placements(repeats),
-        )
-    )
-    return "".join(blocks)
+                yield f"separator = {_text(field['separator'])}\n"
+
+
+def _catalog_block(catalog: Mapping[str, str]) -> str:
+    if not catalog:
+        return ""
+    lines = "".join(f"{key} = {_text(column)}\n" for key, column in catalog.items())
+    return f"\n[catalog]                         # columns with a meaning of their own\n{lines}"
 
 
 REPEAT_PLACEMENTS: Final = """
