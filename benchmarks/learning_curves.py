@@ -27,7 +27,7 @@ from quality_data import DATA
 from recloop.data.prepare import load
 from recloop.features.state_history import StateHistory
 from recloop.models.base import load_model
-from recloop.pipeline.training_steps import base_manifest, build_tables, rows_before_cut, validation_arrays
+from recloop.pipeline.model_fitting import base_manifest, build_tables, rows_before_cut, validation_arrays
 from recloop.project import open_project
 from recloop.training import trainer, validation
 from recloop.training.baselines import ModelValidation, draft_bundle, fit_counts

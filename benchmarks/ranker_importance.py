@@ -33,7 +33,7 @@ from recloop.features.state_history import StateHistory
 from recloop.features.user_profile import MAX_QUERIES
 from recloop.files import replace_json
 from recloop.models.base import TrainData, ValidationQueries
-from recloop.pipeline import training_steps as steps
+from recloop.pipeline import model_fitting
 from recloop.project import Project, open_project
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.ranker import Scores, candidates_of, feature_space, tree_scores, write_best
@@ -85,11 +85,11 @@ def importance(project: Project, data: PreparedData, config: Config) -> Result:
     Raises:
         SystemExit: the protocol of the data has no period of validation.
     """
-    tables = steps.build_tables(project, data)
-    arrays = steps.validation_arrays(project, tables, data)
+    tables = model_fitting.build_tables(project, data)
+    arrays = model_fitting.validation_arrays(project, tables, data)
     if arrays.history is None or arrays.held is None:
         raise SystemExit(f"ranker_importance.py: {data.manifest.protocol}; expected a temporal protocol")
-    past = StateHistory(steps.rows_before_cut(data), data.users)
+    past = StateHistory(model_fitting.rows_before_cut(data), data.users)
     bundle = _sources(config, data, arrays, tables, past)
     bundle, judged = ranker.trees_and_later_moments(bundle, config, arrays, tables, past)
     candidates = JudgedCandidates.of(bundle, judged, arrays, past)
@@ -101,8 +101,8 @@ def _sources(
 ) -> Bundle:
     """Return the counts up to the start of validation, with half-lives and weights as in a first run."""
     counts, scorers = baselines.fit_counts(arrays, tables, further_models(config, arrays.n_items, {}))
-    manifest = steps.base_manifest(
-        config, tables, data.manifest.fingerprint, steps.rows_before_cut(data), data.manifest.held_seq or 0
+    manifest = model_fitting.base_manifest(
+        config, tables, data.manifest.fingerprint, model_fitting.rows_before_cut(data), data.manifest.held_seq or 0
     )
     draft = baselines.draft_bundle(config, tables, arrays, counts, scorers, manifest)
     bundle, _ = baselines.choose_half_life_and_weights(draft, config, arrays, tables, past, 1, {"covisitation"})

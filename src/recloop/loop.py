@@ -17,9 +17,8 @@ from recloop.data.posted_rows import PostedRows
 from recloop.data.prepare import PrepareResult, load, prepare
 from recloop.evaluation.table import EvaluationTable
 from recloop.models.base import check_model
-from recloop.pipeline import new_files, publish, redaction, step_reports, update_steps
+from recloop.pipeline import model_fitting, new_files, publish, redaction, step_reports, training_steps, update_steps
 from recloop.pipeline import restart as restarts
-from recloop.pipeline import training_steps as parts
 from recloop.pipeline import update_run as runs
 from recloop.pipeline.retention import apply_retention
 from recloop.pipeline.update_record import recorded
@@ -63,7 +62,7 @@ def first_run(project: Project, progress: Progress | None = None, verb: str = "u
         begin = time.monotonic()
         prepared = collect(project, progress)  # 1. collect
         trained = train(project, progress)  # 2-5. features, learn, evaluate, bundle
-        parts.make_live(project, trained.bundle, by=f"recloop {verb}", reason="first run")  # 6. make live
+        training_steps.make_live(project, trained.bundle, by=f"recloop {verb}", reason="first run")  # 6. make live
         return FirstRun(prepared, trained.bundle, trained.table, time.monotonic() - begin)
 
 
@@ -122,7 +121,7 @@ def collect(project: Project, progress: Progress | None = None, posted: PostedRo
     ``posted``: posted rows of the earlier data, which a new first run renumbers.
     """
     prepared = prepare(project, posted is None and has_log_rows(project), posted)
-    parts.init_log_and_states(project, prepared, load(project))
+    training_steps.init_log_and_states(project, prepared, load(project))
     step_reports.report_data(progress or NullProgress(), prepared)
     return prepared
 
@@ -136,14 +135,14 @@ def train(project: Project, progress: Progress | None = None, model: str | None 
     check_model(model or project.config.model.name)
     started, begin = datetime.now(UTC), time.monotonic()
     data = load(project)
-    run = parts.open_run(project, started)
-    tables = parts.build_tables(project, data)  # 2. features
-    arrays = parts.validation_arrays(project, tables, data)
+    run = training_steps.open_run(project, started)
+    tables = model_fitting.build_tables(project, data)  # 2. features
+    arrays = model_fitting.validation_arrays(project, tables, data)
     step_reports.report_features(progress, tables, arrays)
-    learned = parts.fit_models(project, tables, arrays, data, run, progress, model)  # 3. learn
-    table = parts.evaluate_on_test(project, [learned.bundle], data, progress)  # 4. evaluate
+    learned = model_fitting.fit_models(project, tables, arrays, data, run, progress, model)  # 3. learn
+    table = training_steps.evaluate_on_test(project, [learned.bundle], data, progress)  # 4. evaluate
     if project.config.train.refit:
-        learned = parts.refit(project.config, learned, data, run, progress)
-    bundle = parts.save_and_register(project, learned, table, data, run, started)  # 5. bundle
+        learned = model_fitting.refit(project.config, learned, data, run, progress)
+    bundle = training_steps.save_and_register(project, learned, table, data, run, started)  # 5. bundle
     step_reports.report_bundle(progress, bundle)
     return TrainResult(bundle, table, run.name, time.monotonic() - begin)

@@ -12,7 +12,7 @@ from recloop.data.prepare import load, prepare
 from recloop.demo.grocery_project import write_project
 from recloop.evaluation.evaluate import evaluate
 from recloop.manifest import Manifest, ModelSpec, TrainingRows
-from recloop.pipeline.training_steps import build_tables
+from recloop.pipeline.model_fitting import build_tables
 from recloop.project import open_project
 from recloop.recommend.catalog import Catalog
 from recloop.training.baselines import draft_bundle, fit_counts

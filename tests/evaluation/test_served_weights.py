@@ -13,8 +13,8 @@ from recloop.data.prepare import load, prepare
 from recloop.demo.grocery_days import DAYS
 from recloop.demo.grocery_project import write_project
 from recloop.evaluation.table import EvaluationTable
-from recloop.pipeline import training_steps
-from recloop.pipeline.training_steps import FittedBundle
+from recloop.pipeline import model_fitting, training_steps
+from recloop.pipeline.model_fitting import FittedBundle
 from recloop.progress import NullProgress
 from recloop.project import Project, open_project
 from recloop.training.fusion_weights import FusionChoice
@@ -27,9 +27,9 @@ def fitted(project: Project) -> tuple[FittedBundle, EvaluationTable]:
     """Fit the counting models and evaluate them."""
     prepare(project)
     data = load(project)
-    tables = training_steps.build_tables(project, data)
-    arrays = training_steps.validation_arrays(project, tables, data)
-    learned = training_steps.fit_models(project, tables, arrays, data, project.root, NullProgress(), "covisitation")
+    tables = model_fitting.build_tables(project, data)
+    arrays = model_fitting.validation_arrays(project, tables, data)
+    learned = model_fitting.fit_models(project, tables, arrays, data, project.root, NullProgress(), "covisitation")
     return learned, training_steps.evaluate_on_test(project, [learned.bundle], data, NullProgress())
 
 

@@ -35,7 +35,7 @@ from recloop.features.log_end import end_of
 from recloop.features.moments import moment_stamps, number_moments
 from recloop.features.state import StateBatch
 from recloop.features.state_history import StateHistory
-from recloop.pipeline.training_steps import THREADS
+from recloop.pipeline.model_fitting import THREADS
 from recloop.progress import NullProgress, Progress
 from recloop.recommend import similar_items as similar
 from recloop.recommend.catalog import Catalog

@@ -38,8 +38,8 @@ from recloop.init.log_input import GuessedSetting
 from recloop.init.template import MIN_REPEAT_SHARE
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
 from recloop.models.base import is_closed_form
+from recloop.pipeline.model_fitting import COUNTS_BUNDLE, THREADS, train_window, with_network
 from recloop.pipeline.step_reports import report_features
-from recloop.pipeline.training_steps import COUNTS_BUNDLE, THREADS, train_window, with_network
 from recloop.progress import ConsoleProgress, NullProgress, Progress
 from recloop.recommend.golden import check_golden
 from recloop.records import EVENT_SCHEMA, ITEM_ID, LABEL, SEQ, STAMP, USER_ID, guest_rows, max_int

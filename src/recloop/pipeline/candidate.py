@@ -19,7 +19,7 @@ from recloop.errors import UserError
 from recloop.features.learned_range import LearnedRange
 from recloop.features.state_history import StateHistory
 from recloop.models.base import TrainData
-from recloop.pipeline import training_steps
+from recloop.pipeline import model_fitting, training_steps
 from recloop.pipeline.served_slots import kept_slots
 from recloop.pipeline.update_run import RETROSPECTIVE_RULES, UpdateRun
 from recloop.policy import Placement, Policy, ScorerSpec
@@ -70,13 +70,13 @@ def build_child(
     arrays = train_data(tables, rows, None, kept_slots(run.project, data.events, run.until))
     kept = _kept_models(run, parent, arrays)
     counts, scorers = _fit_counts(run.config, arrays, tables, parent, kept)
-    manifest = training_steps.base_manifest(run.config, tables, data.manifest.fingerprint, rows, held_seq)
+    manifest = model_fitting.base_manifest(run.config, tables, data.manifest.fingerprint, rows, held_seq)
     child = baselines.draft_bundle(run.config, tables, arrays, counts, scorers, manifest)
     if kept:
         child = replace(child, users=parent.users)
     if has_network(parent):
         plan = _TrainPlan.for_child(run, parent, arrays, counts, warm_start)
-        child = training_steps.with_network(child, _fit_network(run, parent, arrays, plan, folder, started))
+        child = model_fitting.with_network(child, _fit_network(run, parent, arrays, plan, folder, started))
     child = replace(child, policy=_policy(run.config, parent, child))
     child = ranker.inherit_ranker(child, parent, run.config, arrays, tables)
     child = _with_new_trees(run, child, arrays, tables, rows)
@@ -101,7 +101,7 @@ def _with_new_trees(
     counts, scorers = _fit_counts(run.config, data, tables, child_of_recalled)
     early = baselines.draft_bundle(run.config, tables, data, counts, scorers, recalled)
     past = StateHistory(rows, run.data.users)
-    return ranker.refit_trees(child, early, run.config, data, tables, past, training_steps.THREADS)
+    return ranker.refit_trees(child, early, run.config, data, tables, past, model_fitting.THREADS)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class _TrainPlan:
         Training from scratch has no tight time budget.
         """
         if warm_start is None:
-            return cls(parent.manifest.train.repeated_epochs, training_steps.REFIT_SECONDS, None)
+            return cls(parent.manifest.train.repeated_epochs, model_fitting.REFIT_SECONDS, None)
         chosen = select_targets(arrays, warm_start.learned, run.config.update.replay_ratio, run.seed)
         parent_users = parent.users.ids.ids if parent.users else ()
         warm = WarmStartState(warm_start.state, chosen, LEARNING_RATE_SHARE, counts, parent.graphs, users=parent_users)

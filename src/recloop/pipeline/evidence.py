@@ -22,7 +22,7 @@ from recloop.evaluation.evaluate import evaluate
 from recloop.evaluation.paired import QueryResults
 from recloop.evaluation.queries import Queries, make_queries
 from recloop.files import JsonTree, replacing
-from recloop.pipeline import training_steps
+from recloop.pipeline import model_fitting
 from recloop.pipeline.journal import Journal
 from recloop.pipeline.update_run import UpdateRun
 from recloop.recommend.golden import check_golden
@@ -110,7 +110,7 @@ def candidate_table(run: UpdateRun, candidate: Bundle) -> JsonTree:
     test = EvaluationSplit(rows, rows, data.users)  # the states are given
     facts = {"split_hash": data.manifest.split_hash, "fingerprint": data.manifest.fingerprint}
     timeline = run.states_of(queries.users)
-    table = evaluate([candidate], test, run.catalog, run.config, facts, training_steps.THREADS, timeline=timeline)
+    table = evaluate([candidate], test, run.catalog, run.config, facts, model_fitting.THREADS, timeline=timeline)
     metrics = table.bundle_metrics()
     window = {"from_seq": run.live_range.until_seq + 1, "to_seq": run.until, "from": candidate.cut}
     return {**metrics, "protocol": {**metrics["protocol"], "set": "new_rows", "window": window}}

@@ -15,7 +15,7 @@ from recloop.bundle import Bundle
 from recloop.evaluation import paired
 from recloop.evaluation.paired import QueryResults
 from recloop.evaluation.queries import Queries, concatenate
-from recloop.pipeline import training_steps
+from recloop.pipeline import model_fitting
 from recloop.pipeline.update_run import UpdateRun
 from recloop.release import gate
 from recloop.release.gate_result import FORGETTING, GateResult
@@ -86,7 +86,7 @@ class Looks:
         holdout, rest_of_holdout = paired.split_sample(self._rests[1], n_holdout)
         self._rests = (rest_of_new_rows, rest_of_holdout)
         queries = concatenate([new_rows, holdout])
-        catalog, threads = self._run.catalog, training_steps.THREADS
+        catalog, threads = self._run.catalog, model_fitting.THREADS
         results = paired.answer_each(self._sides, queries, self._timeline, catalog, threads, with_lists=False)
         spans = (slice(0, len(new_rows)), slice(len(new_rows), len(queries)))
         look = Look(*(Answers(*(side.select(span) for side in results)) for span in spans))

@@ -20,7 +20,7 @@ from recloop.evaluation.queries import Queries, make_queries
 from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.monitoring import verify
-from recloop.pipeline import training_steps
+from recloop.pipeline import model_fitting
 from recloop.pipeline.evidence import broken_golden, holdout_users, pair_scores
 from recloop.pipeline.gate_rows import GateRows
 from recloop.progress import NullProgress, Progress
@@ -70,7 +70,7 @@ class BundleUnderTest:
         return cls(bundle, timeline, rows.catalog)
 
     def ask(self, queries: Queries) -> QueryResults:
-        return paired.answer(self.bundle, queries, self.timeline, self.catalog, training_steps.THREADS)
+        return paired.answer(self.bundle, queries, self.timeline, self.catalog, model_fitting.THREADS)
 
 
 @dataclass(frozen=True)

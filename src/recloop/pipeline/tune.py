@@ -24,7 +24,7 @@ from recloop.features.state_history import StateHistory
 from recloop.files import JsonTree
 from recloop.models.base import is_closed_form, load_model, model_class
 from recloop.models.search_space import Choice, Range, SearchSpace
-from recloop.pipeline.training_steps import base_manifest, build_tables, rows_before_cut, validation_arrays
+from recloop.pipeline.model_fitting import base_manifest, build_tables, rows_before_cut, validation_arrays
 from recloop.progress import NullProgress, Progress
 from recloop.project import Project
 from recloop.settings import dump

@@ -20,7 +20,7 @@ from recloop.evaluation.queries import Queries, make_queries
 from recloop.features.learned_range import FIRST_SEQ, nothing_held
 from recloop.features.log_end import end_of
 from recloop.monitoring import verify
-from recloop.pipeline import training_steps
+from recloop.pipeline import model_fitting
 from recloop.pipeline.candidate import (
     WarmStart,
     build_child,
@@ -170,7 +170,7 @@ def _answered_windows(run: UpdateRun, windows: Sequence[Queries]) -> list[Window
     The last window has the new rows.
     """
     timeline = run.states_of([user for queries in windows for user in queries.users])
-    losses = paired.window_losses(run.live, windows, timeline, run.catalog, training_steps.THREADS)
+    losses = paired.window_losses(run.live, windows, timeline, run.catalog, model_fitting.THREADS)
     to_seqs = [run.watermark] * (len(windows) - 1) + [run.until]
     recipe = run.live.manifest.recipe
     return [
@@ -211,8 +211,8 @@ def _full_candidate(run: UpdateRun) -> Bundle:
     data, split = run.data, split_log(run.data)
     rows = pl.concat([split.train, split.valid]).sort(SEQ)
     tables = make_tables(run.spec, rows, run.window.cut, data.items, data.users, run.live.items.ids.ids)
-    arrays = training_steps.validation_arrays(run.project, tables, split)
-    learned = training_steps.fit_models(run.project, tables, arrays, split, run.folder, run.progress, None)
+    arrays = model_fitting.validation_arrays(run.project, tables, split)
+    learned = model_fitting.fit_models(run.project, tables, arrays, split, run.folder, run.progress, None)
     return tag_child(run, learned.bundle, "full")
 
 

@@ -203,23 +203,16 @@ def train(
     windows = sequences.training(settings.windows)
     data = replace(data, targeted=sequences.target_moments(windows))
     with deterministic(settings.seed), quiet_lightning():
-        network.build(data, config.features.dim, config.features.max_history)
-        if warm is not None:
-            restore_weights(network, data, warm)
-        elif getattr(network.config, "start", "") == "counts":
-            network.init_items(torch.from_numpy(init_item_embeddings(data, config.features.dim, settings.seed)))
+        _start(network, data, config, warm)
         loader = (
             pair_loader(network, data, settings.seed, warm)
             if is_of_pairs
             else sequence_loader(sequences, windows, settings.seed)
         )
-        validation_set = None
-        if data.held is not None:
-            validation_set = ValidationSet(data, data.held, config.features.max_history, config.split.filter_seen)
         learner_class = PairLearner if is_of_pairs else Learner
         learner = learner_class(network, data, settings, warm, config.split.filter_seen)
         callback = TrainingCallback(
-            validation_set or None,
+            _validation_set(data, config),
             folder,
             settings.patience,
             budget,
@@ -229,21 +222,46 @@ def train(
             on_look=on_look,
         )
         trainer = make_trainer(settings.epochs, [callback, *(epoch_callbacks(network) if warm is None else [])], folder)
-        try:
-            if len(loader):
-                interruptible(lambda: trainer.fit(learner, loader))
-            else:
-                callback.keep(learner, learner.configure_optimizers()["optimizer"], None, 0, 0)
-        finally:
-            callback.close()
-        if not callback.kept.weights:  # the last step made a weight infinite
-            raise callback.diverged(trainer.global_step, math.nan, learner.lr)
+        _run(trainer, learner, loader, callback)
     network.load_state_dict(callback.kept.weights)
     learner.eval()
     if is_of_pairs:
         with torch.no_grad():
             fit_fold_in(network, sequences, learner.vectors())
     return learner, callback
+
+
+def _start(network: Any, data: TrainData, config: Config, warm: WarmStartState | None) -> None:
+    """Build the network with the parent's weights, or with items from counts."""
+    network.build(data, config.features.dim, config.features.max_history)
+    if warm is not None:
+        restore_weights(network, data, warm)
+    elif getattr(network.config, "start", "") == "counts":
+        network.init_items(torch.from_numpy(init_item_embeddings(data, config.features.dim, config.train.seed)))
+
+
+def _validation_set(data: TrainData, config: Config) -> ValidationSet | None:
+    """Return the validation moments; None if there are none."""
+    if data.held is None:
+        return None
+    return ValidationSet(data, data.held, config.features.max_history, config.split.filter_seen) or None
+
+
+def _run(trainer: lightning.Trainer, learner: Learner, loader: DataLoader[Any], callback: TrainingCallback) -> None:
+    """Train; without a batch keep the weights as they are.
+
+    Raises:
+        UserError: the last step made a weight infinite.
+    """
+    try:
+        if len(loader):
+            interruptible(lambda: trainer.fit(learner, loader))
+        else:
+            callback.keep(learner, learner.configure_optimizers()["optimizer"], None, 0, 0)
+    finally:
+        callback.close()
+    if not callback.kept.weights:
+        raise callback.diverged(trainer.global_step, math.nan, learner.lr)
 
 
 def pair_loader(network: Any, data: TrainData, seed: int, warm: WarmStartState | None) -> DataLoader[Any]:
