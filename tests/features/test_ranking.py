@@ -67,13 +67,6 @@ def candidates(n_queries: int = 1) -> Candidates:
     return Candidates(offsets, items, np.full((1, n), 2, np.float32), np.full((1, n), 0.5, np.float32))
 
 
-def test_are_within_counts_ranks_below_the_depth_of_any_source() -> None:
-    ranks = np.array([[0, 3, MISSING, 2], [MISSING, MISSING, 1, 5]], np.float32)
-    some = Candidates(np.array([0, 4]), np.arange(1, 5, dtype=np.int32), ranks, np.zeros_like(ranks))
-    assert some.are_within([3, 1]).tolist() == [True, False, False, True]
-    assert some.are_within([4, 2]).tolist() == [True, True, True, True]
-
-
 def plain_rhythm(history: list[Moment], item: int, stats: ItemStatistics) -> dict[str, float]:
     """Features of rhythm; the query is at midnight of a weekday."""
     assert stats.rhythm is not None

@@ -17,7 +17,7 @@ from recloop.recommend.golden import check_golden
 from recloop.simulation.shop import SimulatedShop
 from recloop.training import ranker
 
-SETS = ('model.name="covisitation"', 'release.refresh="manual"', 'ranker.model="gbdt"', "ranker.trees=5",
+SETS = ('model.name="covisitation"', 'release.refresh="manual"', 'ranker.model="gbdt"', "ranker.trees=20",
     "release.gates.max_latency_ratio=100", "release.gates.max_ndcg_loss=1", "release.gates.max_slice_loss=1",
 )  # fmt: skip
 KEPT = 0.85

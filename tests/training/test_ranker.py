@@ -43,20 +43,27 @@ def ranked(shop: Shop) -> Bundle:
         return shop.choose().bundle
 
 
-def test_ranker_scores_fewer_candidates_than_teach(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranker_learns_from_the_candidates_of_a_list(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranker, "MIN_MOMENTS", 2)
     monkeypatch.setattr(ranker, "MIN_JUDGED", 1)
     whole = shop.choose()
     assert whole.bundle.policy.ranker is not None
-    assert dict(whole.bundle.policy.ranker.depths) == {
-        source: ranker_examples.LIST_DEPTHS[source] for source in whole.bundle.policy.ranker.depths
-    }
-    monkeypatch.setattr(ranker, "LIST_DEPTHS", dict.fromkeys(ranker_examples.DEPTHS, 1))
+    depths = dict(whole.bundle.policy.ranker.depths)
+    assert depths == {source: ranker_examples.DEPTHS[source] for source in depths}
+    monkeypatch.setattr(ranker, "DEPTHS", dict.fromkeys(ranker_examples.DEPTHS, 1))
     few = shop.choose()
+    assert few.bundle.policy.ranker is not None
+    assert set(few.bundle.policy.ranker.depths.values()) == {1}
     assert few.recall is not None
     assert whole.recall is not None
     assert few.recall < whole.recall
-    assert few.bundle.graphs[RANKER_GRAPH] == whole.bundle.graphs[RANKER_GRAPH]
+
+
+def test_moments_with_one_class_do_not_teach() -> None:
+    is_target = np.array([0, 1, 0, 0, 1, 1, 1, 0], bool)
+    offsets = np.array([0, 2, 4, 4, 6, 8])  # both classes; none is a target; no candidate; all are targets; both
+    assert ranker_examples.columns_of_both_classes(is_target, offsets).tolist() == [0, 1, 6, 7]
+    assert ranker_examples.columns_of_both_classes(np.zeros(0, bool), np.zeros(1, np.int64)).tolist() == []
 
 
 def test_ranker_of_two_threads_equals_that_of_one(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

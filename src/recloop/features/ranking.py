@@ -95,15 +95,6 @@ class Candidates:
         is_target: np.ndarray = np.isin(keys_of(self.queries, self.items), wanted)
         return is_target
 
-    def are_within(self, depths: Sequence[int]) -> np.ndarray:
-        """(C,) bool: the candidate is among the first items of a source.
-
-        Args:
-            depths: (S,) first items of each source.
-        """
-        is_within: np.ndarray = ((self.ranks != MISSING) & (self.ranks < np.array(depths)[:, None])).any(axis=0)
-        return is_within
-
     def take(self, columns: np.ndarray) -> Candidates:
         """Return some of the candidates, in ascending order of ``columns``."""
         offsets = np.searchsorted(columns, self.offsets)

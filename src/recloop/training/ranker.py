@@ -29,7 +29,7 @@ from recloop.training.dataset import ItemUserTables
 from recloop.training.item_statistics import fit_statistics
 from recloop.training.kept_models import has_network
 from recloop.training.packages import missing_packages
-from recloop.training.ranker_examples import DEPTHS, LIST_DEPTHS, ExampleMaker, Examples, QueryBatches, ndcg
+from recloop.training.ranker_examples import DEPTHS, ExampleMaker, Examples, QueryBatches, ndcg
 from recloop.training.ranker_trees import fit_trees, load_lightgbm
 
 MIN_MOMENTS: Final = 200
@@ -332,13 +332,12 @@ class _Learner:
     ) -> None:
         statistics = fit_statistics(data, tables, with_rhythm)
         depths = {source: DEPTHS[source] for source in FUSED_SOURCES if source in bundle.scorers}
-        self._list_depths = {source: LIST_DEPTHS[source] for source in depths}
         self._bundle = replace(bundle, arrays={**bundle.arrays, **statistics.to_arrays()})
         names = RankerSpec("gbdt", depths, (), statistics.fields, statistics.numbers, 0, 0)
         self._space = feature_space(self._bundle, names, check=False)
         self._spec = replace(names, features=self._space.names)
         batches = QueryBatches(bundle, data.user_ids, past, threads)
-        self._maker = ExampleMaker(batches, self._space, depths, self._list_depths, config.train.seed)
+        self._maker = ExampleMaker(batches, self._space, depths)
         self._config = config
         self._until = data.cut if data.history is None else data.history.cut
 
@@ -348,9 +347,7 @@ class _Learner:
 
     def bundle_of(self, examples: Examples, model: str) -> Bundle:
         """Return the bundle with a model that learned from these examples."""
-        spec = replace(
-            self._spec, model=model, depths=self._list_depths, moments=len(examples.sizes), until=self._until
-        )
+        spec = replace(self._spec, model=model, moments=len(examples.sizes), until=self._until)
         if model == "gbdt":
             graph = fit_trees(examples, self._config)
         else:

@@ -1,7 +1,6 @@
 """Examples that teach the trees of a ranker, and the lists that judge them.
 
-Batches of queries are answered in threads. A sample depends on the seed and the position of its batch, so that the
-number of threads does not change the examples.
+Batches of queries are answered in threads. What teaches are the candidates that a list scores, with the same features.
 """
 
 from __future__ import annotations
@@ -28,12 +27,11 @@ from recloop.recommend.ranker import candidates_of
 from recloop.recommend.recommender import Recommender
 from recloop.records import Query
 
-DEPTHS: Final = {"model": 50, "history": 100, "neighbours": 50, "popular": 50}
-"""Candidates of each source that teach (docs/decisions/2026-11-28-a-ranker-over-recalled-items.md)."""
-LIST_DEPTHS: Final = {"model": 30, "history": 60, "neighbours": 30, "popular": 30}
-"""Candidates of each source that a list scores: the best slots are as good, and a request costs less."""
-NEGATIVES: Final = 60
-"""Recalled items without a target that a moment teaches at most, drawn evenly."""
+DEPTHS: Final = {"model": 30, "history": 60, "neighbours": 30, "popular": 30}
+"""Candidates of each source that teach, and that a list scores.
+
+Lists of more have as good slots and cost more (docs/decisions/2026-11-28-a-ranker-over-recalled-items.md).
+"""
 LIST_LENGTH: Final = 10
 
 Answer = TypeVar("Answer")
@@ -43,7 +41,7 @@ Answer = TypeVar("Answer")
 class Examples:
     """Rows that teach: features (R, F) float32, labels (R,), sizes of moments (Q,).
 
-    ``targets`` counts the targets of all moments that were asked, ``recalled`` those within `LIST_DEPTHS`.
+    ``targets`` counts the targets of all moments that were asked, ``recalled`` those among the candidates.
     """
 
     features: np.ndarray
@@ -110,49 +108,37 @@ class QueryBatches:
 
 
 class ExampleMaker:
-    """Describes the recalled items of moments by the features of a ranker.
+    """Describes the candidates of moments by the features of a ranker.
 
     Args:
-        depths: Recalled items of each source.
-        list_depths: Those that a list scores; the recall of targets counts them alone.
+        depths: Candidates of each source.
     """
 
-    def __init__(
-        self,
-        batches: QueryBatches,
-        space: FeatureSpace,
-        depths: Mapping[str, int],
-        list_depths: Mapping[str, int],
-        seed: int,
-    ) -> None:
+    def __init__(self, batches: QueryBatches, space: FeatureSpace, depths: Mapping[str, int]) -> None:
         self._batches = batches
         self._space = space
         self._depths = depths
-        self._list_depths = list_depths
-        self._seed = seed
 
     def examples(self, queries: ValidationQueries) -> Examples:
-        """Describe the recalled targets of each moment and a sample of other items."""
+        """Describe the candidates of each moment with targets and other candidates."""
 
         def of_batch(
             recommender: Recommender, encoded: EncodedBatch, allowed: CandidateMask, span: slice
         ) -> list[Examples]:
             recalled = recommender.recall(encoded, allowed, list(self._depths), self._depths)
-            random = np.random.default_rng([self._seed, span.start])
             parts = []
             for start in range(0, len(encoded), MAX_QUERIES):
                 some = slice(start, min(start + MAX_QUERIES, len(encoded)))
                 asked = queries.at(np.arange(span.start + some.start, span.start + some.stop))
                 candidates = candidates_of(recalled, self._depths, some)
                 is_target = candidates.are_targets(asked.items, asked.offsets)
-                columns = sampled_columns(is_target, candidates.offsets, random)
+                columns = columns_of_both_classes(is_target, candidates.offsets)
                 taken = candidates.take(columns)
                 sizes = np.diff(taken.offsets)
-                is_listed = candidates.are_within(list(self._list_depths.values()))
                 parts.append(
                     Examples(
                         self._space.matrix(encoded, some, taken), is_target[columns].astype(np.int8), sizes[sizes > 0],
-                        int((is_target & is_listed).sum()), len(asked.items),
+                        int(is_target.sum()), len(asked.items),
                     )
                 )  # fmt: skip
             return parts
@@ -178,17 +164,12 @@ def ndcg(
     return metrics.ranking(lists, queries.items, queries.offsets, LIST_LENGTH)["NDCG"]
 
 
-def sampled_columns(is_target: np.ndarray, offsets: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the columns of `sampled_rows` of each query."""
-    spans = itertools.pairwise(offsets.tolist())
-    return np.concatenate([low + sampled_rows(is_target[low:high], random) for low, high in spans])
+def columns_of_both_classes(is_target: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return the columns of queries with targets and other candidates.
 
-
-def sampled_rows(is_target: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the rows of all targets and a sample of others; none for a single class."""
-    others = np.flatnonzero(~is_target)
-    if len(others) in {0, len(is_target)}:
-        return np.zeros(0, dtype=np.int64)
-    if len(others) > NEGATIVES:
-        others = random.choice(others, NEGATIVES, replace=False)
-    return np.sort(np.concatenate([np.flatnonzero(is_target), others]))
+    Args:
+        is_target: (C,) bool of the candidates. offsets: (Q+1,) of the candidates of each query.
+    """
+    n_targets = np.diff(np.concatenate([[0], np.cumsum(is_target)])[offsets])
+    sizes = np.diff(offsets)
+    return np.flatnonzero(np.repeat((n_targets > 0) & (n_targets < sizes), sizes))
