@@ -49,6 +49,15 @@ CURVES: Final = {
         seconds=2_400,
         script="replay_sasrec.py",
     ),
+    "rectools": Curve(
+        "sasrec",
+        ("length=50", "width=64", "blocks=2", "heads=2", "dropout=0.2", "batch=128", "loss=softmax"),
+        "RecTools SASRec, 50 items, width 64",
+        "#b08a2e",
+        "D",
+        seconds=2_400,
+        script="rectools_sasrec.py",
+    ),
 }
 Result = dict[str, Any]
 
@@ -69,17 +78,42 @@ def seconds_to(result: Result, quality: float) -> float | None:
     return next((look["seconds"] for look in result["looks"] if look["NDCG@10"] >= quality), None)
 
 
+def ratios(found: dict[str, Result]) -> Iterator[str]:
+    """Yield the CPU seconds of each other library as a multiple of those of our SASRec.
+
+    A quality that the library did not reach gives a lower bound, from its last look.
+    """
+    if "sasrec" not in found:
+        return
+    ours = found["sasrec"]
+    for name, result in found.items():
+        if not CURVES[name].script:
+            continue
+        parts = []
+        for quality in QUALITIES:
+            own, other = seconds_to(ours, quality), seconds_to(result, quality)
+            if own is not None and other is not None:
+                parts.append(f"{other / own:.1f} to {quality}")
+            elif own is not None:
+                parts.append(
+                    f"more than {result['looks'][-1]['seconds'] / own:.1f} to {quality}, which it did not reach"
+                )
+        yield f"CPU seconds of {CURVES[name].label} divided by those of {CURVES['sasrec'].label}: {'; '.join(parts)}.\n"
+
+
 def table(results: Path) -> Iterator[str]:
-    """Yield a row of speed for each measured network."""
+    """Yield a row of speed for each measured network, and the ratios."""
     found = runs(results)
     if not found:
         return
-    yield "| network | CPU s | tokens/s | best | " + " | ".join(f"s to {quality}" for quality in QUALITIES) + " |"
-    yield "|---" * (len(QUALITIES) + 4) + "|"
+    yield f"| network | CPU s | tokens/s | best | {' | '.join(f's to {quality}' for quality in QUALITIES)} | stopped | source |"
+    yield "|---" * (len(QUALITIES) + 6) + "|"
     for name, result in found.items():
         last = result["looks"][-1]["seconds"]
         best = max(look["NDCG@10"] for look in result["looks"])
         reached = [seconds_to(result, quality) for quality in QUALITIES]
-        cells = ["not reached" if seconds is None else f"{seconds:,.0f}" for seconds in reached]
-        yield f"| {CURVES[name].label} | {last:,.0f} | {result['tokens'] / last:,.0f} | {best:.4f} | {' | '.join(cells)} |"
+        cells = [f"{last:,.0f}", f"{result['tokens'] / last:,.0f}", f"{best:.4f}"]
+        cells += ["not reached" if seconds is None else f"{seconds:,.0f}" for seconds in reached]
+        yield f"| {CURVES[name].label} | {' | '.join(cells)} | {result['stopped']} | {result['commit'][:7]} |"
     yield ""
+    yield from ratios(found)

@@ -124,7 +124,7 @@ class DataSet:
         title: Heading of its table. write: Makes the project folder. models: Models and `VARIANTS`, in order.
         published: Rows of papers and public repositories under the same protocol.
         settings: Settings of recloop.toml by model, chosen on validation.
-        note: Sentence below the heading of the table. picture: Picture below the table with its text.
+        note: Sentence below the heading of the table.
     """
 
     title: str
@@ -133,7 +133,6 @@ class DataSet:
     published: tuple[Published, ...] = ()
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     note: str = ""
-    picture: str = ""
 
 
 def leave_one_out(name: str, folder: Path) -> None:
@@ -243,7 +242,6 @@ DATA: Final[dict[str, DataSet]] = {
                 *("train.epochs=2", "train.schedule=cosine", "train.time_budget=2h"),
             ),
         },
-        picture=LEARNING_CURVES,
     ),
     "ncf-ml-1m": DataSet(
         "MovieLens-1M, the files of NCF, 99 given items",

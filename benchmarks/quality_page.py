@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
-from quality_data import DATA, DataSet
+import curves
+from quality_data import DATA, LEARNING_CURVES, DataSet
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 METRICS: Final = ("HR@10", "Recall@10", "NDCG@10")
@@ -51,6 +52,8 @@ def page(results: Path) -> str:
     lines = [HEAD]
     for name, data in DATA.items():
         lines += section(name, data, found[name])
+        if name == curves.DATA_SET:
+            lines += [LEARNING_CURVES, *curves.table(results)]
         lines += features(results / f"importance-{name}-seed0.json")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -73,8 +76,6 @@ def section(name: str, data: DataSet, results: list[Result]) -> Iterator[str]:
         )
         yield ""
         yield from cold_users(results)
-    if data.picture:
-        yield data.picture
     measured = {row_name(row, result) for result in results for row in result["rows"]}
     missing = [model for model in data.models if model.replace("-", " ") not in measured]
     if missing:

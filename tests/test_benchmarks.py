@@ -132,19 +132,6 @@ def test_plot_cost_draws_the_results_that_exist(root: Path, tmp_path: Path, monk
     assert [len(panel.lines) for panel in panels] == [1, 1, 0, 0, 0, 0]
 
 
-def test_learning_curves_draws_the_runs_that_exist(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    learning_curves = importlib.import_module("learning_curves")
-    looks = [{"seconds": 1.5, "step": 3, "NDCG@10": 0.1}, {"seconds": 3.0, "step": 6, "NDCG@10": 0.2}]
-    (tmp_path / "learning-ml-1m-gru4rec.json").write_text(json.dumps({"looks": looks, "covisitation": 0.15}))
-    curve, flat = learning_curves.picture(tmp_path).axes[0].lines
-    assert (curve.get_xdata().tolist(), curve.get_ydata().tolist()) == ([1.5, 3.0], [0.1, 0.2])
-    assert set(flat.get_ydata()) == {0.15}
-    committed = learning_curves.runs(root / "benchmarks" / "results")
-    assert set(committed) == set(learning_curves.CURVES)
-    assert len({result["covisitation"] for result in committed.values()}) == 1
-
-
 def test_page_of_the_quality_benchmark_is_that_of_its_results(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/benchmarks.md is made from the committed result files; a second seed makes a row a mean."""
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
