@@ -205,5 +205,5 @@ def test_learning_curves_draws_and_tabulates_the_runs_that_exist(root: Path, tmp
     assert sentence.endswith(": 3.0 to 0.12; more than 4.0 to 0.15, which it did not reach.\n")
     assert not [*curves.ratios({"gru4rec": result, "replay": result})]
     committed = learning_curves.runs(root / "benchmarks" / "results")
-    assert {"sasrec", "gru4rec"} <= set(committed)
+    assert {"sasrec", "gru4rec", "replay"} <= set(committed)
     assert len({result["covisitation"] for result in committed.values()}) == 1
