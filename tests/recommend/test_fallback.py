@@ -110,17 +110,21 @@ def test_outside_items_compute_only_changed_items(
     monkeypatch.setattr(
         outside_items, "attribute_codes", lambda *words: (computed.append(len(words[3])), codes_of(*words))[1]
     )
-    outside = OutsideItems(with_fields(make_bundle({"popular": 1.0})), lambda codes: codes.sum(axis=1))
+    outside = OutsideItems(with_fields(make_bundle({"popular": 1.0})))
+
+    def features_of(codes: np.ndarray) -> np.ndarray:
+        return np.asarray(codes.sum(axis=1))
+
     for item_id, kind in (("figs", "a"), ("grapes", "b"), ("hay", None)):
         catalogue.upsert(Item(item_id=item_id, attributes={"kind": kind}, seq=20))
-    selected = outside.select(catalogue, "")
+    selected = outside.select(catalogue, "", features_of)
     ids, features = selected.ids, selected.features
     assert (ids, features.tolist(), computed) == (["figs", "grapes"], [1, 2], [3])
     catalogue.upsert(Item(item_id="apple", attributes={"price": 3.0}, seq=21))  # in the table
-    assert outside.select(catalogue, "").features is features
+    assert outside.select(catalogue, "", features_of).features is features
     catalogue.upsert(Item(item_id="figs", attributes={"kind": "b"}, seq=22))
     catalogue.upsert(Item(item_id="grapes", attributes={"kind": "b"}, hidden=True, seq=23))
-    selected = outside.select(catalogue, "")
+    selected = outside.select(catalogue, "", features_of)
     ids, features = selected.ids, selected.features
     assert (ids, features.tolist(), computed) == (["figs"], [2], [3, 1])
-    assert outside.select(catalogue.copy(), "").ids == ["figs"]
+    assert outside.select(catalogue.copy(), "", features_of).ids == ["figs"]

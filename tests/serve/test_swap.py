@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ from recloop.records import Decision
 from recloop.release import assignment
 from recloop.serve import deployments
 from recloop.serve.app import create
+from recloop.serve.deployments import MAX_SPARE_BUNDLES
 from recloop.serve.service import Service
 from recloop.storage import ControlStore, releases
 
@@ -108,6 +110,35 @@ def test_registered_bundle_is_checked_then_promoted_to_live(project: Project, wi
 
     within(work)
     assert (verify(project)["checked"], verify(project)["unexplained"]) == (2, 0)
+
+
+def references(bundle: Bundle) -> dict[str, weakref.ref[Any]]:
+    """Weak references to a bundle and its arrays, which map its files."""
+    return {"bundle": weakref.ref(bundle), **{name: weakref.ref(array) for name, array in bundle.arrays.items()}}
+
+
+def test_bundles_that_are_no_longer_deployed_are_freed(project: Project, within: Callable[..., None]) -> None:
+    """A loaded bundle is frozen for the cycle collector, so that objects which hold each other would stay for ever."""
+    users = ("u14", "u02", "nobody")
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        held = [references(service.bundle)]
+        for number in range(1, 2 + MAX_SPARE_BUNDLES + 2):
+            for user in users:
+                assert (await client.get(f"/v1/recommend/{user}")).json()["items"]
+                assert (await client.get(f"/v1/recommend/{user}", params={"filter": "price < 5"})).status_code == 200
+            assert (await client.get("/v1/items/i01/similar")).status_code == 200
+            name = child(project, number)
+            await service.reload()
+            releases.promote(control_of(project), name, to="live", **WHO)
+            await service.reload()
+            assert service.bundle.id == name
+            held.append(references(service.bundle))
+        kept = [sorted(name for name, reference in names.items() if reference() is not None) for names in held]
+        assert kept[:2] == [[], []]
+        assert kept[-1] == sorted(held[-1])
+
+    within(work)
 
 
 def test_slow_warm_up_of_a_bundle_delays_no_list(

@@ -6,6 +6,7 @@ The values are those of `EventLabeler.label`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -41,8 +42,7 @@ class LabelCache:
     """Labels by the values of the columns that the rules read; one thread uses it."""
 
     def __init__(self, labeler: EventLabeler) -> None:
-        self._labeler = labeler
-        self._meanings = RowCache(labeler.label_columns, self._label)
+        self._meanings = RowCache(labeler.label_columns, partial(_meanings, labeler))
 
     def rows(self, valid_rows: Columns) -> list[tuple[Any, ...]] | None:
         """Return labelled rows as `recloop.features.state_delta.rows_of` does.
@@ -62,5 +62,6 @@ class LabelCache:
             if not user.startswith(GUEST_PREFIX)
         ]
 
-    def _label(self, rows: pl.DataFrame) -> Iterator[Meaning]:
-        return map(Meaning._make, self._labeler.label(rows).select(USE, WEIGHT, PAIR, UNITS).iter_rows())
+
+def _meanings(labeler: EventLabeler, rows: pl.DataFrame) -> Iterator[Meaning]:
+    return map(Meaning._make, labeler.label(rows).select(USE, WEIGHT, PAIR, UNITS).iter_rows())

@@ -75,8 +75,8 @@ class AttributeLists:
         self._affinity = affinity
         self._key = ("attributes", bundle.items.ids.serial, bundle.id)
         self._users, self._items = (FieldColumns.of(side, bundle.spec, bundle.fields) for side in ("user", "item"))
-        self._candidates: MaskCache[GroupedItems] = MaskCache(self._most_popular, CANDIDATE_BYTES, GroupedItems.nbytes)
-        self._outside = OutsideItems(bundle, self._outside_slots)
+        self._candidates: MaskCache[GroupedItems] = MaskCache(CANDIDATE_BYTES, GroupedItems.nbytes)
+        self._outside = OutsideItems(bundle)
 
     def best(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids for query b, best first; empty for a query without a known value.
@@ -150,7 +150,7 @@ class AttributeLists:
 
         Most lists read few, so the first are computed alone.
         """
-        candidates = self._candidates.get(allowed.table)
+        candidates = self._candidates.get(allowed.table, self._most_popular)
         first = candidates.best(profile, FIRST_BATCH_ITEMS, allowed.banned[b])
         yield from first.tolist()
         if len(first) == FIRST_BATCH_ITEMS:
@@ -161,7 +161,7 @@ class AttributeLists:
 
         Then they are ordered by score, then the newest first, then by id bytes.
         """
-        outside = self._outside.select(catalog, allowed.text)
+        outside = self._outside.select(catalog, allowed.text, self._outside_slots)
         if not outside.ids:
             return outside.ids
         order = outside.derived(lambda: self._outside_order(catalog, outside))

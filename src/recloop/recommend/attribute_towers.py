@@ -27,7 +27,7 @@ class AttributeTowers:
         self._bundle = bundle
         self._items = bundle.arrays["item_vectors"]
         self._search = VectorSearch(scan_table(bundle))
-        self.outside = OutsideItems(bundle, self._item_vectors)
+        self.outside = OutsideItems(bundle)
 
     def best(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids for query b, best first; empty for a user without a known field.
@@ -41,7 +41,7 @@ class AttributeTowers:
 
     def cold_items(self, catalog: Catalog, encoded: EncodedBatch, allowed: CandidateMask, b: int) -> Sequence[str]:
         """Return the items outside the table for query b by the user tower, best first."""
-        cold = self.outside.select(catalog, allowed.text)
+        cold = self.outside.select(catalog, allowed.text, self._item_vectors)
         if not cold.ids:
             return cold.ids
         scores = cold.features @ self._user_vector(encoded.context[b : b + 1])
@@ -68,7 +68,7 @@ class AttributeTowers:
 
     def _by_vector(self, vector: np.ndarray, catalog: Catalog, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids by their inner product with a vector (D,)."""
-        cold = self.outside.select(catalog, allowed.text)
+        cold = self.outside.select(catalog, allowed.text, self._item_vectors)
         best = self._search.best(vector, allowed, b, DEPTH)
         yield from ranked(best, self._bundle.items.ids.ids, cold.ids, cold.features @ vector)
 

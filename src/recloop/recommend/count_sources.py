@@ -78,10 +78,10 @@ class PopularSource:
     def __init__(self, bundle: Bundle, workspace: Workspace) -> None:
         self._order = bundle.arrays["popular"]
         self._workspace = workspace
-        self._prefixes: MaskCache[np.ndarray] = MaskCache(self._prefix, CACHED_PREFIXES)
+        self._prefixes: MaskCache[np.ndarray] = MaskCache(CACHED_PREFIXES)
 
     def best(self, encoded: EncodedBatch, allowed: CandidateMask, depth: int = DEPTH) -> TopK:
-        prefix = self._prefixes.get(allowed.table)
+        prefix = self._prefixes.get(allowed.table, self._prefix)
         if len(encoded) == 1 and not len(allowed.banned[0]) and depth <= len(prefix):
             return TopK(prefix[None, :depth], RECIPROCALS[None, :depth])
         recalled = TopK.empty(len(encoded), depth)

@@ -59,12 +59,12 @@ class OrderedItems:
 
     def __init__(self, order: np.ndarray) -> None:
         self._order = order
-        self._first: MaskCache[tuple[list[int], int]] = MaskCache(self._first_items, CACHED_MASKS)
+        self._first: MaskCache[tuple[list[int], int]] = MaskCache(CACHED_MASKS)
 
     def shown(self, query: FallbackQuery) -> Iterator[int]:
         """Yield the items that a query may show, in order."""
         banned = query.banned
-        first, start = self._first.get(query.allowed.table)
+        first, start = self._first.get(query.allowed.table, self._first_items)
         yield from (item_ix for item_ix in first if item_ix not in banned)
         for positions in self._allowed_positions(query.allowed.mask, start):
             yield from (item_ix for item_ix in self._order[positions].tolist() if item_ix not in banned)

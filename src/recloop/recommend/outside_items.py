@@ -53,21 +53,20 @@ class Selected:
 
 
 class OutsideItems:
-    """Items without a row that have a known field; kept until one of them changes.
+    """Items without a row that have a known field; kept until one of them changes."""
 
-    Args:
-        derive: Features (n, D) of field codes (n, C).
-    """
-
-    def __init__(self, bundle: Bundle, derive: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._derive = derive
         self._selected: OrderedDict[str, Selected] = OrderedDict()
         self._nbytes = 0
         self._codes: dict[str, tuple[Item, np.ndarray]] = {}
 
-    def select(self, catalog: Catalog, text: str) -> Selected:
-        """Return the shown items that pass a condition."""
+    def select(self, catalog: Catalog, text: str, derive: Callable[[np.ndarray], np.ndarray]) -> Selected:
+        """Return the shown items that pass a condition.
+
+        Args:
+            derive: Features (n, D) of field codes (n, C); the same function in each call.
+        """
         vocabulary = self._bundle.items.ids
         version = catalog.outside_version(vocabulary)
         selected = self._selected.get(text)
@@ -77,7 +76,7 @@ class OutsideItems:
             codes = self._codes_of(listed)
             has_fields = codes.any(axis=1)
             ids = [listed[n].item_id for n in np.flatnonzero(has_fields)]
-            self._keep(text, Selected(catalog, version, ids, self._derive(codes[has_fields])))
+            self._keep(text, Selected(catalog, version, ids, derive(codes[has_fields])))
         self._selected.move_to_end(text)
         return self._selected[text]
 

@@ -255,7 +255,7 @@ class VectorSearch:
         self._is_small = len(table.steps) <= MAX_FLOAT_SCAN
         self._whole = Scan(table, self._is_small)
         self._is_banned = np.zeros(len(table.steps), dtype=bool)  # all False between calls
-        self._masks: MaskCache[MaskedTable] = MaskCache(self._masked, MASK_BYTES, MaskedTable.nbytes)
+        self._masks: MaskCache[MaskedTable] = MaskCache(MASK_BYTES, MaskedTable.nbytes)
 
     def best(self, user: np.ndarray, allowed: CandidateMask, b: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the allowed items of query b with the largest inner products.
@@ -266,7 +266,7 @@ class VectorSearch:
         Args:
             user: (D,) float32, finite.
         """
-        masked = self._masks.get(allowed.table)
+        masked = self._masks.get(allowed.table, self._masked)
         return self._rescored(user, self._candidates(user, masked, allowed.banned[b], depth), depth)
 
     def best_each(
@@ -277,7 +277,7 @@ class VectorSearch:
         Args:
             users: (b, D) float32 vectors. owners: (b,) their queries.
         """
-        masked = self._masks.get(allowed.table)
+        masked = self._masks.get(allowed.table, self._masked)
         if masked.items is not None or len(users) == 1 or self._table.factors is not None:
             for user, b in zip(users, owners.tolist(), strict=True):
                 yield self.best(user, allowed, b, depth)

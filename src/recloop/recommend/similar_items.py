@@ -94,7 +94,7 @@ class _AttributeNeighbours:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._outside = OutsideItems(bundle, lambda codes: codes)
+        self._outside = OutsideItems(bundle)
 
     def similar_to(self, catalog: Catalog, item_id: str, allowed: CandidateMask, b: int) -> Iterator[str]:
         """Return raw ids, best first; empty if no field of the item is known."""
@@ -108,7 +108,7 @@ class _AttributeNeighbours:
         if not query_codes.any():
             return iter(())
         n_equal = self._n_equal(self._table, query_codes)  # (N+1,)
-        cold = self._outside.select(catalog, allowed.text)
+        cold = self._outside.select(catalog, allowed.text, lambda codes: codes)
         cold_n_equal = self._n_equal(cold.features, query_codes)
         scores = np.where(n_equal > 0, n_equal - self._popularity, -np.inf)
         cold_scores = np.where(cold_n_equal > 0, cold_n_equal - 1.0, -np.inf)
