@@ -94,6 +94,7 @@ FOUND: Final = """
 - A power cut soon after the first start left an empty admin token, and the service did not start.
 - A bundle whose time zone is the name of a folder or longer than a file name was refused as a bug of recloop.
 - Status and metrics were 500 while `decisions.db` was on a disk that had turned read-only.
+- Each update left an earlier bundle in memory and its file mapped; the hour of load ended with 8 % more memory and 13 % more open files.
 
 ## Not run
 
