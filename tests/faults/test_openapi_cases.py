@@ -44,7 +44,7 @@ def test_random_requests_get_only_documented_answers(
         command = [
             str(Path(sys.executable).with_name("schemathesis")), "run", f"{server.url}/openapi.json",
             "-H", f"Authorization: Bearer {key}", "--checks", CHECKS, "--seed", str(seed),
-            "--max-examples", str(size(4, 700)), "--request-timeout", "30", "--no-color",
+            "--max-examples", str(size(4, 1_060)), "--request-timeout", "30", "--no-color",
         ]  # fmt: skip
         done = subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False)
         generated = GENERATED.search(done.stdout)
