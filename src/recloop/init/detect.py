@@ -146,10 +146,22 @@ def inspect_log(
     reasons = {guess.key: guess.why for guess in guesses.settings}
     text = config_text(
         GuessedConfig(
-            data, raw.info, events, events_reason, rules, resolution, repeats, new_items, fields, catalog, segment,
-            scenario, scenario_reason, reasons,
+            data=data,
+            info=raw.info,
+            events=events,
+            events_reason=events_reason,
+            rules=rules,
+            resolution=resolution,
+            repeats=repeats,
+            new_items=new_items,
+            fields=fields,
+            catalog=catalog,
+            segment=segment,
+            scenario=scenario,
+            scenario_reason=scenario_reason,
+            reasons=reasons,
         )
-    )  # fmt: skip
+    )
     build(tomllib.loads(text), environment={})
     command, keep = _next(cleaned, remedies)
     counts = _counts(raw, cleaned, log.sampled)
