@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,3 +110,32 @@ def test_event_log_that_is_not_a_database_raises(tmp_path: Path) -> None:
 def test_event_log_with_an_unsupported_url_raises(url: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stores.log=.*expected sqlite:///PATH or postgresql://"):
         open_log(url, tmp_path)
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from test_event_log import private_memory_of_writes
+print(*private_memory_of_writes(Path(sys.argv[1])))
+"""
+
+
+def private_memory_of_writes(folder: Path) -> tuple[float, float]:
+    """Private memory of this process in MiB after 75,000 rows in a log, and after as many more."""
+    random.seed(0)
+    held = []
+    with open_log(URL, folder, write=True) as log:
+        for _ in range(2):
+            for _ in range(75):
+                log.append_events([event(event_id=f"{random.getrandbits(128):032x}") for _ in range(1_000)])
+            status = Path("/proc/self/status").read_text()
+            held.append(int(status.partition("RssAnon:")[2].split()[0]) / 1024)
+    return held[0], held[1]
+
+
+@pytest.mark.slow
+def test_memory_of_a_writer_does_not_grow_with_its_rows(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITES, str(tmp_path)]
+    written = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    earlier, later = map(float, written.stdout.split())
+    assert later < earlier + 4
