@@ -6,9 +6,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import polars as pl
+from said_lines import Lines
 
 from recloop.data.labelled_log import LabelledLog
-from recloop.pipeline.update_run import UpdateRun
+from recloop.pipeline.update_run import UpdateRun, start_or_resume
+from recloop.project import Project
+from recloop.records import Event, now
 
 USERS = ("a", "b", "c")
 
@@ -38,3 +41,21 @@ def test_states_of_a_run_for_other_users_have_their_rows() -> None:
     run = run_over_rows()
     run.states_of(["a"])  # knows the attributes of user c, but none of its rows
     assert run.states_of(["a", "c"]).states(["a", "c"], [5, 5]).positives.tolist() == [2, 2]
+
+
+def test_resumed_run_names_the_last_row_that_it_reads(project: Project) -> None:
+    """A row that arrives after the interruption waits for the next run."""
+
+    def add_event(number: int) -> None:
+        with project.open_log(write=True) as log:
+            log.append_events([Event(user_id="u01", item_id=f"i{number:02}", timestamp=now(), received_at=now())])
+
+    add_event(1)
+    run = start_or_resume(project, full=False, reset=False, progress=Lines())
+    add_event(2)
+    lines = Lines()
+    resumed = start_or_resume(project, full=False, reset=False, progress=lines)
+    assert run is not None
+    assert resumed is not None
+    assert resumed.until == run.until
+    assert lines.said == [f"resuming run {run.folder.name}: warm, up to seq {run.until:,}"]

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 from arriving import post
+from said_lines import Lines
 
 from recloop import loop
 from recloop.bundle import Bundle
@@ -20,7 +21,6 @@ from recloop.bundle.arrays import check_arrays
 from recloop.models.base import TrainData, load_model
 from recloop.pipeline.quarantine import quarantine
 from recloop.policy import ScorerSpec
-from recloop.progress import NullProgress
 from recloop.project import open_project
 from recloop.recommend.golden import check_golden
 from recloop.records import DAY
@@ -102,16 +102,6 @@ def test_kept_arrays_of_random_logs_hold_the_old_rows_and_empty_new_ones(arrays:
 SETS = ('model.name="covisitation"', 'baselines.extra=["ease"]', 'release.refresh="manual"', 'ranker.model="off"',
     "release.gates.max_latency_ratio=100", "release.gates.max_ndcg_loss=1", "release.gates.max_slice_loss=1", "release.gates.min_queries=5", "release.gates.min_users=5",
 )  # fmt: skip
-
-
-class Lines(NullProgress):
-    """Progress that keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, chapter: str, line: str) -> None:
-        self.said.append(line)
 
 
 @pytest.fixture(scope="module")

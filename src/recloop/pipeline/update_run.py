@@ -6,12 +6,13 @@ import errno
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from safetensors import SafetensorError
@@ -239,60 +240,81 @@ def start_or_resume(project: Project, full: bool, reset: bool, progress: Progres
         UserError: features or events changed since live was trained, or the protocol does not support updates.
     """
     config = project.config
-    if config.split.protocol != "temporal":
-        raise UserError(
-            "split.protocol",
-            config.split.protocol,
-            "temporal, for a growing log",
-            "recloop train, then recloop evaluate",
-        )
-    EventLabeler(config.events, config.clean)  # reject unknown words in rules before the run starts
+    _check_settings(config)
     live = project.load_bundle()
     changed = config_changes.changed_keys(config, live.manifest.config)
     retrain = config_changes.with_effect(changed, Effect.RETRAIN)
-    requested_full = full
-    full = full or config.update.mode == "full" or bool(retrain)
-    if full and reset:
+    trains_full = full or config.update.mode == "full" or bool(retrain)
+    if trains_full and reset:
         expected = "a warm start, because a full retrain has no parent optimizer"
         raise UserError("--reset-optimizer", "with a full retrain", expected, "recloop update --full")
     watermark, last_seq = loading.log_range(project)
-    settings = hashlib.sha256(dump(config).encode()).hexdigest()
-    mode = "full" if full else "reset" if reset else "warm"
     inputs = {
         "from_seq": watermark + 1,
         "live": live.id,
-        "mode": mode,
-        "settings": settings,
+        "mode": "full" if trains_full else "reset" if reset else "warm",
+        "settings": hashlib.sha256(dump(config).encode()).hexdigest(),
         "out": _quarantined(project),
     }
-    journal = Journal.unfinished(project.runs)
-    if journal is not None and not journal.is_done("publish"):
-        journal_inputs = {key: value for key, value in journal.head.items() if key != "to_seq"}
-        if journal_inputs != inputs:
-            journal.close("left")
-            journal = None
-    if journal is None:
+    journal = _interrupted(project, inputs)
+    if journal is not None:
+        until = int(journal.head["to_seq"])
+        progress.say("update", f"resuming run {journal.folder.name}: {inputs['mode']}, up to seq {until:,}")
+    else:
         has_new_rows = last_seq > watermark + _by_updates(project, watermark) + _erasures(project, watermark)
-        if not has_new_rows and not retrain and not (requested_full and changed):
+        if not has_new_rows and not retrain and not (full and changed):
             return None
         if not has_new_rows and waiting_reason(project, config, live.id):
             return None
         started = datetime.now(UTC)
         journal = Journal.begin(training_steps.open_run(project, started), started, {**inputs, "to_seq": last_seq})
-    else:
-        progress.say("update", f"resuming run {journal.folder.name}: {mode}, up to seq {last_seq:,}")
     spec = FeatureSpec.from_config(config, live.spec.dwell)
-    if not full and spec.to_json() != live.spec.to_json():  # a bundle without recorded settings
-        journal.close("left")
-        differ = [key for key, value in spec.to_json().items() if value != live.spec.to_json()[key]]
-        expected = f"the settings of {live.id} (changed: {', '.join(differ)})"
-        raise UserError("recloop.toml", "changed", expected, "recloop update --full")
+    if not trains_full:
+        _check_features(spec, live, journal)
     if retrain:
-        progress.say(
-            "update",
-            f"full retrain, because recloop.toml changed since {live.id} ({config_changes.list_changes(retrain)})",
-        )
-    return UpdateRun(project, journal, live, spec, full, reset, progress, config.train.seed, changed)
+        reasons = config_changes.list_changes(retrain)
+        progress.say("update", f"full retrain, because recloop.toml changed since {live.id} ({reasons})")
+    return UpdateRun(project, journal, live, spec, trains_full, reset, progress, config.train.seed, changed)
+
+
+def _check_settings(config: Config) -> None:
+    """Check that a project can be updated with these settings.
+
+    Raises:
+        UserError: the protocol does not support updates, or a rule has unknown words.
+    """
+    if config.split.protocol != "temporal":
+        expected = "temporal, for a growing log"
+        raise UserError("split.protocol", config.split.protocol, expected, "recloop train, then recloop evaluate")
+    EventLabeler(config.events, config.clean)
+
+
+def _interrupted(project: Project, inputs: Mapping[str, Any]) -> Journal | None:
+    """Return the journal of an interrupted run with these inputs.
+
+    A run with other inputs is closed.
+    """
+    journal = Journal.unfinished(project.runs)
+    if journal is None or journal.is_done("publish"):
+        return journal
+    if {key: value for key, value in journal.head.items() if key != "to_seq"} == inputs:
+        return journal
+    journal.close("left")
+    return None
+
+
+def _check_features(spec: FeatureSpec, live: Bundle, journal: Journal) -> None:
+    """Check that a warm child has the features of live, whose settings may be unknown.
+
+    Raises:
+        UserError: they differ; the run is closed.
+    """
+    child, parent = spec.to_json(), live.spec.to_json()
+    if child != parent:
+        journal.close("left")
+        differ = ", ".join(key for key, value in child.items() if value != parent[key])
+        expected = f"the settings of {live.id} (changed: {differ})"
+        raise UserError("recloop.toml", "changed", expected, "recloop update --full")
 
 
 def waiting_reason(project: Project, config: Config, live: str) -> str:
