@@ -115,26 +115,15 @@ def parse_events(
     skip = since or {}
     counts = {table.source.name: table.n_records - skip.get(table.source.name, 0) for table in tables}
     shaped = shape_log(tables, data, orders, since)
-    tables = shaped.tables
     left_out = sum(shaped.left_out.values())
-    records = sum(counts.values())
-    rows = sum(len(table.frame) for table in tables)
-    if since is None and left_out and not rows:
-        expected = f"a condition that some rows meet; all {left_out:,} rows are left out"
-        raise UserError("data.where", data.where, expected, "correct data.where in recloop.toml")
-    key = tables[0].source.key
-    names = ", ".join(table.source.name for table in tables[:3])
-    for table in tables:
+    for table in shaped.tables:
         _has_columns(table, data)
-    if since is None and not records:
-        raise UserError(key, names, "rows under the header, found none", f"set {key} to a file with rows")
-    if since is None and not rows:
-        reason = next(iter(tables[0].broken.values()))
-        raise UserError(key, names, f"readable rows; all {records:,} are broken: {reason}", "correct the file")
-    tables = [table for table in tables if len(table.frame) or table.broken]
+    if since is None:
+        _check_rows(shaped.tables, sum(counts.values()), left_out, data)
+    tables = [table for table in shaped.tables if len(table.frame) or table.broken]
     stamps = parse_timestamps(tables, data.columns.timestamp, data, day_first)
     frames = [pl.DataFrame(schema=RAW_SCHEMA)]
-    rejects = []
+    rejects: list[RejectedRow] = []
     decimal_style = ""
     for table, stamp in zip(tables, stamps, strict=True):
         frame, reasons, style = _events(table, stamp, data, extra_columns)
@@ -149,15 +138,40 @@ def parse_events(
         rejects += rejected_rows_of(table, reasons, first_record)
     frame = pl.concat(frames)
     if since is None and not len(frame):
-        first_reject = rejects[0]
-        raise UserError(
-            key, names, f"readable rows; all {records:,} were rejected, the first one because of: {first_reject.reason}",
-            "set [data.columns]", tuple(f"{row.place}: {row.raw}" for row in rejects[:3]),
-        )  # fmt: skip
+        raise _all_rejected(tables, rejects, sum(counts.values()))
     info = log_info(tables, [stamp.how for stamp in stamps])
     info += f"; {decimal_style}" if decimal_style else ""
     read = len(frame) + len(rejects) + left_out
     return RawEvents(frame, rejects, read, info, tuple(table.source for table in tables), counts, left_out)
+
+
+def _check_rows(tables: Sequence[Table], n_records: int, n_left_out: int, data: Data) -> None:
+    """Check that an import has a row to read.
+
+    Raises:
+        UserError: the files have no row, or all are broken or left out by ``data.where``.
+    """
+    if any(len(table.frame) for table in tables):
+        return
+    key, names = tables[0].source.key, _first_names(tables)
+    if n_left_out:
+        expected = f"a condition that some rows meet; all {n_left_out:,} rows are left out"
+        raise UserError("data.where", data.where, expected, "correct data.where in recloop.toml")
+    if not n_records:
+        raise UserError(key, names, "rows under the header, found none", f"set {key} to a file with rows")
+    reason = next(iter(tables[0].broken.values()))
+    raise UserError(key, names, f"readable rows; all {n_records:,} are broken: {reason}", "correct the file")
+
+
+def _all_rejected(tables: Sequence[Table], rejects: Sequence[RejectedRow], n_records: int) -> UserError:
+    """Return the error of an import whose rows were all rejected."""
+    expected = f"readable rows; all {n_records:,} were rejected, the first one because of: {rejects[0].reason}"
+    examples = tuple(f"{row.place}: {row.raw}" for row in rejects[:3])
+    return UserError(tables[0].source.key, _first_names(tables), expected, "set [data.columns]", examples)
+
+
+def _first_names(tables: Sequence[Table]) -> str:
+    return ", ".join(table.source.name for table in tables[:3])
 
 
 def log_info(tables: Sequence[Table], stamp_formats: Iterable[str]) -> str:

@@ -102,22 +102,12 @@ def evaluate(
         _BundleEvaluation(bundle, catalog, config, queries, number == 0, candidates)
         for number, bundle in enumerate(bundles)
     ]
-    placements = [
-        PlacementEvaluation(evaluation.bundle, catalog.copy(), name, queries, config.evaluate.k[0])
-        for evaluation in evaluations
-        for name in further_placements(evaluation.bundle, evaluation.placement)
-        if config.split.protocol != LEAVE_ONE_OUT
-    ]
-    target_codes = codes_of_targets(timeline, queries)
-    repeat = np.zeros(len(target_codes), dtype=bool)
-    positives = np.zeros(len(queries), dtype=np.int64)
+    moments = _Moments.unanswered(queries, timeline)
+    placements = _further_placements(evaluations, catalog, config)
     placement_lock = threading.Lock()
 
     def answer(evaluations: Sequence[_BundleEvaluation], span: slice) -> None:
-        states = states_of(timeline, queries, span)
-        flat = slice(queries.offsets[span.start], queries.offsets[span.stop])
-        repeat[flat] = is_repeat(states, target_codes[flat], queries.offsets[span.start : span.stop + 1] - flat.start)
-        positives[span] = states.positives
+        states = moments.states(span)
         for evaluation in evaluations:
             evaluation.ask(states, span)
         with placement_lock:
@@ -128,10 +118,65 @@ def evaluate(
     for span in each_span(workers, len(queries), answer):
         if progress is not None:
             progress(span.stop, len(queries))
+    return _table(evaluations, placements, moments, _protocol(bundles[0], queries, config, facts, candidates))
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Queries, and what their states say of them; threads fill it.
+
+    Attributes:
+        codes: Codes of the targets in the states.
+        repeat: True for a target that the user had before. Each array has one value for each target.
+        positives: (Q,) positives in the state.
+    """
+
+    queries: Queries
+    timeline: StateHistory
+    codes: NDArray[np.int64]
+    repeat: NDArray[np.bool_]
+    positives: NDArray[np.int64]
+
+    @classmethod
+    def unanswered(cls, queries: Queries, timeline: StateHistory) -> _Moments:
+        """Return the moments with arrays of 0."""
+        codes = codes_of_targets(timeline, queries)
+        return cls(queries, timeline, codes, np.zeros(len(codes), bool), np.zeros(len(queries), np.int64))
+
+    def states(self, span: slice) -> StateBatch:
+        """Return the states of some queries, and fill the arrays from them."""
+        states = states_of(self.timeline, self.queries, span)
+        offsets = self.queries.offsets[span.start : span.stop + 1]
+        flat = slice(offsets[0], offsets[-1])
+        self.repeat[flat] = is_repeat(states, self.codes[flat], offsets - flat.start)
+        self.positives[span] = states.positives
+        return states
+
+
+def _further_placements(
+    evaluations: Sequence[_BundleEvaluation], catalog: Catalog, config: Config
+) -> list[PlacementEvaluation]:
+    """Return the placements beside the default one; none under leave-one-out."""
+    if config.split.protocol == LEAVE_ONE_OUT:
+        return []
+    return [
+        PlacementEvaluation(evaluation.bundle, catalog.copy(), name, evaluation.queries, config.evaluate.k[0])
+        for evaluation in evaluations
+        for name in further_placements(evaluation.bundle, evaluation.placement)
+    ]
+
+
+def _table(
+    evaluations: Sequence[_BundleEvaluation],
+    placements: Sequence[PlacementEvaluation],
+    moments: _Moments,
+    protocol: EvaluationProtocol,
+) -> EvaluationTable:
+    """Make the table of answered moments."""
+    queries, repeat, positives = moments.queries, moments.repeat, moments.positives
     main = evaluations[0]
-    examples = examples_of(main.recommender, main.placement, queries, positives, timeline)
+    examples = examples_of(main.recommender, main.placement, queries, positives, moments.timeline)
     rows = [row for evaluation in evaluations for row in evaluation.rows(repeat)]
-    protocol = _protocol(bundles[0], queries, config, facts, candidates)
     table = make_table(protocol, rows, queries.users, positives, examples)
     costs = [evaluation.new_items_result(repeat, protocol.seed) for evaluation in evaluations]
     cold = [evaluation.cold_items_result(protocol.seed) for evaluation in evaluations]

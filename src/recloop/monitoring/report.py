@@ -19,6 +19,7 @@ import matplotlib as mpl
 import numpy as np
 import polars as pl
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recloop.features.value_text import display_name
@@ -159,7 +160,6 @@ def evaluated(evaluation: Mapping[str, Any]) -> list[str]:
 def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
     """Plot NDCG by history length with 95 % CI, one line per row, as SVG."""
     rows = list(lengths[0]["rows"])
-    kinds = [_kind(row) for row in rows]
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "recloop",
@@ -170,31 +170,8 @@ def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
     with mpl.rc_context(style):
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        for number, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
-            points = [
-                (x, bucket["rows"][row]) for x, bucket in enumerate(lengths) if bucket["rows"][row]["value"] is not None
-            ]
-            positions = np.array([x for x, _ in points]) + (number - (len(rows) - 1) / 2) * 0.12
-            value = np.array([bucket["value"] for _, bucket in points])
-            ends = [
-                [bucket["value"] if bucket[end] is None else bucket[end] for end in ("low", "high")]
-                for _, bucket in points
-            ]
-            reach = np.abs(np.array(ends).reshape(-1, 2).T - value)
-            color = f"#0000{16 + COLORS.index(kind):02x}"
-            axes.errorbar(
-                positions,
-                value,
-                yerr=reach,
-                color=color,
-                ecolor=color,
-                marker=MARKERS[kind],
-                markersize=5,
-                linewidth=1.4,
-                elinewidth=1,
-                capsize=2,
-                label=row,
-            )
+        for number, row in enumerate(rows):
+            _draw_row(axes, lengths, row, (number - (len(rows) - 1) / 2) * 0.12)
         axes.set_xticks(range(len(lengths)), [f"{_bucket(bucket)}\n{bucket['moments']:,}" for bucket in lengths])
         axes.set_xlabel("positives in the state (below: moments)")
         axes.set_ylim(bottom=0)
@@ -202,10 +179,49 @@ def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
         axes.legend(frameon=False, ncols=min(5, len(rows)), loc="lower center", bbox_to_anchor=(0.5, 1.0))
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL)
+    return _themed(out.getvalue())
+
+
+def _draw_row(axes: Axes, lengths: Sequence[Mapping[str, Any]], row: str, shift: float) -> None:
+    """Draw the line of a row in the placeholder color of its kind.
+
+    Args:
+        shift: Distance to the right, so that bars of rows do not hide each other.
+    """
+    kind = _kind(row)
+    buckets = [(x, bucket["rows"][row]) for x, bucket in enumerate(lengths)]
+    points = [(x, bucket) for x, bucket in buckets if bucket["value"] is not None]
+    value = np.array([bucket["value"] for _, bucket in points])
+    ends = [
+        [bucket["value"] if bucket[end] is None else bucket[end] for end in ("low", "high")] for _, bucket in points
+    ]
+    color = _placeholder(COLORS.index(kind))
+    axes.errorbar(
+        np.array([x for x, _ in points]) + shift,
+        value,
+        yerr=np.abs(np.array(ends).reshape(-1, 2).T - value),
+        color=color,
+        ecolor=color,
+        marker=MARKERS[kind],
+        markersize=5,
+        linewidth=1.4,
+        elinewidth=1,
+        capsize=2,
+        label=row,
+    )
+
+
+def _placeholder(number: int) -> str:
+    """Return a color that `_themed` replaces by one of `COLORS`."""
+    return f"#0000{16 + number:02x}"
+
+
+def _themed(svg: str) -> Markup:
+    """Give an SVG of matplotlib the colors of the page, and remove its origin."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     for number, kind in enumerate(COLORS):
-        svg = svg.replace(f"#0000{16 + number:02x}", f"var(--{kind})")
+        svg = svg.replace(_placeholder(number), f"var(--{kind})")
     svg = re.sub(
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
         r'<svg viewBox="\1" role="img" aria-labelledby="plot-title">',
