@@ -27,8 +27,8 @@ Each table is one data set. `make bench-quality` runs the missing rows; the resu
 [`benchmarks/results`](../benchmarks/results), each with its command, commit, fingerprint of the data and seed.
 
 - Rows rank the full catalog on the test split, except where a table says
-  [given items](definitions/ranking-metrics.md#given-candidates). Values are means over users, with the 95 % interval of a bootstrap over users where one seed
-  was run, and the mean of the seeds otherwise.
+  [given items](definitions/ranking-metrics.md#given-candidates). Values are means over users, with the 95 % interval of a bootstrap over users. Where
+  several seeds were run, a value and the ends of its interval are their means.
 - A published row has the protocol of its source. ML-1M is in file order, so a difference below 2 % to a published row means nothing.
 - `trained`: epochs and steps. `stopped` by `time_budget`: the row was cut, and more time may change it.
 - `source`: the commit of our row, or the repository of a published one, in italics.
@@ -125,6 +125,12 @@ def interval(estimate: Result) -> str:
     return f"{estimate['value']:.4f} [{estimate['low']:.4f}, {estimate['high']:.4f}]"
 
 
+def mean_of_seeds(estimates: list[Result]) -> Result:
+    """Return the means of the values and of the ends of their intervals; None for an end that a seed lacks."""
+    ends = {end: [estimate[end] for estimate in estimates] for end in ("value", "low", "high")}
+    return {end: None if None in values else mean(values) for end, values in ends.items()}
+
+
 def rows(results: list[Result]) -> dict[str, list[tuple[Result, Result]]]:
     """Return (row, result) by name of the row: one per seed.
 
@@ -154,19 +160,14 @@ def row_name(row: Result, result: Result) -> str:
 def line(name: str, found: list[tuple[Result, Result]]) -> str:
     """Format one row."""
     row, result = found[0]
-    cells = []
-    for metric in METRICS:
-        is_one_seed = len(found) == 1
-        cells.append(interval(row[metric]) if is_one_seed else f"{mean(row[metric]['value'] for row, _ in found):.4f}")
+    cells = [interval(mean_of_seeds([row[metric] for row, _ in found])) for metric in METRICS]
     own = result["train"] if row["model"] == result["model"] else {}
-    parts = ((row.get("explore") or {}).get("NDCG@10"), (row.get("cold") or {}).get("HR@10"))
-    cells += [
-        *("" if part is None or part["value"] is None else f"{part['value']:.4f}" for part in parts),
-        str(len(found)),
-        trained(own),
-        own.get("stopped") or "",
-        result["commit"][:7],
-    ]
+    for part, metric in (("explore", "NDCG@10"), ("cold", "HR@10")):
+        estimates = [(row.get(part) or {}).get(metric) or {"value": None} for row, _ in found]
+        values = [estimate["value"] for estimate in estimates]
+        cells.append("" if None in values else f"{mean(values):.4f}")
+    commits = dict.fromkeys(result["commit"][:7] for _, result in found)
+    cells += [str(len(found)), trained(own), own.get("stopped") or "", ", ".join(commits)]
     return f"| {name} | " + " | ".join(cells) + " |"
 
 

@@ -140,11 +140,13 @@ def test_page_of_the_quality_benchmark_is_that_of_its_results(root: Path, monkey
     assert (root / "docs" / "benchmarks.md").read_text("utf-8") == page.page(results)
     result = json.loads((results / "quality-ml-1m-sasrec-seed0.json").read_text())
     second = json.loads(json.dumps({**result, "seed": 1}))
-    second["rows"][0]["NDCG@10"]["value"] += 0.002
+    first, other = result["rows"][0]["NDCG@10"], second["rows"][0]["NDCG@10"]
+    other["value"], other["low"] = other["value"] + 0.002, other["low"] + 0.004
     name = result["rows"][0]["model"]
-    found = page.rows([result, second])[name]
-    expected = result["rows"][0]["NDCG@10"]["value"] + 0.001
-    assert f"| {expected:.4f} | " in page.line(name, found)
+    found = page.rows([result, {**second, "commit": "0123456789"}])[name]
+    shown = f"| {first['value'] + 0.001:.4f} [{first['low'] + 0.002:.4f}, {first['high']:.4f}] |"
+    assert shown in page.line(name, found)
+    assert page.line(name, found).endswith(f"{result['commit'][:7]}, 0123456 |")
     assert "| 2 |" in page.line(name, found)
     towers = {**result, "name": "sasrec-short"}
     assert {"sasrec short", "served with sasrec short", "covisitation"} <= set(page.rows([towers]))
