@@ -286,7 +286,7 @@ def _check_settings(config: Config) -> None:
     if config.split.protocol != "temporal":
         expected = "temporal, for a growing log"
         raise UserError("split.protocol", config.split.protocol, expected, "recloop train, then recloop evaluate")
-    EventLabeler(config.events, config.clean)
+    EventLabeler(config.events, config.clean)  # raises for unknown words
 
 
 def _interrupted(project: Project, inputs: Mapping[str, Any]) -> Journal | None:
