@@ -21,7 +21,7 @@ from recloop.monitoring.experiment_plan import EVIDENCE, Plan
 from recloop.project import Project, open_project
 from recloop.recommend.catalog import Catalog
 from recloop.recommend.recommender import Recommender
-from recloop.records import DAY, SECOND, Decision, Item, Query, utc_minute
+from recloop.records import DAY, SECOND, SOURCES, Decision, Item, Query, utc_minute
 from recloop.simulation.shop import START, SimulatedShop
 from recloop.storage import locks, releases
 
@@ -227,3 +227,19 @@ def test_plot_is_deterministic_and_uses_css_variables() -> None:
         assert text in svg
     for text in ("<metadata", "#010203", "#0000", "matplotlib.org", "<?xml"):
         assert text not in svg
+
+
+def test_plot_gives_each_row_a_look_of_its_own() -> None:
+    rows = ["popular", "bought_before", "buy_again", "ease", "item_knn", "mf", "sasrec", "gru4rec", "served"]
+    value = {"value": 0.1, "low": 0.05, "high": 0.2}
+    bucket = {"from": 0, "to": 9, "moments": 3, "users": 2, "rows": dict.fromkeys(rows, value)}
+    svg = str(report.plot([bucket, bucket]))
+    lines = re.findall(r'<path d="[^"]*" clip-path="[^"]*" style="(fill: none; [^"]*stroke: var[^"]*)"', svg)
+    looks = {line for line in lines if "stroke-width: 1.4" in line}
+    assert len(looks) == len(rows), looks
+
+
+def test_page_has_a_color_for_each_kind_of_row_and_each_source(report_page: str) -> None:
+    """Once for the light and once for the dark mode."""
+    for name in (*report.COLORS, *SOURCES):
+        assert len(re.findall(rf"--{name}: #[0-9a-f]{{6}};", report_page)) == 2, name

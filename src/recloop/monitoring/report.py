@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,14 @@ METRICS = {
     "HR": "Share of moments with at least one target in the first K.",
     "MRR": "1 / rank of the first target; 0 without one in the first K.",
 }
-COLORS = ("served", "network", "bought_before", "covisitation", "popular", "fusion")
-MARKERS = {"served": "o", "network": "s", "bought_before": "^", "covisitation": "D", "popular": "v", "fusion": "P"}
+MARKERS = {
+    "served": "o", "network": "s", "bought_before": "^", "covisitation": "D", "popular": "v", "fusion": "P",
+    "buy_again": "<", "ease": "X", "item_knn": "p", "mf": "*",
+}  # fmt: skip
+"""Marker of each kind of row; the page has a color of the same name."""
+COLORS = tuple(MARKERS)
+LINES = ("-", "--", ":", "-.")
+"""Lines of rows of one kind, such as two networks."""
 INK = "#010203"
 """Placeholder colour, replaced by ``currentColor`` so that the plot follows dark mode."""
 
@@ -170,8 +177,10 @@ def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
     with mpl.rc_context(style):
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        for number, row in enumerate(rows):
-            _draw_row(axes, lengths, row, (number - (len(rows) - 1) / 2) * 0.12)
+        kinds = [_kind(row) for row in rows]
+        for number, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
+            look = _Look(kind, LINES[kinds[:number].count(kind) % len(LINES)], (number - (len(rows) - 1) / 2) * 0.12)
+            _draw_row(axes, [bucket["rows"][row] for bucket in lengths], row, look)
         axes.set_xticks(range(len(lengths)), [f"{_bucket(bucket)}\n{bucket['moments']:,}" for bucket in lengths])
         axes.set_xlabel("positives in the state (below: moments)")
         axes.set_ylim(bottom=0)
@@ -182,32 +191,40 @@ def plot(lengths: Sequence[Mapping[str, Any]]) -> Markup:
     return _themed(out.getvalue())
 
 
-def _draw_row(axes: Axes, lengths: Sequence[Mapping[str, Any]], row: str, shift: float) -> None:
-    """Draw the line of a row in the placeholder color of its kind.
+@dataclass(frozen=True)
+class _Look:
+    """Look of a row in the plot.
 
-    Args:
+    Attributes:
         shift: Distance to the right, so that bars of rows do not hide each other.
     """
-    kind = _kind(row)
-    buckets = [(x, bucket["rows"][row]) for x, bucket in enumerate(lengths)]
-    points = [(x, bucket) for x, bucket in buckets if bucket["value"] is not None]
+
+    kind: str
+    line: str
+    shift: float
+
+
+def _draw_row(axes: Axes, buckets: Sequence[Mapping[str, float | None]], label: str, look: _Look) -> None:
+    """Draw the line of a row in the placeholder color of its kind."""
+    points = [(x, bucket) for x, bucket in enumerate(buckets) if bucket["value"] is not None]
     value = np.array([bucket["value"] for _, bucket in points])
     ends = [
         [bucket["value"] if bucket[end] is None else bucket[end] for end in ("low", "high")] for _, bucket in points
     ]
-    color = _placeholder(COLORS.index(kind))
+    color = _placeholder(COLORS.index(look.kind))
     axes.errorbar(
-        np.array([x for x, _ in points]) + shift,
+        np.array([x for x, _ in points]) + look.shift,
         value,
         yerr=np.abs(np.array(ends).reshape(-1, 2).T - value),
         color=color,
         ecolor=color,
-        marker=MARKERS[kind],
+        marker=MARKERS[look.kind],
         markersize=5,
+        linestyle=look.line,
         linewidth=1.4,
         elinewidth=1,
         capsize=2,
-        label=row,
+        label=label,
     )
 
 
