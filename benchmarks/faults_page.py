@@ -95,6 +95,7 @@ FOUND: Final = """
 - A bundle whose time zone is the name of a folder or longer than a file name was refused as a bug of recloop.
 - Status and metrics were 500 while `decisions.db` was on a disk that had turned read-only.
 - Each update left an earlier bundle in memory and its file mapped; the hour of load ended with 8 % more memory and 13 % more open files.
+- The page cache of the event log filled for half an hour, to 64 MiB, and saved no time; it holds 8 MiB now.
 
 ## Not run
 
