@@ -86,7 +86,8 @@ def run(name: str, seconds: int, python: Path | None, results: Path) -> None:
     curve = CURVES[name]
     result: dict[str, Any] = {
         "command": f"python benchmarks/learning_curves.py --run {name}"
-        + (" --python PEER/bin/python" if curve.script else ""),
+        + (" --python PEER/bin/python" if curve.script else "")
+        + (f" --seconds {seconds}" if seconds != curve.seconds else ""),
         "commit": revision(),
         "data": DATA_SET,
         "model": curve.model,
