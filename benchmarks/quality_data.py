@@ -103,8 +103,8 @@ LEARNING_CURVES: Final = """\
 `python benchmarks/learning_curves.py` draws the committed runs, one thread and one seed each; `--run NAME` measures one again. Looks
 at validation are not counted; ours are at most 20 s apart, those of RePlay 60 s. SASRec falls when its dropout starts, after four
 epochs. The programs in [`benchmarks/peers`](../benchmarks/peers) train other libraries on the same rows, and our scorer judges their
-lists. SASRec and RePlay ran at the same time beside other programs, which slow both; GRU4Rec ran on another day. RecTools has a
-program and no committed run. `interrupted`: the run was cut, and more time may change the row.
+lists. SASRec and RePlay started at the same time beside other programs, which slow both; GRU4Rec ran on another day. RecTools has a
+program and no committed run.
 """
 
 
