@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 DATA_SET: Final = "ml-1m"
@@ -40,6 +41,13 @@ CURVES: Final = {
         "#3b6ea5",
         "^",
     ),
+    "two_tower": Curve(
+        "two_tower",
+        ("model.user=sequence", "features.dim=96", "features.max_history=200"),
+        "recloop Two-Tower, 200 items, width 96",
+        "#c08a00",
+        "v",
+    ),
     "replay": Curve(
         "sasrec",
         ("length=50", "width=64", "blocks=2", "heads=2", "dropout=0.2", "batch=128", "loss=cross-entropy"),
@@ -60,60 +68,70 @@ CURVES: Final = {
     ),
 }
 Result = dict[str, Any]
+Runs = Sequence[Result]
+"""Results of one network, a seed each."""
 
 
-def file_of(results: Path, name: str) -> Path:
-    """Return the path of a curve's result."""
-    return results / f"learning-{DATA_SET}-{name}.json"
+def file_of(results: Path, name: str, seed: int) -> Path:
+    """Return the path of a result."""
+    return results / f"learning-{DATA_SET}-{name}-seed{seed}.json"
 
 
-def runs(results: Path) -> dict[str, Result]:
-    """Result of each measured network."""
-    files = {name: file_of(results, name) for name in CURVES}
-    return {name: json.loads(file.read_text("utf-8")) for name, file in files.items() if file.exists()}
+def runs(results: Path) -> dict[str, Runs]:
+    """Results of each measured network by seed."""
+    files = {name: sorted(results.glob(file_of(results, name, 0).name.replace("seed0", "seed*"))) for name in CURVES}
+    return {name: [json.loads(file.read_text("utf-8")) for file in found] for name, found in files.items() if found}
 
 
-def seconds_to(result: Result, quality: float) -> float | None:
-    """CPU seconds of training at the first look with this NDCG@10; None if no look has it."""
-    return next((look["seconds"] for look in result["looks"] if look["NDCG@10"] >= quality), None)
+def seconds_to(seeds: Runs, quality: float) -> float | None:
+    """CPU seconds of training at the first look with this NDCG@10, mean of seeds; None unless all reach it."""
+    reached = [next((look["seconds"] for look in one["looks"] if look["NDCG@10"] >= quality), None) for one in seeds]
+    return None if None in reached else fmean(second for second in reached if second is not None)
 
 
-def ratios(found: dict[str, Result]) -> Iterator[str]:
-    """Yield the CPU seconds of each other library as a multiple of those of our SASRec.
+def ratios(found: Mapping[str, Runs]) -> Iterator[str]:
+    """Yield the CPU seconds of each other library as a multiple of those of our networks.
 
-    A quality that the library did not reach gives a lower bound, from its last look.
+    A quality that a seed of the library did not reach gives a lower bound, from the earliest last look.
     """
-    if "sasrec" not in found:
-        return
-    ours = found["sasrec"]
-    for name, result in found.items():
+    own = [name for name in found if not CURVES[name].script]
+    for name, other in found.items():
         if not CURVES[name].script:
             continue
-        parts = []
-        for quality in QUALITIES:
-            own, other = seconds_to(ours, quality), seconds_to(result, quality)
-            if own is not None and other is not None:
-                parts.append(f"{other / own:.1f} to {quality}")
-            elif own is not None:
-                parts.append(
-                    f"more than {result['looks'][-1]['seconds'] / own:.1f} to {quality}, which it did not reach"
-                )
-        yield f"CPU seconds of {CURVES[name].label} divided by those of {CURVES['sasrec'].label}: {'; '.join(parts)}.\n"
+        for ours in own:
+            parts = []
+            for quality in QUALITIES:
+                first, second = seconds_to(found[ours], quality), seconds_to(other, quality)
+                if first is not None and second is not None:
+                    parts.append(f"{second / first:.1f} to {quality}")
+                elif first is not None:
+                    end = min(one["looks"][-1]["seconds"] for one in other)
+                    parts.append(f"more than {end / first:.1f} to {quality}, which it did not reach")
+            if parts:
+                yield f"- {CURVES[name].label}, divided by {CURVES[ours].label}: {'; '.join(parts)}."
 
 
 def table(results: Path) -> Iterator[str]:
-    """Yield a row of speed for each measured network, and the ratios."""
+    """Yield a row of speed for each measured network, means of seeds, and the ratios."""
     found = runs(results)
     if not found:
         return
-    yield f"| network | CPU s | tokens/s | best | {' | '.join(f's to {quality}' for quality in QUALITIES)} | stopped | source |"
-    yield "|---" * (len(QUALITIES) + 6) + "|"
-    for name, result in found.items():
-        last = result["looks"][-1]["seconds"]
-        best = max(look["NDCG@10"] for look in result["looks"])
-        reached = [seconds_to(result, quality) for quality in QUALITIES]
-        cells = [f"{last:,.0f}", f"{result['tokens'] / last:,.0f}", f"{best:.4f}"]
+    heads = " | ".join(f"s to {quality}" for quality in QUALITIES)
+    yield f"| network | seeds | CPU s | tokens/s | best | {heads} | stopped | source |"
+    yield "|---" * (len(QUALITIES) + 7) + "|"
+    for name, seeds in found.items():
+        last = [one["looks"][-1]["seconds"] for one in seeds]
+        tokens = fmean(one["tokens"] / seconds for one, seconds in zip(seeds, last, strict=True))
+        best = fmean(max(look["NDCG@10"] for look in one["looks"]) for one in seeds)
+        reached = [seconds_to(seeds, quality) for quality in QUALITIES]
+        cells = [str(len(seeds)), f"{fmean(last):,.0f}", f"{tokens:,.0f}", f"{best:.4f}"]
         cells += ["not reached" if seconds is None else f"{seconds:,.0f}" for seconds in reached]
-        yield f"| {CURVES[name].label} | {' | '.join(cells)} | {result['stopped']} | {result['commit'][:7]} |"
+        cells += [
+            ", ".join(dict.fromkeys(one[key][:length] for one in seeds))
+            for key, length in (("stopped", 99), ("commit", 7))
+        ]
+        yield f"| {CURVES[name].label} | {' | '.join(cells)} |"
+    sentences = [*ratios(found)]
+    if sentences:
+        yield from ("", "CPU seconds of another library to a quality, in multiples of ours:", "", *sentences)
     yield ""
-    yield from ratios(found)

@@ -2,10 +2,11 @@
 
     python benchmarks/learning_curves.py --run sasrec gru4rec      # measures, one thread each (minutes)
     python benchmarks/learning_curves.py --run replay --python PEER/bin/python  # another library in its environment
+    python benchmarks/learning_curves.py --run sasrec --seed 1     # another seed; the table holds means of seeds
     python benchmarks/learning_curves.py                           # draws docs/img/learning-curves.png from the results
 
 A curve is NDCG@10 on the validation moments of 1,024 users against CPU seconds of training, looks excluded. Co-visitation on
-the same moments is a flat line. The results are ``benchmarks/results/learning-*.json``. Programs in ``benchmarks/peers`` train
+the same moments is a flat line. The results are ``benchmarks/results/learning-*.json``, one per seed. Programs in ``benchmarks/peers`` train
 other libraries: they read the same training rows from a file, and our scorer judges the lists of their looks.
 """
 
@@ -81,25 +82,34 @@ class Prepared:
         return ModelValidation(draft, self.config, self.arrays, self.tables, past).ndcg("covisitation", {})
 
 
-def run(name: str, seconds: int, python: Path | None, results: Path) -> None:
+def run(name: str, seconds: int, seed: int, python: Path | None, results: Path) -> None:
     """Train one network for these CPU seconds and write its looks."""
     curve = CURVES[name]
     result: dict[str, Any] = {
         "command": f"python benchmarks/learning_curves.py --run {name}"
         + (" --python PEER/bin/python" if curve.script else "")
-        + (f" --seconds {seconds}" if seconds != curve.seconds else ""),
+        + (f" --seconds {seconds}" if seconds != curve.seconds else "")
+        + (f" --seed {seed}" if seed else ""),
         "commit": revision(),
         "data": DATA_SET,
         "model": curve.model,
+        "seed": seed,
     }
+    file = file_of(results, name, seed)
     if not curve.script:
-        settings = ("train.schedule=cosine", "train.patience=100", f"train.time_budget={seconds}s", *curve.settings)
-        replace_json(file_of(results, name), {**result, "settings": [*settings], **train(curve, settings)})
+        settings = (
+            "train.schedule=cosine",
+            "train.patience=100",
+            f"train.time_budget={seconds}s",
+            f"train.seed={seed}",
+        )
+        settings += curve.settings
+        replace_json(file, {**result, "settings": [*settings], **train(curve, settings)})
     elif python is None:
         raise SystemExit(f"--python: missing; expected the interpreter with {name}; fix: see {PEERS / curve.script}")
     else:
         result["settings"] = [*curve.settings, f"seconds={seconds}"]
-        train_peer([str(python), str(PEERS / curve.script)], seconds, result, file_of(results, name))
+        train_peer([str(python), str(PEERS / curve.script)], seconds, result, file)
 
 
 def train(curve: Curve, settings: tuple[str, ...]) -> dict[str, Any]:
@@ -131,7 +141,17 @@ def train_peer(program: list[str], seconds: int, result: dict[str, Any], file: P
     with tempfile.TemporaryDirectory() as folder:
         sequences = Path(folder) / "sequences.npz"
         write_sequences(ready.arrays, moments, sequences)
-        words = [*program, str(sequences), "--seconds", str(seconds), "--every", str(min(LOOK_SECONDS, seconds // 4))]
+        every = min(LOOK_SECONDS, seconds // 4)
+        words = [
+            *program,
+            str(sequences),
+            "--seconds",
+            str(seconds),
+            "--every",
+            str(every),
+            "--seed",
+            str(result["seed"]),
+        ]
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD}) as process:
             assert process.stdout is not None
             result |= {"versions": json.loads(process.stdout.readline()), "covisitation": ready.covisitation()}
@@ -151,12 +171,14 @@ def picture(results: Path) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes: Axes = figure.subplots()
     found = runs(results)
-    for name, result in found.items():
+    for name, seeds in found.items():
         curve = CURVES[name]
-        points = [(look["seconds"], look["NDCG@10"]) for look in result["looks"]]
-        axes.plot(*zip(*points, strict=True), marker=curve.marker, markersize=4, color=curve.color, label=curve.label)
+        for number, one in enumerate(seeds):
+            points = [(look["seconds"], look["NDCG@10"]) for look in one["looks"]]
+            label = None if number else curve.label
+            axes.plot(*zip(*points, strict=True), marker=curve.marker, markersize=3, color=curve.color, label=label)
     if found:
-        flat = next(iter(found.values()))["covisitation"]
+        flat = next(iter(found.values()))[0]["covisitation"]
         axes.axhline(flat, color="#c0562b", linestyle="--", label="Co-visitation (counts)")
     axes.set_title("MovieLens-1M, leave-one-out: validation NDCG@10 by training time", fontsize=10, loc="left")
     axes.set_xlabel("CPU seconds of training, one thread")
@@ -173,12 +195,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs="+", choices=CURVES, default=[])
     parser.add_argument("--seconds", type=int, default=0, help="CPU seconds of each run; 0: those of its curve")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--python", type=Path, help="interpreter of the other library's environment")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--picture", type=Path, default=PICTURE)
     options = parser.parse_args()
     for name in options.run:
-        run(name, options.seconds or CURVES[name].seconds, options.python, options.results)
+        run(name, options.seconds or CURVES[name].seconds, options.seed, options.python, options.results)
     picture(options.results).savefig(options.picture, dpi=110)
 
 

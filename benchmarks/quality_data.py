@@ -100,11 +100,11 @@ kind = "text"
 LEARNING_CURVES: Final = """\
 <img src="img/learning-curves.png" width="640" alt="Validation NDCG@10 by CPU seconds of training">
 
-`python benchmarks/learning_curves.py` draws the committed runs, one thread and one seed each; `--run NAME` measures one again. Looks
-at validation are not counted; ours are at most 20 s apart, those of RePlay 60 s. SASRec falls when its dropout starts, after four
-epochs. The programs in [`benchmarks/peers`](../benchmarks/peers) train other libraries on the same rows, and our scorer judges their
-lists. SASRec and RePlay started at the same time beside other programs, which slow both; GRU4Rec ran on another day. RecTools has a
-program and no committed run.
+`python benchmarks/learning_curves.py` draws the committed runs, one thread and one line for each seed; `--run NAME --seed 1` measures
+one again. Looks at validation are not counted; ours are at most 20 s apart, those of other libraries 60 s. SASRec falls when its
+dropout starts, after four epochs. The programs in [`benchmarks/peers`](../benchmarks/peers) train other libraries on the same rows,
+and our scorer judges their lists. Other programs ran on the second thread of the core, which slows all runs alike; GRU4Rec ran on
+another day. Rows are means of seeds.
 """
 
 

@@ -87,9 +87,10 @@ class Looks:
 
 
 def arguments() -> argparse.Namespace:
-    """Read the file and the seconds from the command line."""
+    """Read file, seconds and seed from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
     parser.add_argument("--seconds", type=float, required=True, help="CPU seconds of training")
     parser.add_argument("--every", type=float, required=True, help="CPU seconds between looks")
+    parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

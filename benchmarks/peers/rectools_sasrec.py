@@ -85,7 +85,7 @@ def main() -> None:
     looks = Looks(options.seconds, options.every, ("rectools", "torch", "pytorch-lightning"))
     sequences = Sequences(options.file)
     torch.set_num_threads(1)
-    seed_everything(0)
+    seed_everything(options.seed)
     callback = LookCallback(looks, sequences)
 
     def trainer() -> Trainer:

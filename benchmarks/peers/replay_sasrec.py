@@ -70,7 +70,7 @@ def main() -> None:
     sequences = Sequences(options.file)
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
-    lightning.seed_everything(0)
+    lightning.seed_everything(options.seed)
     item = TensorFeatureInfo(
         name="item_id",
         is_seq=True,
