@@ -12,12 +12,11 @@ import narwhals as nw
 import polars as pl
 
 from recloop.api.ids import IdType
-from recloop.config import Columns, Config, Data, Fallback
+from recloop.config import LEAVE_ONE_OUT, Columns, Config, Data, Fallback
 from recloop.data import rejected_rows
 from recloop.data.doctor.profile import timestamp_resolution
 from recloop.data.frames import as_polars, frame_as_table, objects
 from recloop.data.read import REQUIRED_COLUMNS, RawEvents, parse_events
-from recloop.data.split import LEAVE_ONE_OUT
 from recloop.data.timestamps.numbers import looks_compact
 from recloop.errors import UserError
 from recloop.files import JsonTree

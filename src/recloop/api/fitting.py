@@ -23,12 +23,12 @@ from recloop.api.ids import IdType
 from recloop.api.messages import python_errors
 from recloop.api.text_progress import TextProgress
 from recloop.bundle import Bundle
-from recloop.config import Config
+from recloop.config import LEAVE_ONE_OUT, Config
 from recloop.data import rejected_rows
 from recloop.data.clean import CleanResult, clean
 from recloop.data.frames import as_polars
 from recloop.data.read import OPTIONAL_COLUMNS
-from recloop.data.split import LEAVE_ONE_OUT, SplitFrames, holdout_rows, n_users, split
+from recloop.data.split import SplitFrames, holdout_rows, n_users, split
 from recloop.errors import UserError
 from recloop.features.labels import EventLabeler
 from recloop.features.log_end import end_of

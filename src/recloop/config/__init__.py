@@ -7,7 +7,7 @@ docs/reference/config.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import pydantic
 
@@ -23,6 +23,7 @@ from recloop.errors import UserError
 
 __all__ = [
     "FILE",
+    "LEAVE_ONE_OUT",
     "Baselines",
     "Catalog",
     "Cell",
@@ -128,6 +129,10 @@ class Clean(Section):
     def future_seconds(self) -> float | None:
         """Largest lead of a stamp over its arrival; None: the rule is off."""
         return None if self.future == "off" else seconds("clean.future", self.future)
+
+
+LEAVE_ONE_OUT: Final = "leave-one-out"
+"""Protocol with one target per user: its last positive."""
 
 
 class Split(Section):

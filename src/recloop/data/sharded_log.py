@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from recloop.config import Config
+from recloop.config import LEAVE_ONE_OUT, Config
 from recloop.data.atomic_folder import AtomicFolder, with_columns_of
 from recloop.data.clean import (
     LABELLED,
@@ -35,7 +35,7 @@ from recloop.data.log_counts import LogCounts
 from recloop.data.read import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, RawEvents
 from recloop.data.shards import Shards
 from recloop.data.sources import InputFile
-from recloop.data.split import LEAVE_ONE_OUT, HoldoutCandidates, SplitFacts, check_past, cut_index
+from recloop.data.split import HoldoutCandidates, SplitFacts, check_past, cut_index
 from recloop.data.staging import SPLITS
 from recloop.errors import UserError
 from recloop.features.clock_rule import received_by

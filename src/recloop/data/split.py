@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from recloop.config import Split
+from recloop.config import LEAVE_ONE_OUT, Split
 from recloop.errors import UserError
 from recloop.features.log_end import end_of
 from recloop.features.undo import without_undone
@@ -50,7 +50,6 @@ class SplitFrames(NamedTuple):
     cut: int
 
 
-LEAVE_ONE_OUT = "leave-one-out"
 VALIDATION_SHARE = 0.1
 """Share of the moments before the cut that belong to the validation period."""
 MIN_POSITIVES = 3

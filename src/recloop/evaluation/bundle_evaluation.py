@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recloop.bundle import Bundle
-from recloop.config import Config
+from recloop.config import LEAVE_ONE_OUT, Config
 from recloop.errors import UserError
 from recloop.evaluation import metrics
 from recloop.evaluation.cold_items import ColdItemsEvaluation, ColdItemsResult
@@ -34,8 +34,6 @@ from recloop.recommend.ranker import Ranker
 from recloop.recommend.top_k import DEPTH, TopK
 from recloop.records import FUSED_SOURCES
 
-LEAVE_ONE_OUT = "leave-one-out"
-"""Protocol with one target per query."""
 SINGLE_SOURCE_FALLBACK = ("popular",)
 """Fallback order of a single-source row: its list, then Popular (docs/definitions/ranking-metrics.md)."""
 RowKind = Literal["baseline", "network", "served"]

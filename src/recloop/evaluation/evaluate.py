@@ -17,9 +17,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recloop.bundle import Bundle
-from recloop.config import Config
+from recloop.config import LEAVE_ONE_OUT, Config
 from recloop.errors import UserError
-from recloop.evaluation.bundle_evaluation import LEAVE_ONE_OUT, BundleEvaluation
+from recloop.evaluation.bundle_evaluation import BundleEvaluation
 from recloop.evaluation.examples import examples_of
 from recloop.evaluation.parallel import each_span
 from recloop.evaluation.placements import PlacementEvaluation, further_placements

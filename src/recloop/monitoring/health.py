@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from recloop.bundle import Bundle
 from recloop.evaluation import bootstrap, metrics
+from recloop.files import JsonTree
 from recloop.records import COLD_POSITIVES, DAY, IMPERSONAL, ITEM_ID, LABEL, SOURCES, STAMP, Decision, guest_rows
 from recloop.storage import decision_periods
 from recloop.storage.decision_periods import (
@@ -30,6 +31,8 @@ from recloop.storage.decision_periods import (
 REFERENCE_DAYS: Final = 90
 Received = tuple[int, str | None]
 """Time of receipt and request id of an event."""
+HealthByGroup = dict[str, dict[str, JsonTree]]
+"""Health numbers by variant and placement."""
 WARM: Final = len(HISTORY_RANGES)
 """History range of answers to users who are not cold, to guests and without a user."""
 COLUMNS: Final[dict[str, Any]] = {
@@ -228,12 +231,12 @@ def _by_source(slots: Mapping[str, int]) -> list[int]:
     return [*known, sum(slots.values()) - sum(known)]
 
 
-def compute(exposures: Exposures, against: HealthReference) -> dict[str, Any]:
+def compute(exposures: Exposures, against: HealthReference) -> JsonTree:
     """Compute the `health_numbers` of these responses."""
     return health_numbers(HealthCounts.from_exposures(exposures), against)
 
 
-def health_numbers(group: HealthCounts, against: HealthReference) -> dict[str, Any]:
+def health_numbers(group: HealthCounts, against: HealthReference) -> JsonTree:
     """Compute all health numbers of a group; None if undefined.
 
     ``coverage`` d/N, ``entropy`` H / log2 N, ``effective_items`` 2^H, ``gini``; ``long_tail_share`` with
@@ -300,14 +303,14 @@ def source_shares(slots: NDArray[np.int64]) -> dict[str, float]:
 
 def stored_health(
     counts: Mapping[Group, GroupCounts], against: HealthReference, events: Mapping[Group, int]
-) -> dict[str, dict[str, dict[str, Any]]]:
+) -> HealthByGroup:
     """Compute {variant: {placement: numbers}} of one window from stored counts.
 
     Args:
         against: Reference with the flags of the item codes of the log.
         events: Events received in the window by group.
     """
-    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    groups: HealthByGroup = {}
     for variant, placement in sorted({*counts, *events}):
         group = HealthCounts.from_stored(counts.get((variant, placement), GroupCounts()))
         tree = {**health_numbers(group, against), "events": events.get((variant, placement), 0)}
@@ -317,7 +320,7 @@ def stored_health(
 
 def health(
     decisions: Sequence[Decision], against: HealthReference, until: int | None = None, received: Sequence[Received] = ()
-) -> dict[str, Any]:
+) -> JsonTree:
     """Health over all decisions and the last hour, day and week, per group.
 
     Args:
@@ -342,7 +345,7 @@ def exposure_health(
     group: Mapping[str, Group],
     until: int | None = None,
     received: Sequence[Received] = (),
-) -> dict[str, Any]:
+) -> JsonTree:
     """Compute `health` of flat responses.
 
     Args:
@@ -354,7 +357,7 @@ def exposure_health(
         return Counter(group[name] for at, name in received if name and name in group and since < at <= end)
 
     all_events = events(-(2**63))
-    out: dict[str, Any] = {
+    out: JsonTree = {
         "whole": {**compute(exposures, against), "events": all_events.total()},
         "groups": by_variant_and_placement(exposures, against, all_events),
     }  # fmt: skip
@@ -367,9 +370,9 @@ def exposure_health(
 
 def by_variant_and_placement(
     exposures: Exposures, against: HealthReference, events: Mapping[Group, int]
-) -> dict[str, dict[str, dict[str, Any]]]:
+) -> HealthByGroup:
     """Compute {variant: {placement: numbers}} of groups with a request or an event."""
-    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    groups: HealthByGroup = {}
     for pair in sorted({*zip(exposures.variant.tolist(), exposures.placement.tolist(), strict=True), *events}):
         variant, placement = pair
         group = exposures.select((exposures.variant == variant) & (exposures.placement == placement))

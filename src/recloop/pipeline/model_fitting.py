@@ -13,9 +13,8 @@ import polars as pl
 
 from recloop import __version__
 from recloop.bundle import Bundle
-from recloop.config import Config
+from recloop.config import LEAVE_ONE_OUT, Config
 from recloop.data.prepare import PreparedData
-from recloop.data.split import LEAVE_ONE_OUT
 from recloop.errors import UserError
 from recloop.features.learned_range import nothing_held
 from recloop.features.log_end import end_of

@@ -12,8 +12,8 @@ import polars as pl
 
 from recloop import bundle as bundles
 from recloop.bundle import Bundle
+from recloop.config import LEAVE_ONE_OUT
 from recloop.data.prepare import PreparedData, PrepareResult, load
-from recloop.data.split import LEAVE_ONE_OUT
 from recloop.errors import UserError
 from recloop.evaluation.evaluate import evaluate
 from recloop.evaluation.given_candidates import KEY as CANDIDATES_KEY
