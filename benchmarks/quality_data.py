@@ -108,6 +108,13 @@ another day. Rows are means of seeds.
 """
 
 
+BEAUTY_SASREC: Final = (
+    *("features.dim=256", "train.epochs=12", "train.time_budget=20h", "train.schedule=cosine", "train.patience=100"),
+    *("train.loss=ss_logq", "train.negatives=2048", "model.dropout=0.5", "model.dropout_after=0"),
+)
+"""Settings of SASRec on 54,542 items (docs/decisions/2026-11-30-sasrec-on-beauty-with-54542-items.md)."""
+
+
 @dataclass(frozen=True)
 class Published:
     """A published row: HR@10 and NDCG@10 with its source."""
@@ -137,12 +144,18 @@ class DataSet:
     note: str = ""
 
 
-def leave_one_out(name: str, folder: Path) -> None:
-    """Write a file of the papers as a log with its order as seconds."""
+def leave_one_out(name: str, folder: Path, validation_users: int = 0) -> None:
+    """Write a file of the papers as a log with its order as seconds.
+
+    Args:
+        validation_users: Number of users whose row before the target is validation and does not teach; 0: all users.
+    """
     folder.mkdir(parents=True)
     log = pl.read_parquet(SHARED / name)
     log.select("user_id", "item_id", timestamp=1_000_000_000 + pl.col("pos")).write_parquet(folder / "log.parquet")
-    (folder / "recloop.toml").write_text(LEAVE_ONE_OUT, "utf-8")
+    sampled = f'[split]\nvalidation_rows = "sampled"\nvalidation_users = {validation_users}\n'
+    text = LEAVE_ONE_OUT.replace("[split]\n", sampled) if validation_users else LEAVE_ONE_OUT
+    (folder / "recloop.toml").write_text(text, "utf-8")
 
 
 def ncf(folder: Path) -> None:
@@ -276,7 +289,16 @@ DATA: Final[dict[str, DataSet]] = {
         (
             Published("SASRec, one negative", 0.0246, 0.0126, "asash/bert4rec_repro"),
             Published("SASRec, full cross-entropy", 0.0533, 0.0327, "antklen/sasrec-bert4rec-recsys23"),
-            Published("SASRec of RecTools", 0.0595, 0.0359, "blondered/bert4rec_repro"),
         ),
+        settings={"sasrec": BEAUTY_SASREC},
+    ),
+    "beauty-sampled": DataSet(
+        "Amazon Beauty, 54,542 items, validation of 2,048 users",
+        partial(leave_one_out, "bert4rec-beauty.parquet", validation_users=2_048),
+        ("covisitation", "sasrec"),
+        (Published("SASRec of RecTools", 0.0595, 0.0359, "blondered/bert4rec_repro"),),
+        {"sasrec": BEAUTY_SASREC},
+        "As in the published row, the row before the target teaches, except for 2,048 users. In the other tables of leave-one-out it does "
+        "not teach.",
     ),
 }

@@ -53,6 +53,21 @@ def test_split_leave_one_out_without_validation_users_trains_on_all_but_the_test
     assert [part["item_id"].to_list() for part in parts[:3]] == [["a", "b"], [], ["c"]]
 
 
+def test_split_leave_one_out_with_sampled_validation_rows_trains_on_those_of_other_users() -> None:
+    rows = [(f"u{user}", item, 1) for user in range(20) for item in "abc"]
+    sampled = {"validation_rows": "sampled", "validation_users": 5}
+    parts = split(frame(rows), PAPERS.model_copy(update=sampled))
+    held = set(parts.valid["user_id"])
+    assert (len(held), set(parts.valid["item_id"]), len(parts.test)) == (5, {"b"}, 20)
+    assert {user for user, item, *_ in parts.train.select("user_id", "item_id").rows() if item == "b"} == {
+        f"u{user}" for user in range(20)
+    } - held
+    more = split(frame(rows), PAPERS.model_copy(update={**sampled, "validation_users": 6}))
+    assert held < set(more.valid["user_id"])
+    every = split(frame(rows), PAPERS.model_copy(update={**sampled, "validation_users": 50}))
+    assert len(every.valid) == 20
+
+
 @pytest.mark.parametrize("wrong", [{"ties": "moment"}, {"filter_seen": False}])
 def test_split_leave_one_out_with_other_settings_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"split\.protocol=leave-one-out"):

@@ -148,6 +148,8 @@ class Split(Section):
     """Users and items with fewer events than this are left out of the split."""
     validation_users: int = pydantic.Field(1024, ge=0)
     """Maximum number of users for the choice of half-lives, epochs and weights; 0: no validation."""
+    validation_rows: Literal["all", "sampled"] = "all"
+    """Under `leave-one-out`, validation holds the row before the target of every user, or that of `validation_users` users alone."""
     filter_seen: bool = False
     """Leave items of the user's history out of lists."""
 

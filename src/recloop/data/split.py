@@ -72,9 +72,10 @@ def split(labelled: pl.DataFrame, config: Split) -> SplitFrames:
 def leave_one_out(labelled: pl.DataFrame, config: Split) -> SplitFrames:
     """Split each user's rows: last positive test, the one before it validation.
 
-    The other rows are training. With ``validation_users = 0`` no row is validation. Row order is time order. As in the papers' code, users with fewer than three positives are
-    only in training, as are guest baskets. The split has no common instant, so the cut is after the last row, and a bundle of this split is only
-    evaluated on it.
+    The other rows are training. With ``validation_rows = "sampled"`` only the ``validation_users`` users with the smallest hash("valid")
+    have a validation row, and with ``validation_users = 0`` none has. Row order is time order. As in the papers' code, users with fewer
+    than three positives are only in training, as are guest baskets. The split has no common instant, so the cut is after the last row,
+    and a bundle of this split is only evaluated on it.
 
     Raises:
         UserError: moments of several rows, repeats in the lists, or no user has three positives.
@@ -89,11 +90,14 @@ def leave_one_out(labelled: pl.DataFrame, config: Split) -> SplitFrames:
     eligible = ranked.filter(pl.col("n") >= MIN_POSITIVES)
     if not len(eligible):
         raise UserError("split.protocol", config.protocol, "a user with three positive rows", "recloop doctor")
-    test, valid = (
-        labelled.filter(pl.col(SEQ).is_in(eligible.filter(pl.col("behind") == n)[SEQ].implode())) for n in (0, 1)
-    )
+    last, before_last = (eligible.filter(pl.col("behind") == n) for n in (0, 1))
     if config.validation_users == 0:
-        valid = valid.clear()
+        before_last = before_last.clear()
+    elif config.validation_rows == "sampled":
+        user_ids = before_last[USER_ID]
+        order = np.argsort(hash_unit_intervals("valid", user_ids.to_list()), kind="stable")
+        before_last = before_last[order[: config.validation_users]]
+    test, valid = (labelled.filter(pl.col(SEQ).is_in(rows[SEQ].implode())) for rows in (last, before_last))
     held_out = pl.concat([test[SEQ], valid[SEQ]])
     train = labelled.filter(~pl.col(SEQ).is_in(held_out.implode()))
     return SplitFrames(train, valid, test, end_of(labelled, STAMP) + 1)
