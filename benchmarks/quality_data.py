@@ -269,7 +269,10 @@ DATA: Final[dict[str, DataSet]] = {
         ),
         {
             "mf": ("model.dim=128", "model.l2=0.007", "model.unseen=0.3", "model.sweeps=12"),
-            "neumf": ("train.epochs=10", "train.schedule=cosine", "train.lr=2e-3", "train.time_budget=2h"),
+            "neumf": (
+                *("train.epochs=10", "train.schedule=cosine", "train.lr=2e-3", "train.ema=0", "train.time_budget=20h"),
+                *("features.dim=128", "model.hidden=128", "model.layers=3", "model.pretrain=5"),
+            ),
         },
         "The models learn every row but the targets, as in the papers, so no validation chooses the weights of `served`.",
     ),

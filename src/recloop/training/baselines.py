@@ -32,7 +32,7 @@ from recloop.training.attribute_affinity import choose_strengths, refit_affinity
 from recloop.training.baseline_settings import choose_half_life, choose_same, own_ndcg, refitted, with_options
 from recloop.training.closed_form import checked_source, closed_form, fit_model, recent_weights
 from recloop.training.dataset import ItemUserTables
-from recloop.training.fusion_weights import FusionChoice, fusion_or_single
+from recloop.training.fusion_weights import FIT_MOMENTS, FusionChoice, fusion_or_single
 from recloop.training.kept_models import with_fit, with_fits
 from recloop.training.segments import segment_arrays
 from recloop.training.unused_models import without_unused
@@ -218,7 +218,7 @@ def choose_half_life_and_weights(
     chosen = Chosen(len(sampled), half_lives, same, attributes.sentence)
     if validation is None:
         return bundle, chosen
-    fusions = _Fusions(bundle, config, validation, data, past, threads, sampled)
+    fusions = _Fusions(bundle, config, validation, data, past, threads)
     policy = replace(bundle.policy, placements=_with_weights(bundle.policy, config, fusions))
     named = keep if config.baselines.extra == "auto" else {*keep, *config.baselines.extra}
     bundle = without_unused(replace(bundle, policy=policy), named)
@@ -229,7 +229,7 @@ class _Fusions:
     """Fusions chosen on validation, for lists with and without seen items.
 
     Args:
-        data: As in `choose_half_life_and_weights`. validation: All validation moments. sampled: Those that judge.
+        data: As in `choose_half_life_and_weights`. validation: All validation moments.
     """
 
     def __init__(
@@ -240,10 +240,10 @@ class _Fusions:
         data: TrainData,
         past: StateHistory,
         threads: int,
-        sampled: np.ndarray,
     ) -> None:
         self._bundle, self._data, self._past, self._threads = bundle, data, past, threads
-        self._validation, self._sampled, self._seed = validation, sampled, config.train.seed
+        self._validation, self._seed = validation, config.train.seed
+        self._fitting = validation.sample_indices(data.user_ids, FIT_MOMENTS)
         self._fusions: dict[bool, FusionChoice] = {}  # by whether seen items are left out
         placement = bundle.policy.placements[bundle.default_placement]
         self._is_main_filtered = bundle.policy.filters_seen(placement)
@@ -264,7 +264,7 @@ class _Fusions:
             lists = moments.recall(self._bundle, [*self._bundle.scorers])
             only_new = filters_seen and not self._is_main_filtered
             targets = moments.new_targets() if only_new else (self._validation.items, self._validation.offsets)
-            self._fusions[filters_seen] = fusion_or_single(lists, *targets, self._seed, self._sampled)
+            self._fusions[filters_seen] = fusion_or_single(lists, *targets, self._seed, self._fitting)
         return self._fusions[filters_seen]
 
 

@@ -31,6 +31,8 @@ N_FOLDS: Final = 5
 """Parts of the validation moments; each part is judged by weights of the others."""
 FIT_DEPTH: Final = 50
 """First items of each source that the regression reads."""
+FIT_MOMENTS: Final = 8_192
+"""Validation moments that fit the weights, at most; a fit of so many takes seconds."""
 L2: Final = 1e-3
 """L2 of the regression, whose loss is a mean over moments."""
 MIN_WEIGHT: Final = 0.05
