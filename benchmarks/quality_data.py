@@ -251,6 +251,14 @@ DATA: Final[dict[str, DataSet]] = {
             Published("GRU4Rec, cross-entropy", 0.2887, 0.1679, "monkey0head/time-to-split"),
         ),
         {
+            "sasrec": (
+                *("features.dim=96", "features.max_history=200", "model.block=ligr"),
+                *("train.epochs=18", "train.schedule=cosine", "train.patience=100", "train.time_budget=20h"),
+            ),
+            "gru4rec": (
+                *("features.dim=96", "features.max_history=200", "model.hidden=256", "model.dropout_after=2"),
+                *("train.epochs=5", "train.schedule=cosine", "train.patience=100", "train.time_budget=20h"),
+            ),
             "two_tower-pooled": ("train.epochs=1", "train.schedule=cosine", "train.time_budget=2h"),
             "two_tower-sequence": (
                 *("features.dim=96", "features.max_history=200"),

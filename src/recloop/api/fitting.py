@@ -37,7 +37,7 @@ from recloop.features.state_history import StateHistory
 from recloop.init.log_input import GuessedSetting
 from recloop.init.template import MIN_REPEAT_SHARE
 from recloop.manifest import Manifest, ModelSpec, Training, TrainingRows
-from recloop.models.base import is_closed_form
+from recloop.models.base import TrainData, is_closed_form
 from recloop.pipeline.model_fitting import COUNTS_BUNDLE, THREADS, train_window, with_network
 from recloop.pipeline.step_reports import report_features
 from recloop.progress import ConsoleProgress, NullProgress, Progress
@@ -47,7 +47,7 @@ from recloop.settings import build
 from recloop.storage.event_rows import object_text
 from recloop.training import baselines, ranker
 from recloop.training.closed_form import further_models
-from recloop.training.dataset import make_tables, train_data, validation_data
+from recloop.training.dataset import ItemUserTables, make_tables, train_data, validation_data
 from recloop.training.fit import fit_network
 
 ID_TYPES = "id_types"
@@ -249,28 +249,14 @@ def _bundle(config: Config, rows: FittedData, model: str, progress: Progress) ->
     temporal = config.split.protocol != LEAVE_ONE_OUT
     arrays = validation_data(tables, parts.train, parts.valid, None, temporal)
     report_features(progress, tables, arrays)
-    network_wanted = model != "auto" and not is_closed_form(model)
-    options = config.model.options if model == config.model.name else {}
-    named = {} if model == "auto" or network_wanted else {model: options}
-    custom = further_models(config, arrays.n_items, named) if model == "auto" else named
-    made, scorers = baselines.fit_counts(arrays, tables, custom)
-    manifest = Manifest(
-        recloop=__version__,
-        model=ModelSpec(COUNTS_BUNDLE, {}),
-        data=TrainingRows(
-            cut=parts.cut,
-            until_seq=max_int(before[SEQ]),
-            held_seq=0,
-            protocol=config.split.protocol,
-        ),
-        train=Training(seed=config.train.seed, epochs=0, stopped="epochs"),
-    )
-    bundle = baselines.draft_bundle(config, tables, arrays, made, scorers, manifest)
-    if network_wanted:
+    learned = TrainingRows(parts.cut, until_seq=max_int(before[SEQ]), held_seq=0, protocol=config.split.protocol)
+    bundle = _with_counts(config, tables, arrays, model, learned)
+    has_network = _is_network(model)
+    if has_network:
         quiet = isinstance(progress, NullProgress)
         with tempfile.TemporaryDirectory() as run:
             seconds = config.train.time_budget_seconds
-            network = fit_network(model, options, arrays, config, Path(run), seconds, quiet)
+            network = fit_network(model, _options(config, model), arrays, config, Path(run), seconds, quiet)
         bundle = with_network(bundle, network)
     progress.say("learn", f"{model} on {len(before):,} rows")
     past = StateHistory(before, rows.users)
@@ -283,11 +269,38 @@ def _bundle(config: Config, rows: FittedData, model: str, progress: Progress) ->
         whole, start = train_data(tables, before, None), arrays.cut
         bundle = baselines.refit_baselines(bundle, whole, tables, config)
         bundle = ranker.refit_statistics(bundle, whole, tables)
-        if network_wanted:
+        if has_network:
             with tempfile.TemporaryDirectory() as run:
                 bundle = with_network(bundle, train_window(config, network, whole, start, bundle, Path(run)))
-    if model == "auto":
-        return bundle
+    return bundle if model == "auto" else _alone(bundle, model)
+
+
+def _is_network(model: str) -> bool:
+    """Return True for a model that torch trains."""
+    return model != "auto" and not is_closed_form(model)
+
+
+def _options(config: Config, model: str) -> Mapping[str, Any]:
+    """Return the configured options of a model; none for another one."""
+    return config.model.options if model == config.model.name else {}
+
+
+def _with_counts(config: Config, tables: ItemUserTables, arrays: TrainData, model: str, rows: TrainingRows) -> Bundle:
+    """Fit the counting models and return them as a bundle without a network."""
+    named = {} if model == "auto" or _is_network(model) else {model: _options(config, model)}
+    custom = further_models(config, arrays.n_items, named) if model == "auto" else named
+    made, scorers = baselines.fit_counts(arrays, tables, custom)
+    manifest = Manifest(
+        recloop=__version__,
+        model=ModelSpec(COUNTS_BUNDLE, {}),
+        data=rows,
+        train=Training(seed=config.train.seed, epochs=0, stopped="epochs"),
+    )
+    return baselines.draft_bundle(config, tables, arrays, made, scorers, manifest)
+
+
+def _alone(bundle: Bundle, model: str) -> Bundle:
+    """Serve one model in every placement."""
     source = next(source for source, scorer in bundle.scorers.items() if scorer.model == model)
     placements = {
         name: replace(placement, weights={source: 1.0}) for name, placement in bundle.policy.placements.items()
