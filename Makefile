@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 help:
 	@echo "make demo           the whole loop on a grocery chain's year"
 	@echo "make demo-quick     the loop once on a small simulated shop, without torch (under a minute)"
-	@echo "make bench-quality  the models of five data sets, docs/benchmarks.md (hours, resumable)"
+	@echo "make bench-quality  the models of each data set, docs/benchmarks.md (hours, resumable)"
 	@echo "make bench-collect  prepare against hand-written Polars and DuckDB queries (about 20 minutes)"
 	@echo "make bench-serve    lists per second against a typical service, up to 1 M items (minutes, resumable)"
 	@echo "make bench-ingest   durable events per second beside bare SQLite inserts (minutes)"
@@ -70,7 +70,7 @@ check: $(VENV)/.test
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(IN_CHECK)
 
-# The pictures of the docs, taken anew (needs Debian's chromium); a test run leaves them as they are.
+# The pictures of the docs, taken again (needs Debian's chromium); a test run leaves them as they are.
 pictures: $(VENV)/.test
 	$(BIN)/python benchmarks/plot_cost.py
 	$(BIN)/python benchmarks/learning_curves.py
