@@ -36,6 +36,9 @@ class Shop:
         config = self.config.model_copy(update={"ranker": Ranker(model=model, trees=5, leaves=4)})
         return ranker.choose_ranker(bundle or self.bundle, config, self.data, self.tables, self.past, threads)
 
+    def learner(self, bundle: Bundle) -> ranker._Learner:
+        return ranker._Learner(bundle, self.config, self.data, self.tables, self.past, 1)
+
 
 def make_shop() -> Shop:
     """Fit the counts of a simulated shop."""

@@ -49,14 +49,51 @@ def test_ranker_learns_from_the_candidates_of_a_list(shop: Shop, monkeypatch: py
     whole = shop.choose()
     assert whole.bundle.policy.ranker is not None
     depths = dict(whole.bundle.policy.ranker.depths)
-    assert depths == {source: ranker_examples.DEPTHS[source] for source in depths}
-    monkeypatch.setattr(ranker, "DEPTHS", dict.fromkeys(ranker_examples.DEPTHS, 1))
+    assert depths == {"history": 60, "neighbours": 30, "popular": 30}
+    monkeypatch.setattr(ranker_examples, "DEPTH", 1)
+    monkeypatch.setattr(ranker_examples, "HISTORY_DEPTH", 1)
     few = shop.choose()
     assert few.bundle.policy.ranker is not None
     assert set(few.bundle.policy.ranker.depths.values()) == {1}
     assert few.recall is not None
     assert whole.recall is not None
     assert few.recall < whole.recall
+
+
+def test_ranker_reads_a_further_source_that_the_fusion_uses(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source repeats the neighbours, so that its features are known."""
+    monkeypatch.setattr(ranker, "MIN_MOMENTS", 2)
+    monkeypatch.setattr(ranker, "MIN_JUDGED", 1)
+    bundle = shop.bundle
+    scorers = {**bundle.scorers, "same_basket": replace(bundle.scorers["neighbours"], source="same_basket")}
+    arrays = {f"same_basket.{name}": bundle.arrays[f"neighbours.{name}"] for name in ("indptr", "ids", "weights")}
+    home = bundle.policy.placements["home"]
+
+    def with_weight(weight: float) -> Bundle:
+        policy = bundle.policy.with_placement("home", replace(home, weights={**home.weights, "same_basket": weight}))
+        manifest = replace(bundle.manifest, scorers=scorers)
+        return replace(bundle, manifest=manifest, policy=policy, arrays={**bundle.arrays, **arrays})
+
+    assert "same_basket" not in ranker_examples.depths_of(with_weight(0.0))
+    chosen = shop.choose(bundle=with_weight(0.5)).bundle
+    spec = chosen.policy.ranker
+    assert spec is not None
+    assert spec.depths["same_basket"] == ranker_examples.DEPTH
+    positions = {
+        source: [spec.features.index(f"{source}.{name}") for name in ("rank", "score")]
+        for source in ("neighbours", "same_basket")
+    }
+    matrix = shop.learner(chosen).examples(shop.data.held).features
+    assert np.array_equal(matrix[:, positions["same_basket"]], matrix[:, positions["neighbours"]])
+    assert len(set(matrix[:, positions["neighbours"][0]])) > 1
+    assert lists(chosen, shop)
+
+
+def test_few_targets_teach_small_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranker_trees, "TARGETS_PER_LEAF", 10)
+    leaves = Ranker(leaves=20).leaves
+    assert [ranker_trees.n_leaves(n, leaves) for n in (0, 39, 79, 150, 1_000)] == [4, 4, 7, 15, 20]
+    assert ranker_trees.n_leaves(1_000, 2) == 2
 
 
 def test_moments_with_one_class_do_not_teach() -> None:

@@ -24,12 +24,12 @@ from recloop.files import JsonTree
 from recloop.models.base import TrainData, ValidationQueries
 from recloop.policy import RANKERS, RankerSpec
 from recloop.recommend.ranker import feature_space
-from recloop.records import DAY, FUSED_SOURCES
+from recloop.records import DAY
 from recloop.training.dataset import ItemUserTables
 from recloop.training.item_statistics import fit_statistics
 from recloop.training.kept_models import has_network
 from recloop.training.packages import missing_packages
-from recloop.training.ranker_examples import DEPTHS, ExampleMaker, Examples, QueryBatches, ndcg
+from recloop.training.ranker_examples import ExampleMaker, Examples, QueryBatches, depths_of, ndcg
 from recloop.training.ranker_trees import fit_trees, load_lightgbm
 
 MIN_MOMENTS: Final = 200
@@ -331,7 +331,7 @@ class _Learner:
         with_rhythm: bool = True,
     ) -> None:
         statistics = fit_statistics(data, tables, with_rhythm)
-        depths = {source: DEPTHS[source] for source in FUSED_SOURCES if source in bundle.scorers}
+        depths = depths_of(bundle)
         self._bundle = replace(bundle, arrays={**bundle.arrays, **statistics.to_arrays()})
         names = RankerSpec("gbdt", depths, (), statistics.fields, statistics.numbers, 0, 0)
         self._space = feature_space(self._bundle, names, check=False)

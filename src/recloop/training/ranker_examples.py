@@ -25,13 +25,15 @@ from recloop.recommend.catalog import Catalog
 from recloop.recommend.filters import CandidateMask
 from recloop.recommend.ranker import candidates_of
 from recloop.recommend.recommender import Recommender
-from recloop.records import Query
+from recloop.records import FUSED_SOURCES, Query, source_names
 
-DEPTHS: Final = {"model": 30, "history": 60, "neighbours": 30, "popular": 30}
-"""Candidates of each source that teach, and that a list scores.
+DEPTH: Final = 30
+"""Candidates of a source that teach, and that a list scores.
 
 Lists of more have as good slots and cost more (docs/decisions/2026-11-28-a-ranker-over-recalled-items.md).
 """
+HISTORY_DEPTH: Final = 60
+"""Candidates of the history."""
 LIST_LENGTH: Final = 10
 
 Answer = TypeVar("Answer")
@@ -76,6 +78,19 @@ class Examples:
             raise UserError("ranker", "one class", "recalled items with and without a target", fix)
         if not np.isfinite(self.features).all():
             raise UserError("ranker", "NaN or infinite", "finite features", fix)
+
+
+def depths_of(bundle: Bundle) -> dict[str, int]:
+    """Return the candidates of each source of a ranker.
+
+    Its sources are those of every bundle, and further ones that the fusion of the default placement uses.
+    """
+    weights = bundle.policy.placements[bundle.default_placement].weights
+    return {
+        source: HISTORY_DEPTH if source == "history" else DEPTH
+        for source in source_names(bundle.scorers)
+        if source in bundle.scorers and (source in FUSED_SOURCES or weights.get(source, 0.0) > 0)
+    }
 
 
 class QueryBatches:

@@ -15,6 +15,16 @@ TREES: Final = {
 """Parameters of LightGBM."""
 
 
+MIN_LEAVES: Final = 4
+TARGETS_PER_LEAF: Final = 450
+"""Targets that teach for each leaf of a tree; with fewer of them larger trees learn noise."""
+
+
+def n_leaves(n_targets: int, leaves: int) -> int:
+    """Return the leaves of a tree: ``leaves``, and fewer if few targets teach."""
+    return min(leaves, max(MIN_LEAVES, n_targets // TARGETS_PER_LEAF))
+
+
 def load_lightgbm() -> Any:
     """Import LightGBM, which needs the OpenMP library of the system."""
     import lightgbm
@@ -32,8 +42,9 @@ def fit_trees(examples: Examples, config: Config) -> bytes:
     """
     examples.check()
     lgb = load_lightgbm()
+    leaves = n_leaves(int(examples.labels.sum()), config.ranker.leaves)
     parameters: dict[str, Any] = {
-        **TREES, "num_leaves": config.ranker.leaves, "seed": config.train.seed, "num_threads": config.ranker.threads,
+        **TREES, "num_leaves": leaves, "seed": config.train.seed, "num_threads": config.ranker.threads,
     }  # fmt: skip
     rows = lgb.Dataset(examples.features, examples.labels, group=examples.sizes)
     booster = lgb.train(parameters, rows, config.ranker.trees)
