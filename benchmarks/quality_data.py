@@ -103,8 +103,8 @@ LEARNING_CURVES: Final = """\
 `python benchmarks/learning_curves.py` draws the committed runs, one thread and one line for each seed; `--run NAME --seed 1` measures
 one again. Looks at validation are not counted; ours are at most 20 s apart, those of other libraries 60 s. SASRec falls when its
 dropout starts, after four epochs. The programs in [`benchmarks/peers`](../benchmarks/peers) train other libraries on the same rows,
-and our scorer judges their lists. Other programs ran on the second thread of the core, which slows all runs alike; GRU4Rec ran on
-another day. Rows are means of seeds.
+and our scorer judges their lists. Other programs ran on the threads of the core, which lengthens CPU seconds by up to a third; RePlay
+and GRU4Rec ran on another day, with fewer of them. Rows are means of seeds.
 """
 
 
@@ -223,6 +223,7 @@ DATA: Final[dict[str, DataSet]] = {
         "Complete Journey, a grocery chain's year",
         complete_journey,
         (*COUNTING, *NETWORKS),
+        note="The lists of networks and of MF are of commits without the ranker.",
         settings={"covisitation": ("ranker.moments=12000", "ranker.trees=150", "ranker.leaves=31")},
     ),
     "online-retail": DataSet("Online Retail, a gift wholesaler, seen items hidden", online_retail, (*COUNTING, "ease")),
