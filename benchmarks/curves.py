@@ -45,7 +45,7 @@ CURVES: Final = {
         "two_tower",
         ("model.user=sequence", "features.dim=96", "features.max_history=200"),
         "recloop Two-Tower, 200 items, width 96",
-        "#c08a00",
+        "#d1478b",
         "v",
     ),
     "replay": Curve(
