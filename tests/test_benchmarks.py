@@ -152,7 +152,8 @@ def test_page_of_the_quality_benchmark_is_that_of_its_results(root: Path, monkey
     assert {"sasrec short", "served with sasrec short", "covisitation"} <= set(page.rows([towers]))
     assert not {"sasrec", "served with sasrec"} & set(page.rows([towers]))
     mind = json.loads((results / "quality-mind-covisitation-seed0.json").read_text())
-    cold = [line for line in page.cold_users([result, mind]) if line.startswith("| ")]
+    without_lengths = {**result, "lengths": []}
+    cold = [line for line in page.cold_users([without_lengths, mind]) if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in cold] == ["| positives", "| 0", "| 1-2", "| 3-4"]
     assert cold[0] == "| positives | moments | users | popular | bought_before | covisitation | served |"
     assert cold[1].startswith(f"| 0 | {mind['lengths'][0]['moments']} | ")

@@ -135,6 +135,7 @@ def train(project: Project, progress: Progress | None = None, model: str | None 
     check_model(model or project.config.model.name)
     started, begin = datetime.now(UTC), time.monotonic()
     data = load(project)
+    training_steps.check_prepared(project, data)
     run = training_steps.open_run(project, started)
     tables = model_fitting.build_tables(project, data)  # 2. features
     arrays = model_fitting.validation_arrays(project, tables, data)

@@ -51,6 +51,24 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("split.quantile=0.5", "split.quantile=0.5: expected 0.9, with which data/ was prepared; try: recloop prepare"),
+        ("split.k_core=3", "split.k_core=3: expected 1,"),
+        ("split.validation_rows=sampled", "split.validation_rows=sampled: expected all,"),
+        ("clean.burst=off", "clean.burst=off: expected "),
+    ],
+)
+def test_train_refuses_settings_that_data_was_not_prepared_with(mistaken: Path, setting: str, said: str) -> None:
+    """They decide the rows and their split, so the table would be that of other settings."""
+    before = sorted((mistaken / "bundles").iterdir())
+    code, _, err = cli(mistaken, "train", "popular", "--set", setting)
+    assert (code, said in err) == (2, True), err
+    assert sorted((mistaken / "bundles").iterdir()) == before
+    assert len([*(mistaken / "runs").iterdir()]) == 1
+
+
 @pytest.fixture
 def mistaken(wrong: Path, tmp_path: Path) -> Path:
     return shutil.copytree(wrong, tmp_path / "shop")

@@ -34,7 +34,15 @@ IGNORED_KEYS: Final = (
     "catalog.image",
     "catalog.url",
 )
-RESTART_KEY_PREFIXES: Final = ("data.", "clean.", "split.protocol", "split.quantile", "split.ties", "split.k_core")
+RESTART_KEY_PREFIXES: Final = (
+    "data.",
+    "clean.",
+    "split.protocol",
+    "split.quantile",
+    "split.ties",
+    "split.k_core",
+    "split.validation_rows",
+)
 """Keys (or prefixes of keys) that decide the rows and their split."""
 FEATURE_TABLES: Final = ("features.item.", "features.user.")
 NEXT_BUNDLE_KEY_PREFIXES: Final = ("placement.", "train.seed", "catalog.")
@@ -64,7 +72,7 @@ class Change:
         return Effect.NEXT if self.key.startswith(NEXT_BUNDLE_KEY_PREFIXES) else Effect.RETRAIN
 
     def __str__(self) -> str:
-        return f"{self.key}: {_shown(self.was)} -> {_shown(self.now)}"
+        return f"{self.key}: {shown(self.was)} -> {shown(self.now)}"
 
 
 def recorded(config: Config) -> JsonTree:
@@ -96,6 +104,16 @@ def changed_keys(config: Config, recorded_settings: Mapping[str, Any] | None) ->
     return [Change(key, earlier, current) for key, earlier, current in pairs if earlier != current]
 
 
+def changed_since_prepare(config: Config, prepared: Mapping[str, Any]) -> list[Change]:
+    """Return the keys that decide the rows and their split and differ from those of ``data/``.
+
+    Args:
+        prepared: ``config`` of the manifest of ``data/``; a key that it lacks is not compared.
+    """
+    changes = _different(prepared, config.model_dump(mode="json", by_alias=True, include={*COMPARED_SECTIONS}), "")
+    return [change for change in with_effect([*changes], Effect.RESTART) if change.key not in IGNORED_KEYS]
+
+
 def _default_of(key: str, recorded_settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
     """Return the earlier value of a key that a bundle did not record."""
     table, _, name = key.rpartition(".")
@@ -115,6 +133,15 @@ def list_changes(changes: Sequence[Change]) -> str:
     return "; ".join(map(str, changes))
 
 
+def _different(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[Change]:
+    """Yield the keys of both trees with different values."""
+    for key in sorted(now.keys() & was.keys()):
+        if isinstance(was[key], Mapping) and isinstance(now[key], Mapping):
+            yield from _different(was[key], now[key], f"{prefix}{key}.")
+        elif was[key] != now[key]:
+            yield Change(f"{prefix}{key}", was[key], now[key])
+
+
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -123,5 +150,6 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Format a value of a key."""
     return "absent" if value is None else '""' if value == "" else str(value)

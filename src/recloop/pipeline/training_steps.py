@@ -23,6 +23,7 @@ from recloop.features import state_store
 from recloop.features.spec import FeatureSpec
 from recloop.features.state_history import StateHistory
 from recloop.files import replace_json
+from recloop.pipeline import config_changes
 from recloop.pipeline.model_fitting import THREADS, FittedBundle
 from recloop.policy import PERSONAL
 from recloop.progress import Progress
@@ -56,6 +57,18 @@ def open_run(project: Project, started: datetime) -> Path:
     run.mkdir(parents=True)
     (run / "config.toml").write_text(dump(project.config), "utf-8")
     return run
+
+
+def check_prepared(project: Project, data: PreparedData) -> None:
+    """Check that ``data/`` was prepared with the settings that decide its rows and their split.
+
+    Raises:
+        UserError: a setting has changed since.
+    """
+    changes = config_changes.changed_since_prepare(project.config, data.manifest.config)
+    if changes:
+        key, was, now_ = changes[0].key, *map(config_changes.shown, (changes[0].was, changes[0].now))
+        raise UserError(key, now_, f"{was}, with which data/ was prepared", "recloop prepare, then recloop train")
 
 
 def evaluate_on_test(

@@ -25,6 +25,7 @@ from recloop.files import JsonTree
 from recloop.models.base import is_closed_form, load_model, model_class
 from recloop.models.search_space import Choice, Range, SearchSpace
 from recloop.pipeline.model_fitting import base_manifest, build_tables, rows_before_cut, validation_arrays
+from recloop.pipeline.training_steps import check_prepared
 from recloop.progress import NullProgress, Progress
 from recloop.project import Project
 from recloop.settings import dump
@@ -97,6 +98,7 @@ def tune(
     if trials < 1:
         raise UserError("--trials", trials, "at least 1 trial", f"--trials {N_TRIALS}")
     data = load(project)
+    check_prepared(project, data)
     with locks.tune_lock(project.root):
         validation = _Validation(project, model, data)
         configured = _configured(project.config, model, space)
