@@ -105,7 +105,7 @@ def changed_keys(config: Config, recorded_settings: Mapping[str, Any] | None) ->
 
 
 def changed_since_prepare(config: Config, prepared: Mapping[str, Any]) -> list[Change]:
-    """Return the keys that decide the rows and their split and differ from those of ``data/``.
+    """Return the keys of rows and split that differ from those of ``data/``.
 
     Args:
         prepared: ``config`` of the manifest of ``data/``; a key that it lacks is not compared.

@@ -60,7 +60,7 @@ def open_run(project: Project, started: datetime) -> Path:
 
 
 def check_prepared(project: Project, data: PreparedData) -> None:
-    """Check that ``data/`` was prepared with the settings that decide its rows and their split.
+    """Check that ``data/`` was prepared with the settings of its rows and split.
 
     Raises:
         UserError: a setting has changed since.
