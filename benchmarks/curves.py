@@ -72,14 +72,14 @@ Runs = Sequence[Result]
 """Results of one network, a seed each."""
 
 
-def file_of(results: Path, name: str, seed: int) -> Path:
-    """Return the path of a result."""
+def file_of(results: Path, name: str, seed: int | str) -> Path:
+    """Return the path of a result; with the seed ``*`` a pattern of all."""
     return results / f"learning-{DATA_SET}-{name}-seed{seed}.json"
 
 
 def runs(results: Path) -> dict[str, Runs]:
     """Results of each measured network by seed."""
-    files = {name: sorted(results.glob(file_of(results, name, 0).name.replace("seed0", "seed*"))) for name in CURVES}
+    files = {name: sorted(results.glob(file_of(results, name, "*").name)) for name in CURVES}
     return {name: [json.loads(file.read_text("utf-8")) for file in found] for name, found in files.items() if found}
 
 

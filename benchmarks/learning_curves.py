@@ -97,13 +97,8 @@ def run(name: str, seconds: int, seed: int, python: Path | None, results: Path) 
     }
     file = file_of(results, name, seed)
     if not curve.script:
-        settings = (
-            "train.schedule=cosine",
-            "train.patience=100",
-            f"train.time_budget={seconds}s",
-            f"train.seed={seed}",
-        )
-        settings += curve.settings
+        budget = (f"train.time_budget={seconds}s", f"train.seed={seed}")
+        settings = ("train.schedule=cosine", "train.patience=100", *budget, *curve.settings)
         replace_json(file, {**result, "settings": [*settings], **train(curve, settings)})
     elif python is None:
         raise SystemExit(f"--python: missing; expected the interpreter with {name}; fix: see {PEERS / curve.script}")
@@ -142,16 +137,8 @@ def train_peer(program: list[str], seconds: int, result: dict[str, Any], file: P
         sequences = Path(folder) / "sequences.npz"
         write_sequences(ready.arrays, moments, sequences)
         every = min(LOOK_SECONDS, seconds // 4)
-        words = [
-            *program,
-            str(sequences),
-            "--seconds",
-            str(seconds),
-            "--every",
-            str(every),
-            "--seed",
-            str(result["seed"]),
-        ]
+        words = [*program, str(sequences), "--seconds", str(seconds), "--every", str(every)]
+        words += ["--seed", str(result["seed"])]
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, **ONE_THREAD}) as process:
             assert process.stdout is not None
             result |= {"versions": json.loads(process.stdout.readline()), "covisitation": ready.covisitation()}

@@ -69,6 +69,12 @@ def test_train_refuses_settings_that_data_was_not_prepared_with(mistaken: Path, 
     assert len([*(mistaken / "runs").iterdir()]) == 1
 
 
+def test_tune_refuses_settings_that_data_was_not_prepared_with(mistaken: Path) -> None:
+    code, _, err = cli(mistaken, "tune", "covisitation", "--trials", "1", "--set", "split.k_core=3")
+    assert (code, "split.k_core=3: expected 1, with which data/ was prepared" in err) == (2, True), err
+    assert not (mistaken / "tuning").exists()
+
+
 @pytest.fixture
 def mistaken(wrong: Path, tmp_path: Path) -> Path:
     return shutil.copytree(wrong, tmp_path / "shop")

@@ -67,8 +67,9 @@ def check_prepared(project: Project, data: PreparedData) -> None:
     """
     changes = config_changes.changed_since_prepare(project.config, data.manifest.config)
     if changes:
-        key, was, now_ = changes[0].key, *map(config_changes.shown, (changes[0].was, changes[0].now))
-        raise UserError(key, now_, f"{was}, with which data/ was prepared", "recloop prepare, then recloop train")
+        first = changes[0]
+        expected = f"{config_changes.shown(first.was)}, with which data/ was prepared"
+        raise UserError(first.key, config_changes.shown(first.now), expected, "recloop prepare, then recloop train")
 
 
 def evaluate_on_test(
